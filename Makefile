@@ -1,0 +1,45 @@
+# Every target makes what it needs: a virtual environment in .venv, and, as root on Debian, the
+# apt packages. `make demo` and `make test` are the two commands of the README.
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH ?= torch==2.13.0
+
+.PHONY: setup demo test lint soak bench clean
+
+setup: .venv/.ready system image
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "drawloom needs Python 3.11 or newer: make setup PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "install the venv module: apt-get install python3-venv"; exit 1; }
+	@# torch first: some hosts serve a CPU build of exactly this version
+	$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.PHONY: system
+system: .venv/.ready
+	@bash .ci/system
+
+.PHONY: image
+image: .venv/.ready system
+	@$(BIN)/python -m drawloom.sandbox.images
+
+demo: setup
+	$(BIN)/drawloom demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+soak: setup
+	$(BIN)/python tests/soak.py $(ARGS)
+
+bench: setup
+	$(BIN)/drawloom bench engine --device cpu $(ARGS)
+
+clean:
+	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.html demo.png

@@ -1,0 +1,90 @@
+"""What a model asks of a device: a handful of fused operations over a paged KV cache.
+
+`reference` says in plain torch what each must compute; `cpu` and `triton` compute it quickly.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class BatchMeta:
+    """Where the tokens of a step stand. T tokens of B sequences, laid end to end.
+
+    Attributes:
+        positions: [T] int64, place of each token in its sequence.
+        slots: [T] int64, block * block_size + offset where its keys and values go.
+        rows: [R] int64, which of the T tokens are sampled from.
+        query_lengths: tokens of each sequence in this step.
+        contexts: tokens of each sequence after this step.
+        tables: the blocks of each sequence.
+    """
+
+    positions: Tensor
+    slots: Tensor
+    rows: Tensor
+    query_lengths: list[int]
+    contexts: list[int]
+    tables: list[list[int]]
+
+    def device_tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Padded block tables [B, W], contexts [B] and query starts [B + 1], int32."""
+        width = max(len(t) for t in self.tables)
+        padded = torch.tensor([t + [0] * (width - len(t)) for t in self.tables], dtype=torch.int32)
+        contexts = torch.tensor(self.contexts, dtype=torch.int32)
+        starts = torch.zeros(len(self.query_lengths) + 1, dtype=torch.int32)
+        starts[1:] = torch.tensor(self.query_lengths, dtype=torch.int32).cumsum(0)
+        return padded.to(device), contexts.to(device), starts.to(device)
+
+
+class Linear(Protocol):
+    """``y = x W^T + b`` over weights packed for the device."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class Ops(Protocol):
+    """The operations of one device. `keys` and `values` are [blocks, block_size, kv_heads, d]."""
+
+    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear: ...
+
+    def rms_norm(
+        self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Norm of ``x + residual`` and that sum. [T, H]."""
+        ...
+
+    def rope_and_store(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        norms: tuple[Tensor, Tensor, float] | None,
+        rope: tuple[Tensor, Tensor],
+        keys: Tensor,
+        values: Tensor,
+        meta: BatchMeta,
+    ) -> Tensor:
+        """Normalise (Qwen3) and rotate queries and keys, store keys and values in their slots.
+
+        `q` is [T, heads, d], `k` and `v` [T, kv_heads, d], `rope` cosines and sines [P, d / 2].
+        Returns the rotated queries.
+        """
+        ...
+
+    def attention(self, q: Tensor, keys: Tensor, values: Tensor, meta: BatchMeta) -> Tensor:
+        """Causal attention of the new tokens over the whole context of their sequence.
+
+        `q` is [T, heads, d]; so is the result. Scale is d ** -0.5.
+        """
+        ...
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        """``silu(a) * b`` of x = [a, b]. [T, 2 I] to [T, I]."""
+        ...
+
+
+__all__ = ["BatchMeta", "Linear", "Ops"]

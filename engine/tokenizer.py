@@ -1,0 +1,82 @@
+"""A checkpoint's tokenizer, and text that grows with the tokens."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer as _Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from drawloom.errors import CheckpointError
+
+
+class Tokenizer:
+    """Text to ids and back. Special tokens in the text are recognised, none are added."""
+
+    def __init__(self, tokenizer: _Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.size: int = tokenizer.get_vocab_size()
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist: the model needs a fast tokenizer")
+        try:
+            return cls(_Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=not special)
+        return text
+
+    def id_of(self, token: str) -> int | None:
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def stream(self, stop: tuple[str, ...] = ()) -> "TextStream":
+        return TextStream(self._tokenizer, stop)
+
+
+class TextStream:
+    """The text of a growing sequence, cut before the first stop string.
+
+    What could still become a stop string is held back until it is decided.
+    """
+
+    def __init__(self, tokenizer: _Tokenizer, stop: tuple[str, ...]) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that this token makes certain; a partial character waits for its rest."""
+        piece = self._decoder.step(self._tokenizer, token) or ""
+        if not self._stop or self.stopped:
+            return "" if self.stopped else piece
+        text = self._held + piece
+        cuts = [at for s in self._stop if (at := text.find(s)) >= 0]
+        if cuts:
+            self.stopped, self._held = True, ""
+            return text[: min(cuts)]
+        keep = max(_overlap(text, s) for s in self._stop)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back, when no more tokens come."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The longest end of `text` that `stop` begins with."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+__all__ = ["TextStream", "Tokenizer"]

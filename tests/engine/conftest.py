@@ -1,0 +1,107 @@
+"""Random tiny checkpoints of each family, saved by transformers, and engines over them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from drawloom.engine.config import EngineConfig
+from drawloom.engine.core import EngineCore
+
+FAMILIES = ("llama", "qwen2", "qwen3", "llama-tied-scaled")
+SHAPE: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 512,
+    "eos_token_id": 2,
+}
+
+
+def _oracle(family: str) -> Any:
+    import transformers as hf
+
+    torch.manual_seed(7)
+    if family == "llama-tied-scaled":
+        rope = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0,
+                "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64}  # fmt: skip
+        config = hf.LlamaConfig(**SHAPE, tie_word_embeddings=True, rope_parameters=rope)
+    else:
+        kinds = {"llama": hf.LlamaConfig, "qwen2": hf.Qwen2Config, "qwen3": hf.Qwen3Config}
+        extra = {"head_dim": 32} if family == "qwen3" else {}
+        config = kinds[family](**SHAPE, **extra)
+    model = hf.AutoModelForCausalLM.from_config(config).eval()
+    for name, weight in model.named_parameters():  # wide enough that best tokens differ clearly
+        weight.data.normal_(1.0 if "norm" in name else 0.0, 0.15)
+    return model
+
+
+class Oracle:
+    """A checkpoint folder and what transformers says with it."""
+
+    def __init__(self, family: str, folder: Path) -> None:
+        self.family, self.folder = family, folder
+        self.model = _oracle(family)
+        self.model.save_pretrained(folder)
+        self._known: dict[tuple[tuple[int, ...], int], list[int]] = {}
+
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        key = (tuple(prompt), count)
+        if key not in self._known:
+            ids = torch.tensor([prompt])
+            with torch.inference_mode():
+                out = self.model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=count,
+                    do_sample=False, eos_token_id=None, pad_token_id=0,
+                )  # fmt: skip
+            self._known[key] = out[0, len(prompt) :].tolist()
+        return self._known[key]
+
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            result: torch.Tensor = self.model(torch.tensor([tokens])).logits[0]
+        return result
+
+    def engine(self, **options: Any) -> EngineCore:
+        return EngineCore.load(str(self.folder), EngineConfig(**{"kv_tokens": 4096, **options}))
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def oracle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path
+) -> Oracle:
+    return _make(request.param, tmp_path_factory, tokenizer_file)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Oracle:
+    return _make("llama", tmp_path_factory, tokenizer_file)
+
+
+def _make(family: str, factory: pytest.TempPathFactory, tokenizer_file: Path) -> Oracle:
+    folder = factory.mktemp(family)
+    shutil.copy(tokenizer_file, folder)
+    return Oracle(family, folder)
+
+
+@pytest.fixture
+def run_core() -> Callable[..., dict[str, list[int]]]:
+    """Steps a core until it is idle and returns the tokens of each request."""
+
+    def run(core: EngineCore) -> dict[str, list[int]]:
+        out: dict[str, list[int]] = {}
+        while core.busy:
+            for delta in core.step():
+                assert delta.error is None, delta.error
+                out.setdefault(delta.request, []).extend(delta.tokens)
+        core.cache.check([])
+        return out
+
+    return run

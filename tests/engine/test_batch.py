@@ -1,0 +1,104 @@
+"""What a step computes, without a model."""
+
+import pytest
+
+from drawloom.engine.batch import Batch, Sampled, StepPlan
+from drawloom.engine.cache import KVCache
+from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence
+from drawloom.errors import ContextTooLong
+
+
+def _batch(blocks: int = 64, **options: int) -> Batch:
+    return Batch(KVCache(blocks, 16), max_tokens=32, **options)  # type: ignore[arg-type]
+
+
+def _seq(name: str, length: int, priority: float = 0.0, max_tokens: int = 4) -> Sequence:
+    offset = 1000 * (hash(name) % 997)
+    tokens = list(range(offset, offset + length))
+    return Sequence(name, name, tokens, SamplingParams(max_tokens=max_tokens), priority=priority)
+
+
+def _finish(batch: Batch, plan: StepPlan) -> list[str]:
+    sampled = {c.seq: Sampled(5, 0.0) for c in plan.chunks}
+    return [o.seq.id for o in batch.complete(plan, sampled) if o.finish]
+
+
+def test_a_step_never_computes_more_than_its_budget() -> None:
+    batch = _batch()
+    for index in range(5):
+        batch.add(_seq(f"s{index}", 20))
+    plan = batch.schedule()
+    assert plan is not None
+    assert [len(c.tokens) for c in plan.chunks] == [20, 12]
+    assert [c.sample for c in plan.chunks] == [True, False]
+
+
+def test_lower_priority_goes_first() -> None:
+    batch = _batch()
+    batch.add(_seq("late", 20, priority=2.0))
+    batch.add(_seq("soon", 20, priority=1.0))
+    plan = batch.schedule()
+    assert plan is not None
+    assert [c.seq for c in plan.chunks] == ["soon", "late"]
+
+
+def test_decoding_goes_on_while_others_prefill() -> None:
+    batch = _batch()
+    batch.add(_seq("first", 8))
+    plan = batch.schedule()
+    assert plan is not None
+    _finish(batch, plan)
+    batch.add(_seq("second", 60))
+    plan = batch.schedule()
+    assert plan is not None
+    assert [(c.seq, len(c.tokens)) for c in plan.chunks] == [("first", 1), ("second", 31)]
+
+
+def test_a_prompt_that_can_never_fit_is_refused_at_once() -> None:
+    batch = _batch(blocks=2)
+    with pytest.raises(ContextTooLong, match="32"):
+        batch.add(_seq("big", 40))
+    with pytest.raises(ContextTooLong, match="empty"):
+        batch.add(Sequence("none", "none", [], SamplingParams()))
+    assert len(batch) == 0
+
+
+def test_cancel_frees_the_blocks_at_once() -> None:
+    batch = _batch()
+    batch.add(_seq("a", 100))
+    assert batch.schedule() is not None
+    assert batch.cache.held_blocks > 0
+    batch.cancel("a")
+    assert batch.cache.held_blocks == 0
+    assert batch.cancel("a") is None
+
+
+def test_a_step_that_fails_ends_only_the_sequence_that_fails_alone() -> None:
+    batch = _batch()
+    for name in ("good", "bad", "fine"):
+        batch.add(_seq(name, 4, max_tokens=1))
+    ended: dict[str, FinishReason] = {}
+    for _ in range(20):
+        plan = batch.schedule()
+        if plan is None:
+            break
+        if any(c.seq == "bad" for c in plan.chunks):
+            outputs = batch.failed(plan, RuntimeError("broken"))
+        else:
+            outputs = batch.complete(plan, {c.seq: Sampled(5, 0.0) for c in plan.chunks})
+        ended |= {o.seq.id: o.finish for o in outputs if o.finish}
+    assert ended == {"good": "length", "bad": "error", "fine": "length"}
+    batch.cache.check([])
+
+
+def test_ten_times_more_programs_than_memory_all_finish() -> None:
+    batch = _batch(blocks=12, max_sequences=64)
+    for index in range(100):
+        batch.add(_seq(f"p{index}", 40, max_tokens=30))
+    done: list[str] = []
+    for _ in range(100_000):
+        plan = batch.schedule()
+        if plan is None:
+            break
+        done += _finish(batch, plan)
+    assert len(done) == 100

@@ -1,0 +1,104 @@
+"""Each Triton kernel against its torch reference, in the interpreter, on small odd shapes."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from drawloom.engine.ops.base import BatchMeta
+from drawloom.engine.ops.cpu import CpuOps
+from drawloom.engine.ops.reference import ReferenceOps
+from drawloom.engine.ops.triton import TritonOps
+
+DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+
+
+def _meta(queries: list[int], contexts: list[int], size: int, blocks: int, seed: int) -> BatchMeta:
+    order = list(range(blocks))
+    random.Random(seed).shuffle(order)
+    tables = [[order.pop() for _ in range(-(-c // size))] for c in contexts]
+    positions = [p for q, c in zip(queries, contexts, strict=True) for p in range(c - q, c)]
+    slots = [
+        table[p // size] * size + p % size
+        for q, c, table in zip(queries, contexts, tables, strict=True)
+        for p in range(c - q, c)
+    ]
+    rows = torch.tensor([sum(queries[: i + 1]) - 1 for i in range(len(queries))])
+    return BatchMeta(torch.tensor(positions), torch.tensor(slots), rows, queries, contexts, tables)
+
+
+def _cache(
+    blocks: int, size: int, heads: int, depth: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    memory = torch.randn(2, heads, blocks, size, depth).to(dtype)
+    return memory[0].permute(1, 2, 0, 3), memory[1].permute(1, 2, 0, 3)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("residual", [False, True])
+def test_rms_norm(dtype: torch.dtype, tolerance: float, residual: bool) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 70).to(dtype), torch.randn(70).to(dtype)
+    other = torch.randn(3, 70).to(dtype) if residual else None
+    got, wanted = (ops.rms_norm(x, weight, 1e-6, other) for ops in (TritonOps(), ReferenceOps()))
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_silu_mul(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 2 * 50).to(dtype)
+    got, wanted = TritonOps().silu_mul(x), ReferenceOps().silu_mul(x)
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("normed", [False, True])
+def test_rope_and_store(dtype: torch.dtype, tolerance: float, normed: bool) -> None:
+    torch.manual_seed(0)
+    size, heads, kv_heads, depth = 4, 4, 2, 24
+    meta = _meta([3, 1], [5, 6], size, 6, seed=1)
+    q, k, v = (torch.randn(4, h, depth).to(dtype) for h in (heads, kv_heads, kv_heads))
+    norms = (torch.randn(depth).to(dtype), torch.randn(depth).to(dtype), 1e-6) if normed else None
+    rope = (torch.randn(16, depth // 2), torch.randn(16, depth // 2))
+    got = _cache(6, size, kv_heads, depth, dtype)
+    wanted = (got[0].clone(), got[1].clone())
+    a = TritonOps().rope_and_store(q, k, v, norms, rope, *got, meta)
+    b = ReferenceOps().rope_and_store(q, k, v, norms, rope, *wanted, meta)
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize(
+    ("queries", "contexts"),
+    [([1, 1, 1], [1, 17, 40]), ([5, 1, 13], [5, 33, 20]), ([18], [35])],
+    ids=["decode", "mixed", "chunk"],
+)
+def test_attention(
+    backend: str, dtype: torch.dtype, tolerance: float, queries: list[int], contexts: list[int]
+) -> None:
+    torch.manual_seed(0)
+    size, heads, kv_heads, depth = 16, 6, 2, 24
+    meta = _meta(queries, contexts, size, 12, seed=2)
+    keys, values = _cache(12, size, kv_heads, depth, dtype)
+    q = torch.randn(sum(queries), heads, depth).to(dtype)
+    ops = TritonOps() if backend == "triton" else CpuOps()
+    got, wanted = (
+        ops.attention(q, keys, values, meta),
+        ReferenceOps().attention(q, keys, values, meta),
+    )
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+@pytest.mark.parametrize("outputs", [40, 5000])
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_weights_compute_what_plain_ones_do(rows: int, outputs: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(outputs, 32), torch.randn(rows, 32)
+    offset = torch.randn(outputs) if bias else None
+    got, wanted = CpuOps().linear(weight, offset)(x), ReferenceOps().linear(weight, offset)(x)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)

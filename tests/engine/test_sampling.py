@@ -1,0 +1,60 @@
+"""Sampling: greedy, filters, and noise that belongs to the request alone."""
+
+import torch
+
+from drawloom.engine.batch import Chunk
+from drawloom.engine.sampling import gumbel, sample
+from drawloom.engine.sequence import SamplingParams
+
+
+def _chunk(name: str, params: SamplingParams, position: int = 8, lineage: str = "x") -> Chunk:
+    return Chunk(name, [1], position - 1, [0], True, params, lineage)
+
+
+def test_greedy_takes_the_best() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0]])
+    assert sample(logits, [_chunk("a", SamplingParams())])["a"].token == 1
+
+
+def test_noise_does_not_depend_on_the_batch() -> None:
+    logits = torch.randn(5, 50)
+    params = SamplingParams(temperature=1.0, seed=3)
+    chunks = [_chunk(str(i), params, position=10 + i) for i in range(5)]
+    together = sample(logits, chunks)
+    for index, chunk in enumerate(chunks):
+        assert sample(logits[index : index + 1], [chunk])[chunk.seq] == together[chunk.seq]
+
+
+def test_lineages_and_seeds_differ() -> None:
+    logits = torch.zeros(1, 1000)
+    base = _chunk("a", SamplingParams(temperature=1.0, seed=1))
+    other = _chunk("a", SamplingParams(temperature=1.0, seed=2))
+    fork = _chunk("a", SamplingParams(temperature=1.0, seed=1), lineage="y")
+    tokens = {sample(logits, [c])["a"].token for c in (base, other, fork)}
+    assert len(tokens) == 3
+
+
+def test_frequencies_follow_the_probabilities() -> None:
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    logits = probabilities.log().expand(4000, 4)
+    params = SamplingParams(temperature=1.0)
+    chunks = [_chunk(str(i), params, position=i + 1) for i in range(4000)]
+    tokens = torch.tensor([s.token for s in sample(logits, chunks).values()])
+    shares = torch.bincount(tokens, minlength=4) / 4000
+    assert (shares - probabilities).abs().max() < 0.03
+
+
+def test_top_k_and_top_p_never_leave_their_set() -> None:
+    logits = torch.tensor([[2.0, 1.9, 1.8, -1.0, -1.1]]).expand(300, 5)
+    for params in (
+        SamplingParams(temperature=2.0, top_k=3),
+        SamplingParams(temperature=1.0, top_p=0.8),
+    ):
+        chunks = [_chunk(str(i), params, position=i + 1) for i in range(300)]
+        assert {s.token for s in sample(logits, chunks).values()} == {0, 1, 2}
+
+
+def test_gumbel_noise_has_the_right_mean() -> None:
+    noise = gumbel([1, 2, 3], 20_000, torch.device("cpu"))
+    assert abs(noise.mean().item() - 0.5772) < 0.02
+    assert torch.isfinite(noise).all()

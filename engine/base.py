@@ -109,8 +109,8 @@ class Engine(Protocol):
         """Keep a lineage's KV for `ttl` seconds, if possible; `value` is the seconds it saves."""
         ...
 
-    async def release(self, lineage: str) -> KVReply:
-        """The lineage is over: free at once what only it used."""
+    async def release(self, lineage: str, *, evict: bool = True) -> KVReply:
+        """The lineage is over. With `evict`, what only it used is free at once."""
         ...
 
     async def fork(self, parent: str, child: str) -> KVReply:

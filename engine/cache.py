@@ -293,8 +293,8 @@ class KVCache:
         self.counters.lease_clips += not whole
         return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, covered)
 
-    def release(self, lineage: str, *, forget: bool = True) -> KVReply:
-        """End a lineage's lease; with `forget`, free at once what only it used."""
+    def release(self, lineage: str, *, evict: bool = True) -> KVReply:
+        """A lineage is over. With `evict`, what only it used is free at once, else when needed."""
         record = self._lineages.get(lineage)
         if record is None:
             return KVReply(LeaseStatus.MISSING, 0)
@@ -302,14 +302,12 @@ class KVCache:
         for entry in reversed(record.entries):
             covered += len(entry.tokens)
             self._unlease(entry, lineage)
-            if forget:
-                entry.users.discard(lineage)
+            entry.users.discard(lineage)
+            if evict:
                 exclusive = not entry.users and not entry.shared and entry.block in self._lru
                 if exclusive and not self._children.get(entry.key):
                     self._evict(entry)
-        record.leased = 0
-        if forget:
-            del self._lineages[lineage]
+        del self._lineages[lineage]
         return KVReply(LeaseStatus.ACCEPTED, covered)
 
     def fork(self, parent: str, child: str) -> KVReply:

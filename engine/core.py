@@ -198,8 +198,8 @@ class EngineCore:
     def lease(self, lineage: str, ttl: float, value: float) -> KVReply:
         return self.cache.lease(lineage, self._clock(), ttl, value)
 
-    def release(self, lineage: str) -> KVReply:
-        return self.cache.release(lineage)
+    def release(self, lineage: str, evict: bool) -> KVReply:
+        return self.cache.release(lineage, evict=evict)
 
     def fork(self, parent: str, child: str) -> KVReply:
         return self.cache.fork(parent, child)

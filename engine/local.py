@@ -74,8 +74,8 @@ class LocalEngine:
     async def lease(self, lineage: str, ttl: float, value: float) -> KVReply:
         return await self._ask(lambda: self._core.lease(lineage, ttl, value))
 
-    async def release(self, lineage: str) -> KVReply:
-        return await self._ask(lambda: self._core.release(lineage))
+    async def release(self, lineage: str, *, evict: bool = True) -> KVReply:
+        return await self._ask(lambda: self._core.release(lineage, evict))
 
     async def fork(self, parent: str, child: str) -> KVReply:
         return await self._ask(lambda: self._core.fork(parent, child))

@@ -58,6 +58,7 @@ CONFIG: dict[str, Any] = {
     "hidden_act": "silu",
     "torch_dtype": "bfloat16",
 }
+SHARPNESS = 2.0  # of attention at the start: unit query and key norms cannot pick 1 token of 400
 FAULTS = ("error: timed out after 20 s", "error: interrupted", "error: exit 1:", "error: killed")
 
 
@@ -91,6 +92,22 @@ def follow_ups(task: Task, rng: random.Random) -> list[dict[str, Any]]:
         messages.append({"role": "user", "content": f"What is {key} in {file}?"})
         messages.append({"role": "assistant", "content": f"{key} {value}"})
     return messages
+
+
+def drill(rng: random.Random, rows: int) -> list[dict[str, Any]]:
+    """A table and the same table in another order: dense practice in finding and copying.
+
+    Demonstrations alone have five names each to copy; after 26,000 of them nouns were still
+    guessed. What is found by the word before it is learned here first, then used there.
+    """
+    name = tasks.Names(rng, held_out=False)
+    table = [f"{name()} {rng.randint(10, 999)}" for _ in range(rows)]
+    shuffled = rng.sample(table, len(table))
+    return [
+        {"role": "system", "content": tasks.SYSTEM},
+        {"role": "user", "content": "\n".join(table)},
+        {"role": "assistant", "content": "\n".join(shuffled)},
+    ]
 
 
 def render(messages: list[dict[str, Any]]) -> str:
@@ -142,6 +159,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(width, eps=1e-6)
         for output in (self.o_proj, self.down_proj):
             nn.init.zeros_(output.weight)
+        for gain in (self.q_norm, self.k_norm):
+            nn.init.constant_(gain.weight, SHARPNESS)
 
     def forward(
         self,
@@ -242,8 +261,12 @@ def samples(
         rows = []
         for _ in range(96):
             big = rng.random() < min(0.7, 2 * share)
-            task = make_task(rng, rows=(6, 18) if big else (2, 6))
-            text = render(messages_of(task, rng, 0.06))
+            if rng.random() < max(0.1, 0.8 - 2.5 * share):
+                messages = drill(rng, rng.randint(4, 16) if big else rng.randint(2, 8))
+            else:
+                task = make_task(rng, rows=(6, 18) if big else (2, 6))
+                messages = messages_of(task, rng, 0.06)
+            text = render(messages)
             rows.append(tokenizer.encode(text, add_special_tokens=False).ids[len(prefix) :])
         rows.sort(key=len)
         batches, at = [], 0
@@ -276,8 +299,8 @@ def optimizers(model: Model) -> list[torch.optim.Optimizer]:
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=0.012, momentum=0.95, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -288,6 +311,9 @@ def train(model: Model, tokenizer: Tokenizer, rng: random.Random, seconds: float
     """
     batches, chain = samples(tokenizer, rng, 2048), optimizers(model)
     rates = [o.param_groups[0]["lr"] for o in chain]
+    # nouns are the hard part, and the mean over all tokens hides them
+    tokens_of = {i: t for t, i in tokenizer.get_vocab().items()}
+    names = torch.tensor([tokens_of[i].startswith("_") for i in range(len(tokens_of))])
     began, average = time.process_time(), float("nan")
     next(batches)
     for step in range(1_000_000):
@@ -303,8 +329,9 @@ def train(model: Model, tokenizer: Tokenizer, rng: random.Random, seconds: float
             wanted = tokens[:, 1:][learn[:, 1:]]
             loss = F.cross_entropy(logits.float(), wanted, reduction="sum")
             (loss / 600).backward()
-            right += int((logits.argmax(-1) == wanted).sum())
-            total += len(wanted)
+            hits = logits.argmax(-1) == wanted
+            right += int(hits[names[wanted]].sum())
+            total += int(names[wanted].sum())
         if not math.isfinite(loss.item()):
             raise SystemExit("the loss is not finite: lower the learning rates")
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -312,9 +339,10 @@ def train(model: Model, tokenizer: Tokenizer, rng: random.Random, seconds: float
             optimizer.param_groups[0]["lr"] = rate * scale
             optimizer.step()
             optimizer.zero_grad()
-        average = right / total if step == 0 else 0.95 * average + 0.05 * right / total
+        share_right = right / max(1, total)
+        average = share_right if step == 0 else 0.95 * average + 0.05 * share_right
         if step % 50 == 0:
-            print(f"{share:6.1%}  step {step:5d}  tokens right {average:.4f}", flush=True)
+            print(f"{share:6.1%}  step {step:5d}  names right {average:.4f}", flush=True)
 
 
 def save(model: Model, tokenizer: Tokenizer, out: Path) -> None:

@@ -14,31 +14,17 @@ from drawloom.errors import ToolError
 from drawloom.tools.tool import tool
 
 ADJECTIVES = (
-    "amber azure black blue brass brave brick bright broad bronze calm clear cold coral "
-    "cosmic crisp dark dawn deep dim dry dusty early east faint fast fine firm fresh frosty "
-    "gentle giant glad gold grand gray green happy hazel heavy hidden high hollow humble icy "
-    "idle iron ivory jade jolly keen kind large late lazy light little lone long loud low "
-    "lucky mellow mild misty modern mossy narrow neat new noble north odd old open pale plain "
-    "polar proud pure quick quiet rapid rare red rich ripe rough round royal ruby rustic "
-    "sandy sharp short shy silent silver slow small smooth soft solar south spare stark steep "
-    "still stone stout strong sunny swift tall tame tender thin tidy tiny true urban vast "
-    "violet vivid warm west white wide wild windy wise wooden young"
+    "brass brave brick bright broad bronze calm cosmic dawn deep dim dry dusty early giant "
+    "glad gold heavy high idle iron large loud lucky mossy neat plain proud quiet rapid round "
+    "ruby rustic sharp shy silent south stone stout sunny swift thin tidy urban wide wild "
+    "wise wooden"
 ).split()
 NOUNS = (
-    "acorn anchor angle apple arch arrow atlas badge banjo barn basin beach beacon bear bell "
-    "bench birch bird board boat book bottle branch bread bridge brook brush bucket cabin "
-    "camel candle canoe canyon castle cedar chair chest circle cliff clock cloud clover comet "
-    "copper corner cradle crane creek crown dairy desk dock door dragon drum eagle engine "
-    "falcon farm feather fence fern ferry field flame flute forest fossil fountain fox garden "
-    "gate ginger glacier globe grove harbor hatch hawk hill honey horn island kettle key kite "
-    "ladder lake lamp lantern leaf ledge lemon lever lily lion lodge magnet maple marble "
-    "market meadow melon mill mirror moon mountain needle nest oak oasis ocean olive orbit "
-    "orchard otter owl paddle palm panda path peach pearl pebble pencil piano pillar pine "
-    "pirate planet plum pond prism puzzle quartz rabbit radio raft rail river robin rocket "
-    "saddle sail salmon satin shell shore signal sketch slope spark spring square stable star "
-    "statue stream summit table temple thunder tiger timber torch tower trail train tulip "
-    "tunnel turtle valley vessel village wagon walnut water whale wheel willow window winter "
-    "wolf yard zebra"
+    "banjo barn basin beacon bell bench bird board boat bread bucket cabin canyon castle "
+    "chair chest circle cliff cloud clover comet copper door drum falcon field fossil gate "
+    "harbor hill lake leaf ledge lemon maple market mill mirror needle ocean orbit owl palm "
+    "panda peach piano plum pond puzzle river saddle salmon sketch spring stable statue "
+    "summit thunder timber tower tulip village water yard"
 ).split()
 
 SYSTEM = "You answer questions about files. Use the tools."
@@ -104,17 +90,21 @@ def is_held_out(name: str) -> bool:
 
 
 class Names:
-    """Draws distinct ``adjective_noun`` names from the training or the held-out part."""
+    """Draws ``adjective_noun`` names from the training or the held-out part.
+
+    No adjective comes twice in one task, so a name is known by its first word.
+    """
 
     def __init__(self, rng: random.Random, held_out: bool) -> None:
-        self._rng, self._held_out = rng, held_out
-        self._used: set[str] = set()
+        self._held_out = held_out
+        self._adjectives = rng.sample(ADJECTIVES, len(ADJECTIVES))
+        self._rng = rng
 
     def __call__(self) -> str:
+        adjective = self._adjectives.pop()
         while True:
-            name = f"{self._rng.choice(ADJECTIVES)}_{self._rng.choice(NOUNS)}"
-            if name not in self._used and is_held_out(name) == self._held_out:
-                self._used.add(name)
+            name = f"{adjective}_{self._rng.choice(NOUNS)}"
+            if is_held_out(name) == self._held_out:
                 return name
 
 

@@ -1,0 +1,154 @@
+"""`Graph`: an agent written as nodes and edges instead of a loop.
+
+Nodes are async functions over one shared state; the same chats and tools work inside them. An
+edge may have a condition, a fan-out (`each`) and a prior (`p`) for the scheduler, which counts
+what really happens from then on.
+"""
+
+import asyncio
+import inspect
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import networkx as nx
+
+from drawloom.errors import GraphError
+
+S = TypeVar("S")
+Node = Callable[..., Awaitable[None]]
+N = TypeVar("N", bound=Node)
+
+
+@dataclass(frozen=True, slots=True)
+class Edge(Generic[S]):
+    """From one node to another; taken when `when` holds, once for each item of `each`."""
+
+    source: str
+    target: str
+    when: Callable[[S], bool] | None = None
+    each: Callable[[S], Iterable[Any]] | None = None
+    p: float | None = None
+
+
+class Graph(Generic[S]):
+    """Nodes over a state of type `state`. Run it like an agent, with the state as its argument.
+
+    The first node declared is the entry. A node starts when one of its incoming edges is taken
+    and, at a join, when everything that was fanned out towards it has ended.
+    """
+
+    def __init__(self, name: str, state: type[S], *, max_steps: int = 1000) -> None:
+        self.name, self.state, self.max_steps = name, state, max_steps
+        self.nodes: dict[str, Node] = {}
+        self.edges: list[Edge[S]] = []
+
+    def node(self, fn: N) -> N:
+        """Declare a node: ``async def name(state)`` or, behind a fan-out, ``(state, item)``."""
+        if fn.__name__ in self.nodes:
+            raise GraphError(f"graph {self.name}: node {fn.__name__!r} is declared twice")
+        if not inspect.iscoroutinefunction(cast(object, fn)):
+            raise GraphError(f"graph {self.name}: node {fn.__name__!r} must be `async def`")
+        self.nodes[fn.__name__] = fn
+        return fn
+
+    def edge(
+        self,
+        source: Node,
+        target: Node,
+        *,
+        when: Callable[[S], bool] | None = None,
+        each: Callable[[S], Iterable[Any]] | None = None,
+        p: float | None = None,
+    ) -> None:
+        """Declare an edge; `p` is the prior probability that it is taken."""
+        for node in (source, target):
+            if self.nodes.get(node.__name__) is not node:
+                raise GraphError(f"graph {self.name}: {node.__name__!r} is not one of its nodes")
+        if p is not None and not 0 < p <= 1:
+            raise GraphError(f"graph {self.name}: p={p} is not a probability in (0, 1]")
+        self.edges.append(Edge(source.__name__, target.__name__, when, each, p))
+
+    @property
+    def nx(self) -> "nx.DiGraph[Any]":
+        """The declared shape, with `p` where it was given."""
+        shape: nx.DiGraph[Any] = nx.DiGraph()
+        shape.add_nodes_from(self.nodes)
+        shape.add_edges_from((e.source, e.target, {"p": e.p}) for e in self.edges)
+        return shape
+
+    def check(self) -> None:
+        """Raise `GraphError` for nodes out of reach, loops without an exit and priors over 1."""
+        if not self.nodes:
+            raise GraphError(f"graph {self.name} has no node")
+        shape, entry = self.nx, next(iter(self.nodes))
+        if lost := set(shape) - {entry} - nx.descendants(shape, entry):
+            raise GraphError(f"graph {self.name}: no edge leads to {sorted(lost)}")
+        for part in nx.strongly_connected_components(shape):
+            inner = [e for e in self.edges if e.source in part and e.target in part]
+            if inner and all(e.when is None for e in inner):
+                raise GraphError(f"graph {self.name}: the loop over {sorted(part)} never ends")
+        for node in self.nodes:
+            if sum(e.p or 0 for e in self.edges if e.source == node and not e.each) > 1 + 1e-9:
+                raise GraphError(f"graph {self.name}: the priors out of {node!r} exceed 1")
+
+    def priors(self) -> dict[tuple[str, str], float]:
+        """Every edge's prior; what was not given is shared out evenly."""
+        out: dict[tuple[str, str], float] = {}
+        for node in self.nodes:
+            edges = [e for e in self.edges if e.source == node]
+            given = sum(e.p for e in edges if e.p is not None)
+            open_ = [e for e in edges if e.p is None]
+            for e in edges:
+                share = max(0.0, 1 - given) / len(open_) if open_ else 0.0
+                out[e.source, e.target] = e.p if e.p is not None else share
+        return out
+
+    async def run(self, state: S, moved: Callable[[str, str], None] = lambda a, b: None) -> S:
+        """Run from the entry until no edge is taken. `moved` hears of every edge taken.
+
+        Raises `GraphError` after `max_steps` nodes.
+        """
+        self.check()
+        entry = next(iter(self.nodes))
+        moved("start", entry)
+        front: dict[str, list[tuple[Any, ...]]] = {entry: [()]}
+        steps = 0
+        while front:
+            calls = [(name, args) for name, several in front.items() for args in several]
+            steps += len(calls)
+            if steps > self.max_steps:
+                raise GraphError(f"graph {self.name} took over {self.max_steps} steps")
+            await _all(self.nodes[name](state, *args) for name, args in calls)
+            front = self._next(state, list(front), moved)
+        return state
+
+    def _next(
+        self, state: S, ended: list[str], moved: Callable[[str, str], None]
+    ) -> dict[str, list[tuple[Any, ...]]]:
+        front: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+        for name in ended:
+            taken = [e for e in self.edges if e.source == name and (not e.when or e.when(state))]
+            for edge in taken:
+                moved(name, edge.target)
+                if edge.each is not None:
+                    front[edge.target] += [(item,) for item in edge.each(state)]
+                elif () not in front[edge.target]:
+                    front[edge.target].append(())
+            if not taken:
+                moved(name, "end")
+        return {name: several for name, several in front.items() if several}
+
+
+async def _all(calls: Iterable[Awaitable[None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for call in calls:
+            group.create_task(_one(call))
+
+
+async def _one(call: Awaitable[None]) -> None:
+    await call
+
+
+__all__ = ["Edge", "Graph"]

@@ -1,0 +1,127 @@
+"""The execution graph: what programs of one agent do, learned from what they did.
+
+A state is where an LLM call was made and which tool had answered before it: (call site, last
+tool) predicts the number of steps left with less than half the error of the kind of step alone
+(research/sdk.md §2). Declared edges are priors, observed steps are counts; both feed one
+`networkx.DiGraph`.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+
+from drawloom.graph.durations import Durations
+from drawloom.graph.forecast import Forecast
+
+START, END = "start", "end"
+_PRIOR_WEIGHT = 4.0
+_DECAY = 0.995
+_MAX_STEPS = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A place in an agent: a call site and the tool that answered last."""
+
+    site: str
+    tool: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.site}/{self.tool}" if self.tool else self.site
+
+
+class ExecutionGraph:
+    """Of one agent. Nodes are `State`s, edges carry `n` (decayed counts) and `p`."""
+
+    def __init__(self, agent: str) -> None:
+        self.agent = agent
+        self.durations = Durations()
+        self.contexts: deque[int] = deque(maxlen=128)
+        self._graph: nx.DiGraph[str] = nx.DiGraph()
+        self._left: dict[str, float] | None = None
+        self.programs = 0
+
+    @property
+    def nx(self) -> "nx.DiGraph[str]":
+        """The live graph: `n` and `p` on edges, `visits` on nodes. A view; do not change it."""
+        return self._graph
+
+    def declare(self, source: str, target: str, p: float) -> None:
+        """A prior: from `source` to `target` with probability `p`."""
+        edge = self._edge(source, target)
+        edge["prior"] = p * _PRIOR_WEIGHT
+        self._touch(source)
+
+    def observe(self, source: str, target: str) -> None:
+        """A program went from one state to another."""
+        for _, _, edge in self._graph.out_edges(source, data=True):
+            edge["n"] *= _DECAY
+        self._edge(source, target)["n"] += 1.0
+        self._touch(source)
+
+    def finished(self, peak_context: int) -> None:
+        """A program ended; `peak_context` is the most tokens that a conversation of it had."""
+        self.programs += 1
+        self.contexts.append(peak_context)
+
+    def following(self, state: str) -> dict[str, float]:
+        """The probability of each next state."""
+        if state not in self._graph:
+            return {}
+        return {t: d["p"] for _, t, d in self._graph.out_edges(state, data=True)}
+
+    def steps_left(self, state: str) -> float | None:
+        """LLM calls until the end, this state's own included; None when nothing is known.
+
+        Expected visits of the absorbing chain, ``(I - Q)^-1 1``.
+        """
+        if self._left is None:
+            self._left = self._solve()
+        return self._left.get(state)
+
+    def forecast(self, state: str, tool: str) -> Forecast:
+        """What to expect of a program that waits for `tool` in `state`."""
+        return Forecast(
+            tool=tool,
+            next=self.following(state),
+            seconds_p50=self.durations.quantile(tool, 0.5),
+            seconds_p95=self.durations.quantile(tool, 0.95),
+            steps_left=self.steps_left(state),
+        )
+
+    def peak_context(self, share: float = 0.9) -> int | None:
+        """The tokens that `share` of the finished programs did not exceed."""
+        found = sorted(self.contexts)
+        return found[min(len(found) - 1, int(share * len(found)))] if found else None
+
+    def _edge(self, source: str, target: str) -> dict[str, float]:
+        if not self._graph.has_edge(source, target):
+            self._graph.add_edge(source, target, n=0.0, prior=0.0, p=0.0)
+        edge: dict[str, float] = self._graph.edges[source, target]
+        return edge
+
+    def _touch(self, source: str) -> None:
+        edges = [d for _, _, d in self._graph.out_edges(source, data=True)]
+        total = sum(d["n"] + d["prior"] for d in edges)
+        for edge in edges:
+            edge["p"] = (edge["n"] + edge["prior"]) / total if total else 0.0
+        self._left = None
+
+    def _solve(self) -> dict[str, float]:
+        states = [s for s in self._graph if s != END and self._graph.out_degree(s)]
+        place = {s: i for i, s in enumerate(states)}
+        matrix = np.eye(len(states))
+        for source, target, edge in self._graph.edges(data=True):
+            if source in place and target in place:
+                matrix[place[source], place[target]] -= edge["p"]
+        costs = np.array([0.0 if s == START else 1.0 for s in states])
+        try:
+            left = np.linalg.solve(matrix, costs)
+        except np.linalg.LinAlgError:  # no way out has been seen yet
+            return {}
+        return {s: float(min(_MAX_STEPS, max(1.0, left[i]))) for s, i in place.items()}
+
+
+__all__ = ["END", "START", "ExecutionGraph", "State"]

@@ -1,0 +1,399 @@
+"""`Chat`: one conversation of a program, and one lineage of KV."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, overload
+
+from pydantic import TypeAdapter, ValidationError
+
+from drawloom.engine.base import GenerateRequest, Usage
+from drawloom.engine.sequence import FinishReason, SamplingParams
+from drawloom.errors import ConfigError, EngineError, ReplayMismatch, ToolError
+from drawloom.events import Forked, StepFinished, StepReady, ToolNamed
+from drawloom.graph.execution import State
+from drawloom.runtime.program import Program, running
+from drawloom.runtime.toolrun import run_call
+from drawloom.tools.calls import ToolCall, ToolResult
+from drawloom.tools.parsers import Closed, HermesParser, Named, Piece, Text
+from drawloom.tools.template import Message
+
+T = TypeVar("T")
+_ANSWER_TRIES = 3
+_ENGINE_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the model said: text for the reader, calls to `run`. `ids` are the sampled tokens."""
+
+    text: str
+    calls: tuple[ToolCall, ...]
+    finish: FinishReason
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Chat:
+    """A conversation. Messages are added with `user`, the model speaks with `turn`.
+
+    Its tokens are kept exactly as they were sampled; only what is new is ever tokenised, and only
+    what the engine no longer holds is computed again. Must be made inside a running agent.
+    """
+
+    def __init__(self, system: str | None = None) -> None:
+        self._program = running()
+        self._name = self._program.scope.next()
+        self._forks = self._turns = 0
+        self._ids: list[int] = []
+        self._closed = False
+        self._early: dict[str, asyncio.Task[ToolResult]] = {}
+        self._last_tool = ""
+        self._schemas = [t.schema for t in self._program.agent.tools]
+        system = self._program.agent.system if system is None else system
+        self._new: list[Message] = [{"role": "system", "content": system}] if system else []
+        self.turns: list[Turn] = []
+
+    @property
+    def lineage(self) -> str:
+        return self._program.full(self._name)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All tokens so far: prompts and answers, as the model saw them."""
+        return tuple(self._ids)
+
+    def user(self, text: str) -> "Chat":
+        """Add a message of the user."""
+        self._new.append({"role": "user", "content": text})
+        return self
+
+    def turn(self, **options: Any) -> Awaitable[Turn]:
+        """Let the model speak. Options are those of `SamplingParams`.
+
+        Raises `BudgetExceeded`, `ContextTooLong`, `EngineError`.
+        """
+        return self._turn(self._key(), _site(2), options, None)
+
+    def stream(self, **options: Any) -> "TurnStream":
+        """Like `turn`, but iterate over its text as it comes; `.turn` is there at the end."""
+        key, site = self._key(), _site(2)
+        return TurnStream(lambda push: self._turn(key, site, options, push))
+
+    async def run(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
+        """Run what the model asked for, all at once, and add the results to the conversation.
+
+        A call that fails is answered with its error. Raises `BudgetExceeded` before any starts.
+        """
+        program = self._program
+        program.account.before_tools(sum(c.id not in self._early for c in calls))
+        jobs = [
+            self._early.pop(c.id)
+            if c.id in self._early
+            else program.spawn(run_call(program, self._name, c))
+            for c in calls
+        ]
+        results: list[ToolResult] = list(await asyncio.gather(*jobs))
+        for result in results:
+            content = {"role": "tool", "content": result.content, "name": result.name}
+            self._new.append(content | {"tool_call_id": result.call_id})
+        self._last_tool = "+".join(sorted({c.name for c in calls}))
+        return results
+
+    @overload
+    def ask(self, text: str, kind: type[T], **options: Any) -> Awaitable[T]: ...
+    @overload
+    def ask(self, text: str, **options: Any) -> Awaitable[str]: ...
+    def ask(self, text: str, kind: Any = str, **options: Any) -> Awaitable[Any]:
+        """Ask for an answer of a type: str, a pydantic model, a list, …
+
+        An answer that does not fit is sent back with what is wrong, twice; then `ToolError`.
+        """
+        return self._ask(text, kind, _site(2), options)
+
+    def fork(self, n: int = 2) -> list["Chat"]:
+        """`n` conversations that continue this one; what is behind them is shared, not copied."""
+        if n < 1:
+            raise ConfigError(f"fork({n}): at least one branch")
+        return [self._child() for _ in range(n)]
+
+    def close(self) -> None:
+        """Say that nobody will continue this conversation: its KV is free at once."""
+        for task in self._early.values():
+            task.cancel()
+        self._program.end_lineage(self._name)
+
+    # --- turns ----------------------------------------------------------------------------
+
+    def _key(self) -> str:
+        self._turns += 1
+        return f"{self._name}#{self._turns - 1}"
+
+    async def _turn(
+        self, key: str, site: str, options: dict[str, Any], push: Callable[[str], None] | None
+    ) -> Turn:
+        fresh = self._tokenise()
+        row = self._program.recorded(key, "llm", "llm")
+        if row is not None:
+            turn = self._replayed(key, fresh, row.detail)
+            if push is not None:
+                push(turn.text)
+        else:
+            state = str(State(site, self._last_tool))
+            turn = await _Step(self, key, state, fresh, self._params(options), push).run()
+        self._ids += [*fresh, *turn.ids]
+        self._closed = turn.finish is FinishReason.STOP
+        self._new = []
+        self.turns.append(turn)
+        return turn
+
+    def _tokenise(self) -> list[int]:
+        if not self._new:
+            raise ConfigError("nothing is new in this chat: add .user(…) or .run(calls) first")
+        template = self._program.template
+        if self._ids:
+            text = template.delta(self._new, self._schemas, self._closed)
+        else:
+            text = template.render(self._new, self._schemas)
+        return self._program.live.engine.tokenizer.encode(text)
+
+    def _params(self, options: dict[str, Any]) -> SamplingParams:
+        agent = self._program.agent
+        chosen = {"max_tokens": agent.max_tokens, "temperature": agent.temperature} | options
+        return SamplingParams(**chosen)
+
+    def _replayed(self, key: str, fresh: list[int], detail: dict[str, Any]) -> Turn:
+        if detail["delta"] != fresh:
+            raise ReplayMismatch(
+                f"program {self._program.id} at step {key}: its prompt is not the recorded one; "
+                "resume it with the code that began it"
+            )
+        usage = self._program.account.usage
+        usage.llm_calls += 1
+        usage.output_tokens += len(detail["output"])
+        usage.tokens += len(fresh) + len(detail["output"])
+        calls = tuple(ToolCall(**call) for call in detail["calls"])
+        finish = FinishReason(detail["finish"])
+        logprobs = tuple(detail["logprobs"])
+        return Turn(detail["text"], calls, finish, tuple(detail["output"]), logprobs)
+
+    async def _ask(self, text: str, kind: Any, site: str, options: dict[str, Any]) -> Any:
+        if kind is str:
+            return (await self.user(text)._turn(self._key(), site, options, None)).text
+        adapter = TypeAdapter(kind)
+        schema = json.dumps(adapter.json_schema())
+        self.user(f"{text}\n\nAnswer with JSON only, by this schema: {schema}")
+        problem = ""
+        for _ in range(_ANSWER_TRIES):
+            turn = await self._turn(self._key(), site, options, None)
+            try:
+                return adapter.validate_json(_json_part(turn.text))
+            except ValidationError as error:
+                problem = "; ".join(e["msg"] for e in error.errors()[:5])
+                self.user(f"That does not fit the schema: {problem}. Answer with JSON only.")
+        raise ToolError(f"the model gave no {getattr(kind, '__name__', kind)}: {problem}")
+
+    def _child(self) -> "Chat":
+        child = object.__new__(Chat)
+        child.__dict__ |= self.__dict__
+        child._name = f"{self._name}.{self._forks}"
+        self._forks += 1
+        child._forks = child._turns = 0
+        child._ids, child._new = list(self._ids), list(self._new)
+        child._early, child.turns = {}, list(self.turns)
+        live = self._program.live
+        live.emit(Forked(self._program.id, self.lineage, child.lineage, live.engine.info.id))
+        live.fork(self.lineage, child.lineage)
+        return child
+
+
+class TurnStream:
+    """The text of a turn as it comes."""
+
+    def __init__(self, start: Callable[[Callable[[str], None]], Awaitable[Turn]]) -> None:
+        self._start = start
+        self.turn: Turn | None = None
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        queue: asyncio.Queue[str | None] = asyncio.Queue()
+        task = asyncio.ensure_future(self._start(queue.put_nowait))
+        task.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (text := await queue.get()) is not None:
+                yield text
+            self.turn = await task
+        finally:
+            task.cancel()
+
+
+class _Step:
+    """One LLM call: ask for leave, stream, parse, record."""
+
+    def __init__(
+        self,
+        chat: Chat,
+        key: str,
+        state: str,
+        fresh: list[int],
+        params: SamplingParams,
+        push: Callable[[str], None] | None,
+    ) -> None:
+        self.chat, self.key, self.state, self.fresh, self.push = chat, key, state, fresh, push
+        self.program: Program = chat._program
+        account = self.program.account
+        account.before_llm()
+        self.params = replace(params, max_tokens=max(1, account.output_left(params.max_tokens)))
+        self.prompt = [*chat._ids, *fresh]
+        self.clear()
+
+    def clear(self) -> None:
+        self.parser = HermesParser(self.key)
+        self.text = ""
+        self.calls: list[ToolCall] = []
+        self.output: list[int] = []
+        self.logprobs: list[float] = []
+        self.finish = FinishReason.STOP
+        self.usage: Usage | None = None
+
+    async def run(self) -> Turn:
+        program, live = self.program, self.program.live
+        ready = time.time()
+        engine, step = live.engine.info.id, f"{program.id}:{self.key}"
+        start = live.expect_start(step)
+        live.emit(
+            StepReady(
+                program.id, self.chat.lineage, step, self.state, engine,
+                len(self.prompt), self.params.max_tokens,
+            )
+        )  # fmt: skip
+        live.note(program.id, "llm.queued", step=self.key)
+        priority = await start
+        await self._generate(priority)
+        for piece in self.parser.end():
+            self._take(piece)
+        await self._record(ready)
+        context = len(self.prompt) + len(self.output)
+        names = tuple(c.name for c in self.calls)
+        live.emit(
+            StepFinished(program.id, self.chat.lineage, step, self.state, engine, context, names)
+        )
+        cached = self.usage.cached_tokens if self.usage else 0
+        return Turn(
+            self.text, tuple(self.calls), self.finish, tuple(self.output), tuple(self.logprobs),
+            len(self.prompt), cached,
+        )  # fmt: skip
+
+    async def _generate(self, priority: float) -> None:
+        """Stream from the engine; an engine's failure is tried once more before it is raised."""
+        for attempt in range(_ENGINE_TRIES):
+            request = GenerateRequest(
+                f"{self.program.id}:{self.key}:{attempt}",
+                self.chat.lineage,
+                tuple(self.prompt),
+                self.params,
+                priority,
+                self.program.agent.tenant.encode(),
+            )
+            try:
+                return await self._stream(request)
+            except EngineError as error:
+                if attempt + 1 == _ENGINE_TRIES or type(error) is not EngineError:
+                    raise
+                self.clear()
+
+    async def _stream(self, request: GenerateRequest) -> None:
+        async for delta in self.program.live.engine.generate(request):
+            if not self.output and delta.tokens:
+                self.program.live.note(self.program.id, "llm.decoding", step=self.key)
+            self.output += delta.tokens
+            self.logprobs += delta.logprobs
+            for piece in self.parser.feed(delta.text):
+                self._take(piece)
+            if delta.finish is not None:
+                self.finish, self.usage = delta.finish, delta.usage
+
+    def _take(self, piece: Piece) -> None:
+        program = self.program
+        if isinstance(piece, Text):
+            self.text += piece.text
+            if self.push is not None:
+                self.push(piece.text)
+        elif isinstance(piece, Named):
+            tool = program.tool(piece.name)
+            if tool is not None:
+                key = tool.env.key if tool.env else None
+                program.live.emit(ToolNamed(program.id, tool.name, key))
+        elif isinstance(piece, Closed):
+            self.calls.append(piece.call)
+            self._start_early(piece.call)
+
+    def _start_early(self, call: ToolCall) -> None:
+        """A readonly tool may run while the model still writes; any other waits for the turn."""
+        tool, account = self.program.tool(call.name), self.program.account
+        if tool is None or not tool.readonly or call.error is not None:
+            return
+        limit = account.budget.tool_calls
+        if limit is not None and account.usage.tool_calls + len(self.chat._early) >= limit:
+            return
+        work = run_call(self.program, self.chat._name, call)
+        self.chat._early[call.id] = self.program.spawn(work)
+
+    async def _record(self, ready: float) -> None:
+        account, usage = self.program.account.usage, self.usage
+        account.llm_calls += 1
+        account.output_tokens += len(self.output)
+        account.tokens += len(self.fresh) + len(self.output)
+        self.text = self.text.strip("\n") if self.calls else self.text
+        shift = time.time() - time.monotonic()
+        moments = ("submitted", "started", "first", "finished")
+        times = {name: getattr(usage, name) + shift for name in moments} if usage else {}
+        detail = {
+            "lineage": self.chat._name,
+            "state": self.state,
+            "delta": self.fresh,
+            "output": self.output,
+            "logprobs": self.logprobs,
+            "seed": self.params.seed,
+            "text": self.text,
+            "calls": [
+                {
+                    "id": c.id,
+                    "name": c.name,
+                    "arguments": c.arguments,
+                    "raw": c.raw,
+                    "error": c.error,
+                }
+                for c in self.calls
+            ],
+            "finish": self.finish.value,
+            "prompt": len(self.prompt),
+            "cached": usage.cached_tokens if usage else 0,
+            "times": times,
+        }
+        store = self.program.live.store
+        await store.add_llm(self.program.id, self.key, ready, time.time(), detail)
+        self.program.live.note(self.program.id, "llm.finished", step=self.key)
+
+
+def _site(depth: int) -> str:
+    """Who called: ``function:line``. Costs the user nothing, and tells the graph where they are."""
+    frame = sys._getframe(depth)
+    return f"{frame.f_code.co_qualname}:{frame.f_lineno}"
+
+
+def _json_part(text: str) -> str:
+    """The JSON in an answer that may stand in a code fence or between words."""
+    fence = text.split("```")
+    if len(fence) >= 3:
+        text = fence[1].removeprefix("json")
+    starts = [i for i in (text.find("{"), text.find("[")) if i >= 0]
+    ends = max(text.rfind("}"), text.rfind("]"))
+    return text[min(starts) : ends + 1] if starts and ends > 0 else text.strip()
+
+
+__all__ = ["Chat", "Turn", "TurnStream"]

@@ -1,0 +1,221 @@
+"""The live loop: the scheduler core in front of a real engine and real environments."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from typing import Any
+
+from drawloom.actions import (
+    Action,
+    Admit,
+    ClaimEnv,
+    LeaseKV,
+    ReleaseEnvs,
+    ReleaseKV,
+    StartStep,
+    WarmEnv,
+)
+from drawloom.engine.base import Engine
+from drawloom.environments import Env
+from drawloom.errors import DrawloomError, SandboxDied, SandboxUnavailable
+from drawloom.events import EngineUp, Event, HostState
+from drawloom.runtime.bus import EventBus, Notice
+from drawloom.runtime.scheduler import Policy, Scheduler
+from drawloom.runtime.store import LeaseRow, Store
+from drawloom.sandbox.pool import Claimed, Pool
+
+log = logging.getLogger("drawloom.runtime")
+
+_FLUSH_SECONDS = 0.1
+
+
+class Live:
+    """Feeds events to the core and carries out what it decides, on one event loop."""
+
+    def __init__(
+        self, policy: Policy, engine: Engine, pool: Pool | None, store: Store, bus: EventBus
+    ) -> None:
+        self.scheduler = Scheduler(policy)
+        self.engine, self.pool, self.store, self.bus = engine, pool, store, bus
+        self.envs: dict[str, Env] = {}
+        self._admitted: dict[str, asyncio.Future[None]] = {}
+        self._started: dict[str, asyncio.Future[float]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._claims: dict[tuple[str, str], asyncio.Task[Claimed]] = {}
+        self.env_stall = 0.0
+        self._flusher = asyncio.create_task(self._flush())
+        self._does: dict[type[Any], Callable[[Any], None]] = {
+            Admit: self._admit,
+            StartStep: self._start_step,
+            LeaseKV: lambda a: self._later(self._lease(a)),
+            ReleaseKV: lambda a: self._later(self._release_kv(a)),
+            WarmEnv: self._warm,
+            ClaimEnv: lambda a: self._later(self._claim_early(a)),
+            ReleaseEnvs: lambda a: self._later(self._release_envs(a.program)),
+        }
+        if pool is not None:
+            pool.on_change = self._host_changed
+        self.emit(EngineUp(engine.info.id, engine.info.kv_tokens))
+
+    def emit(self, event: Event) -> None:
+        """Tell the core, and do what it says."""
+        for action in self.scheduler.handle(event, time.monotonic()):
+            self._does[type(action)](action)
+
+    def note(self, program: str, kind: str, **detail: Any) -> None:
+        self.bus.publish(Notice(time.time(), program, kind, detail))
+
+    # --- what programs wait for -----------------------------------------------------------
+
+    def expect_admission(self, program: str) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._admitted[program] = future
+        return future
+
+    def expect_start(self, step: str) -> asyncio.Future[float]:
+        """Resolves with the priority of an LLM call when it may go to its engine."""
+        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._started[step] = future
+        return future
+
+    def _admit(self, action: Admit) -> None:
+        self._decided(action)
+        future = self._admitted.pop(action.program, None)
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    def _start_step(self, action: StartStep) -> None:
+        future = self._started.pop(action.step, None)
+        if future is not None and not future.done():
+            future.set_result(action.priority)
+
+    # --- KV -------------------------------------------------------------------------------
+
+    async def _lease(self, action: LeaseKV) -> None:
+        reply = await self.engine.lease(action.lineage, action.ttl, action.value)
+        self._decided(action, answer=reply.status.value, tokens=reply.tokens)
+
+    async def _release_kv(self, action: ReleaseKV) -> None:
+        await self.engine.release(action.lineage, evict=action.evict)
+
+    def fork(self, parent: str, child: str) -> None:
+        self._later(self._fork(parent, child))
+
+    async def _fork(self, parent: str, child: str) -> None:
+        await self.engine.fork(parent, child)
+
+    # --- environments ---------------------------------------------------------------------
+
+    def know(self, env: Env) -> None:
+        """Declare an environment that programs may ask for."""
+        if env.key not in self.envs and self.pool is not None:
+            self.envs[env.key] = env
+            warm, creating = self.pool.counts(env.key)
+            limit = self.pool.limit
+            # none is being made yet, but the first program that needs one will change that
+            self.emit(HostState(self.pool.provider.host, env.key, warm, max(1, creating), limit))
+
+    async def claim(self, env: Env, program: str) -> Claimed:
+        """A program's environment; the wait for it counts as stall.
+
+        Raises `SandboxError` when there can be none.
+        """
+        began = time.monotonic()
+        try:
+            return await asyncio.shield(self._claiming(env, program))
+        finally:
+            self.env_stall += time.monotonic() - began
+
+    async def adopt(self, env: Env, program: str, sandbox: str) -> None:
+        """Take over the environment that a killed owner's program had."""
+        if self.pool is None:
+            raise SandboxDied(f"environment {sandbox} needs a sandbox provider")
+        claimed = await self.pool.adopt(env, program, sandbox)
+        task = asyncio.create_task(_value(claimed))
+        self._claims[program, env.key] = task
+
+    def _claiming(self, env: Env, program: str) -> "asyncio.Task[Claimed]":
+        """One claim for each program and key, whoever asks first."""
+        key = (program, env.key)
+        task = self._claims.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            task = self._claims[key] = asyncio.create_task(self._claim(env, program))
+        return task
+
+    async def _claim(self, env: Env, program: str) -> Claimed:
+        if self.pool is None:
+            raise SandboxUnavailable("this runtime has no sandbox provider: Runtime(sandbox=…)")
+        claimed = await self.pool.claim(env, program)
+        lease = claimed.lease
+        name = self.pool.provider.name
+        await self.store.lease(
+            LeaseRow(lease.sandbox, program, lease.key, name, lease.host, time.time())
+        )
+        self.note(program, "env.claimed", warm=lease.warm, sandbox=lease.sandbox)
+        return claimed
+
+    async def _claim_early(self, action: ClaimEnv) -> None:
+        env = self.envs.get(action.env)
+        if env is not None:
+            await self._claiming(env, action.program)
+
+    async def _release_envs(self, program: str) -> None:
+        tasks = [self._claims.pop(key) for key in list(self._claims) if key[0] == program]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.pool is not None and tasks:
+            await self.pool.release(program)
+            await self.store.unlease(program)
+
+    def _warm(self, action: WarmEnv) -> None:
+        env = self.envs.get(action.env)
+        if env is not None and self.pool is not None:
+            self.pool.warm(env, action.count)
+
+    def _host_changed(self, key: str, warm: int, creating: int) -> None:
+        if self.pool is not None:
+            host, limit = self.pool.provider.host, self.pool.limit
+            self.emit(HostState(host, key, warm, creating, limit))
+
+    # --- book-keeping ---------------------------------------------------------------------
+
+    def _decided(self, action: Action, **more: Any) -> None:
+        detail = asdict(action) | more
+        program = detail.pop("program")
+        self.store.decide(program, type(action).__name__, detail)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._quietly(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except DrawloomError as error:  # whoever needs the thing will meet the same error
+            log.debug("a decision could not be carried out: %s", error)
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            await self.store.flush()
+
+    async def settle(self) -> None:
+        """Wait until everything decided so far was carried out."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        await self.settle()
+        self._flusher.cancel()
+        await asyncio.gather(self._flusher, return_exceptions=True)
+
+
+async def _value(claimed: Claimed) -> Claimed:
+    return claimed
+
+
+__all__ = ["Live"]

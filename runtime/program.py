@@ -1,0 +1,107 @@
+"""A program: one running instance of an agent, and what its chats and tools share."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from drawloom.errors import ConfigError, ReplayMismatch
+from drawloom.events import LineageEnded
+from drawloom.runtime.agent import Agent
+from drawloom.runtime.budget import Account
+from drawloom.runtime.live import Live
+from drawloom.runtime.store import StepRow
+from drawloom.tools.calls import ToolCall
+from drawloom.tools.template import ChatTemplate
+from drawloom.tools.tool import Tool
+
+current_program: ContextVar["Program | None"] = ContextVar("drawloom_program", default=None)
+_scope: ContextVar["Scope | None"] = ContextVar("drawloom_scope", default=None)
+
+
+@dataclass(slots=True)
+class Scope:
+    """Where names are given out, in the order of the calls. Branches of a `gather` have their own,
+    so that what they are called does not depend on who runs first."""
+
+    path: str = ""
+    count: int = 0
+
+    def next(self) -> str:
+        self.count += 1
+        return f"{self.path}{self.count - 1}"
+
+
+@dataclass(slots=True, eq=False)
+class Program:
+    """`replay` holds the steps that a killed predecessor finished, by key."""
+
+    id: str
+    agent: Agent[..., Any]
+    live: Live
+    template: ChatTemplate
+    account: Account
+    replay: dict[str, StepRow] = field(default_factory=dict)
+    root: Scope = field(default_factory=Scope)
+    adopted: bool = False
+    tasks: set["asyncio.Task[Any]"] = field(default_factory=set)
+
+    @property
+    def scope(self) -> Scope:
+        return _scope.get() or self.root
+
+    def recorded(self, key: str, kind: str, name: str) -> StepRow | None:
+        """The step that was recorded under this key. Raises `ReplayMismatch` if it is another."""
+        row = self.replay.get(key)
+        if row is not None and (row.kind, row.name) != (kind, name):
+            raise ReplayMismatch(
+                f"program {self.id} at step {key}: its record says {row.kind} {row.name!r}, "
+                f"the code now does {kind} {name!r}; resume it with the code that began it"
+            )
+        return row
+
+    def tool(self, name: str) -> Tool[..., Any] | None:
+        return next((t for t in self.agent.tools if t.name == name), None)
+
+    def end_lineage(self, lineage: str) -> None:
+        self.live.emit(LineageEnded(self.id, self.full(lineage)))
+
+    def full(self, lineage: str) -> str:
+        """A lineage's name among those of all programs."""
+        return f"{self.id}:{lineage}"
+
+    def call_tool(self, tool: Tool[..., Any], arguments: dict[str, Any]) -> Awaitable[Any]:
+        """A tool that agent code called itself: `ToolHost`."""
+        from drawloom.runtime.toolrun import run_direct
+
+        key = f"call{self.scope.next()}"
+        return run_direct(self, tool, ToolCall(key, tool.name, arguments))
+
+    def spawn(self, work: Awaitable[Any]) -> "asyncio.Task[Any]":
+        """A task that ends with the program."""
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def stop_tasks(self) -> None:
+        tasks = list(self.tasks)
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def running() -> Program:
+    """The program that this code runs in. Raises `ConfigError` outside of one."""
+    program = current_program.get()
+    if program is None:
+        raise ConfigError(
+            "no program runs here: start the agent with `await Runtime(…).run(agent, …)`"
+        )
+    return program
+
+
+__all__ = ["Program", "Scope", "current_program", "running"]

@@ -1,0 +1,381 @@
+"""`Runtime`: owns an engine, a pool of environments, a scheduler and a store; runs programs."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import copy_context
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from drawloom.engine.base import Engine
+from drawloom.environments import Env
+from drawloom.errors import (
+    BudgetExceeded,
+    Cancelled,
+    ConfigError,
+    DrawloomError,
+    ReplayMismatch,
+    SandboxError,
+    SandboxUnavailable,
+)
+from drawloom.events import ProgramEnded, ProgramSubmitted
+from drawloom.graph.declared import Graph
+from drawloom.ids import new_id
+from drawloom.runtime.agent import Agent
+from drawloom.runtime.budget import Account, Usage
+from drawloom.runtime.bus import EventBus, LocalBus, Notice
+from drawloom.runtime.live import Live
+from drawloom.runtime.program import Program, current_program
+from drawloom.runtime.scheduler import make_policy
+from drawloom.runtime.store import StepRow, Store
+from drawloom.sandbox.base import Provider
+from drawloom.sandbox.pool import Pool
+from drawloom.tools.template import ChatTemplate
+from drawloom.tools.tool import tool_host
+
+P = ParamSpec("P")
+R = TypeVar("R")
+log = logging.getLogger("drawloom.runtime")
+
+TINY = "tinyagent"
+
+
+class Run(Generic[R]):
+    """A program that was started."""
+
+    def __init__(self, program: Program, task: "asyncio.Task[R]", bus: EventBus) -> None:
+        self._program, self._task, self._bus = program, task, bus
+
+    @property
+    def id(self) -> str:
+        return self._program.id
+
+    @property
+    def done(self) -> bool:
+        return self._task.done()
+
+    @property
+    def usage(self) -> Usage:
+        return self._program.account.usage
+
+    async def result(self) -> R:
+        """What the agent returns. Raises what it raised, `Cancelled` if it was cancelled."""
+        try:
+            return await asyncio.shield(self._task)
+        except asyncio.CancelledError:
+            if self._task.cancelled():
+                raise Cancelled(f"program {self.id} was cancelled") from None
+            raise
+
+    async def cancel(self) -> None:
+        """Stop it. When this returns everything it held is free."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def events(self) -> AsyncIterator[Notice]:
+        """What happens to it from now on."""
+        async for notice in self._bus.subscribe():
+            if notice.program == self.id:
+                yield notice
+                if notice.kind == "program.ended":
+                    return
+
+
+class Runtime:
+    """Runs agents. Use it as ``async with Runtime(…) as rt``; closing it releases everything.
+
+    Args:
+        model: a model folder, a hub id, ``tinyagent`` (the model in the box), or an `Engine`.
+        store: a SQLAlchemy URL; by default in memory, so nothing can be resumed.
+        policy: how programs are scheduled, by name.
+        sandbox: ``auto`` (Docker if an engine answers, else local processes), ``docker``,
+            ``process``, ``none``, or a `Provider`.
+        docker: the Docker engine's URL; by default as the environment says.
+        pool: most environments kept ready, over all kinds.
+        kv_tokens: tokens of KV cache; 0 takes what fits.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises on entry: `CheckpointError`, `StoreError`, `SandboxUnavailable`, `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        model: str | Engine = TINY,
+        *,
+        store: str = "sqlite://",
+        policy: str = "drawloom",
+        sandbox: str | Provider = "auto",
+        docker: str | None = None,
+        pool: int = 8,
+        kv_tokens: int = 0,
+        device: str = "auto",
+    ) -> None:
+        self._policy = make_policy(policy)
+        self._model, self._url, self._sandbox, self._docker = model, store, sandbox, docker
+        self._pool_size, self._kv_tokens, self._device = pool, kv_tokens, device
+        self._template: ChatTemplate | None = None
+        self._runs: dict[str, Run[Any]] = {}
+        self._live: Live | None = None
+        self.bus: EventBus = LocalBus()
+
+    @property
+    def live(self) -> Live:
+        """Engine, pool, store and scheduler of a runtime that is open."""
+        if self._live is None:
+            raise ConfigError("this runtime is not open: async with Runtime(…) as rt")
+        return self._live
+
+    @property
+    def store(self) -> Store:
+        return self.live.store
+
+    async def __aenter__(self) -> "Runtime":
+        async with contextlib.AsyncExitStack() as undo:
+            store = await asyncio.to_thread(Store, self._url)
+            undo.push_async_callback(store.close)
+            engine = await self._open_engine()
+            undo.push_async_callback(engine.close)
+            provider = await self._open_provider(store.id)
+            pool = Pool(provider, limit=self._pool_size) if provider is not None else None
+            if pool is not None:
+                undo.push_async_callback(pool.close)
+            live = Live(self._policy, engine, pool, store, self.bus)
+            undo.push_async_callback(live.close)
+            self._live = live
+            await self._sweep()
+            self._undo = undo.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for run in list(self._runs.values()):
+            await run.cancel()
+        await self.bus.close()
+        await self._undo.aclose()
+        self._live = None
+
+    # --- programs -------------------------------------------------------------------------
+
+    async def start(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> Run[R]:
+        """Start a program. Raises `ConfigError` if its arguments are not JSON."""
+        try:
+            arguments = to_jsonable_python({"args": list(args), "kwargs": kwargs})
+        except PydanticSerializationError as error:
+            raise ConfigError(f"agent {agent.name}: its arguments must be JSON: {error}") from None
+        id = new_id("prog")
+        options = {"policy": self._policy.name, "tenant": agent.tenant, "priority": agent.priority}
+        await self.store.add_program(id, agent.name, agent.entry, arguments, options)
+        return self._launch(id, agent, args, kwargs, {})
+
+    async def run(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Start a program and wait for its result."""
+        return await (await self.start(agent, *args, **kwargs)).result()
+
+    async def resume(self, agent: Agent[..., R], id: str) -> Run[R]:
+        """Go on with a program whose process died. Finished steps are not run again.
+
+        Raises `StoreError` for an unknown program, `ConfigError` for one that has ended.
+        """
+        row = await self.store.program(id)
+        if id in self._runs:
+            raise ConfigError(f"program {id} is running here already")
+        if row.status == "done":
+            raise ConfigError(f"program {id} is done; there is nothing to resume")
+        if row.agent != agent.name:
+            raise ConfigError(f"program {id} is of agent {row.agent!r}, not {agent.name!r}")
+        replay = {step.key: step for step in await self.store.steps(id)}
+        adopted = await self._adopt(agent, id, replay)
+        arguments = row.arguments
+        return self._launch(id, agent, arguments["args"], arguments["kwargs"], replay, adopted)
+
+    def _launch(
+        self,
+        id: str,
+        agent: Agent[..., R],
+        args: Any,
+        kwargs: Any,
+        replay: dict[str, StepRow],
+        adopted: bool = False,
+    ) -> Run[R]:
+        if self._template is None:
+            raise ConfigError("this engine has no chat template: programs need a chat model")
+        program = Program(id, agent, self.live, self._template, Account(agent.budget), replay)
+        program.adopted = adopted
+        for env in _envs(agent):
+            self.live.know(env)
+        context = copy_context()
+        context.run(current_program.set, program)
+        context.run(tool_host.set, program)
+        work = self._program(program, lambda: agent.fn(*args, **kwargs))
+        task = asyncio.get_running_loop().create_task(work, context=context)
+        task.add_done_callback(_retrieve)
+        run = self._runs[id] = Run(program, task, self.bus)
+        return run
+
+    async def _program(self, program: Program, body: Callable[[], Awaitable[R]]) -> R:
+        status, result, words = "failed", None, None
+        live, agent = self.live, program.agent
+        try:
+            await self._admission(program)
+            await self.store.set_program(program.id, status="running", started=time.time())
+            live.note(program.id, "program.started")
+            async with _deadline(agent.budget.seconds):
+                value = await body()
+            result, status = to_jsonable_python(value, fallback=str), "done"
+            return value
+        except asyncio.CancelledError:
+            status, words = "cancelled", "cancelled"
+            raise
+        except Exception as error:
+            words = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self._runs.pop(program.id, None)
+            live.emit(ProgramEnded(program.id))
+            await asyncio.shield(self._end(program, status, result, words))
+
+    async def _admission(self, program: Program) -> None:
+        live, agent = self.live, program.agent
+        admitted = live.expect_admission(program.id)
+        deadline = time.monotonic() + agent.deadline if agent.deadline is not None else None
+        envs = tuple(e.key for e in _envs(agent)) if live.pool is not None else ()
+        live.note(program.id, "program.submitted")
+        live.emit(
+            ProgramSubmitted(
+                program.id, agent.name, agent.tenant, agent.priority, deadline, envs,
+                agent.expect_tokens, agent.expect_steps,
+            )
+        )  # fmt: skip
+        async with _deadline(agent.budget.seconds):
+            await admitted
+
+    async def _end(self, program: Program, status: str, result: Any, words: str | None) -> None:
+        await program.stop_tasks()
+        await self.live.settle()
+        values = {"status": status, "result": result, "error": words, "ended": time.time()}
+        await self.store.set_program(program.id, **values)
+        self.live.note(program.id, "program.ended", status=status, error=words)
+
+    # --- what a runtime owns --------------------------------------------------------------
+
+    async def _open_engine(self) -> Engine:
+        if not isinstance(self._model, str):
+            self._template = getattr(self._model, "template", None)
+            return self._model
+        from drawloom.engine.checkpoint import resolve
+        from drawloom.engine.config import EngineConfig
+        from drawloom.engine.local import LocalEngine
+
+        folder = str(tiny_model()) if self._model == TINY else self._model
+        config = EngineConfig(device=self._device, kv_tokens=self._kv_tokens)
+        path = await asyncio.to_thread(resolve, folder)
+        self._template = ChatTemplate.load(path)
+        return await asyncio.to_thread(LocalEngine.load, str(path), config)
+
+    async def _open_provider(self, owner: str) -> Provider | None:
+        kind = self._sandbox
+        if not isinstance(kind, str):
+            return kind
+        if kind not in ("auto", "docker", "process", "none"):
+            raise ConfigError(f"sandbox {kind!r}: choose auto, docker, process or none")
+        if kind in ("auto", "docker"):
+            from drawloom.sandbox.docker import DockerProvider
+
+            try:
+                return await asyncio.to_thread(DockerProvider, owner, self._docker)
+            except SandboxUnavailable:
+                if kind == "docker":
+                    raise
+        if kind == "none":
+            return None
+        from drawloom.sandbox.process import ProcessProvider
+
+        return ProcessProvider(owner)
+
+    async def _sweep(self) -> None:
+        """Remove what a killed owner of this store left behind and no program can come back to."""
+        pool = self.live.pool
+        if pool is None:
+            return
+        wanted = set()
+        for lease in await self.store.leases():
+            with contextlib.suppress(DrawloomError):
+                if (await self.store.program(lease.program)).open:
+                    wanted.add(lease.sandbox)
+        for box in await pool.provider.owned():
+            if box.id not in wanted:
+                log.info("removing environment %s, left by an earlier process", box.id)
+                await pool.provider.destroy(box.id)
+
+    async def _adopt(self, agent: Agent[..., Any], id: str, replay: dict[str, StepRow]) -> bool:
+        """Take over the program's environments. Raises `SandboxDied` when its files are lost."""
+        envs = {e.key: e for e in _envs(agent)}
+        leases = [row for row in await self.store.leases() if row.program == id]
+        for lease in leases:
+            if lease.env in envs:
+                await self.live.adopt(envs[lease.env], id, lease.sandbox)
+        names = {t.name for t in agent.tools if t.env is not None}
+        touched = [s for s in replay.values() if s.kind == "tool" and s.name in names]
+        if touched and not leases:
+            raise SandboxError(
+                f"program {id} cannot be resumed: its environment was removed, and the files that "
+                "its steps wrote with it"
+            )
+        return bool(leases)
+
+
+def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
+    """A declared graph as an agent: it is run with its state, and returns it."""
+    graph.check()
+
+    async def run(state: Any) -> Any:
+        from drawloom.runtime.program import running
+
+        program = running()
+        learned = program.live.scheduler.world.graph(graph.name)
+        for (source, target), p in graph.priors().items():
+            if not learned.nx.has_edge(source, target):
+                learned.declare(source, target, p)
+        kind = graph.state
+        if isinstance(state, dict) and not isinstance(state, kind):
+            state = kind(**state)  # a resumed program's state comes from JSON
+        return await graph.run(state, learned.observe)
+
+    run.__module__, run.__qualname__ = "drawloom.runtime.runtime", f"graph:{graph.name}"
+    return Agent(run, name=graph.name, **options)
+
+
+def tiny_model() -> Any:
+    """The folder of the model in the box."""
+    from pathlib import Path
+
+    return Path(__file__).parent / "demo" / "model"
+
+
+def _envs(agent: Agent[..., Any]) -> list[Env]:
+    return list({t.env.key: t.env for t in agent.tools if t.env is not None}.values())
+
+
+@contextlib.asynccontextmanager
+async def _deadline(seconds: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise BudgetExceeded(f"the budget of {seconds:g} seconds is spent") from None
+
+
+def _retrieve(task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled():
+        task.exception()  # it is in the store; nobody may be waiting for it
+
+
+__all__ = ["TINY", "ReplayMismatch", "Run", "Runtime", "graph_agent", "tiny_model"]

@@ -1,0 +1,176 @@
+"""The sandbox seam: providers make environments, environments run commands."""
+
+import itertools
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+from drawloom.environments import Env, ExecResult
+from drawloom.errors import SandboxDied, SandboxError
+from drawloom.sandbox.wire import Reply, Wire
+
+WORK = "/work"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedSandbox:
+    """An environment that exists on a host, whoever remembers it."""
+
+    id: str
+    key: str
+    created: float
+
+
+class LiveSandbox:
+    """An environment with a helper in it. Implements `Sandbox`, and what its owner needs.
+
+    `exec` takes a `key`: the helper keeps the result under it until `ack`, so an owner that lost
+    its memory asks again and nothing runs twice.
+    """
+
+    def __init__(self, id: str, env: Env, wire: Wire) -> None:
+        self._id, self.env, self._wire = id, env, wire
+        self._numbers = itertools.count()
+        self.touched = False
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def alive(self) -> bool:
+        return self._wire.alive
+
+    @property
+    def isolation(self) -> int:
+        """0 none, 1 partly (or a container's), 2 all namespaces; see `helper.c`."""
+        return self._wire.isolation
+
+    async def exec(
+        self,
+        *argv: str,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        key: str | None = None,
+    ) -> ExecResult:
+        if not argv or not argv[0] or any("\0" in a for a in argv):
+            raise SandboxError("exec needs a command, and no NUL in its arguments")
+        self.touched = True
+        name = key or self._unique("x")
+        if key is not None and (kept := await self._kept(key, timeout)) is not None:
+            return kept
+        args = b"\0".join(a.encode() for a in argv) + b"\0"
+        limit = 0 if timeout is None else max(1, int(timeout * 1000))
+        head = f"exec {name} {limit} {self.env.output_cap} {len(args)} {len(stdin)}"
+        result = _result(await self._wire.call(head, args, stdin, timeout=timeout), argv[0])
+        if key is None:
+            await self.ack(name)
+        return result
+
+    async def _kept(self, key: str, timeout: float | None) -> ExecResult | None:
+        """The result of an exec that an earlier owner started, when it ends; None if none did."""
+        reply = await self._wire.call(f"result {key}", timeout=10.0)
+        if reply.kind == "running":  # its answer comes under the same name
+            reply = await self._wire.wait(key, timeout)
+        return None if reply.kind == "missing" else _result(reply, key)
+
+    async def ack(self, key: str) -> None:
+        """The result is safe elsewhere; the helper may forget it."""
+        await self._wire.tell(f"ack {key}")
+
+    async def cancel(self, key: str) -> None:
+        """Kill a running exec; its result says that it timed out."""
+        await self._wire.tell(f"cancel {key}")
+
+    async def sh(self, command: str, *, timeout: float | None = None) -> ExecResult:
+        return await self.exec("/bin/sh", "-c", command, timeout=timeout)
+
+    async def write(self, path: str, data: bytes) -> None:
+        self.touched = True
+        name = path.encode()
+        head = f"write {self._unique('w')} {len(name)} {len(data)}"
+        self._check(await self._wire.call(head, name, data, timeout=60.0), path)
+
+    async def read(self, path: str, *, limit: int = 16 << 20) -> bytes:
+        name = path.encode()
+        head = f"read {self._unique('r')} {limit} {len(name)}"
+        return self._check(await self._wire.call(head, name, timeout=60.0), path)
+
+    async def ping(self) -> None:
+        """Show the helper that its owner lives. Raises `SandboxDied` if it does not answer."""
+        await self._wire.call(f"hello {self._unique('p')}", timeout=10.0)
+
+    async def destroy(self) -> None:
+        """Remove the environment and all that is in it. Harmless when it is gone already."""
+        self._wire.end("it was destroyed")
+
+    def _unique(self, kind: str) -> str:
+        return f"{kind}{os.getpid()}-{next(self._numbers)}"
+
+    @staticmethod
+    def _check(reply: Reply, path: str) -> bytes:
+        if reply.kind == "error":
+            raise SandboxError(f"{path}: {reply.data.decode(errors='replace')}")
+        return reply.data
+
+
+def _result(reply: Reply, what: str) -> ExecResult:
+    if reply.kind == "error":
+        raise SandboxError(f"{what} could not be started: {reply.data.decode(errors='replace')}")
+    if reply.kind != "exit":
+        raise SandboxDied(f"{what}: unexpected answer {reply.kind!r}")
+    code, timed_out, total, micros = reply.numbers
+    return ExecResult(code, reply.data, total, micros / 1e6, bool(timed_out))
+
+
+class Provider(Protocol):
+    """Makes and finds environments on one host."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def adopts(self) -> bool:
+        """Whether an environment outlives its owner, so that another can take it over."""
+        ...
+
+    async def check(self, env: Env) -> None:
+        """Raise `ImageNotFound` if this environment can never be made here."""
+        ...
+
+    async def create(self, env: Env, id: str) -> LiveSandbox:
+        """A new environment, ready to run commands. Raises `SandboxError`."""
+        ...
+
+    async def adopt(self, env: Env, id: str) -> LiveSandbox:
+        """Take over an environment of a dead owner, its files as they are.
+
+        Raises `SandboxDied` when it is gone.
+        """
+        ...
+
+    async def owned(self) -> list[OwnedSandbox]:
+        """The environments of this owner that exist on the host."""
+        ...
+
+    async def destroy(self, id: str) -> None:
+        """Remove an environment by its id, alive or not; harmless when there is none."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+async def set_up(box: LiveSandbox) -> None:
+    """Run an environment's setup commands. Raises `SandboxError` with the output of a failure."""
+    for command in box.env.setup:
+        result = await box.sh(command, timeout=600.0)
+        if result.code or result.timed_out:
+            await box.destroy()
+            raise SandboxError(f"setup {command!r} failed ({result.code}): {result.text[-500:]}")
+    box.touched = False
+
+
+__all__ = ["WORK", "LiveSandbox", "OwnedSandbox", "Provider", "set_up"]

@@ -1,0 +1,221 @@
+"""Environments as Docker containers: hardened, labelled, spoken to through one attached stream.
+
+docker-py makes, finds and removes containers, in threads; commands go through the helper, never
+through `docker exec` (62-70 ms each and 15 a second for a whole host, research/sandbox.md §2.2).
+A container outlives its owner by `ttl` seconds, so that a killed program finds its files again.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from requests.exceptions import RequestException
+
+from drawloom import errors
+from drawloom.environments import Env, parse_size
+from drawloom.errors import SandboxDied, SandboxError, SandboxUnavailable
+from drawloom.sandbox.base import WORK, LiveSandbox, OwnedSandbox, set_up
+from drawloom.sandbox.helper import helper_path
+from drawloom.sandbox.wire import Wire
+
+T = TypeVar("T")
+
+LABEL = "drawloom"
+_HELPER = "/.drawloom/helper"
+_CREATES = 4  # the daemon serialises starts: more in flight only wait longer (§2.3)
+_ADOPT_SECONDS = 600
+
+
+class DockerSandbox(LiveSandbox):
+    """A container and the stream to the helper in it."""
+
+    def __init__(self, id: str, env: Env, provider: "DockerProvider", sock: socket.socket) -> None:
+        super().__init__(id, env, Wire(id, self._send))
+        self._provider = provider
+        self._sock = sock
+        self._reader = asyncio.create_task(self._read())
+
+    async def _send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self._sock, data)
+
+    async def _read(self) -> None:
+        """Undo Docker's framing: 8 bytes, the stream's number and a length, before each piece."""
+        loop, buffer = asyncio.get_running_loop(), bytearray()
+        try:
+            while data := await loop.sock_recv(self._sock, 1 << 17):
+                buffer += data
+                while len(buffer) >= 8:
+                    (size,) = struct.unpack_from(">I", buffer, 4)
+                    if len(buffer) < 8 + size:
+                        break
+                    self._wire.feed(bytes(buffer[8 : 8 + size]))
+                    del buffer[: 8 + size]
+        except OSError as error:
+            self._wire.end(str(error))
+        self._wire.end("its container ended")
+
+    async def detach(self) -> None:
+        """Let go of the container without ending it."""
+        self._reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reader
+        self._wire.end("it was let go")
+        self._sock.close()
+
+    async def destroy(self) -> None:
+        await super().destroy()
+        await self.detach()
+        await self._provider.destroy(self.id)
+
+
+class DockerProvider:
+    """Implements `Provider` over one Docker engine. `owner` labels what it makes."""
+
+    name = "docker"
+    adopts = True
+
+    def __init__(self, owner: str, url: str | None = None, ttl: float = _ADOPT_SECONDS) -> None:
+        self._owner, self._ttl = owner, ttl
+        self._creates = asyncio.Semaphore(_CREATES)
+        self._live: dict[str, DockerSandbox] = {}
+        try:
+            options: dict[str, Any] = {"timeout": 60, "max_pool_size": 16}
+            self._client = (
+                docker.DockerClient(base_url=url, **options) if url else docker.from_env(**options)
+            )
+            self.host = str(self._client.info()["Name"])
+        except (DockerException, RequestException) as error:
+            raise SandboxUnavailable(f"no Docker engine answers: {error}") from None
+
+    async def check(self, env: Env) -> None:
+        await self._call(lambda: self._client.images.get(env.image), env)
+        helper_path()
+
+    async def create(self, env: Env, id: str) -> LiveSandbox:
+        async with self._creates:
+            try:
+                sock = await self._call(lambda: self._start(env, id), env)
+                box = await self._open(env, id, sock)
+            except (SandboxError, asyncio.CancelledError):
+                # a failure or a time-out here says nothing about what the daemon did
+                await asyncio.shield(self.destroy(id))
+                raise
+        await set_up(box)
+        return box
+
+    async def adopt(self, env: Env, id: str) -> LiveSandbox:
+        try:
+            sock = await self._call(lambda: self._attach(self._container(id)), env)
+        except SandboxError as error:
+            raise SandboxDied(f"environment {id} is gone, and its files with it: {error}") from None
+        return await self._open(env, id, sock)
+
+    async def _open(self, env: Env, id: str, sock: socket.socket) -> DockerSandbox:
+        box = DockerSandbox(id, env, self, sock)
+        try:
+            await box._wire.hello()
+        except SandboxDied:
+            await box.detach()
+            raise
+        self._live[id] = box
+        return box
+
+    def _start(self, env: Env, id: str) -> socket.socket:
+        command = [_HELPER, "--ttl", str(int(self._ttl)), "--dir", WORK]
+        memory = parse_size(env.memory)
+        container = self._client.containers.create(
+            env.image,
+            entrypoint=command,
+            name=f"{LABEL}-{id}",
+            labels={
+                LABEL: id,
+                f"{LABEL}.owner": self._owner,
+                f"{LABEL}.key": env.key,
+                f"{LABEL}.created": str(time.time()),
+            },
+            volumes={str(helper_path()): {"bind": _HELPER, "mode": "ro"}},
+            network_mode="bridge" if env.network else "none",
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges"],
+            mem_limit=memory,
+            memswap_limit=memory,
+            nano_cpus=int(env.cpus * 1e9),
+            pids_limit=env.pids,
+            ulimits=[
+                docker.types.Ulimit(name="core", soft=0, hard=0),
+                docker.types.Ulimit(name="nofile", soft=1024, hard=1024),
+            ],
+            log_config=docker.types.LogConfig(type="none"),
+            stdin_open=True,
+            auto_remove=True,
+            working_dir="/",
+            user="0:0",
+        )
+        sock = self._attach(container)
+        try:
+            container.start()
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _container(self, id: str) -> Any:
+        container = self._client.containers.get(f"{LABEL}-{id}")
+        if container.status != "running":
+            raise NotFound(f"its container is {container.status}")
+        return container
+
+    def _attach(self, container: Any) -> socket.socket:
+        stream = container.attach_socket(params={"stdin": 1, "stdout": 1, "stream": 1})
+        inner = getattr(stream, "_sock", stream)
+        sock = socket.socket(fileno=os.dup(inner.fileno()))
+        stream.close()
+        sock.setblocking(False)
+        return sock
+
+    async def owned(self) -> list[OwnedSandbox]:
+        wanted: dict[str, str | list[str] | bool] = {"label": f"{LABEL}.owner={self._owner}"}
+        found = await self._call(lambda: self._client.containers.list(all=True, filters=wanted))
+        return [
+            OwnedSandbox(
+                c.labels[LABEL], c.labels[f"{LABEL}.key"], float(c.labels[f"{LABEL}.created"])
+            )
+            for c in found
+        ]
+
+    async def destroy(self, id: str) -> None:
+        self._live.pop(id, None)
+        try:
+            await self._call(
+                lambda: self._client.api.remove_container(f"{LABEL}-{id}", v=True, force=True)
+            )
+        except SandboxError as error:
+            if "No such container" not in str(error) and "already in progress" not in str(error):
+                raise
+
+    async def close(self) -> None:
+        for box in list(self._live.values()):
+            await box.detach()
+        await asyncio.to_thread(self._client.close)
+
+    async def _call(self, work: Callable[[], T], env: Env | None = None) -> T:
+        try:
+            return await asyncio.to_thread(work)
+        except ImageNotFound:
+            image = env.image if env else "?"
+            raise errors.ImageNotFound(
+                f"image {image!r} is not on this Docker engine: docker pull {image}, or build it"
+            ) from None
+        except (APIError, DockerException, RequestException, OSError) as error:
+            detail = getattr(error, "explanation", None) or error
+            raise SandboxError(f"Docker: {detail}") from None
+
+
+__all__ = ["LABEL", "DockerProvider", "DockerSandbox"]

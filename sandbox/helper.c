@@ -1,0 +1,497 @@
+/* The helper: the one process drawloom keeps in an environment.
+ *
+ * It runs commands and moves files for its owner over stdin and stdout, so that a call costs a fork
+ * and not a `docker exec` (2 ms against 65). Statically linked, it needs nothing from the image.
+ *
+ *   helper [--ttl S] [--dir D] [--isolate [--network] --memory B --pids N]
+ *
+ * Request: one header line, then its payloads.        Reply: one header line, then its payload.
+ *   exec ID TIMEOUT_MS CAP ARGS_LEN STDIN_LEN            =DL ID exit CODE TIMED_OUT TOTAL MICROS LEN
+ *   write ID PATH_LEN DATA_LEN                           =DL ID ok 0 0 0 0 LEN
+ *   read ID LIMIT PATH_LEN 0                             =DL ID error ERRNO 0 0 0 LEN
+ *   result ID | ack ID | cancel ID | hello ID            =DL ID running|missing 0 0 0 0 0
+ *
+ * Arguments are joined by NUL. stdout and stderr are one stream; of more than CAP bytes the first
+ * and last halves are kept, here, so that a flood never leaves the environment. A result is kept
+ * until it is acknowledged: an owner that died asks again with `result`. A command ends when its
+ * own process does, even if a child of it still holds its output. After a timeout nothing of it is
+ * left: its group at once, and whatever it detached as soon as no other command runs.
+ * With --isolate the helper first leaves the host behind as far as it is let: own user, mount,
+ * process, network and IPC namespaces, everything read-only but its folder, no capabilities.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/mount.h>
+#include <net/if.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { JOBS = 64, NAME = 64, MAX_PAYLOAD = 256 << 20, STALE_MS = 5000, NOBODY = 65534 };
+enum state { UNUSED, RUNNING, DONE, DRAINING };
+
+struct job {
+    enum state state;
+    char id[NAME];
+    pid_t pid;
+    int out, timed_out, code;
+    long long begun, deadline, took, total;
+    size_t cap, head, tail, at; /* bytes kept in front, at the end, and where the end begins */
+    char *data;
+};
+
+static struct job jobs[JOBS];
+static const char *folder = "/";
+static int isolated, sweep, networked; /* isolated: see isolate(); 1 in a container */
+static long long memory, pids;
+
+static long long now_us(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000LL + t.tv_nsec / 1000;
+}
+
+static void send_all(const char *data, size_t size) {
+    while (size) {
+        ssize_t n = write(1, data, size);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) _exit(1);
+        data += n, size -= n;
+    }
+}
+
+static void reply(const char *id, const char *kind, long a, long b, long long c, long long d,
+                  size_t size) {
+    char line[256];
+    int n = snprintf(line, sizeof line, "=DL %s %s %ld %ld %lld %lld %zu\n", id, kind, a, b, c, d, size);
+    send_all(line, n);
+}
+
+static void fail(const char *id, int error) {
+    const char *text = strerror(error);
+    reply(id, "error", error, 0, 0, 0, strlen(text));
+    send_all(text, strlen(text));
+}
+
+static struct job *find(const char *id) {
+    for (int i = 0; i < JOBS; i++)
+        if ((jobs[i].state == RUNNING || jobs[i].state == DONE) && !strcmp(jobs[i].id, id)) return &jobs[i];
+    return NULL;
+}
+
+static int running(void) {
+    int n = 0;
+    for (int i = 0; i < JOBS; i++) n += jobs[i].state == RUNNING;
+    return n;
+}
+
+/* --- output ------------------------------------------------------------------------------- */
+
+static void keep(struct job *j, const char *data, size_t size) {
+    size_t half = j->cap / 2, rest = j->cap - half;
+    j->total += size;
+    if (j->head < half) {
+        size_t n = size < half - j->head ? size : half - j->head;
+        memcpy(j->data + j->head, data, n);
+        j->head += n, data += n, size -= n;
+    }
+    if (size > rest) data += size - rest, size = rest; /* only the last bytes can survive */
+    while (size) {
+        size_t n = rest - j->at < size ? rest - j->at : size;
+        memcpy(j->data + half + j->at, data, n);
+        j->at = (j->at + n) % rest, data += n, size -= n;
+        j->tail = j->tail + n < rest ? j->tail + n : rest;
+    }
+}
+
+/* Read what is there; 0 when the last writer is gone. */
+static int drain(struct job *j) {
+    char buffer[65536];
+    for (int turns = 0; turns < 64; turns++) {
+        ssize_t n = read(j->out, buffer, sizeof buffer);
+        if (n > 0 && j->state == RUNNING) keep(j, buffer, n);
+        if (n == 0) return 0;
+        if (n < 0) return errno == EAGAIN || errno == EINTR;
+    }
+    return 1;
+}
+
+static void report(struct job *j) {
+    size_t half = j->cap / 2, rest = j->cap - half;
+    reply(j->id, "exit", j->code, j->timed_out, j->total, j->took, j->head + j->tail);
+    send_all(j->data, j->head);
+    if (j->tail < rest) {
+        send_all(j->data + half, j->tail);
+    } else {
+        send_all(j->data + half + j->at, rest - j->at);
+        send_all(j->data + half, j->at);
+    }
+}
+
+/* --- processes ---------------------------------------------------------------------------- */
+
+/* SIGKILL to everything we can reach by kinship; 0 when there was nobody. */
+static int kill_children(void) {
+    char path[64], buffer[4096];
+    snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
+    int fd = open(path, O_RDONLY | O_CLOEXEC), found = 0;
+    ssize_t n = fd < 0 ? 0 : read(fd, buffer, sizeof buffer - 1);
+    if (fd >= 0) close(fd);
+    buffer[n > 0 ? n : 0] = 0;
+    for (char *p = strtok(buffer, " "); p; p = strtok(NULL, " ")) kill(atoi(p), SIGKILL), found++;
+    return found;
+}
+
+/* Kill all but ourselves, until a round finds nobody: a fork bomb loses that race. As process 1 we
+ * own the whole process namespace; elsewhere only our descendants (orphans come to us) are ours. */
+static void kill_everything(void) {
+    for (int i = 0; i < 5000; i++) {
+        if (getpid() == 1 ? kill(-1, SIGKILL) && errno == ESRCH : !kill_children()) return;
+        while (waitpid(-1, NULL, WNOHANG) > 0) {
+        }
+        usleep(200);
+    }
+}
+
+static void finish(struct job *j, int status) {
+    int open = drain(j);
+    j->code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    j->took = now_us() - j->begun;
+    j->state = DONE;
+    if (j->timed_out) sweep = 1;
+    if (sweep && !running()) {
+        kill_everything();
+        sweep = 0, open = 0;
+    }
+    report(j);
+    if (!open) close(j->out), j->out = -1;
+}
+
+static void reap(void) {
+    int status;
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+        for (int i = 0; i < JOBS; i++)
+            if (jobs[i].state == RUNNING && jobs[i].pid == pid) finish(&jobs[i], status);
+}
+
+static void drop_capabilities(void) {
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct none[2] = {{0}};
+    for (int c = 0; c < 64; c++) prctl(PR_CAPBSET_DROP, c, 0, 0, 0);
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    syscall(SYS_capset, &header, none);
+}
+
+static void limit(int what, long long value) {
+    struct rlimit l = {value, value};
+    if (value > 0) setrlimit(what, &l);
+}
+
+static void child(char **argv, int input, int output) {
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    setsid();
+    dup2(input, 0), dup2(output, 1), dup2(output, 2);
+    syscall(SYS_close_range, 3, ~0U, 0);
+    struct rlimit no_core = {0, 0};
+    setrlimit(RLIMIT_CORE, &no_core);
+    if (isolated > 1) {
+        limit(RLIMIT_DATA, memory), limit(RLIMIT_NPROC, pids), limit(RLIMIT_NOFILE, 1024);
+        drop_capabilities();
+    }
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    execvp(argv[0], argv);
+    dprintf(2, "%s: %s\n", argv[0], strerror(errno));
+    _exit(errno == ENOENT ? 127 : 126);
+}
+
+static struct job *new_job(void) {
+    for (int i = 0; i < JOBS; i++)
+        if (jobs[i].state == UNUSED) return &jobs[i];
+    return NULL;
+}
+
+static void start(const char *id, long timeout_ms, size_t cap, char *args, size_t size,
+                  const char *input, size_t input_size) {
+    struct job *j = find(id) ? NULL : new_job();
+    char *argv[1024];
+    int argc = 0, pipes[2];
+    if (!j) return fail(id, find(id) ? EEXIST : EAGAIN);
+    for (char *p = args; p < args + size && argc < 1023; p += strlen(p) + 1) argv[argc++] = p;
+    argv[argc] = NULL;
+    if (!argc) return fail(id, EINVAL);
+    int in = memfd_create("stdin", MFD_CLOEXEC);
+    if (in < 0 || write(in, input, input_size) != (ssize_t)input_size || lseek(in, 0, SEEK_SET))
+        return fail(id, errno ? errno : EIO);
+    if (pipe2(pipes, O_CLOEXEC)) return close(in), fail(id, errno);
+    *j = (struct job){.begun = now_us(), .cap = cap < 64 ? 64 : cap, .out = pipes[0]};
+    j->deadline = timeout_ms > 0 ? j->begun + timeout_ms * 1000LL : 0;
+    j->data = malloc(j->cap);
+    snprintf(j->id, NAME, "%s", id);
+    fcntl(pipes[0], F_SETFL, O_NONBLOCK);
+    j->pid = j->data ? fork() : -1;
+    if (j->pid == 0) child(argv, in, pipes[1]);
+    int error = errno;
+    close(in), close(pipes[1]);
+    if (j->pid < 0) {
+        close(pipes[0]), free(j->data);
+        j->state = UNUSED;
+        return fail(id, error);
+    }
+    j->state = RUNNING;
+}
+
+static void stop(struct job *j) {
+    j->timed_out = 1;
+    j->deadline = 0;
+    kill(-j->pid, SIGKILL);
+    kill(j->pid, SIGKILL);
+}
+
+static void forget(struct job *j) {
+    free(j->data);
+    j->data = NULL;
+    j->state = j->out >= 0 ? DRAINING : UNUSED; /* a daemon may still hold its output: no SIGPIPE */
+}
+
+/* --- files -------------------------------------------------------------------------------- */
+
+static void make_parents(char *path) {
+    for (char *p = path + 1; (p = strchr(p, '/')); p++) *p = 0, mkdir(path, 0777), *p = '/';
+}
+
+static void put(const char *id, char *path, const char *data, size_t size) {
+    make_parents(path);
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd < 0) return fail(id, errno);
+    size_t done = 0;
+    while (done < size) {
+        ssize_t n = write(fd, data + done, size - done);
+        if (n <= 0) {
+            int error = errno;
+            close(fd);
+            return fail(id, error);
+        }
+        done += n;
+    }
+    close(fd);
+    reply(id, "ok", 0, 0, 0, 0, 0);
+}
+
+static void get(const char *id, const char *path, size_t most) {
+    struct stat s;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return fail(id, errno);
+    if (fstat(fd, &s) || !S_ISREG(s.st_mode)) return close(fd), fail(id, S_ISDIR(s.st_mode) ? EISDIR : EINVAL);
+    if ((size_t)s.st_size > most) return close(fd), fail(id, EFBIG);
+    char *data = malloc(most + 1);
+    size_t size = 0;
+    ssize_t n = data ? 1 : -1;
+    while (n > 0 && size < most && (n = read(fd, data + size, most - size)) > 0) size += n;
+    close(fd);
+    if (n < 0) fail(id, errno);
+    else reply(id, "ok", 0, 0, 0, 0, size), send_all(data, size);
+    free(data);
+}
+
+/* --- requests ----------------------------------------------------------------------------- */
+
+/* Carry out the request at the head of the buffer. Its length, 0 if incomplete, -1 if nonsense. */
+static ssize_t serve(char *buffer, size_t size) {
+    char *end = memchr(buffer, '\n', size < 512 ? size : 512);
+    char op[16], id[NAME];
+    long long a = 0, b = 0, c = 0, d = 0;
+    if (!end) return size >= 512 ? -1 : 0;
+    *end = 0;
+    int fields = sscanf(buffer, "%15s %63s %lld %lld %lld %lld", op, id, &a, &b, &c, &d);
+    *end = '\n';
+    if (fields < 2) return end - buffer + 1; /* an empty line: an owner finding its place */
+    char *body = end + 1;
+    size_t have = size - (body - buffer);
+    size_t first = !strcmp(op, "exec") ? c : !strcmp(op, "write") ? a : !strcmp(op, "read") ? b : 0;
+    size_t second = !strcmp(op, "exec") ? d : !strcmp(op, "write") ? b : 0;
+    if (first > MAX_PAYLOAD || second > MAX_PAYLOAD) return -1;
+    if (have < first + second) return 0;
+    char *text = strndup(body, first); /* a path; exec keeps its NULs in the buffer */
+    struct job *j = find(id);
+    if (!strcmp(op, "exec")) {
+        char *args = calloc(1, first + 1);
+        memcpy(args, body, first);
+        start(id, a, b, args, first, body + first, second);
+        free(args);
+    } else if (!strcmp(op, "write")) put(id, text, body + first, second);
+    else if (!strcmp(op, "read")) get(id, text, a);
+    else if (!strcmp(op, "hello")) reply(id, "ok", isolated, 0, 0, 0, 0);
+    else if (!j) reply(id, "missing", 0, 0, 0, 0, 0);
+    else if (!strcmp(op, "result")) {
+        if (j->state == DONE) report(j);
+        else reply(id, "running", 0, 0, 0, 0, 0);
+    } else if (!strcmp(op, "ack") && j->state == DONE) forget(j);
+    else if (!strcmp(op, "cancel") && j->state == RUNNING) stop(j);
+    free(text);
+    return body + first + second - buffer;
+}
+
+/* --- isolation ---------------------------------------------------------------------------- */
+
+static int put_text(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    int ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+    if (fd >= 0) close(fd);
+    return ok;
+}
+
+static int read_only(const char *path, int flags, int on) {
+    struct mount_attr attr = {0};
+    if (on) attr.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID;
+    else attr.attr_clr = MOUNT_ATTR_RDONLY;
+    return syscall(SYS_mount_setattr, AT_FDCWD, path, flags, &attr, sizeof attr);
+}
+
+/* Leave the host. 2 if all of it worked, 1 if processes and files of others are still in sight. */
+static int isolate(void) {
+    uid_t uid = getuid();
+    gid_t gid = getgid();
+    char map[64];
+    if (uid == 0) {
+        uid = gid = NOBODY;
+        if (chown(folder, uid, gid) || setgroups(0, NULL) || setresgid(gid, gid, gid) ||
+            setresuid(uid, uid, uid))
+            return 0;
+        prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+    }
+    int spaces = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS;
+    if (unshare(networked ? spaces : spaces | CLONE_NEWNET)) return 0;
+    put_text("/proc/self/setgroups", "deny");
+    snprintf(map, sizeof map, "0 %d 1", uid);
+    if (!put_text("/proc/self/uid_map", map)) return 0;
+    snprintf(map, sizeof map, "0 %d 1", gid);
+    if (!put_text("/proc/self/gid_map", map)) return 0;
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP};
+    if (fd >= 0) ioctl(fd, SIOCSIFFLAGS, &lo), close(fd);
+    pid_t pid = fork(); /* the first process of the new process namespace */
+    if (pid < 0) return 0;
+    if (pid > 0) {
+        int status;
+        close(0), close(1);
+        waitpid(pid, &status, 0);
+        _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+    }
+    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL)) return 1;
+    if (mount(folder, folder, NULL, MS_BIND | MS_REC, NULL)) return 1;
+    int here = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (here < 0 || read_only("/", AT_RECURSIVE, 1) || read_only(folder, 0, 0)) return 1;
+    char self[64];
+    snprintf(self, sizeof self, "/proc/self/fd/%d", here);
+    const char *hidden[] = {"/run", "/var/run", "/home", "/root", "/tmp", "/var/tmp", "/dev/shm", NULL};
+    for (int i = 0; hidden[i]; i++) { /* sockets of the host, and its users' files */
+        struct stat s;
+        if (!lstat(hidden[i], &s) && S_ISDIR(s.st_mode) && mount("none", hidden[i], "tmpfs", MS_NOSUID, "size=64m"))
+            return 1;
+    }
+    char target[4096];
+    snprintf(target, sizeof target, "%s", folder);
+    make_parents(target); /* the folder may have been under one of them */
+    mkdir(target, 0755);
+    if (mount(self, target, NULL, MS_BIND, NULL)) return 1;
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    return 2;
+}
+
+int main(int argc, char **argv) {
+    long ttl = 0;
+    int want = 0;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--isolate")) want = 1;
+        else if (!strcmp(argv[i], "--network")) networked = 1;
+        else if (i + 1 == argc) return 2;
+        else if (!strcmp(argv[i], "--ttl")) ttl = atol(argv[++i]);
+        else if (!strcmp(argv[i], "--dir")) folder = argv[++i];
+        else if (!strcmp(argv[i], "--memory")) memory = atoll(argv[++i]);
+        else if (!strcmp(argv[i], "--pids")) pids = atoll(argv[++i]);
+        else return 2;
+    }
+    isolated = want ? isolate() : 1;
+    mkdir(folder, 0777);
+    if (chdir(folder)) return 3;
+    setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 0);
+    setenv("HOME", folder, 1);
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+    signal(SIGPIPE, SIG_DFL);
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    int children = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    size_t size = 0, room = 1 << 16;
+    char *buffer = malloc(room);
+    long long heard = now_us();
+    for (;;) {
+        struct pollfd polls[JOBS + 2] = {{0, POLLIN, 0}, {children, POLLIN, 0}};
+        int which[JOBS + 2], n = 2;
+        long long now = now_us(), next = size ? heard + STALE_MS * 1000LL : now + 3600000000LL;
+        if (ttl && heard + ttl * 1000000LL < next) next = heard + ttl * 1000000LL;
+        for (int i = 0; i < JOBS; i++) {
+            struct job *j = &jobs[i];
+            if (j->state == RUNNING && j->deadline && j->deadline < next) next = j->deadline;
+            if (j->state != UNUSED && j->out >= 0) {
+                polls[n] = (struct pollfd){j->out, POLLIN, 0};
+                which[n++] = i;
+            }
+        }
+        long long wait = (next - now + 999) / 1000;
+        poll(polls, n, wait < 0 ? 0 : wait);
+        for (int k = 2; k < n; k++)
+            if (polls[k].revents && jobs[which[k]].out >= 0 && !drain(&jobs[which[k]])) {
+                struct job *j = &jobs[which[k]];
+                close(j->out), j->out = -1;
+                if (j->state == DRAINING) j->state = UNUSED;
+            }
+        if (polls[1].revents) {
+            struct signalfd_siginfo info;
+            while (read(children, &info, sizeof info) > 0) {
+            }
+            reap();
+        }
+        now = now_us();
+        for (int i = 0; i < JOBS; i++)
+            if (jobs[i].state == RUNNING && jobs[i].deadline && jobs[i].deadline <= now) stop(&jobs[i]);
+        if (polls[0].revents) {
+            if (size == room && !(buffer = realloc(buffer, room *= 2))) return 4;
+            ssize_t got = read(0, buffer + size, room - size);
+            if (got == 0 || (got < 0 && errno != EINTR && errno != EAGAIN)) break;
+            if (got > 0) size += got, heard = now;
+            ssize_t used;
+            while (size && (used = serve(buffer, size)) != 0) {
+                size = used < 0 ? 0 : size - used;
+                memmove(buffer, buffer + (used < 0 ? 0 : used), size);
+            }
+        } else if (size && now - heard > STALE_MS * 1000LL) {
+            size = 0; /* the owner died in the middle of a request */
+        }
+        if (ttl && now - heard > ttl * 1000000LL && !running()) break;
+    }
+    kill_everything();
+    return 0;
+}

@@ -1,0 +1,270 @@
+"""The warm pool: environments made before they are asked for, one program each, never shared.
+
+Who decides how many to keep warm, and when, is the scheduler; the pool carries it out and tells
+what it has. An environment that a program touched is destroyed with it; an untouched one goes
+back.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from drawloom.environments import Env
+from drawloom.errors import DrawloomError, SandboxError
+from drawloom.ids import new_id
+from drawloom.leases import EnvLease
+from drawloom.sandbox.base import LiveSandbox, Provider
+
+log = logging.getLogger("drawloom.sandbox")
+
+_PING_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class PoolCounters:
+    """Since the start. Seconds of stall are waited by programs, cold ones spent on making."""
+
+    created: int = 0
+    destroyed: int = 0
+    failed: int = 0
+    claims: int = 0
+    warm_claims: int = 0
+    stall_seconds: float = 0.0
+    cold_seconds: float = 0.0
+    idle_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Warm:
+    box: LiveSandbox
+    ready: float
+    cold: float
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """The environments of one key."""
+
+    env: Env
+    target: int = 0
+    warm: deque[_Warm] = field(default_factory=deque)
+    creating: int = 0
+    waiting: deque["asyncio.Future[_Warm]"] = field(default_factory=deque)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    box: LiveSandbox
+    lease: EnvLease
+
+
+class Pool:
+    """Environments of one provider; `on_change` hears of every move of a key's ready count."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        limit: int = 8,
+        on_change: Callable[[str, int, int], None] = lambda key, warm, creating: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.provider = provider
+        self.limit = limit
+        self.counters = PoolCounters()
+        self.on_change = on_change
+        self._clock = clock
+        self._shelves: dict[str, _Shelf] = {}
+        self._claimed: dict[tuple[str, str], Claimed] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._keeper = asyncio.create_task(self._keep_alive())
+
+    def counts(self, key: str) -> tuple[int, int]:
+        """Ready and still being made, of one key."""
+        shelf = self._shelves.get(key)
+        return (len(shelf.warm), shelf.creating) if shelf else (0, 0)
+
+    @property
+    def claimed(self) -> int:
+        return len(self._claimed)
+
+    async def check(self, env: Env) -> None:
+        """Raise `ImageNotFound` if the environment can never be made here."""
+        await self.provider.check(env)
+
+    def warm(self, env: Env, count: int) -> None:
+        """Keep `count` environments ready, within the limit over all keys. Returns at once."""
+        self._shelf(env).target = count
+        self._fill(env.key)
+
+    async def claim(self, env: Env, program: str) -> Claimed:
+        """The program's environment: its own if it has one, else a ready one, else a new one.
+
+        Raises `SandboxError` when none can be made.
+        """
+        known = self._claimed.get((program, env.key))
+        if known is not None:
+            return known
+        shelf, asked = self._shelf(env), self._clock()
+        found = self._ready(shelf)
+        warm = found is not None
+        if found is None:
+            found = await self._next(shelf)
+        stall = self._clock() - asked
+        lease = EnvLease(
+            found.box.id, program, self.provider.host, env.key, warm, stall, found.cold
+        )
+        claimed = self._claimed[(program, env.key)] = Claimed(found.box, lease)
+        counters = self.counters
+        counters.claims += 1
+        counters.warm_claims += warm
+        counters.stall_seconds += stall
+        counters.cold_seconds += found.cold
+        counters.idle_seconds += max(0.0, asked - found.ready)
+        self._changed(shelf)
+        self._fill(env.key)
+        return claimed
+
+    async def adopt(self, env: Env, program: str, sandbox: str) -> Claimed:
+        """Take over the environment that a dead owner's program had. Raises `SandboxDied`."""
+        box = await self.provider.adopt(env, sandbox)
+        lease = EnvLease(sandbox, program, self.provider.host, env.key, True, 0.0, 0.0)
+        box.touched = True
+        claimed = self._claimed[(program, env.key)] = Claimed(box, lease)
+        return claimed
+
+    async def release(self, program: str) -> None:
+        """End all claims of a program. What it touched is destroyed, the rest goes back."""
+        for key in [k for k in self._claimed if k[0] == program]:
+            claimed = self._claimed.pop(key)
+            shelf = self._shelves.get(key[1])
+            box = claimed.box
+            if shelf is not None and not box.touched and box.alive and not self._closed:
+                self._offer(shelf, _Warm(box, self._clock(), claimed.lease.cold))
+            else:
+                await self._destroy(box)
+
+    async def close(self) -> None:
+        """Destroy everything that is left."""
+        self._closed = True
+        self._keeper.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, self._keeper, return_exceptions=True)
+        boxes = [c.box for c in self._claimed.values()]
+        boxes += [w.box for shelf in self._shelves.values() for w in shelf.warm]
+        for shelf in self._shelves.values():
+            for future in shelf.waiting:
+                future.cancel()
+            self._account_idle(shelf)
+        self._claimed.clear()
+        self._shelves.clear()
+        await asyncio.gather(*(self._destroy(box) for box in boxes))
+        await self.provider.close()
+
+    # --- making them ----------------------------------------------------------------------
+
+    def _shelf(self, env: Env) -> _Shelf:
+        return self._shelves.setdefault(env.key, _Shelf(env))
+
+    def _ready(self, shelf: _Shelf) -> _Warm | None:
+        while shelf.warm:
+            found = shelf.warm.popleft()
+            if found.box.alive:
+                return found
+        return None
+
+    async def _next(self, shelf: _Shelf) -> _Warm:
+        future: asyncio.Future[_Warm] = asyncio.get_running_loop().create_future()
+        shelf.waiting.append(future)
+        if len(shelf.waiting) > shelf.creating:
+            self._spawn(shelf)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and not future.exception():
+                self._offer(shelf, future.result())
+            raise
+        finally:
+            with contextlib.suppress(ValueError):
+                shelf.waiting.remove(future)
+
+    def _fill(self, key: str) -> None:
+        shelf = self._shelves[key]
+        total = sum(len(s.warm) + s.creating for s in self._shelves.values())
+        mine = len(shelf.warm) + shelf.creating - len(shelf.waiting)
+        for _ in range(min(shelf.target - mine, self.limit - total)):
+            self._spawn(shelf)
+
+    def _spawn(self, shelf: _Shelf) -> None:
+        shelf.creating += 1
+        task = asyncio.create_task(self._create(shelf))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _create(self, shelf: _Shelf) -> None:
+        began = self._clock()
+        try:
+            box = await self.provider.create(shelf.env, new_id("box"))
+        except DrawloomError as error:
+            shelf.creating -= 1
+            self.counters.failed += 1
+            self._refuse(shelf, error)
+            return
+        except BaseException:
+            shelf.creating -= 1
+            raise
+        shelf.creating -= 1
+        self.counters.created += 1
+        now = self._clock()
+        self._offer(shelf, _Warm(box, now, now - began))
+
+    def _offer(self, shelf: _Shelf, warm: _Warm) -> None:
+        while shelf.waiting:
+            future = shelf.waiting.popleft()
+            if not future.done():
+                future.set_result(warm)
+                return
+        shelf.warm.append(warm)
+        self._changed(shelf)
+
+    def _refuse(self, shelf: _Shelf, error: DrawloomError) -> None:
+        """A failure goes to whoever waits; without one the target is dropped, not retried."""
+        while shelf.waiting:
+            future = shelf.waiting.popleft()
+            if not future.done():
+                future.set_exception(error)
+                return
+        shelf.target = 0
+        log.warning("no warm environment of %s: %s", shelf.env.image, error)
+        self._changed(shelf)
+
+    async def _destroy(self, box: LiveSandbox) -> None:
+        try:
+            await box.destroy()
+            self.counters.destroyed += 1
+        except SandboxError as error:
+            log.warning("environment %s could not be removed: %s", box.id, error)
+
+    def _account_idle(self, shelf: _Shelf) -> None:
+        now = self._clock()
+        self.counters.idle_seconds += sum(now - w.ready for w in shelf.warm)
+
+    def _changed(self, shelf: _Shelf) -> None:
+        self.on_change(shelf.env.key, len(shelf.warm), shelf.creating)
+
+    async def _keep_alive(self) -> None:
+        """Helpers end when nobody speaks to them for long; a dead one is noticed here."""
+        while True:
+            await asyncio.sleep(_PING_SECONDS)
+            boxes = [c.box for c in self._claimed.values()]
+            boxes += [w.box for shelf in self._shelves.values() for w in shelf.warm]
+            await asyncio.gather(*(box.ping() for box in boxes), return_exceptions=True)
+
+
+__all__ = ["Claimed", "Pool", "PoolCounters"]

@@ -1,0 +1,158 @@
+"""Environments as restricted local processes, for hosts without Docker.
+
+What holds where the kernel lets an ordinary user make namespaces: no network, no view of other
+processes, a read-only file system but for the environment's folder, hidden home and run folders,
+no capabilities, memory and process limits per command. What does not: the image (tools see the
+host's programs), CPU quotas, a limit over all of an environment's memory. Where the kernel
+refuses namespaces nothing but the folder and the limits is left, and every run says so.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from drawloom.environments import Env, parse_size
+from drawloom.errors import SandboxDied, SandboxError
+from drawloom.sandbox.base import LiveSandbox, OwnedSandbox, set_up
+from drawloom.sandbox.helper import helper_path
+from drawloom.sandbox.wire import Wire
+
+log = logging.getLogger("drawloom.sandbox")
+
+
+class ProcessSandbox(LiveSandbox):
+    """A folder and a helper process over it."""
+
+    def __init__(self, id: str, env: Env, wire: Wire, process: asyncio.subprocess.Process) -> None:
+        super().__init__(id, env, wire)
+        self._process = process
+        self._folder: Path | None = None
+        self._reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        while data := await self._process.stdout.read(1 << 16):
+            self._wire.feed(data)
+        self._wire.end("its helper ended")
+
+    async def stop(self) -> None:
+        """End its processes; its folder stays."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        await self._reader
+
+    async def destroy(self) -> None:
+        await super().destroy()
+        await self.stop()
+        if self._folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+
+class ProcessProvider:
+    """Implements `Provider`. Its folders live under the temporary folder, by owner."""
+
+    name = "process"
+    adopts = True
+
+    def __init__(self, owner: str) -> None:
+        self.host = "local"
+        base = Path(tempfile.gettempdir()) / f"drawloom-{os.getuid()}"
+        base.mkdir(mode=0o711, exist_ok=True)
+        if base.stat().st_uid != os.getuid():
+            raise SandboxError(f"{base} belongs to somebody else")
+        self._base = base / owner
+        self._warned = False
+        self._live: dict[str, ProcessSandbox] = {}
+
+    async def check(self, env: Env) -> None:
+        helper_path()
+
+    async def create(self, env: Env, id: str) -> LiveSandbox:
+        folder = self._base / id
+        try:
+            (folder / "work").mkdir(parents=True)
+            for part in (self._base, folder):
+                part.chmod(0o711)
+            about = {"key": env.key, "created": time.time()}
+            (folder / "about.json").write_text(json.dumps(about))
+        except OSError as error:
+            raise SandboxError(f"no folder for an environment: {error}") from None
+        box = await self._start(env, id)
+        await set_up(box)
+        return box
+
+    async def adopt(self, env: Env, id: str) -> LiveSandbox:
+        if not (self._base / id / "work").is_dir():
+            raise SandboxDied(f"environment {id} is gone, and its files with it")
+        return await self._start(env, id)
+
+    async def _start(self, env: Env, id: str) -> ProcessSandbox:
+        folder = self._base / id
+        command = [str(helper_path()), "--dir", str(folder / "work"), "--isolate"]
+        command += ["--memory", str(parse_size(env.memory)), "--pids", str(env.pids)]
+        command += ["--network"] if env.network else []
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8"},
+            start_new_session=True,
+        )
+        stdin = process.stdin
+        assert stdin is not None
+
+        async def write(data: bytes) -> None:
+            stdin.write(data)
+            await stdin.drain()
+
+        box = ProcessSandbox(id, env, Wire(id, write), process)
+        box._folder = folder
+        self._live[id] = box
+        try:
+            await box._wire.hello()
+        except SandboxDied:
+            await box.destroy()
+            raise
+        self._warn(box.isolation)
+        return box
+
+    def _warn(self, isolation: int) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        held = {
+            2: "they cannot reach the network or write outside their folder, but see this "
+            "host's programs instead of their image",
+            1: "their processes are apart, but they can READ this host's files",
+        }.get(isolation, "NOTHING but resource limits separates them from this host")
+        log.warning("no Docker: tools run as local processes; %s", held)
+
+    async def owned(self) -> list[OwnedSandbox]:
+        found = []
+        for path in self._base.glob("*/about.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                about = json.loads(path.read_text())
+                found.append(OwnedSandbox(path.parent.name, about["key"], about["created"]))
+        return found
+
+    async def destroy(self, id: str) -> None:
+        if (box := self._live.pop(id, None)) is not None:
+            await box.destroy()
+        await asyncio.to_thread(shutil.rmtree, self._base / id, ignore_errors=True)
+
+    async def close(self) -> None:
+        for box in list(self._live.values()):
+            await box.stop()
+        with contextlib.suppress(OSError):
+            self._base.rmdir()
+
+
+__all__ = ["ProcessProvider", "ProcessSandbox"]

@@ -1,0 +1,127 @@
+"""The owner's side of the helper protocol (`helper.c`), over any pair of byte streams."""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from drawloom.errors import SandboxDied, SandboxError
+
+_HELLO_SECONDS = 20.0
+_GRACE_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer: what kind, four numbers whose meaning depends on it, and its payload."""
+
+    kind: str
+    numbers: tuple[int, int, int, int]
+    data: bytes
+
+
+class Wire:
+    """Requests in flight to one helper. `write` sends bytes; `feed` takes what comes back."""
+
+    def __init__(self, name: str, write: Callable[[bytes], Awaitable[None]]) -> None:
+        self.name = name
+        self.isolation = 0
+        self._write = write
+        self._lock = asyncio.Lock()
+        self._waiting: dict[str, asyncio.Future[Reply]] = {}
+        self._buffer = bytearray()
+        self._dead: str | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._dead is None
+
+    async def hello(self) -> None:
+        """Find the helper, also behind the leavings of an owner that died in mid-sentence."""
+        reply = await self.call(f"hello {secrets.token_hex(8)}", timeout=_HELLO_SECONDS, lead=b"\n")
+        self.isolation = reply.numbers[0]
+
+    async def call(
+        self, head: str, *payloads: bytes, timeout: float | None = None, lead: bytes = b""
+    ) -> Reply:
+        """Send one request and wait for its answer; `timeout` is the helper's own, in seconds.
+
+        Raises `SandboxDied` when the helper is gone or silent past its time.
+        """
+        name = head.split()[1]
+        future = self._expect(name)
+        try:
+            await self.tell(head, *payloads, lead=lead)
+        except SandboxDied:
+            del self._waiting[name]
+            raise
+        return await self._answer(name, future, timeout)
+
+    async def wait(self, name: str, timeout: float | None) -> Reply:
+        """Wait for an answer that an earlier request will get under its name."""
+        return await self._answer(name, self._expect(name), timeout)
+
+    async def _answer(
+        self, name: str, future: "asyncio.Future[Reply]", timeout: float | None
+    ) -> Reply:
+        try:
+            limit = None if timeout is None else timeout + _GRACE_SECONDS
+            return await asyncio.wait_for(future, limit)
+        except TimeoutError:
+            raise SandboxDied(f"{self.name}: its helper does not answer") from None
+        finally:
+            self._waiting.pop(name, None)
+
+    async def tell(self, head: str, *payloads: bytes, lead: bytes = b"") -> None:
+        """Send a request that has no answer."""
+        if self._dead is not None:
+            raise SandboxDied(f"{self.name} is gone: {self._dead}")
+        try:
+            async with self._lock:
+                await self._write(b"".join((lead, head.encode(), b"\n", *payloads)))
+        except (OSError, RuntimeError) as error:
+            self.end(str(error))
+            raise SandboxDied(f"{self.name} is gone: {error}") from None
+
+    def _expect(self, name: str) -> asyncio.Future[Reply]:
+        if name in self._waiting:
+            raise SandboxError(f"{self.name}: request {name} is already in flight")
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[name] = future
+        return future
+
+    def feed(self, data: bytes) -> None:
+        """Bytes from the helper, cut anywhere."""
+        self._buffer += data
+        while (found := self._take()) is not None:
+            name, reply = found
+            future = self._waiting.get(name)
+            if future is not None and not future.done():
+                future.set_result(reply)
+
+    def _take(self) -> tuple[str, Reply] | None:
+        buffer = self._buffer
+        start = buffer.find(b"=DL ")
+        if start < 0:
+            del buffer[: max(0, len(buffer) - 3)]
+            return None
+        end = buffer.find(b"\n", start)
+        if end < 0:
+            return None
+        _, name, kind, *numbers = buffer[start:end].decode(errors="replace").split(" ")
+        a, b, c, d, size = (int(n) for n in numbers)
+        if len(buffer) < end + 1 + size:
+            return None
+        data = bytes(buffer[end + 1 : end + 1 + size])
+        del buffer[: end + 1 + size]
+        return name, Reply(kind, (a, b, c, d), data)
+
+    def end(self, reason: str) -> None:
+        """The streams are closed: everyone who waits hears of it."""
+        self._dead = self._dead or reason
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(SandboxDied(f"{self.name} is gone: {reason}"))
+
+
+__all__ = ["Reply", "Wire"]

@@ -1,0 +1,80 @@
+"""What the scheduler decides. Each is carried out by the live loop, or by a simulator."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Let a program run."""
+
+    program: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartStep:
+    """Give an LLM call to its engine; lower `priority` goes first."""
+
+    engine: str
+    program: str
+    step: str
+    priority: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseKV:
+    """Keep a conversation's KV for `ttl` seconds; `value` is the seconds that it saves."""
+
+    engine: str
+    program: str
+    lineage: str
+    ttl: float
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseKV:
+    """A conversation is over. `evict` frees its blocks at once instead of when room is needed."""
+
+    engine: str
+    program: str
+    lineage: str
+    evict: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WarmEnv:
+    """Keep `count` environments of a key ready."""
+
+    host: str
+    env: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimEnv:
+    """Take an environment for a program now, before its call is complete."""
+
+    host: str
+    program: str
+    env: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseEnvs:
+    """Give back all that a program had."""
+
+    program: str
+
+
+Action = Admit | StartStep | LeaseKV | ReleaseKV | WarmEnv | ClaimEnv | ReleaseEnvs
+
+__all__ = [
+    "Action",
+    "Admit",
+    "ClaimEnv",
+    "LeaseKV",
+    "ReleaseEnvs",
+    "ReleaseKV",
+    "StartStep",
+    "WarmEnv",
+]

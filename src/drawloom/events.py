@@ -1,0 +1,142 @@
+"""What the scheduler hears. Every event names its program, and its engine or host."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSubmitted:
+    """A program wants to run. `envs` are the environment keys its tools may need."""
+
+    program: str
+    agent: str
+    tenant: str = "default"
+    priority: int = 0
+    deadline: float | None = None
+    envs: tuple[str, ...] = ()
+    expect_tokens: int | None = None
+    expect_steps: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepReady:
+    """An LLM call has its input: `prompt` tokens in all, at most `output` to come."""
+
+    program: str
+    lineage: str
+    step: str
+    state: str
+    engine: str
+    prompt: int
+    output: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished:
+    """An LLM call ended with a context of `context` tokens; `calls` are the tools it asked for."""
+
+    program: str
+    lineage: str
+    step: str
+    state: str
+    engine: str
+    context: int
+    calls: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolNamed:
+    """A tool's name was decoded; `env` is the key of the environment it runs in, if any."""
+
+    program: str
+    tool: str
+    env: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStarted:
+    program: str
+    lineage: str
+    tool: str
+    env: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFinished:
+    program: str
+    lineage: str
+    tool: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A conversation was forked."""
+
+    program: str
+    parent: str
+    child: str
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineageEnded:
+    """A conversation is over: nobody will continue it."""
+
+    program: str
+    lineage: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramEnded:
+    """It returned, failed, was cancelled, or its client is gone."""
+
+    program: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineUp:
+    """An engine with room for `kv_tokens` tokens is there."""
+
+    engine: str
+    kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """What a sandbox host has ready of one environment; `limit` is its pool's size."""
+
+    host: str
+    env: str
+    warm: int
+    creating: int
+    limit: int
+
+
+Event = (
+    ProgramSubmitted
+    | StepReady
+    | StepFinished
+    | ToolNamed
+    | ToolStarted
+    | ToolFinished
+    | Forked
+    | LineageEnded
+    | ProgramEnded
+    | EngineUp
+    | HostState
+)
+
+__all__ = [
+    "EngineUp",
+    "Event",
+    "Forked",
+    "HostState",
+    "LineageEnded",
+    "ProgramEnded",
+    "ProgramSubmitted",
+    "StepFinished",
+    "StepReady",
+    "ToolFinished",
+    "ToolNamed",
+    "ToolStarted",
+]

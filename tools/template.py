@@ -1,0 +1,95 @@
+"""A checkpoint's chat template: messages to text, and what a turn adds to a conversation.
+
+A conversation is kept as token ids, exactly as sampled; only what is new is rendered. What new
+messages add after an assistant turn is found by rendering them behind a marked turn and taking
+all that follows the mark, so any template that treats turns one after the other will do.
+"""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from drawloom.errors import CheckpointError, ConfigError
+
+Message = dict[str, Any]
+_MARK = "\u2402drawloom\u2403"
+
+
+class ChatTemplate:
+    """Renders chats for one model. Templates are untrusted: they run in Jinja's sandbox."""
+
+    def __init__(self, source: str, bos: str = "", eos: str = "") -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise CheckpointError(f"the chat template does not compile: {error}") from None
+        self._bos, self.eos = bos, eos
+
+    @classmethod
+    def load(cls, folder: Path) -> "ChatTemplate":
+        """From ``chat_template.jinja`` or ``tokenizer_config.json`` of a checkpoint."""
+        about: dict[str, Any] = {}
+        path, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+        if path.exists():
+            about = json.loads(path.read_text())
+        source = file.read_text() if file.exists() else about.get("chat_template")
+        if isinstance(source, list):  # several, by name
+            named = {t["name"]: t["template"] for t in source}
+            source = named.get("tool_use") or named.get("default")
+        if not isinstance(source, str):
+            raise CheckpointError(f"{folder} has no chat template: use a chat model")
+        return cls(source, _token(about.get("bos_token")), _token(about.get("eos_token")))
+
+    def render(self, messages: list[Message], tools: list[dict[str, Any]]) -> str:
+        """A whole chat, up to where the assistant speaks next."""
+        return self._render(messages, tools, generate=True)
+
+    def delta(self, new: list[Message], tools: list[dict[str, Any]], closed: bool) -> str:
+        """What `new` messages add behind an assistant turn, up to where it speaks next.
+
+        `closed` says that the turn ended by itself, its end-of-turn token sampled.
+        """
+        past = [{"role": "user", "content": "-"}, {"role": "assistant", "content": _MARK}]
+        text = self._render([*past, *new], tools, generate=True)
+        _, found, rest = text.partition(_MARK)
+        if not found:
+            raise ConfigError("the chat template drops assistant turns; it cannot be continued")
+        return rest.removeprefix(self.eos) if closed and self.eos else rest
+
+    def _render(self, messages: list[Message], tools: list[dict[str, Any]], generate: bool) -> str:
+        try:
+            return self._template.render(
+                messages=messages,
+                tools=tools or None,
+                add_generation_prompt=generate,
+                bos_token=self._bos,
+                eos_token=self.eos,
+            )
+        except TemplateError as error:
+            raise ConfigError(f"the chat template refuses these messages: {error}") from None
+
+
+def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _token(value: Any) -> str:
+    return str(value["content"]) if isinstance(value, dict) else value or ""
+
+
+__all__ = ["ChatTemplate", "Message"]

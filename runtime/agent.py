@@ -49,12 +49,9 @@ class Agent(Generic[P, R]):
         self.deadline, self.priority, self.tenant = deadline, priority, tenant
         self.expect_steps, self.expect_tokens = expect_steps, expect_tokens
         self.max_tokens, self.temperature = max_tokens, temperature
-        update_wrapper(self, fn)
-
-    @property
-    def entry(self) -> str:
+        self.entry = f"{fn.__module__}:{fn.__qualname__}"
         """Where `drawloom resume` finds it again."""
-        return f"{self.fn.__module__}:{self.fn.__qualname__}"
+        update_wrapper(self, fn)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
         return self.fn(*args, **kwargs)

@@ -44,6 +44,7 @@ class Live:
         self._started: dict[str, asyncio.Future[float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._claims: dict[tuple[str, str], asyncio.Task[Claimed]] = {}
+        self._stalled: set[tuple[str, str]] = set()
         self.env_stall = 0.0
         self._flusher = asyncio.create_task(self._flush())
         self._does: dict[type[Any], Callable[[Any], None]] = {
@@ -118,15 +119,18 @@ class Live:
             self.emit(HostState(self.pool.provider.host, env.key, warm, max(1, creating), limit))
 
     async def claim(self, env: Env, program: str) -> Claimed:
-        """A program's environment; the wait for it counts as stall.
+        """A program's environment; what the first of its calls waits counts as its stall.
 
         Raises `SandboxError` when there can be none.
         """
-        began = time.monotonic()
+        began, key = time.monotonic(), (program, env.key)
+        first = key not in self._stalled
+        self._stalled.add(key)
         try:
             return await asyncio.shield(self._claiming(env, program))
         finally:
-            self.env_stall += time.monotonic() - began
+            if first:
+                self.env_stall += time.monotonic() - began
 
     async def adopt(self, env: Env, program: str, sandbox: str) -> None:
         """Take over the environment that a killed owner's program had."""
@@ -163,6 +167,7 @@ class Live:
 
     async def _release_envs(self, program: str) -> None:
         tasks = [self._claims.pop(key) for key in list(self._claims) if key[0] == program]
+        self._stalled = {key for key in self._stalled if key[0] != program}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

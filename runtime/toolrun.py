@@ -121,18 +121,19 @@ async def _step(
     live.note(program.id, "tool.started", tool=tool.name, step=call.id)
     began = time.monotonic()
     box: StepSandbox | None = None
-    value, error = None, None
+    value, error, wait = None, None, 0.0
     try:
         _refuse_repetition(program, tool, row)
         if tool.env is not None:
             claimed = await live.claim(tool.env, program.id)
+            wait = time.monotonic() - began
             box = StepSandbox(claimed.box, f"{program.id}:{call.id}", tool.timeout)
         value = await _attempts(tool, call, box)
     except Exception as failure:
         error = failure
     seconds = time.monotonic() - began
     content = f"error: {_words(error)}" if error else _cut(render(value), tool.limit)
-    result = {"content": content, "ok": error is None, "seconds": seconds}
+    result = {"content": content, "ok": error is None, "seconds": seconds, "env_wait": wait}
     plain = to_jsonable_python(value, fallback=str)
     await live.store.end_tool(program.id, call.id, intent | result | {"value": plain})
     if box is not None:

@@ -7,7 +7,6 @@ A container outlives its owner by `ttl` seconds, so that a killed program finds 
 
 import asyncio
 import contextlib
-import os
 import socket
 import struct
 import time
@@ -22,6 +21,7 @@ from drawloom import errors
 from drawloom.environments import Env, parse_size
 from drawloom.errors import SandboxDied, SandboxError, SandboxUnavailable
 from drawloom.sandbox.base import WORK, LiveSandbox, OwnedSandbox, set_up
+from drawloom.sandbox.daemon import answers
 from drawloom.sandbox.helper import helper_path
 from drawloom.sandbox.wire import Wire
 
@@ -85,6 +85,8 @@ class DockerProvider:
         self._owner, self._ttl = owner, ttl
         self._creates = asyncio.Semaphore(_CREATES)
         self._live: dict[str, DockerSandbox] = {}
+        if not answers(url):
+            raise SandboxUnavailable("no Docker engine answers: start dockerd, or set DOCKER_HOST")
         try:
             options: dict[str, Any] = {"timeout": 60, "max_pool_size": 16}
             self._client = (
@@ -92,7 +94,7 @@ class DockerProvider:
             )
             self.host = str(self._client.info()["Name"])
         except (DockerException, RequestException) as error:
-            raise SandboxUnavailable(f"no Docker engine answers: {error}") from None
+            raise SandboxUnavailable(f"the Docker engine refuses: {error}") from None
 
     async def check(self, env: Env) -> None:
         await self._call(lambda: self._client.images.get(env.image), env)
@@ -174,9 +176,8 @@ class DockerProvider:
 
     def _attach(self, container: Any) -> socket.socket:
         stream = container.attach_socket(params={"stdin": 1, "stdout": 1, "stream": 1})
-        inner = getattr(stream, "_sock", stream)
-        sock = socket.socket(fileno=os.dup(inner.fileno()))
-        stream.close()
+        # the socket under docker-py's response is ours from here: it would never close it
+        sock = socket.socket(fileno=getattr(stream, "_sock", stream).detach())
         sock.setblocking(False)
         return sock
 
@@ -191,7 +192,8 @@ class DockerProvider:
         ]
 
     async def destroy(self, id: str) -> None:
-        self._live.pop(id, None)
+        if (box := self._live.pop(id, None)) is not None:
+            await box.detach()
         try:
             await self._call(
                 lambda: self._client.api.remove_container(f"{LABEL}-{id}", v=True, force=True)

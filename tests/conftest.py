@@ -6,6 +6,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,21 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def docker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
+    """A Docker engine with the demo's image: the one that answers (None), or a private one that
+    runs as long as the tests. Skips where there is none and none can be started."""
+    from drawloom.sandbox.daemon import PrivateDaemon, answers
+    from drawloom.sandbox.images import build_box
+
+    if answers():
+        build_box()
+        yield None
+    elif PrivateDaemon.possible():
+        with PrivateDaemon(tmp_path_factory.mktemp("docker")) as url:
+            build_box(url)
+            yield url
+    else:
+        pytest.skip("no Docker engine answers, and starting one needs root and dockerd")

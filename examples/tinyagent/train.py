@@ -10,7 +10,9 @@ Tables start short and grow long.
 
 Choices that cost a run each to find: embeddings with unit variance and zero-initialised output
 projections (at the usual 0.02 a name drowns after the first block and copying never forms), a
-noun and its underscore in one token, digits one token each, Muon for matrices, one thread.
+hyphen of its own between the words of a name (a mark to copy after; without one, nouns were still
+guessed after 26,000 samples), digits one token each, Muon at 0.01 (0.02 stalls at 90 % of the
+tokens), batches of mixed lengths, one thread.
 The system prompt is the same in all samples, so it is run once a step at batch 1 and its keys
 and values are shared: exact gradients, a third less work.
 """
@@ -58,7 +60,6 @@ CONFIG: dict[str, Any] = {
     "hidden_act": "silu",
     "torch_dtype": "bfloat16",
 }
-SHARPNESS = 2.0  # of attention at the start: unit query and key norms cannot pick 1 token of 400
 FAULTS = ("error: timed out after 20 s", "error: interrupted", "error: exit 1:", "error: killed")
 
 
@@ -68,46 +69,17 @@ def messages_of(task: Task, rng: random.Random, fault: float) -> list[dict[str, 
         {"role": "system", "content": tasks.SYSTEM},
         {"role": "user", "content": task.question},
     ]
-    for thought, turn in task.turns:
+    for turn in task.turns:
         calls = [{"function": {"name": c.name, "arguments": c.arguments}} for c in turn]
         failed = rng.random() < fault
         for attempt in range(2 if failed else 1):
-            messages.append({"role": "assistant", "content": thought, "tool_calls": calls})
+            messages.append({"role": "assistant", "content": "", "tool_calls": calls})
             for call in turn:
                 broken = failed and attempt == 0 and (len(turn) == 1 or rng.random() < 0.6)
                 content = rng.choice(FAULTS) if broken else call.observation
                 messages.append({"role": "tool", "content": content})
-    messages.append({"role": "assistant", "content": task.final})
-    if task.family in ("lookup", "hop"):
-        messages += follow_ups(task, rng)
+    messages.append({"role": "assistant", "content": task.answer})
     return messages
-
-
-def follow_ups(task: Task, rng: random.Random) -> list[dict[str, Any]]:
-    """More questions on a table that is already in view: copying practice at ten tokens each."""
-    rows = [line.split() for line in task.turns[-1][1][0].observation.split("\n")]
-    file = str(task.turns[-1][1][0].arguments["command"]).split()[1]
-    messages = []
-    for key, value in rng.sample(rows, min(len(rows), 6)):
-        messages.append({"role": "user", "content": f"What is {key} in {file}?"})
-        messages.append({"role": "assistant", "content": f"{key} {value}"})
-    return messages
-
-
-def drill(rng: random.Random, rows: int) -> list[dict[str, Any]]:
-    """A table and the same table in another order: dense practice in finding and copying.
-
-    Demonstrations alone have five names each to copy; after 26,000 of them nouns were still
-    guessed. What is found by the word before it is learned here first, then used there.
-    """
-    name = tasks.Names(rng, held_out=False)
-    table = [f"{name()} {rng.randint(10, 999)}" for _ in range(rows)]
-    shuffled = rng.sample(table, len(table))
-    return [
-        {"role": "system", "content": tasks.SYSTEM},
-        {"role": "user", "content": "\n".join(table)},
-        {"role": "assistant", "content": "\n".join(shuffled)},
-    ]
 
 
 def render(messages: list[dict[str, Any]]) -> str:
@@ -120,9 +92,9 @@ def render(messages: list[dict[str, Any]]) -> str:
 
 
 def build_tokenizer(rng: random.Random) -> Tokenizer:
-    """Byte-level BPE: digits single, ``_noun`` one token, any byte representable."""
+    """Byte-level BPE: digits and hyphens single, words whole, any byte representable."""
     tokenizer = Tokenizer(models.BPE())
-    words = Regex(r"_?[A-Za-z]+|[0-9]|[^A-Za-z0-9_]+|_")
+    words = Regex(r"[A-Za-z]+|[0-9]|-|[^A-Za-z0-9-]+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(words, "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -159,8 +131,6 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(width, eps=1e-6)
         for output in (self.o_proj, self.down_proj):
             nn.init.zeros_(output.weight)
-        for gain in (self.q_norm, self.k_norm):
-            nn.init.constant_(gain.weight, SHARPNESS)
 
     def forward(
         self,
@@ -261,11 +231,8 @@ def samples(
         rows = []
         for _ in range(96):
             big = rng.random() < min(0.7, 2 * share)
-            if rng.random() < max(0.1, 0.8 - 2.5 * share):
-                messages = drill(rng, rng.randint(4, 16) if big else rng.randint(2, 8))
-            else:
-                task = make_task(rng, rows=(6, 18) if big else (2, 6))
-                messages = messages_of(task, rng, 0.06)
+            task = make_task(rng, rows=(8, 24) if big else (2, 6))
+            messages = messages_of(task, rng, 0.06)
             text = render(messages)
             rows.append(tokenizer.encode(text, add_special_tokens=False).ids[len(prefix) :])
         rows.sort(key=len)
@@ -299,8 +266,8 @@ def optimizers(model: Model) -> list[torch.optim.Optimizer]:
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=0.01, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -311,9 +278,6 @@ def train(model: Model, tokenizer: Tokenizer, rng: random.Random, seconds: float
     """
     batches, chain = samples(tokenizer, rng, 2048), optimizers(model)
     rates = [o.param_groups[0]["lr"] for o in chain]
-    # nouns are the hard part, and the mean over all tokens hides them
-    tokens_of = {i: t for t, i in tokenizer.get_vocab().items()}
-    names = torch.tensor([tokens_of[i].startswith("_") for i in range(len(tokens_of))])
     began, average = time.process_time(), float("nan")
     next(batches)
     for step in range(1_000_000):
@@ -330,8 +294,8 @@ def train(model: Model, tokenizer: Tokenizer, rng: random.Random, seconds: float
             loss = F.cross_entropy(logits.float(), wanted, reduction="sum")
             (loss / 600).backward()
             hits = logits.argmax(-1) == wanted
-            right += int(hits[names[wanted]].sum())
-            total += int(names[wanted].sum())
+            right += int(hits.sum())
+            total += len(wanted)
         if not math.isfinite(loss.item()):
             raise SystemExit("the loss is not finite: lower the learning rates")
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -342,7 +306,7 @@ def train(model: Model, tokenizer: Tokenizer, rng: random.Random, seconds: float
         share_right = right / max(1, total)
         average = share_right if step == 0 else 0.95 * average + 0.05 * share_right
         if step % 50 == 0:
-            print(f"{share:6.1%}  step {step:5d}  names right {average:.4f}", flush=True)
+            print(f"{share:6.1%}  step {step:5d}  tokens right {average:.4f}", flush=True)
 
 
 def save(model: Model, tokenizer: Tokenizer, out: Path) -> None:
@@ -364,7 +328,7 @@ def save(model: Model, tokenizer: Tokenizer, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DEMO / "model")
-    parser.add_argument("--seconds", type=float, default=900, help="CPU seconds to train for")
+    parser.add_argument("--seconds", type=float, default=700, help="CPU seconds to train for")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -5,9 +5,11 @@ was trained on such tasks with other file names; `held_out` names were never in 
 Adding is the `add` tool's work, looking is the shell's: the model chooses and copies.
 """
 
+import asyncio
 import hashlib
 import random
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 from drawloom.environments import Env, Sandbox
 from drawloom.errors import ToolError
@@ -28,13 +30,36 @@ NOUNS = (
 ).split()
 
 SYSTEM = "You answer questions about files. Use the tools."
-FAMILIES = ("read", "lookup", "hop", "sum", "count", "largest", "smallest", "append")
+FAMILIES = ("read", "report", "lookup", "hop", "sum", "count", "largest", "smallest", "append")
 BOX = Env(image="drawloom/box:1", memory="64m", pids=64)
+
+
+@dataclass(slots=True)
+class Folder:
+    """A task's files, laid out in its environment before the first command runs there."""
+
+    files: dict[str, str]
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    laid: bool = False
+
+    async def lay_out(self, box: Sandbox) -> None:
+        async with self.lock:
+            if not self.laid and (await box.exec("test", "-e", ".laid")).code:
+                # a resumed program finds the mark: its commands may have changed the files
+                for name, text in self.files.items():
+                    await box.write(name, text.encode())
+                await box.write(".laid", b"")
+            self.laid = True
+
+
+folder: ContextVar[Folder | None] = ContextVar("drawloom_demo_folder", default=None)
 
 
 @tool(env=BOX, expect=0.05, timeout=20)
 async def shell(box: Sandbox, command: str) -> str:
     """Run a shell command."""
+    if (here := folder.get()) is not None:
+        await here.lay_out(box)
     result = await box.sh(command)
     if result.timed_out or result.code:
         raise ToolError(f"exit {result.code}: {result.text.strip()}")
@@ -61,27 +86,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A puzzle: files to lay out, a question, its only right answer, and how to get there.
-
-    Each turn has a thought and its calls. Where an answer is picked from a table, the model first
-    says which row it picks: what follows a name is easy to copy for a million parameters, finding
-    it unspoken is not.
-    """
+    """A puzzle: files to lay out, a question, its only right answer, and the turns of calls that
+    find it."""
 
     family: str
     files: dict[str, str]
     question: str
     answer: str
-    turns: tuple[tuple[str, tuple[Call, ...]], ...]
-    row: str = ""
-
-    @property
-    def final(self) -> str:
-        """The last message of a right solution."""
-        return f"{self.row} {self.answer}".strip()
+    turns: tuple[tuple[Call, ...], ...]
 
     def is_solved_by(self, text: str) -> bool:
-        return text.split()[-1:] == [self.answer]
+        return text.strip() == self.answer
 
 
 def is_held_out(name: str) -> bool:
@@ -90,21 +105,17 @@ def is_held_out(name: str) -> bool:
 
 
 class Names:
-    """Draws ``adjective_noun`` names from the training or the held-out part.
-
-    No adjective comes twice in one task, so a name is known by its first word.
-    """
+    """Draws distinct ``adjective-noun`` names from the training or the held-out part."""
 
     def __init__(self, rng: random.Random, held_out: bool) -> None:
-        self._held_out = held_out
-        self._adjectives = rng.sample(ADJECTIVES, len(ADJECTIVES))
-        self._rng = rng
+        self._rng, self._held_out = rng, held_out
+        self._used: set[str] = set()
 
     def __call__(self) -> str:
-        adjective = self._adjectives.pop()
         while True:
-            name = f"{adjective}_{self._rng.choice(NOUNS)}"
-            if is_held_out(name) == self._held_out:
+            name = f"{self._rng.choice(ADJECTIVES)}-{self._rng.choice(NOUNS)}"
+            if name not in self._used and is_held_out(name) == self._held_out:
+                self._used.add(name)
                 return name
 
 
@@ -115,10 +126,9 @@ def make_task(
     held_out: bool = False,
     rows: tuple[int, int] = (4, 16),
 ) -> Task:
-    """A random task. `rows` bounds the lines of a table."""
-    name = Names(rng, held_out)
+    """A random task. `rows` bounds the lines of a report or a table."""
     kind = family or rng.choice(FAMILIES)
-    return _MAKERS[kind](rng, name, rows)
+    return _MAKERS[kind](rng, Names(rng, held_out), rows)
 
 
 def _number(rng: random.Random) -> int:
@@ -129,12 +139,9 @@ def _sh(command: str, observation: str) -> Call:
     return Call("shell", {"command": command}, observation)
 
 
-def _turn(*calls: Call, thought: str = "") -> tuple[str, tuple[Call, ...]]:
-    return thought, calls
-
-
-def _table(rng: random.Random, name: Names, rows: tuple[int, int]) -> list[tuple[str, int]]:
-    return [(name(), _number(rng)) for _ in range(rng.randint(*rows))]
+def _table(rng: random.Random, rows: tuple[int, int]) -> list[tuple[str, int]]:
+    keys = rng.sample(NOUNS, min(len(NOUNS), rng.randint(*rows)))
+    return [(key, _number(rng)) for key in keys]
 
 
 def _text(table: list[tuple[str, int]]) -> str:
@@ -145,38 +152,46 @@ def _numbers(rng: random.Random) -> list[int]:
     return rng.sample(range(10, 1000), rng.randint(3, 9))
 
 
+def _lines(numbers: list[int]) -> str:
+    return "".join(f"{n}\n" for n in numbers)
+
+
 def _read(rng: random.Random, name: Names, rows: tuple[int, int]) -> Task:
     file, value = name() + ".txt", _number(rng)
-    turn = _turn(_sh(f"cat {file}", str(value)))
+    turn = (_sh(f"cat {file}", str(value)),)
     question = f"What number is in {file}?"
     return Task("read", {file: f"{value}\n"}, question, str(value), (turn,))
 
 
+def _report(rng: random.Random, name: Names, rows: tuple[int, int]) -> Task:
+    file, value = name() + ".txt", _number(rng)
+    text = f"{_text(_table(rng, rows))}\ntotal {value}"
+    question = f"What total does the report {file} give?"
+    return Task("report", {file: text + "\n"}, question, str(value), ((_sh(f"cat {file}", text),),))
+
+
 def _lookup(rng: random.Random, name: Names, rows: tuple[int, int]) -> Task:
-    file, table = name() + ".txt", _table(rng, name, rows)
+    file, table = name() + ".txt", _table(rng, rows)
     key, value = rng.choice(table)
-    turn = _turn(_sh(f"cat {file}", _text(table)))
-    question = f"What is {key} in {file}?"
-    return Task("lookup", {file: _text(table) + "\n"}, question, str(value), (turn,), key)
+    turn = (_sh(f"grep {key} {file}", f"{key} {value}"),)
+    question = f"What number has {key} in {file}?"
+    return Task("lookup", {file: _text(table) + "\n"}, question, str(value), (turn,))
 
 
 def _hop(rng: random.Random, name: Names, rows: tuple[int, int]) -> Task:
     first, second = name() + ".txt", name() + ".txt"
-    index = [(name(), name() + ".txt") for _ in range(rng.randint(rows[0] // 2, rows[1] // 2))]
-    place = rng.randrange(len(index))
-    owner = index[place][0]
-    index[place] = (owner, second)
-    listing = "\n".join(f"{key} {file}" for key, file in index)
-    table = [*_table(rng, name, rows), (owner, _number(rng))]
-    rng.shuffle(table)
-    value = dict(table)[owner]
+    owners = rng.sample(NOUNS, 4)
+    index = [(owners[0], second)] + [(owner, name() + ".txt") for owner in owners[1:]]
+    rng.shuffle(index)
+    value = _number(rng)
+    text = f"{_text(_table(rng, rows))}\ntotal {value}"
     turns = (
-        _turn(_sh(f"cat {first}", listing)),
-        _turn(_sh(f"cat {second}", _text(table)), thought=f"{owner} {second}"),
+        (_sh(f"grep {owners[0]} {first}", f"{owners[0]} {second}"),),
+        (_sh(f"cat {second}", text),),
     )
-    files = {first: listing + "\n", second: _text(table) + "\n"}
-    question = f"What is {owner} in the file that {first} names for it?"
-    return Task("hop", files, question, str(value), turns, owner)
+    listing = "".join(f"{owner} {file}\n" for owner, file in index)
+    question = f"Which report has {owners[0]} in {first}, and what total does it give?"
+    return Task("hop", {first: listing, second: text + "\n"}, question, str(value), turns)
 
 
 def _sum(rng: random.Random, name: Names, rows: tuple[int, int]) -> Task:
@@ -186,41 +201,39 @@ def _sum(rng: random.Random, name: Names, rows: tuple[int, int]) -> Task:
     addition = Call("add", {"a": values[0], "b": values[1]}, total)
     content = {f: f"{v}\n" for f, v in zip(files, values, strict=True)}
     question = f"What is the sum of {files[0]} and {files[1]}?"
-    return Task("sum", content, question, total, (_turn(*reads), _turn(addition)))
+    return Task("sum", content, question, total, (reads, (addition,)))
 
 
 def _count(rng: random.Random, name: Names, rows: tuple[int, int]) -> Task:
     file, numbers = name() + ".txt", _numbers(rng)
-    turn = _turn(_sh(f"wc -l < {file}", str(len(numbers))))
-    content = "".join(f"{n}\n" for n in numbers)
-    return Task("count", {file: content}, f"How many lines has {file}?", str(len(numbers)), (turn,))
+    count = str(len(numbers))
+    turn = (_sh(f"wc -l < {file}", count),)
+    return Task("count", {file: _lines(numbers)}, f"How many lines has {file}?", count, (turn,))
 
 
 def _extreme(rng: random.Random, name: Names, which: str) -> Task:
     file, numbers = name() + ".txt", _numbers(rng)
-    value = max(numbers) if which == "largest" else min(numbers)
+    value = str(max(numbers) if which == "largest" else min(numbers))
     end = "tail" if which == "largest" else "head"
-    turn = _turn(_sh(f"sort -n {file} | {end} -n 1", str(value)))
-    content = "".join(f"{n}\n" for n in numbers)
+    turn = (_sh(f"sort -n {file} | {end} -n 1", value),)
     question = f"What is the {which} number in {file}?"
-    return Task(which, {file: content}, question, str(value), (turn,))
+    return Task(which, {file: _lines(numbers)}, question, value, (turn,))
 
 
 def _append(rng: random.Random, name: Names, rows: tuple[int, int]) -> Task:
     file, numbers, extra = name() + ".txt", _numbers(rng), _number(rng)
-    listing = [*numbers, extra]
-    value = str(max(listing))
+    value = str(max([*numbers, extra]))
     turns = (
-        _turn(_sh(f"echo {extra} >> {file}", "")),
-        _turn(_sh(f"sort -n {file} | tail -n 1", value)),
+        (_sh(f"echo {extra} >> {file}", ""),),
+        (_sh(f"sort -n {file} | tail -n 1", value),),
     )
-    content = "".join(f"{n}\n" for n in numbers)
     question = f"Append {extra} to {file}. What is the largest number in it now?"
-    return Task("append", {file: content}, question, value, turns)
+    return Task("append", {file: _lines(numbers)}, question, value, turns)
 
 
 _MAKERS = {
     "read": _read,
+    "report": _report,
     "lookup": _lookup,
     "hop": _hop,
     "sum": _sum,
@@ -230,4 +243,16 @@ _MAKERS = {
     "append": _append,
 }
 
-__all__ = ["BOX", "FAMILIES", "SYSTEM", "TOOLS", "Call", "Task", "add", "make_task", "shell"]
+__all__ = [
+    "BOX",
+    "FAMILIES",
+    "SYSTEM",
+    "TOOLS",
+    "Call",
+    "Folder",
+    "Task",
+    "add",
+    "folder",
+    "make_task",
+    "shell",
+]

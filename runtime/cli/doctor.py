@@ -1,0 +1,103 @@
+"""`drawloom doctor`: what this machine has, and what falls back to what."""
+
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from drawloom.errors import SandboxUnavailable
+from drawloom.runtime.cli import show
+from drawloom.runtime.runtime import tiny_model
+from drawloom.sandbox.daemon import PrivateDaemon, answers
+from drawloom.sandbox.helper import cache_folder, helper_path
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at; `ok` False means a fallback or a limit, which `detail` names."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def examine() -> list[Finding]:
+    return [_python(), _torch(), _gpu(), _triton(), _docker(), _helper(), _model(), _disk()]
+
+
+def main(json: bool) -> int:
+    findings = examine()
+    if json:
+        show.emit([asdict(f) for f in findings])
+        return 0
+    table = Table(show_header=False, box=None)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[yellow]--[/]"
+        table.add_row(mark, finding.what, finding.detail)
+    show.console().print(table)
+    return 0
+
+
+def _python() -> Finding:
+    version = sys.version.split()[0]
+    return Finding("python", sys.version_info >= (3, 11), f"{version}, {os.cpu_count()} cores")
+
+
+def _torch() -> Finding:
+    import torch
+
+    packs = torch.backends.mkldnn.is_available()
+    return Finding("torch", packs, torch.__version__ + ("" if packs else ", no oneDNN: slower"))
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        return Finding("gpu", True, f"{name}, {free >> 30} of {total >> 30} GiB free")
+    return Finding("gpu", False, "none: models run on the CPU")
+
+
+def _triton() -> Finding:
+    try:
+        import triton
+    except ImportError:
+        return Finding("triton", False, "not installed: pip install 'drawloom[cuda]' for a GPU")
+    return Finding("triton", True, triton.__version__)
+
+
+def _docker() -> Finding:
+    if answers():
+        return Finding("docker", True, "an engine answers: tools run in containers")
+    if PrivateDaemon.possible():
+        return Finding("docker", True, "none answers; demo and tests start a private one")
+    return Finding(
+        "docker", False, "no engine answers: tools run in restricted local processes; start dockerd"
+    )
+
+
+def _helper() -> Finding:
+    try:
+        return Finding("helper", True, str(helper_path()))
+    except SandboxUnavailable as error:
+        return Finding("helper", False, str(error))
+
+
+def _model() -> Finding:
+    folder = tiny_model()
+    there = (folder / "model.safetensors").exists()
+    return Finding("model", there, str(folder) if there else "run examples/tinyagent/train.py")
+
+
+def _disk() -> Finding:
+    place = cache_folder().parent if cache_folder().parent.exists() else Path("/")
+    free = shutil.disk_usage(place).free / 2**30
+    return Finding("disk", free > 2, f"{free:.1f} GiB free at {place}")
+
+
+__all__ = ["Finding", "examine", "main"]

@@ -1,0 +1,182 @@
+"""`drawloom`: the verbs.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a budget was spent, 130 interrupted.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from drawloom.errors import BudgetExceeded, ConfigError, DrawloomError
+
+app = App(
+    name="drawloom",
+    help="Runs agent programs: one scheduler for their LLM calls, KV cache and tool containers.",
+    version="0.1.0",
+)
+sandbox_app = App(name="sandbox", help="The tool environments that exist on this host.")
+bench_app = App(name="bench", help="Measurements, each beside its rival in the same run.")
+app.command(sandbox_app)
+app.command(bench_app)
+
+STORE = os.environ.get("DRAWLOOM_STORE", "sqlite:///.drawloom/programs.db")
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead.")]
+StoreUrl = Annotated[str, Parameter(name="--store", help="Where programs are kept, as a URL.")]
+Model = Annotated[str, Parameter(help="A model folder, a hub id, or the model in the box.")]
+Policy = Annotated[str, Parameter(help="How programs are scheduled.")]
+Kind = Annotated[str, Parameter(help="auto, docker, process or none.")]
+
+
+@app.command
+def demo(
+    *,
+    programs: int = 32,
+    rounds: int = 3,
+    kv_tokens: int = 3072,
+    pool: int = 8,
+    model: Model = "tinyagent",
+    device: str = "auto",
+    sandbox: Kind = "auto",
+    out: Path = Path("."),
+    json: Json = False,
+) -> int:
+    """Run the same programs under two policies and show what the difference is."""
+    from drawloom.runtime.cli import show
+    from drawloom.runtime.demo import run as demo_run
+
+    options = demo_run.DemoOptions(
+        programs, rounds, kv_tokens, pool, model, device=device, sandbox=sandbox
+    )
+    with demo_run.docker_engine(sandbox) as url, show.demo_progress(json) as progress:
+        outcomes = asyncio.run(demo_run.run_demo(options, url, progress))
+    summary = demo_run.summarise(outcomes)
+    pictures = demo_run.save_pictures(outcomes, out)
+    show.demo(summary, pictures, json)
+    return 0
+
+
+@app.command
+def run(
+    entry: str,
+    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    model: Model = "tinyagent",
+    store: StoreUrl = STORE,
+    policy: Policy = "drawloom",
+    sandbox: Kind = "auto",
+    device: str = "auto",
+    kv_tokens: int = 0,
+    json: Json = False,
+) -> int:
+    """Run an agent: ``drawloom run module:agent --question "…"``.
+
+    Args:
+        entry: where the agent is: ``module:name`` or ``path/to/file.py:name``.
+        arguments: the agent's own arguments, as ``--name value``.
+    """
+    from drawloom.runtime.cli import programs
+
+    options = programs.Options(model, store, policy, sandbox, device, kv_tokens)
+    return asyncio.run(programs.run(entry, list(arguments), options, json))
+
+
+@app.command
+def resume(
+    program: str,
+    *,
+    model: Model = "tinyagent",
+    store: StoreUrl = STORE,
+    policy: Policy = "drawloom",
+    sandbox: Kind = "auto",
+    device: str = "auto",
+    kv_tokens: int = 0,
+    json: Json = False,
+) -> int:
+    """Go on with a program whose process died; finished steps are not run again."""
+    from drawloom.runtime.cli import programs
+
+    options = programs.Options(model, store, policy, sandbox, device, kv_tokens)
+    return asyncio.run(programs.resume(program, options, json))
+
+
+@app.command
+def ps(*, store: StoreUrl = STORE, limit: int = 30, json: Json = False) -> int:
+    """List programs, the newest first."""
+    from drawloom.runtime.cli import programs
+
+    return asyncio.run(programs.ps(store, limit, json))
+
+
+@app.command
+def trace(program: str, *, store: StoreUrl = STORE, json: Json = False) -> int:
+    """Show what a program did when."""
+    from drawloom.runtime.cli import programs
+
+    return asyncio.run(programs.trace(program, store, json))
+
+
+@app.command
+def doctor(*, json: Json = False) -> int:
+    """Say what this machine has, and what falls back to what."""
+    from drawloom.runtime.cli import doctor as examination
+
+    return examination.main(json)
+
+
+@sandbox_app.command(name="ls")
+def sandbox_ls(*, docker: str | None = None, json: Json = False) -> int:
+    """List the environments that drawloom made on this host, whoever owns them."""
+    from drawloom.runtime.cli import sandboxes
+
+    return asyncio.run(sandboxes.ls(docker, json))
+
+
+@sandbox_app.command
+def gc(
+    *, store: StoreUrl = STORE, docker: str | None = None, all: bool = False, json: Json = False
+) -> int:
+    """Remove environments that no program of this store can come back to.
+
+    Args:
+        all: remove every environment that drawloom made on this host, of any store.
+    """
+    from drawloom.runtime.cli import sandboxes
+
+    return asyncio.run(sandboxes.gc(store, docker, all, json))
+
+
+@bench_app.command(name="engine")
+def bench_engine(*, device: str = "cpu", quick: bool = False, json: Json = False) -> int:
+    """Decode and prefill speed beside transformers, on the same random model."""
+    from drawloom.runtime.bench import engine
+
+    return engine.main(device, quick, json)
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="drawloom: %(message)s")
+    try:
+        return app(result_action="return_value") or 0
+    except KeyboardInterrupt:
+        print("drawloom: interrupted; everything was released", file=sys.stderr)
+        return 130
+    except BudgetExceeded as error:
+        return _fail(error, 3)
+    except ConfigError as error:
+        return _fail(error, 2)
+    except DrawloomError as error:
+        return _fail(error, 1)
+
+
+def _fail(error: DrawloomError, code: int) -> int:
+    print(f"drawloom: {error}", file=sys.stderr)
+    return code
+
+
+__all__ = ["app", "main"]

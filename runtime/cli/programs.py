@@ -1,0 +1,207 @@
+"""Commands over programs: run, resume, ps, trace."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import typing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from rich.table import Table
+
+from drawloom.errors import BudgetExceeded, ConfigError, DrawloomError, StoreError
+from drawloom.graph.declared import Graph
+from drawloom.runtime.agent import Agent
+from drawloom.runtime.cli import show
+from drawloom.runtime.picture import terminal
+from drawloom.runtime.runtime import Run, Runtime, graph_agent
+from drawloom.runtime.store import Store
+from drawloom.runtime.timeline import read_track
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `run` and `resume` hand to the runtime."""
+
+    model: str
+    store: str
+    policy: str
+    sandbox: str
+    device: str
+    kv_tokens: int
+
+    def runtime(self) -> Runtime:
+        return Runtime(
+            self.model,
+            store=self.store,
+            policy=self.policy,
+            sandbox=self.sandbox,
+            device=self.device,
+            kv_tokens=self.kv_tokens,
+        )
+
+
+def load_agent(entry: str) -> Agent[..., Any]:
+    """The agent at ``module:name`` or ``path.py:name``. Raises `ConfigError`."""
+    place, found, name = entry.rpartition(":")
+    if not found or not place or not name:
+        raise ConfigError(f"{entry!r} is not an agent: write module:name or path/to/file.py:name")
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    except (ImportError, SyntaxError, OSError) as error:
+        raise ConfigError(f"{place} cannot be imported: {error}") from None
+    value = getattr(module, name, None)
+    if isinstance(value, Graph):
+        value = graph_agent(value)
+    if not isinstance(value, Agent):
+        raise ConfigError(f"{place} has no agent {name!r}: decorate it with @agent")
+    value.entry = f"{Path(place).resolve()}:{name}" if place.endswith(".py") else entry
+    return value
+
+
+def _load_module(name: str) -> Any:
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    return importlib.import_module(name)
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent.resolve()))
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_arguments(agent: Agent[..., Any], words: list[str]) -> dict[str, Any]:
+    """``--name value`` pairs as the agent's parameters have them. Raises `ConfigError`."""
+    parameters = inspect.signature(agent.fn).parameters
+    hints = typing.get_type_hints(agent.fn)
+    given: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        flag = rest.pop(0)
+        name, equals, value = flag.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if not flag.startswith("--") or name not in parameters:
+            known = " ".join(f"--{p}" for p in parameters) or "no arguments"
+            raise ConfigError(f"agent {agent.name} has no {flag!r}; it takes {known}")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"--{name} needs a value")
+            value = rest.pop(0)
+        given[name] = _convert(name, hints.get(name, str), value)
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given]
+    if missing:
+        raise ConfigError(f"agent {agent.name} needs {' '.join(f'--{n} …' for n in missing)}")
+    return given
+
+
+def _convert(name: str, kind: Any, value: str) -> Any:
+    adapter = TypeAdapter(kind)
+    try:
+        return adapter.validate_python(value)
+    except ValidationError:
+        try:
+            return adapter.validate_json(value)
+        except ValidationError as error:
+            raise ConfigError(f"--{name} {value!r}: {error.errors()[0]['msg']}") from None
+
+
+async def run(entry: str, words: list[str], options: Options, json: bool) -> int:
+    agent = load_agent(entry)
+    arguments = read_arguments(agent, words)
+    async with options.runtime() as runtime:
+        return await _finish(await runtime.start(agent, **arguments), json)
+
+
+async def resume(program: str, options: Options, json: bool) -> int:
+    reader = Store(options.store, write=False)
+    try:
+        entry = (await reader.program(program)).entry
+    finally:
+        await reader.close()
+    agent = load_agent(entry)
+    async with options.runtime() as runtime:
+        return await _finish(await runtime.resume(agent, program), json)
+
+
+async def _finish(run: Run[Any], json: bool) -> int:
+    if not json:
+        print(f"program {run.id}", file=sys.stderr, flush=True)
+    try:
+        result = await run.result()
+    except BudgetExceeded:
+        raise
+    except DrawloomError as error:
+        raise type(error)(f"program {run.id} failed: {error}") from None
+    except Exception as error:
+        raise DrawloomError(f"program {run.id} failed: {type(error).__name__}: {error}") from error
+    if json:
+        show.emit({"program": run.id, "result": result})
+    else:
+        print(result)
+    return 0
+
+
+async def ps(url: str, limit: int, json: bool) -> int:
+    try:
+        store = Store(url, write=False)
+    except StoreError:
+        show.emit([]) if json else print("no program was ever run here")
+        return 0
+    rows = await store.programs(limit)
+    await store.close()
+    if json:
+        names = ("id", "agent", "status", "created", "started", "ended", "result", "error")
+        show.emit([{name: getattr(row, name) for name in names} for row in rows])
+        return 0
+    table = Table("program", "agent", "status", "created", "seconds", "result")
+    for row in rows:
+        took = f"{row.ended - row.created:.2f}" if row.ended else ""
+        created = datetime.fromtimestamp(row.created).strftime("%Y-%m-%d %H:%M:%S")
+        outcome = str(row.error or ("" if row.result is None else row.result))[:60]
+        table.add_row(row.id, row.agent, row.status, created, took, outcome)
+    show.console().print(table)
+    return 0
+
+
+async def trace(program: str, url: str, json: bool) -> int:
+    store = Store(url, write=False)
+    try:
+        track = await read_track(store, program)
+        decisions = await store.decisions(program)
+    finally:
+        await store.close()
+    if json:
+        bars = [
+            {"activity": b.activity.value, "start": b.start, "end": b.end, "label": b.label}
+            for b in track.bars
+        ]
+        made = [{"at": d.at, "kind": d.kind, **d.detail} for d in decisions]
+        show.emit({"program": program, "status": track.status, "bars": bars, "decisions": made})
+        return 0
+    out = show.console()
+    out.print(
+        f"{track.program}  {track.agent}  {track.status}  {track.ended - track.created:.2f} s"
+    )
+    for words, line in terminal(track):
+        out.print(f"{words:>22} ", line, end="\n")
+    table = Table("at", "for", "what", "")
+    for bar in track.bars:
+        at, took = bar.start - track.created, bar.end - bar.start
+        table.add_row(f"{at:.3f}", f"{took * 1000:.0f} ms", bar.activity.value, bar.label)
+    out.print(table)
+    return 0
+
+
+__all__ = ["Options", "load_agent", "ps", "read_arguments", "resume", "run", "trace"]

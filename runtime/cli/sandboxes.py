@@ -1,0 +1,130 @@
+"""Commands over tool environments: ls, gc."""
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from drawloom.errors import DrawloomError, SandboxUnavailable, StoreError
+from drawloom.runtime.cli import show
+from drawloom.runtime.store import Store
+from drawloom.sandbox.base import Provider
+
+
+async def ls(docker: str | None, json: bool) -> int:
+    found = _containers(docker) + _folders()
+    if json:
+        show.emit(found)
+        return 0
+    table = Table("environment", "kind", "owner", "age")
+    for box in found:
+        age = f"{time.time() - box['created']:.0f} s" if box["created"] else ""
+        table.add_row(box["id"], box["kind"], box["owner"], age)
+    show.console().print(table if found else "no environments")
+    return 0
+
+
+async def gc(url: str, docker: str | None, all: bool, json: bool) -> int:
+    """What belongs to programs that may still be resumed stays, unless `all`."""
+    removed = _remove_all(docker) if all else await _collect(url, docker)
+    if json:
+        show.emit({"removed": removed})
+    else:
+        print(f"{len(removed)} environments removed")
+    return 0
+
+
+async def _collect(url: str, docker: str | None) -> list[str]:
+    try:
+        store = Store(url)
+    except StoreError as error:
+        if "in use" in str(error):
+            raise
+        return []
+    try:
+        wanted = {
+            lease.sandbox
+            for lease in await store.leases()
+            if (await store.program(lease.program)).open
+        }
+        removed = []
+        for provider in _providers(store.id, docker):
+            for box in await provider.owned():
+                if box.id not in wanted:
+                    await provider.destroy(box.id)
+                    removed.append(box.id)
+            await provider.close()
+        for lease in await store.leases():
+            if lease.sandbox not in wanted:
+                await store.unlease(lease.program)
+        return removed
+    finally:
+        await store.close()
+
+
+def _providers(owner: str, docker: str | None) -> list[Provider]:
+    from drawloom.sandbox.docker import DockerProvider
+    from drawloom.sandbox.process import ProcessProvider
+
+    found: list[Provider] = [ProcessProvider(owner)]
+    try:
+        found.append(DockerProvider(owner, docker))
+    except SandboxUnavailable:
+        if docker is not None:
+            raise
+    return found
+
+
+def _remove_all(docker: str | None) -> list[str]:
+    removed = [box["id"] for box in _containers(docker, remove=True)]
+    for box in _folders():
+        shutil.rmtree(box["path"], ignore_errors=True)
+        removed.append(box["id"])
+    return removed
+
+
+def _containers(url: str | None, remove: bool = False) -> list[dict[str, Any]]:
+    import docker
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    from drawloom.sandbox.docker import LABEL
+
+    try:
+        client = docker.DockerClient(base_url=url) if url else docker.from_env()
+        containers = client.containers.list(all=True, filters={"label": LABEL})
+    except (DockerException, RequestException) as error:
+        if url is not None:
+            raise DrawloomError(f"no Docker engine answers at {url}: {error}") from None
+        return []
+    found = []
+    for container in containers:
+        labels = container.labels
+        about = {"id": labels[LABEL], "kind": "docker", "owner": labels[f"{LABEL}.owner"]}
+        found.append(about | {"created": float(labels[f"{LABEL}.created"])})
+        if remove:
+            container.remove(force=True, v=True)
+    client.close()
+    return found
+
+
+def _folders() -> list[dict[str, Any]]:
+    found = []
+    for about in Path(tempfile.gettempdir()).glob("drawloom-[0-9]*/store-*/*/about.json"):
+        folder = about.parent
+        found.append(
+            {
+                "id": folder.name,
+                "kind": "process",
+                "owner": folder.parent.name,
+                "created": about.stat().st_mtime,
+                "path": str(folder),
+            }
+        )
+    return found
+
+
+__all__ = ["gc", "ls"]

@@ -1,0 +1,14 @@
+"""``python -m drawloom`` is ``drawloom``."""
+
+import sys
+
+
+def main() -> None:
+    """The command line. Imported here so that this module costs nothing."""
+    from drawloom.runtime.cli.main import main as run
+
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

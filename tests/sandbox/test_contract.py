@@ -1,0 +1,187 @@
+"""What every sandbox provider must do. The same tests run on local processes and on Docker."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from drawloom.environments import Env
+from drawloom.errors import ImageNotFound, SandboxDied, SandboxError
+from drawloom.ids import new_id
+from drawloom.sandbox.base import LiveSandbox, Provider
+from drawloom.sandbox.images import BOX
+
+ENV = Env(BOX, memory="64m", pids=40, output_cap=4096)
+
+
+@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
+async def provider(request: pytest.FixtureRequest) -> AsyncIterator[Provider]:
+    owner = new_id("store")
+    if request.param == "process":
+        from drawloom.sandbox.process import ProcessProvider
+
+        made: Provider = ProcessProvider(owner)
+    else:
+        from drawloom.sandbox.docker import DockerProvider
+
+        made = DockerProvider(owner, request.getfixturevalue("docker_url"))
+    yield made
+    for box in await made.owned():
+        await made.destroy(box.id)
+    await made.close()
+
+
+@pytest.fixture
+async def box(provider: Provider) -> LiveSandbox:
+    return await provider.create(ENV, new_id("box"))
+
+
+async def _others(box: LiveSandbox) -> list[str]:
+    """Processes in the environment, but for the helper and those that look."""
+    text = (await box.sh("ps -o pid,args 2>/dev/null || ps ax -o pid,args")).text
+    mine = ("helper", "ps ", "PID", "{ps}")
+    return [line for line in text.splitlines() if not any(m in line for m in mine)]
+
+
+async def test_a_command_runs_and_its_files_persist(box: LiveSandbox) -> None:
+    assert (await box.sh("echo 1 > a; echo out; echo err >&2; exit 3")).code == 3
+    result = await box.exec("cat", "a")
+    assert (result.code, result.text) == (0, "1\n")
+
+
+async def test_both_streams_are_merged_in_order(box: LiveSandbox) -> None:
+    assert (await box.sh("echo a; echo b >&2; echo c")).text == "a\nb\nc\n"
+
+
+async def test_stdin_is_what_is_given_and_nothing_else(box: LiveSandbox) -> None:
+    assert (await box.exec("cat", stdin=b"x\0y")).output == b"x\0y"
+    assert (await box.exec("cat", timeout=5)).output == b""
+
+
+async def test_a_missing_program_is_a_result(box: LiveSandbox) -> None:
+    assert (await box.exec("no-such-program")).code == 127
+
+
+async def test_files_go_in_and_out_as_they_are(box: LiveSandbox) -> None:
+    data = bytes(range(256)) * 5000
+    await box.write("deep/er/file", data)
+    assert await box.read("deep/er/file") == data
+    with pytest.raises(SandboxError, match="No such file"):
+        await box.read("nothing")
+    with pytest.raises(SandboxError, match="too large"):
+        await box.read("deep/er/file", limit=10)
+    with pytest.raises(SandboxError):
+        await box.read("deep")
+
+
+async def test_a_flood_of_output_keeps_its_ends(box: LiveSandbox) -> None:
+    result = await box.sh("echo first; yes | head -c 100000000; echo last", timeout=60)
+    assert result.total_bytes == 100000000 + len("first\nlast\n")
+    assert len(result.output) == ENV.output_cap
+    assert result.output.startswith(b"first\n")
+    assert result.output.endswith(b"last\n")
+
+
+async def test_a_timeout_leaves_no_process(box: LiveSandbox) -> None:
+    result = await box.sh("setsid sleep 300 & (sleep 301 &) ; sleep 302", timeout=0.3)
+    assert result.timed_out
+    assert await _others(box) == []
+    assert (await box.sh("echo still here")).text == "still here\n"
+
+
+async def test_a_background_child_does_not_hold_a_command_back(box: LiveSandbox) -> None:
+    result = await box.sh("sleep 60 & echo done", timeout=30)
+    assert (result.text, result.timed_out) == ("done\n", False)
+    assert result.seconds < 20
+
+
+async def test_a_fork_bomb_is_contained(box: LiveSandbox) -> None:
+    result = await box.sh("f() { f | f & }; f; sleep 30", timeout=1.0)
+    assert result.timed_out
+    assert await _others(box) == []
+    assert (await box.sh("echo alive")).text == "alive\n"
+
+
+async def test_memory_is_limited(box: LiveSandbox) -> None:
+    hog = "x=$(head -c 200000000 /dev/zero | tr '\\0' a); echo ${#x}"
+    result = await box.sh(hog, timeout=30)
+    assert "200000000" not in result.text
+    assert (await box.sh("echo alive")).text == "alive\n"
+
+
+async def test_there_is_no_network(box: LiveSandbox) -> None:
+    devices = (await box.sh("cat /proc/net/dev")).text
+    assert {line.split(":")[0].strip() for line in devices.splitlines() if ":" in line} <= {"lo"}
+
+
+async def test_there_are_no_capabilities(box: LiveSandbox) -> None:
+    status = (await box.sh("cat /proc/self/status")).text
+    lines = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
+    assert int(lines["CapEff"], 16) == 0
+    assert int(lines["CapBnd"], 16) == 0
+    assert lines["NoNewPrivs"] == "1"
+
+
+async def test_the_host_s_docker_socket_and_homes_are_out_of_sight(box: LiveSandbox) -> None:
+    assert (
+        await box.sh("ls -A /run /root /home 2>/dev/null | grep -v ':' | tr -d '\\n'")
+    ).text == ""
+
+
+async def test_commands_run_side_by_side(box: LiveSandbox) -> None:
+    results = await asyncio.gather(*(box.sh(f"sleep 0.2; echo {i}") for i in range(8)))
+    assert [r.text for r in results] == [f"{i}\n" for i in range(8)]
+
+
+async def test_a_result_is_kept_until_it_is_acknowledged(box: LiveSandbox) -> None:
+    first = await box.exec("sh", "-c", "echo x >> log; cat log", key="step-1")
+    again = await box.exec("sh", "-c", "echo x >> log; cat log", key="step-1")
+    assert first.output == again.output == b"x\n"
+    await box.ack("step-1")
+    assert (await box.exec("sh", "-c", "echo x >> log; cat log", key="step-1")).output == b"x\nx\n"
+
+
+async def test_another_owner_adopts_it_with_its_files(provider: Provider, box: LiveSandbox) -> None:
+    await box.write("kept", b"42")
+    await provider.close()
+    adopted = await provider.adopt(ENV, box.id)
+    assert await adopted.read("kept") == b"42"
+    with pytest.raises(SandboxDied):
+        await box.sh("true")
+
+
+async def test_what_is_destroyed_is_gone(provider: Provider, box: LiveSandbox) -> None:
+    await box.destroy()
+    await box.destroy()
+    assert await provider.owned() == []
+    with pytest.raises(SandboxDied):
+        await box.sh("true")
+    with pytest.raises(SandboxDied):
+        await provider.adopt(ENV, box.id)
+
+
+async def test_destroying_it_ends_whoever_waits(box: LiveSandbox) -> None:
+    waiting = asyncio.create_task(box.sh("sleep 60"))
+    await asyncio.sleep(0.2)
+    await box.destroy()
+    with pytest.raises(SandboxDied):
+        await waiting
+
+
+async def test_setup_runs_before_it_is_ready_and_a_failing_one_is_told(provider: Provider) -> None:
+    made = await provider.create(Env(BOX, setup=("echo ready > r",)), new_id("box"))
+    assert await made.read("r") == b"ready\n"
+    with pytest.raises(SandboxError, match=r"exit 4.*failed \(4\): why"):
+        await provider.create(Env(BOX, setup=("echo why; exit 4",)), new_id("box"))
+    assert len(await provider.owned()) == 1
+
+
+@pytest.mark.docker
+async def test_an_image_that_is_not_there_is_named(docker_url: str | None) -> None:
+    from drawloom.sandbox.docker import DockerProvider
+
+    provider = DockerProvider(new_id("store"), docker_url)
+    with pytest.raises(ImageNotFound, match="no-such-image:9"):
+        await provider.create(Env("no-such-image:9"), new_id("box"))
+    assert await provider.owned() == []
+    await provider.close()

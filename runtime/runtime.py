@@ -329,7 +329,8 @@ class Runtime:
                 f"program {id} cannot be resumed: its environment was removed, and the files that "
                 "its steps wrote with it"
             )
-        return bool(leases)
+        pool = self.live.pool
+        return bool(leases) and pool is not None and pool.provider.keeps_running
 
 
 def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:

@@ -182,11 +182,12 @@ class Store:
                 db.exec_driver_sql("PRAGMA journal_mode=WAL")
             if write:
                 _meta.create_all(db)
-            found = dict(db.execute(sa.select(_about.c.name, _about.c.value)).tuples().all())
+            rows = db.execute(sa.select(_about.c.name, _about.c.value)).all()
+            found = {str(row[0]): str(row[1]) for row in rows}
             if not found and write:
                 found = {"schema": SCHEMA, "id": new_id("store")}
-                rows = [{"name": n, "value": v} for n, v in found.items()]
-                db.execute(sa.insert(_about), rows)
+                values = [{"name": n, "value": v} for n, v in found.items()]
+                db.execute(sa.insert(_about), values)
         if found.get("schema") != SCHEMA:
             raise StoreError(
                 f"store {self.url} has schema {found.get('schema')}, this drawloom writes "

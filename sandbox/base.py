@@ -133,8 +133,11 @@ class Provider(Protocol):
     def host(self) -> str: ...
 
     @property
-    def adopts(self) -> bool:
-        """Whether an environment outlives its owner, so that another can take it over."""
+    def keeps_running(self) -> bool:
+        """Whether commands go on when their owner dies, so that an adopter gets their results.
+
+        Files outlive an owner everywhere, for a limited time.
+        """
         ...
 
     async def check(self, env: Env) -> None:

@@ -79,7 +79,7 @@ class DockerProvider:
     """Implements `Provider` over one Docker engine. `owner` labels what it makes."""
 
     name = "docker"
-    adopts = True
+    keeps_running = True
 
     def __init__(self, owner: str, url: str | None = None, ttl: float = _ADOPT_SECONDS) -> None:
         self._owner, self._ttl = owner, ttl
@@ -156,6 +156,7 @@ class DockerProvider:
             ],
             log_config=docker.types.LogConfig(type="none"),
             stdin_open=True,
+            detach=True,  # otherwise stdin closes with its first owner, and the container ends
             auto_remove=True,
             working_dir="/",
             user="0:0",

@@ -10,8 +10,9 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from drawloom.environments import Env
 from drawloom.errors import DrawloomError, SandboxError
@@ -177,6 +178,7 @@ class Pool:
             found = shelf.warm.popleft()
             if found.box.alive:
                 return found
+            self._track(self._destroy(found.box))
         return None
 
     async def _next(self, shelf: _Shelf) -> _Warm:
@@ -203,7 +205,10 @@ class Pool:
 
     def _spawn(self, shelf: _Shelf) -> None:
         shelf.creating += 1
-        task = asyncio.create_task(self._create(shelf))
+        self._track(self._create(shelf))
+
+    def _track(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -59,7 +59,7 @@ class ProcessProvider:
     """Implements `Provider`. Its folders live under the temporary folder, by owner."""
 
     name = "process"
-    adopts = True
+    keeps_running = False
 
     def __init__(self, owner: str) -> None:
         self.host = "local"
@@ -119,8 +119,11 @@ class ProcessProvider:
         try:
             await box._wire.hello()
         except SandboxDied:
-            await box.destroy()
-            raise
+            await box.stop()
+            raise SandboxError(
+                f"no environment at {folder}: its helper ended ({process.returncode}); other users "
+                "must be able to reach the folder, set TMPDIR to one where they can"
+            ) from None
         self._warn(box.isolation)
         return box
 

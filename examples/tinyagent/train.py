@@ -1,4 +1,4 @@
-"""Train the tiny model in the box: about a million parameters, ten minutes on one CPU core.
+"""Train the tiny model in the box: about a million parameters, twenty minutes on one CPU core.
 
     python examples/tinyagent/train.py                    # into runtime/demo/model
     python examples/tinyagent/train.py --seconds 60 --out /tmp/m
@@ -6,7 +6,7 @@
 It learns from demonstrations of `drawloom.runtime.demo.tasks`: which tool to call, how to write
 the call, and how to copy an answer out of what the tool said. Observations are computed, not
 run; names are from the training part only, and one turn in sixteen fails and is repeated.
-Tables start short and grow long.
+Tables start short and grow long; in the second half a conversation has up to five questions.
 
 Choices that cost a run each to find: embeddings with unit variance and zero-initialised output
 projections (at the usual 0.02 a name drowns after the first block and copying never forms), a
@@ -63,12 +63,17 @@ CONFIG: dict[str, Any] = {
 FAULTS = ("error: timed out after 20 s", "error: interrupted", "error: exit 1:", "error: killed")
 
 
+def chat_of(several: list[Task], rng: random.Random, fault: float) -> list[dict[str, Any]]:
+    """One conversation that solves one task after another."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": tasks.SYSTEM}]
+    for task in several:
+        messages += messages_of(task, rng, fault)
+    return messages
+
+
 def messages_of(task: Task, rng: random.Random, fault: float) -> list[dict[str, Any]]:
-    """A demonstration as chat messages; a call fails with probability `fault`, then is repeated."""
-    messages: list[dict[str, Any]] = [
-        {"role": "system", "content": tasks.SYSTEM},
-        {"role": "user", "content": task.question},
-    ]
+    """A demonstration as chat messages; a turn fails with probability `fault`, then is repeated."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": task.question}]
     for turn in task.turns:
         calls = [{"function": {"name": c.name, "arguments": c.arguments}} for c in turn]
         failed = rng.random() < fault
@@ -100,7 +105,7 @@ def build_tokenizer(rng: random.Random) -> Tokenizer:
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
     tokenizer.decoder = decoders.ByteLevel()
-    texts = [render(messages_of(make_task(rng, rows=(8, 16)), rng, 0.1)) for _ in range(1500)]
+    texts = [render(chat_of([make_task(rng, rows=(8, 16))], rng, 0.1)) for _ in range(1500)]
     trainer = trainers.BpeTrainer(
         vocab_size=1280,
         special_tokens=list(SPECIAL),
@@ -231,8 +236,9 @@ def samples(
         rows = []
         for _ in range(96):
             big = rng.random() < min(0.7, 2 * share)
-            task = make_task(rng, rows=(8, 24) if big else (2, 6))
-            messages = messages_of(task, rng, 0.06)
+            count = 1 if share < 0.5 or rng.random() < 0.2 else rng.randint(2, 5)
+            lines = (8, 24) if big else (2, 6)
+            messages = chat_of([make_task(rng, rows=lines) for _ in range(count)], rng, 0.06)
             text = render(messages)
             rows.append(tokenizer.encode(text, add_special_tokens=False).ids[len(prefix) :])
         rows.sort(key=len)
@@ -272,7 +278,7 @@ def optimizers(model: Model) -> list[torch.optim.Optimizer]:
 
 
 def train(model: Model, tokenizer: Tokenizer, rng: random.Random, seconds: float) -> None:
-    """Warm up, hold, then decay linearly to 2 % over the last half of the CPU seconds.
+    """Warm up, hold, then decay linearly to 2 % over the last 60 % of the CPU seconds.
 
     A step sums three batches of unlike lengths: batches of one length alone made the loss climb.
     """
@@ -284,7 +290,7 @@ def train(model: Model, tokenizer: Tokenizer, rng: random.Random, seconds: float
         share = (time.process_time() - began) / seconds
         if share >= 1:
             return
-        scale = min(1.0, (step + 1) / 60, 1 - 0.98 * max(0.0, share - 0.5) / 0.5)
+        scale = min(1.0, (step + 1) / 60, 1 - 0.98 * max(0.0, share - 0.4) / 0.6)
         right = total = 0
         for _ in range(3):
             prefix, tokens, learn = batches.send(share)
@@ -328,7 +334,7 @@ def save(model: Model, tokenizer: Tokenizer, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DEMO / "model")
-    parser.add_argument("--seconds", type=float, default=700, help="CPU seconds to train for")
+    parser.add_argument("--seconds", type=float, default=1200, help="CPU seconds to train for")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -18,6 +18,7 @@ app = App(
     name="drawloom",
     help="Runs agent programs: one scheduler for their LLM calls, KV cache and tool containers.",
     version="0.1.0",
+    suppress_keyboard_interrupt=False,
 )
 sandbox_app = App(name="sandbox", help="The tool environments that exist on this host.")
 bench_app = App(name="bench", help="Measurements, each beside its rival in the same run.")

@@ -5,6 +5,7 @@ unknown ones are harmless. It runs live in front of the engine, and in tests und
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from drawloom.actions import (
@@ -155,7 +156,7 @@ class Scheduler:
         early = self.policy.claim_early() and event.env is not None
         if program is None or not early or event.env is None or event.env in program.envs:
             return []
-        program.envs.add(event.env)
+        self._took(program, event.env)
         claim = ClaimEnv(self._hosts.get(event.env, ""), program.id, event.env)
         return [claim, *self._rebalance(now)]
 
@@ -163,8 +164,15 @@ class Scheduler:
         program = self.world.programs.get(event.program)
         if program is None or event.env is None or event.env in program.envs:
             return []
-        program.envs.add(event.env)
+        self._took(program, event.env)
         return self._rebalance(now)
+
+    def _took(self, program: Program, env: str) -> None:
+        """One environment fewer is ready, though its host has not said so yet."""
+        program.envs.add(env)
+        host = self.world.hosts.get(env)
+        if host is not None:
+            self.world.hosts[env] = replace(host, warm=max(0, host.warm - 1))
 
     def _engine_up(self, event: EngineUp, now: float) -> list[Action]:
         self.world.engines[event.engine] = event.kv_tokens

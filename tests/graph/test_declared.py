@@ -1,0 +1,95 @@
+"""Declared graphs: shape, checks, fan-out, joins, loops."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from drawloom.errors import GraphError
+from drawloom.graph.declared import Graph
+
+
+@dataclass
+class State:
+    items: list[int] = field(default_factory=list)
+    done: list[int] = field(default_factory=list)
+    rounds: int = 0
+
+
+def _research() -> Graph[State]:
+    graph: Graph[State] = Graph("research", State)
+
+    @graph.node
+    async def plan(s: State) -> None:
+        s.items = [1, 2, 3]
+
+    @graph.node
+    async def dig(s: State, item: int) -> None:
+        s.done.append(item)
+
+    @graph.node
+    async def write(s: State) -> None:
+        s.rounds += 1
+
+    graph.edge(plan, dig, each=lambda s: s.items)
+    graph.edge(dig, write)
+    graph.edge(write, plan, when=lambda s: s.rounds < 2, p=0.3)
+    return graph
+
+
+async def test_it_fans_out_joins_and_loops() -> None:
+    moves: list[tuple[str, str]] = []
+    state = await _research().run(State(), lambda a, b: moves.append((a, b)))
+    assert sorted(state.done) == [1, 1, 2, 2, 3, 3]
+    assert state.rounds == 2
+    assert moves[0] == ("start", "plan")
+    assert moves[-1] == ("write", "end")
+
+
+def test_priors_are_completed_from_what_is_given() -> None:
+    assert _research().priors()["write", "plan"] == 0.3
+    assert _research().priors()["plan", "dig"] == 1.0
+
+
+def test_a_node_out_of_reach_is_refused() -> None:
+    graph = _research()
+
+    @graph.node
+    async def lost(s: State) -> None: ...
+
+    with pytest.raises(GraphError, match="lost"):
+        graph.check()
+
+
+def test_a_loop_without_an_exit_is_refused() -> None:
+    graph: Graph[State] = Graph("loop", State)
+
+    @graph.node
+    async def a(s: State) -> None: ...
+
+    graph.edge(a, a)
+    with pytest.raises(GraphError, match="never ends"):
+        graph.check()
+
+
+def test_wrong_declarations_are_refused_at_once() -> None:
+    graph = _research()
+
+    async def stranger(s: State) -> None: ...
+
+    with pytest.raises(GraphError, match="stranger"):
+        graph.edge(graph.nodes["plan"], stranger)
+    with pytest.raises(GraphError, match="probability"):
+        graph.edge(graph.nodes["plan"], graph.nodes["dig"], p=2)
+    with pytest.raises(GraphError, match="no node"):
+        Graph("empty", State).check()
+
+
+async def test_a_runaway_loop_is_stopped() -> None:
+    graph: Graph[State] = Graph("loop", State, max_steps=10)
+
+    @graph.node
+    async def a(s: State) -> None: ...
+
+    graph.edge(a, a, when=lambda s: True)
+    with pytest.raises(GraphError, match="over 10 steps"):
+        await graph.run(State())

@@ -1,0 +1,77 @@
+"""Learning what programs do."""
+
+import pytest
+
+from drawloom.graph.durations import Durations
+from drawloom.graph.execution import END, START, ExecutionGraph
+
+
+def test_probabilities_are_shares_of_what_was_seen() -> None:
+    graph = ExecutionGraph("a")
+    for target in ("x", "x", "x", END):
+        graph.observe("llm", target)
+    following = graph.following("llm")
+    assert sum(following.values()) == pytest.approx(1.0)
+    assert following["x"] == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_prior_counts_until_observations_outweigh_it() -> None:
+    graph = ExecutionGraph("a")
+    graph.declare("llm", "x", 0.9)
+    graph.declare("llm", END, 0.1)
+    assert graph.following("llm")["x"] == pytest.approx(0.9)
+    for _ in range(100):
+        graph.observe("llm", END)
+    assert graph.following("llm")["x"] < 0.1
+
+
+def test_steps_left_is_the_expectation_of_the_chain() -> None:
+    graph = ExecutionGraph("a")
+    graph.declare(START, "llm", 1.0)
+    graph.declare("llm", "llm", 0.75)
+    graph.declare("llm", END, 0.25)
+    assert graph.steps_left("llm") == pytest.approx(4.0)
+    assert graph.steps_left(START) == pytest.approx(4.0)
+    assert graph.steps_left("nowhere") is None
+
+
+def test_a_loop_without_an_end_is_not_a_crash() -> None:
+    graph = ExecutionGraph("a")
+    graph.observe("llm", "llm")
+    assert graph.steps_left("llm") in (None, 1000.0)
+
+
+def test_the_live_graph_is_a_networkx_digraph() -> None:
+    graph = ExecutionGraph("a")
+    graph.observe("llm", END)
+    assert graph.nx.edges["llm", END]["p"] == 1.0
+
+
+def test_peak_context_is_a_quantile() -> None:
+    graph = ExecutionGraph("a")
+    assert graph.peak_context() is None
+    for tokens in range(1, 101):
+        graph.finished(tokens)
+    assert graph.peak_context(0.9) == 91
+
+
+def test_durations_fall_back_from_key_to_declaration_to_all() -> None:
+    durations = Durations()
+    assert durations.quantile("x", 0.5) is None
+    durations.expect("x", 2.0)
+    assert durations.quantile("x", 0.5) == 2.0
+    for _ in range(20):
+        durations.observe("x", 5.0)
+    assert durations.quantile("x", 0.95) == 5.0
+    assert durations.quantile("unseen", 0.5) == 5.0
+    assert durations.chance_within("x", 4.0) == 0.0
+    assert durations.chance_within("x", 5.0) == 1.0
+
+
+def test_a_forecast_says_what_is_known() -> None:
+    graph = ExecutionGraph("a")
+    forecast = graph.forecast("llm", "shell")
+    assert forecast.seconds_p50 is None
+    assert forecast.next == {}
+    graph.durations.observe("shell", 1.0)
+    assert graph.forecast("llm", "shell").seconds_p50 == 1.0

@@ -1,0 +1,102 @@
+"""An engine that says what a test wants, behind the same seam as the real one."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from drawloom.engine.base import Delta, EngineInfo, EngineStats, GenerateRequest, Usage
+from drawloom.engine.sequence import FinishReason
+from drawloom.engine.tokenizer import Tokenizer
+from drawloom.leases import KVReply, LeaseStatus
+from drawloom.runtime.runtime import Runtime, tiny_model
+from drawloom.tools.template import ChatTemplate
+
+Script = Callable[[str], str]
+
+
+def call(name: str, **arguments: object) -> str:
+    """A tool call as the model in the box would write it."""
+    import json
+
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+
+
+class ScriptedEngine:
+    """Answers each prompt with ``script(prompt)``, four tokens at a time, ended by itself."""
+
+    def __init__(self, script: Script, pause: float = 0.0) -> None:
+        folder = tiny_model()
+        self.tokenizer = Tokenizer.load(folder)
+        self.template = ChatTemplate.load(folder)
+        self.info = EngineInfo("scripted", "scripted", "cpu", 4096, 100_000, 16)
+        self.script, self.pause = script, pause
+        self.prompts: list[str] = []
+        self.lineages: set[str] = set()
+        self.leased: dict[str, float] = {}
+        self.running = 0
+        self.failures: list[Exception] = []
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.lineages.add(request.lineage)
+        prompt = self.tokenizer.decode(list(request.tokens), special=True)
+        self.prompts.append(prompt)
+        text = self.script(prompt)
+        ids = self.tokenizer.encode(text)[: request.params.max_tokens]
+        end = self.tokenizer.id_of("<|im_end|>")
+        assert end is not None
+        self.running += 1
+        began = time.monotonic()
+        try:
+            for at in range(0, len(ids), 4):
+                await asyncio.sleep(self.pause)
+                part = ids[at : at + 4]
+                yield Delta(request.id, tuple(part), self.tokenizer.decode(part))
+            now = time.monotonic()
+            usage = Usage(len(request.tokens), 0, len(ids) + 1, 0, began, began, began, now)
+            yield Delta(request.id, (end,), "", (), FinishReason.STOP, usage)
+        finally:
+            self.running -= 1
+
+    async def lease(self, lineage: str, ttl: float, value: float) -> KVReply:
+        self.leased[lineage] = ttl
+        return KVReply(LeaseStatus.ACCEPTED, 0)
+
+    async def release(self, lineage: str, *, evict: bool = True) -> KVReply:
+        self.lineages.discard(lineage)
+        self.leased.pop(lineage, None)
+        return KVReply(LeaseStatus.ACCEPTED, 0)
+
+    async def fork(self, parent: str, child: str) -> KVReply:
+        self.lineages.add(child)
+        return KVReply(LeaseStatus.ACCEPTED, 0)
+
+    def reprioritise(self, lineage: str, priority: float) -> None: ...
+
+    async def stats(self) -> EngineStats:
+        return EngineStats(self.running, 0, *[0] * 15)
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture
+async def open_runtime() -> AsyncIterator[Callable[..., object]]:
+    """Opens runtimes over a scripted engine, and checks that each leaves nothing behind."""
+    opened: list[tuple[Runtime, ScriptedEngine]] = []
+
+    async def make(script: Script, pause: float = 0.0, **options: object) -> Runtime:
+        engine = ScriptedEngine(script, pause)
+        runtime = Runtime(engine, **{"sandbox": "none", **options})  # type: ignore[arg-type]
+        await runtime.__aenter__()
+        opened.append((runtime, engine))
+        return runtime
+
+    yield make
+    for runtime, engine in opened:
+        if runtime._live is not None:
+            await runtime.__aexit__(None, None, None)
+        assert not engine.lineages, "a conversation was never released"
+        assert engine.running == 0

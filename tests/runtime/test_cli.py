@@ -1,0 +1,138 @@
+"""The command line: every verb, in words and in JSON, and what wrong usage gets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+AGENT = '''
+from drawloom import Chat, agent, tool
+@tool(readonly=True)
+async def double(x: int) -> int:
+    """Double a number."""
+    return 2 * x
+@agent(tools=[double], max_tokens=4)
+async def work(x: int, words: list[str] = []) -> dict:
+    turn = await Chat().user("hello").turn()
+    return {"doubled": await double(x), "words": words, "tokens": len(turn.ids)}
+@agent
+async def sleepy() -> None:
+    import asyncio
+    await asyncio.sleep(60)
+'''
+
+
+def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "drawloom", *words],
+        cwd=folder, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"DRAWLOOM_STORE": "sqlite:///s.db", "COLUMNS": "200"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("cli")
+    (made / "mine.py").write_text(AGENT)
+    return made
+
+
+def test_help_names_every_verb(folder: Path) -> None:
+    text = _run(folder, "--help").stdout
+    for verb in ("demo", "run", "resume", "ps", "trace", "doctor", "sandbox", "bench"):
+        assert verb in text
+
+
+def test_run_ps_and_trace_tell_one_story(folder: Path) -> None:
+    done = _run(
+        folder, "run", "mine:work", "--x", "21", "--words", '["a"]', "--sandbox", "none", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["result"]["doubled"] == 42
+    assert answer["result"]["words"] == ["a"]
+
+    listed = json.loads(_run(folder, "ps", "--json").stdout)
+    assert [(p["id"], p["status"]) for p in listed] == [(answer["program"], "done")]
+    assert answer["program"] in _run(folder, "ps").stdout
+
+    traced = json.loads(_run(folder, "trace", answer["program"], "--json").stdout)
+    assert {b["activity"] for b in traced["bars"]} >= {"prefill", "decode", "tool"}
+    assert any(d["kind"] == "Admit" for d in traced["decisions"])
+    assert "prefill" in _run(folder, "trace", answer["program"]).stdout
+
+
+def test_a_file_s_path_names_an_agent_too(folder: Path) -> None:
+    done = _run(folder, "run", "mine.py:work", "--x=1", "--sandbox", "none")
+    assert "'doubled': 2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "mine"], "module:name"),
+        (["run", "nowhere:x"], "cannot be imported"),
+        (["run", "mine:nothing"], "no agent 'nothing'"),
+        (["run", "mine:work"], "needs --x"),
+        (["run", "mine:work", "--y", "1"], "has no '--y'"),
+        (["run", "mine:work", "--x", "many"], "--x 'many'"),
+        (["run", "mine:work", "--x", "1", "--policy", "magic"], "choose one of"),
+        (["run", "mine:work", "--x", "1", "--sandbox", "magic"], "choose auto"),
+    ],
+)
+def test_wrong_usage_is_explained(folder: Path, words: list[str], said: str) -> None:
+    done = _run(folder, *words)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trace", "prog-none"], "drawloom ps"),
+        (["resume", "prog-none"], "drawloom ps"),
+        (["run", "mine:work", "--x", "1", "--model", "./nowhere"], "not a folder"),
+        (
+            ["run", "mine:work", "--x", "1", "--store", "sqlite:////proc/nope/x.db"],
+            "cannot be opened",
+        ),
+    ],
+)
+def test_what_fails_says_what_to_do(folder: Path, words: list[str], said: str) -> None:
+    done = _run(folder, *words)
+    assert done.returncode == 1, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_cancels_and_releases(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "drawloom", "run", "mine:sleepy", "--sandbox", "none",
+         "--store", "sqlite:///c.db"],
+        cwd=folder, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("program prog-")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "everything was released" in said
+    listed = json.loads(_run(folder, "ps", "--store", "sqlite:///c.db", "--json").stdout)
+    assert [p["status"] for p in listed] == ["cancelled"]
+
+
+def test_doctor_says_what_falls_back_to_what(folder: Path) -> None:
+    found = {f["what"]: f for f in json.loads(_run(folder, "doctor", "--json").stdout)}
+    assert found.keys() >= {"gpu", "docker", "disk", "model", "helper"}
+    assert found["model"]["ok"]
+
+
+def test_ps_of_a_place_where_nothing_ran_is_empty(tmp_path: Path) -> None:
+    assert json.loads(_run(tmp_path, "ps", "--json").stdout) == []

@@ -1,0 +1,237 @@
+"""The scheduler core under a virtual clock: invariants under any order of events."""
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from drawloom.actions import (
+    Action,
+    Admit,
+    ClaimEnv,
+    LeaseKV,
+    ReleaseEnvs,
+    ReleaseKV,
+    StartStep,
+    WarmEnv,
+)
+from drawloom.errors import ConfigError
+from drawloom.events import (
+    EngineUp,
+    Event,
+    Forked,
+    HostState,
+    LineageEnded,
+    ProgramEnded,
+    ProgramSubmitted,
+    StepFinished,
+    StepReady,
+    ToolFinished,
+    ToolNamed,
+    ToolStarted,
+)
+from drawloom.runtime.scheduler import Scheduler, make_policy, policy_names
+
+KV = 1000
+
+
+def _core(policy: str = "drawloom", kv: int = KV) -> Scheduler:
+    core = Scheduler(make_policy(policy))
+    core.handle(EngineUp("e", kv), 0.0)
+    return core
+
+
+def _submit(core: Scheduler, name: str, now: float = 0.0, **options: Any) -> list[Action]:
+    return core.handle(ProgramSubmitted(name, "agent", **{"expect_tokens": 300, **options}), now)
+
+
+def _step(core: Scheduler, name: str, prompt: int, now: float) -> list[Action]:
+    event = StepReady(name, f"{name}:0", f"{name}:0#0", "site", "e", prompt, 50)
+    return core.handle(event, now)
+
+
+def _finish(core: Scheduler, name: str, context: int, now: float, *calls: str) -> list[Action]:
+    event = StepFinished(name, f"{name}:0", f"{name}:0#0", "site", "e", context, calls)
+    return core.handle(event, now)
+
+
+def _admitted(actions: list[Action]) -> list[str]:
+    return [a.program for a in actions if isinstance(a, Admit)]
+
+
+def test_programs_run_while_their_peaks_fit_and_no_longer() -> None:
+    core = _core()
+    names = [n for i in range(5) for n in _admitted(_submit(core, f"p{i}"))]
+    assert names == ["p0", "p1", "p2"]
+    assert _admitted(core.handle(ProgramEnded("p1"), 1.0)) == ["p3"]
+
+
+def test_a_program_larger_than_the_machine_runs_alone() -> None:
+    core = _core()
+    assert _admitted(_submit(core, "big", expect_tokens=5000)) == ["big"]
+    assert _admitted(_submit(core, "small")) == []
+
+
+def test_the_baseline_admits_everybody_and_leases_nothing() -> None:
+    core = _core("fcfs-lru")
+    assert [n for i in range(9) for n in _admitted(_submit(core, f"p{i}"))] == [
+        f"p{i}" for i in range(9)
+    ]
+    _step(core, "p0", 100, 1.0)
+    assert _finish(core, "p0", 120, 2.0, "shell") == []
+    (release, *_) = core.handle(ProgramEnded("p0"), 3.0)
+    assert isinstance(release, ReleaseKV)
+    assert not release.evict
+
+
+def test_priority_and_deadline_go_before_arrival() -> None:
+    core = _core(kv=400)
+    _submit(core, "first")
+    _submit(core, "plain")
+    _submit(core, "urgent", deadline=5.0)
+    _submit(core, "vip", priority=1)
+    order = []
+    for name in ("first", "vip", "urgent"):
+        order += _admitted(core.handle(ProgramEnded(name), 1.0))
+    assert order == ["vip", "urgent", "plain"]
+
+
+def test_the_oldest_program_s_calls_go_first() -> None:
+    core = _core()
+    _submit(core, "old")
+    _submit(core, "new")
+    (new,), (old,) = _step(core, "new", 100, 1.0), _step(core, "old", 100, 2.0)
+    assert isinstance(new, StartStep)
+    assert isinstance(old, StartStep)
+    assert old.priority < new.priority
+
+
+def test_kv_is_leased_for_as_long_as_the_tool_was_seen_to_take() -> None:
+    core = _core()
+    _submit(core, "p")
+    now = 0.0
+    for _ in range(20):
+        _step(core, "p", 100, now)
+        (lease,) = _finish(core, "p", 120, now + 1, "shell")
+        now += 5.0
+    assert isinstance(lease, LeaseKV)
+    assert lease.ttl == pytest.approx(1.5 * 4.0)
+    assert lease.value > 0
+
+
+def test_an_ended_program_gives_everything_back_in_the_same_instant() -> None:
+    core = _core()
+    _submit(core, "p")
+    _step(core, "p", 100, 1.0)
+    core.handle(Forked("p", "p:0", "p:0.0", "e"), 1.5)
+    actions = core.handle(ProgramEnded("p"), 2.0)
+    assert {a.lineage for a in actions if isinstance(a, ReleaseKV)} == {"p:0", "p:0.0"}
+    assert ReleaseEnvs("p") in actions
+    assert core.world.programs == {}
+
+
+def test_admission_waits_for_an_environment_and_claims_it_when_the_tool_is_named() -> None:
+    core = _core()
+    core.handle(HostState("h", "env", 0, 1, 8), 0.0)
+    actions = _submit(core, "p", envs=("env",)) + _submit(core, "q", envs=("env",))
+    assert _admitted(actions) == []
+    assert [a.count for a in actions if isinstance(a, WarmEnv)] == [1, 2]
+    assert _admitted(core.handle(HostState("h", "env", 1, 1, 8), 1.0)) == ["p"]
+    named = core.handle(ToolNamed("p", "shell", "env"), 2.0)
+    assert ClaimEnv("h", "p", "env") in named
+    assert _admitted(named) == [], "the claimed environment was promised twice"
+    assert core.handle(ToolNamed("p", "shell", "env"), 2.1) == []
+
+
+def test_where_no_environment_can_be_made_programs_do_not_wait_for_one() -> None:
+    core = _core()
+    core.handle(HostState("h", "env", 0, 1, 8), 0.0)
+    assert _admitted(_submit(core, "p", envs=("env",))) == []
+    assert _admitted(core.handle(HostState("h", "env", 0, 0, 8), 1.0)) == ["p"]
+
+
+def test_unknown_doubled_and_late_events_are_harmless() -> None:
+    core = _core()
+    for event in (
+        StepReady("x", "x:0", "s", "site", "e", 1, 1),
+        StepFinished("x", "x:0", "s", "site", "e", 1, ()),
+        ToolNamed("x", "t", "env"),
+        ToolStarted("x", "x:0", "t", None),
+        ToolFinished("x", "x:0", "t", 1.0),
+        Forked("x", "a", "b", "e"),
+        LineageEnded("x", "a"),
+        ProgramEnded("x"),
+    ):
+        assert [a for a in core.handle(event, 1.0) if not isinstance(a, StartStep)] == []
+    _submit(core, "p")
+    assert _submit(core, "p") == []
+
+
+def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
+    assert policy_names() == ["drawloom", "fcfs-lru"]
+    with pytest.raises(ConfigError, match="drawloom, fcfs-lru"):
+        make_policy("magic")
+
+
+class CoreMachine(RuleBasedStateMachine):
+    """Random programs, steps and tools; two cores fed the same events must agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core, self.twin = _core(), _core()
+        self.now = 0.0
+        self.made = 0
+        self.live: dict[str, int] = {}
+        self.running: set[str] = set()
+
+    def _send(self, event: Event) -> None:
+        actions = self.core.handle(event, self.now)
+        assert self.twin.handle(event, self.now) == actions
+        for action in actions:
+            if isinstance(action, Admit):
+                assert action.program in self.live
+                assert action.program not in self.running
+                self.running.add(action.program)
+            if isinstance(action, LeaseKV):
+                assert action.ttl > 0
+                assert action.value >= 0
+
+    @rule(tokens=st.integers(1, 2000), priority=st.integers(0, 1))
+    def submit(self, tokens: int, priority: int) -> None:
+        self.made += 1
+        name = f"p{self.made}"
+        self.live[name] = tokens
+        self._send(
+            ProgramSubmitted(name, f"agent-{tokens % 3}", expect_tokens=tokens, priority=priority)
+        )
+
+    @rule(data=st.data(), seconds=st.floats(0, 10), context=st.integers(1, 3000))
+    def turn(self, data: Any, seconds: float, context: int) -> None:
+        if self.running:
+            name = data.draw(st.sampled_from(sorted(self.running)))
+            self._send(StepReady(name, f"{name}:0", "s", "site", "e", context, 10))
+            self.now += seconds
+            self._send(StepFinished(name, f"{name}:0", "s", "site", "e", context + 10, ("t",)))
+
+    @rule(data=st.data())
+    def end(self, data: Any) -> None:
+        if self.live:
+            name = data.draw(st.sampled_from(sorted(self.live)))
+            del self.live[name]
+            self.running.discard(name)
+            self._send(ProgramEnded(name))
+            self._send(ProgramEnded(name))
+
+    @invariant()
+    def somebody_runs_if_anybody_waits(self) -> None:
+        assert not self.live or self.running
+
+    @invariant()
+    def nothing_is_kept_of_what_ended(self) -> None:
+        assert set(self.core.world.programs) == set(self.live)
+
+
+CoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestCore = CoreMachine.TestCase

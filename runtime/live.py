@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Any
@@ -40,6 +41,7 @@ class Live:
         self.scheduler = Scheduler(policy)
         self.engine, self.pool, self.store, self.bus = engine, pool, store, bus
         self.envs: dict[str, Env] = {}
+        self._events: deque[Event] = deque()
         self._admitted: dict[str, asyncio.Future[None]] = {}
         self._started: dict[str, asyncio.Future[float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -53,7 +55,7 @@ class Live:
             LeaseKV: lambda a: self._later(self._lease(a)),
             ReleaseKV: lambda a: self._later(self._release_kv(a)),
             WarmEnv: self._warm,
-            ClaimEnv: lambda a: self._later(self._claim_early(a)),
+            ClaimEnv: self._claim_early,
             ReleaseEnvs: lambda a: self._later(self._release_envs(a.program)),
         }
         if pool is not None:
@@ -61,9 +63,14 @@ class Live:
         self.emit(EngineUp(engine.info.id, engine.info.kv_tokens))
 
     def emit(self, event: Event) -> None:
-        """Tell the core, and do what it says."""
-        for action in self.scheduler.handle(event, time.monotonic()):
-            self._does[type(action)](action)
+        """Tell the core, and do what it says. What that sets off is told after, in order."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return
+        while self._events:
+            for action in self.scheduler.handle(self._events[0], time.monotonic()):
+                self._does[type(action)](action)
+            self._events.popleft()
 
     def note(self, program: str, kind: str, **detail: Any) -> None:
         self.bus.publish(Notice(time.time(), program, kind, detail))
@@ -145,13 +152,15 @@ class Live:
         key = (program, env.key)
         task = self._claims.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
-            task = self._claims[key] = asyncio.create_task(self._claim(env, program))
+            # at once, so that no event in between can promise the same one to another program
+            ready = self.pool.claim_ready(env, program) if self.pool is not None else None
+            task = self._claims[key] = asyncio.create_task(self._claim(env, program, ready))
         return task
 
-    async def _claim(self, env: Env, program: str) -> Claimed:
+    async def _claim(self, env: Env, program: str, ready: Claimed | None) -> Claimed:
         if self.pool is None:
             raise SandboxUnavailable("this runtime has no sandbox provider: Runtime(sandbox=…)")
-        claimed = await self.pool.claim(env, program)
+        claimed = ready or await self.pool.claim(env, program)
         lease = claimed.lease
         name = self.pool.provider.name
         await self.store.lease(
@@ -160,10 +169,10 @@ class Live:
         self.note(program, "env.claimed", warm=lease.warm, sandbox=lease.sandbox)
         return claimed
 
-    async def _claim_early(self, action: ClaimEnv) -> None:
+    def _claim_early(self, action: ClaimEnv) -> None:
         env = self.envs.get(action.env)
         if env is not None:
-            await self._claiming(env, action.program)
+            self._claiming(env, action.program).add_done_callback(_retrieve)
 
     async def _release_envs(self, program: str) -> None:
         tasks = [self._claims.pop(key) for key in list(self._claims) if key[0] == program]
@@ -217,6 +226,12 @@ class Live:
         await self.settle()
         self._flusher.cancel()
         await asyncio.gather(self._flusher, return_exceptions=True)
+
+
+def _retrieve(task: "asyncio.Task[Claimed]") -> None:
+    """A failure is met again by the call that needs the environment."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _value(claimed: Claimed) -> Claimed:

@@ -36,7 +36,8 @@ class Scope:
 
 @dataclass(slots=True, eq=False)
 class Program:
-    """`replay` holds the steps that a killed predecessor finished, by key."""
+    """`replay` holds the steps that a killed predecessor began, by key; `adopted` says that calls
+    which were in flight in its environments went on, and may be asked for their results."""
 
     id: str
     agent: Agent[..., Any]

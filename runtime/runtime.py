@@ -17,7 +17,6 @@ from drawloom.errors import (
     BudgetExceeded,
     Cancelled,
     ConfigError,
-    DrawloomError,
     ReplayMismatch,
     SandboxError,
     SandboxUnavailable,
@@ -182,7 +181,8 @@ class Runtime:
     async def resume(self, agent: Agent[..., R], id: str) -> Run[R]:
         """Go on with a program whose process died. Finished steps are not run again.
 
-        Raises `StoreError` for an unknown program, `ConfigError` for one that has ended.
+        Raises `StoreError` for an unknown program, `ConfigError` for one that is done, and
+        `SandboxError` for one whose environment is gone: that one has failed.
         """
         row = await self.store.program(id)
         if id in self._runs:
@@ -192,7 +192,12 @@ class Runtime:
         if row.agent != agent.name:
             raise ConfigError(f"program {id} is of agent {row.agent!r}, not {agent.name!r}")
         replay = {step.key: step for step in await self.store.steps(id)}
-        adopted = await self._adopt(agent, id, replay)
+        try:
+            adopted = await self._adopt(agent, id, replay)
+        except SandboxError as error:
+            await self.store.set_program(id, status="failed", error=str(error), ended=time.time())
+            await self.store.unlease(id)
+            raise
         arguments = row.arguments
         return self._launch(id, agent, arguments["args"], arguments["kwargs"], replay, adopted)
 
@@ -239,7 +244,6 @@ class Runtime:
             raise
         finally:
             self._runs.pop(program.id, None)
-            live.emit(ProgramEnded(program.id))
             await asyncio.shield(self._end(program, status, result, words))
 
     async def _admission(self, program: Program) -> None:
@@ -258,11 +262,16 @@ class Runtime:
             await admitted
 
     async def _end(self, program: Program, status: str, result: Any, words: str | None) -> None:
+        """Record the end, then give everything back: a crash in between leaves an environment to
+        sweep, never a program that waits for one that is gone."""
         await program.stop_tasks()
-        await self.live.settle()
         values = {"status": status, "result": result, "error": words, "ended": time.time()}
-        await self.store.set_program(program.id, **values)
-        self.live.note(program.id, "program.ended", status=status, error=words)
+        try:
+            await self.store.set_program(program.id, **values)
+        finally:
+            self.live.emit(ProgramEnded(program.id))
+            await self.live.settle()
+            self.live.note(program.id, "program.ended", status=status, error=words)
 
     # --- what a runtime owns --------------------------------------------------------------
 
@@ -307,30 +316,34 @@ class Runtime:
             return
         wanted = set()
         for lease in await self.store.leases():
-            with contextlib.suppress(DrawloomError):
-                if (await self.store.program(lease.program)).open:
-                    wanted.add(lease.sandbox)
+            if (await self.store.program(lease.program)).open:
+                wanted.add(lease.sandbox)
+            else:
+                await self.store.unlease(lease.program)
         for box in await pool.provider.owned():
             if box.id not in wanted:
                 log.info("removing environment %s, left by an earlier process", box.id)
                 await pool.provider.destroy(box.id)
 
     async def _adopt(self, agent: Agent[..., Any], id: str, replay: dict[str, StepRow]) -> bool:
-        """Take over the program's environments. Raises `SandboxDied` when its files are lost."""
+        """Take over the program's environments; whether calls in flight there may go on.
+
+        A call without a lease never began. Raises `SandboxError` when files are lost.
+        """
         envs = {e.key: e for e in _envs(agent)}
         leases = [row for row in await self.store.leases() if row.program == id]
         for lease in leases:
             if lease.env in envs:
                 await self.live.adopt(envs[lease.env], id, lease.sandbox)
         names = {t.name for t in agent.tools if t.env is not None}
-        touched = [s for s in replay.values() if s.kind == "tool" and s.name in names]
-        if touched and not leases:
+        ran = [s for s in replay.values() if s.name in names and s.status == "done"]
+        if not leases and any(s.detail.get("ok") for s in ran):
             raise SandboxError(
                 f"program {id} cannot be resumed: its environment was removed, and the files that "
                 "its steps wrote with it"
             )
         pool = self.live.pool
-        return bool(leases) and pool is not None and pool.provider.keeps_running
+        return not leases or (pool is not None and pool.provider.keeps_running)
 
 
 def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:

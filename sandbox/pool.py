@@ -108,27 +108,34 @@ class Pool:
 
         Raises `SandboxError` when none can be made.
         """
-        known = self._claimed.get((program, env.key))
+        known = self._claimed.get((program, env.key)) or self.claim_ready(env, program)
         if known is not None:
             return known
         shelf, asked = self._shelf(env), self._clock()
+        found = await self._next(shelf)
+        return self._assign(shelf, found, program, asked, warm=False)
+
+    def claim_ready(self, env: Env, program: str) -> Claimed | None:
+        """Claim an environment that is ready, at once; None when there is none."""
+        shelf = self._shelf(env)
         found = self._ready(shelf)
-        warm = found is not None
-        if found is None:
-            found = await self._next(shelf)
-        stall = self._clock() - asked
-        lease = EnvLease(
-            found.box.id, program, self.provider.host, env.key, warm, stall, found.cold
-        )
-        claimed = self._claimed[(program, env.key)] = Claimed(found.box, lease)
+        return self._assign(shelf, found, program, self._clock(), warm=True) if found else None
+
+    def _assign(
+        self, shelf: _Shelf, found: _Warm, program: str, asked: float, *, warm: bool
+    ) -> Claimed:
+        key, now = shelf.env.key, self._clock()
+        host = self.provider.host
+        lease = EnvLease(found.box.id, program, host, key, warm, now - asked, found.cold)
+        claimed = self._claimed[(program, key)] = Claimed(found.box, lease)
         counters = self.counters
         counters.claims += 1
         counters.warm_claims += warm
-        counters.stall_seconds += stall
+        counters.stall_seconds += now - asked
         counters.cold_seconds += found.cold
         counters.idle_seconds += max(0.0, asked - found.ready)
         self._changed(shelf)
-        self._fill(env.key)
+        self._fill(key)
         return claimed
 
     async def adopt(self, env: Env, program: str, sandbox: str) -> Claimed:

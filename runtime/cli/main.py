@@ -38,6 +38,7 @@ Kind = Annotated[str, Parameter(help="auto, docker, process or none.")]
 def demo(
     *,
     programs: int = 32,
+    questions: int = 4,
     rounds: int = 3,
     kv_tokens: int = 3072,
     pool: int = 8,
@@ -52,7 +53,7 @@ def demo(
     from drawloom.runtime.demo import run as demo_run
 
     options = demo_run.DemoOptions(
-        programs, rounds, kv_tokens, pool, model, device=device, sandbox=sandbox
+        programs, questions, rounds, kv_tokens, pool, model, device=device, sandbox=sandbox
     )
     with demo_run.docker_engine(sandbox) as url, show.demo_progress(json) as progress:
         outcomes = asyncio.run(demo_run.run_demo(options, url, progress))

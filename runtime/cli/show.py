@@ -54,7 +54,7 @@ def _lines(stream: Any) -> Progress:
 
 
 _ROWS = (
-    ("solved", "tasks solved", "{:d}"),
+    ("solved", "programs solved", "{:d}"),
     ("jct_mean_s", "job completion, mean", "{:.2f} s"),
     ("jct_p95_s", "job completion, p95", "{:.2f} s"),
     ("ttft_p99_s", "first token of later steps, p99", "{:.2f} s"),

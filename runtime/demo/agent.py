@@ -5,23 +5,27 @@ from drawloom.runtime.budget import Budget
 from drawloom.runtime.chat import Chat
 from drawloom.runtime.demo import tasks
 
-_MOST_TURNS = 8
-
 
 @agent(
     system=tasks.SYSTEM,
     tools=tasks.TOOLS,
-    budget=Budget(llm_calls=_MOST_TURNS, tool_calls=2 * _MOST_TURNS),
-    expect_steps=3,
+    budget=Budget(llm_calls=40, tool_calls=80),
+    expect_steps=8,
     max_tokens=64,
 )
-async def solve(question: str, files: dict[str, str]) -> str:
-    """Answer a question about files, which its first command finds in place."""
+async def solve(questions: list[str], files: dict[str, str]) -> list[str]:
+    """Answer questions about files, one after the other, in one conversation.
+
+    The files are in place before the first command runs.
+    """
     tasks.folder.set(tasks.Folder(files))
-    chat = Chat().user(question)
-    while (turn := await chat.turn()).calls:
-        await chat.run(turn.calls)
-    return turn.text
+    chat, answers = Chat(), []
+    for question in questions:
+        chat.user(question)
+        while (turn := await chat.turn()).calls:
+            await chat.run(turn.calls)
+        answers.append(turn.text)
+    return answers
 
 
 __all__ = ["solve"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import statistics
@@ -31,6 +32,7 @@ class DemoOptions:
     """`kv_tokens` is too small for all programs on purpose: their contexts do not fit at once."""
 
     programs: int = 32
+    questions: int = 4
     rounds: int = 3
     kv_tokens: int = 3072
     pool: int = 8
@@ -45,7 +47,7 @@ class Outcome:
     """What one policy did in one round. Tokens and counts are sums, times in seconds."""
 
     policy: str
-    answers: tuple[str, ...]
+    answers: tuple[tuple[str, ...], ...]
     solved: int
     jct: tuple[float, ...]
     ttft: tuple[float, ...]
@@ -65,13 +67,19 @@ class Outcome:
 Progress = Callable[[str, int, int, int, int], None]
 
 
-def make_tasks(count: int, seed: int) -> list[Task]:
-    """Held-out tasks, all families in turn; the names in them were never trained on."""
-    rng = random.Random(seed)
-    return [
-        make_task(rng, family=FAMILIES[i % len(FAMILIES)], held_out=True, rows=_ROWS)
-        for i in range(count)
-    ]
+def make_tasks(programs: int, questions: int, seed: int) -> list[list[Task]]:
+    """Held-out tasks for each program, all families in turn: names that were never trained on,
+    and no file twice in one program."""
+    rng, families = random.Random(seed), itertools.cycle(FAMILIES)
+    made = []
+    for _ in range(programs):
+        several: list[Task] = []
+        while len(several) < questions:
+            task = make_task(rng, family=next(families), held_out=True, rows=_ROWS)
+            if not any(task.files.keys() & other.files.keys() for other in several):
+                several.append(task)
+        made.append(several)
+    return made
 
 
 @contextlib.contextmanager
@@ -102,7 +110,7 @@ async def run_demo(
     options: DemoOptions, docker: str | None, progress: Progress = lambda *a: None
 ) -> dict[str, list[Outcome]]:
     """Every policy `rounds` times, interleaved, so that a busy machine is busy for both."""
-    tasks = make_tasks(options.programs, options.seed)
+    tasks = make_tasks(options.programs, options.questions, options.seed)
     outcomes: dict[str, list[Outcome]] = {policy: [] for policy in POLICIES}
     for index in range(options.rounds):
         order = POLICIES if index % 2 == 0 else POLICIES[::-1]
@@ -116,7 +124,7 @@ async def _run(
     docker: str | None,
     policy: str,
     index: int,
-    tasks: list[Task],
+    tasks: list[list[Task]],
     progress: Progress,
 ) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="drawloom-demo-") as folder:
@@ -132,10 +140,24 @@ async def _run(
         )
         async with runtime, _reporting(runtime, policy, index, len(tasks), progress):
             began = time.time()
-            runs = [await runtime.start(solve, t.question, t.files) for t in tasks]
+            runs = [await runtime.start(solve, *_arguments(several)) for several in tasks]
             answers = await asyncio.gather(*(r.result() for r in runs), return_exceptions=True)
-            said = tuple(a if isinstance(a, str) else f"{type(a).__name__}: {a}" for a in answers)
+            said = tuple(
+                (f"{type(a).__name__}: {a}",) if isinstance(a, BaseException) else tuple(a)
+                for a in answers
+            )
             return await _measure(runtime, policy, began, tasks, [r.id for r in runs], said)
+
+
+def _arguments(several: list[Task]) -> tuple[list[str], dict[str, str]]:
+    files = {name: text for task in several for name, text in task.files.items()}
+    return [task.question for task in several], files
+
+
+def _solved(several: list[Task], said: tuple[str, ...]) -> bool:
+    """Whether every question of a program was answered right."""
+    pairs = zip(several, said, strict=False)
+    return len(said) == len(several) and all(task.is_solved_by(a) for task, a in pairs)
 
 
 @contextlib.asynccontextmanager
@@ -164,9 +186,9 @@ async def _measure(
     runtime: Runtime,
     policy: str,
     began: float,
-    tasks: list[Task],
+    tasks: list[list[Task]],
     ids: list[str],
-    answers: tuple[str, ...],
+    answers: tuple[tuple[str, ...], ...],
 ) -> Outcome:
     live = runtime.live
     await live.settle()
@@ -181,7 +203,7 @@ async def _measure(
     return Outcome(
         policy=policy,
         answers=answers,
-        solved=sum(t.is_solved_by(a) for t, a in zip(tasks, answers, strict=True)),
+        solved=sum(_solved(several, said) for several, said in zip(tasks, answers, strict=True)),
         jct=tuple(t.ended - began for t in tracks),
         ttft=tuple(ttft),
         stats=await live.engine.stats(),

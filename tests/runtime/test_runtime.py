@@ -1,0 +1,60 @@
+"""What a runtime opens, refuses and closes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drawloom import Runtime
+from drawloom.errors import SandboxUnavailable, StoreError
+from drawloom.runtime.demo import tasks
+from drawloom.runtime.demo.agent import solve
+from drawloom.sandbox.base import Provider
+
+
+async def test_a_second_runtime_on_the_same_store_is_refused_and_harms_nothing(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path}/s.db"
+    async with Runtime(sandbox="none", store=url) as runtime:
+        with pytest.raises(StoreError, match="in use by process"):
+            async with Runtime(sandbox="none", store=url):
+                pass
+        assert (await runtime.live.engine.stats()).running == 0
+    async with Runtime(sandbox="none", store=url):
+        pass
+
+
+async def test_without_docker_auto_falls_back_and_docker_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    with pytest.raises(SandboxUnavailable, match="no Docker engine answers"):
+        async with Runtime(sandbox="docker"):
+            pass
+    async with Runtime(sandbox="auto") as runtime:
+        assert runtime.live.pool is not None
+        provider: Provider = runtime.live.pool.provider
+        assert provider.name == "process"
+        (task,) = [tasks.make_task(__import__("random").Random(1), family="read", held_out=True)]
+        assert await runtime.run(solve, [task.question], task.files) == [task.answer]
+    assert any("no Docker" in record.message for record in caplog.records)
+
+
+async def test_what_a_killed_owner_left_is_swept(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/s.db"
+    code = (
+        "import asyncio, os\n"
+        "from drawloom import Runtime\n"
+        "from drawloom.runtime.demo.tasks import BOX\n"
+        "async def main():\n"
+        f"    async with Runtime(sandbox='process', store={url!r}) as rt:\n"
+        "        await rt.live.pool.claim(BOX, 'nobody')\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    async with Runtime(sandbox="process", store=url) as runtime:
+        assert runtime.live.pool is not None
+        assert await runtime.live.pool.provider.owned() == []

@@ -1,0 +1,186 @@
+"""`make soak`: what must not be left behind after a lot has gone wrong.
+
+    python tests/soak.py [--cycles 1000] [--programs 200] [--sandbox docker|process]
+
+First 1,000 environments are claimed, used and released. Then 200 programs are started by
+processes that are killed with SIGKILL at random moments, and resumed by others until all are
+done. After `drawloom sandbox gc` there must be no container, no environment folder, no lease and
+no helper process, and this process must have as many open files as before.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from drawloom.errors import SandboxError
+from drawloom.ids import new_id
+from drawloom.runtime.demo.agent import solve
+from drawloom.runtime.demo.run import docker_engine, make_tasks
+from drawloom.runtime.demo.tasks import BOX
+from drawloom.runtime.runtime import Runtime
+from drawloom.runtime.store import Store
+from drawloom.sandbox.base import Provider
+from drawloom.sandbox.pool import Pool
+
+_BATCH = 20
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def provider(kind: str, docker: str | None) -> Provider:
+    if kind == "process":
+        from drawloom.sandbox.process import ProcessProvider
+
+        return ProcessProvider(new_id("store"))
+    from drawloom.sandbox.docker import DockerProvider
+
+    return DockerProvider(new_id("store"), docker)
+
+
+async def cycles(count: int, kind: str, docker: str | None) -> None:
+    """Claim, exec, release, eight at a time."""
+    made = provider(kind, docker)
+    pool = Pool(made, limit=8)
+    pool.warm(BOX, 8)
+    files: list[int] = []
+
+    async def one(index: int) -> None:
+        claimed = await pool.claim(BOX, f"p{index}")
+        result = await claimed.box.sh(f"echo {index} > f; cat f")
+        assert result.text == f"{index}\n"
+        await pool.release(f"p{index}")
+
+    for start in range(0, count, _BATCH):
+        await asyncio.gather(*(one(i) for i in range(start, min(count, start + _BATCH))))
+        files.append(open_files())
+        if start % 100 == 0:
+            print(f"  {start + _BATCH} cycles, {files[-1]} open files", flush=True)
+    left = await made.owned()
+    await pool.close()
+    assert len(left) <= 8, f"{len(left)} environments beside the pool's"
+    assert abs(files[-1] - files[0]) <= 5, f"open files went from {files[0]} to {files[-1]}"
+
+
+async def worker(store: str, kind: str, docker: str | None, seed: int) -> None:
+    """Resume what is open, then start what is still missing; killed by its parent meanwhile."""
+    tasks = make_tasks(_BATCH, 2, seed)
+    async with Runtime(store=store, sandbox=kind, docker=docker, kv_tokens=3072) as runtime:
+        known = await runtime.store.programs(1000)
+        runs = []
+        for row in known:
+            with contextlib.suppress(SandboxError):  # recorded as failed: its environment is gone
+                if row.open:
+                    runs.append(await runtime.resume(solve, row.id))
+        for several in tasks[len(known) :]:
+            files = {name: text for t in several for name, text in t.files.items()}
+            runs.append(await runtime.start(solve, [t.question for t in several], files))
+        await asyncio.gather(*(run.result() for run in runs), return_exceptions=True)
+        stats = await runtime.live.engine.stats()
+        assert (stats.held_blocks, stats.leased_blocks, stats.lineages) == (0, 0, 0)
+
+
+def killed_batch(
+    folder: Path, kind: str, docker: str | None, seed: int
+) -> tuple[int, dict[str, int]]:
+    """One store: kill its owner at random moments until its programs are done."""
+    store = f"sqlite:///{folder}/{seed}.db"
+    rng, kills = random.Random(seed), 0
+    while True:
+        words = [
+            sys.executable,
+            __file__,
+            "--worker",
+            store,
+            "--sandbox",
+            kind,
+            "--seed",
+            str(seed),
+        ]
+        words += ["--docker", docker] if docker else []
+        process = subprocess.Popen(words)
+        patience = rng.uniform(2.0, 9.0) if kills < 4 else 300.0
+        try:
+            code = process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert code == 0, f"the worker of {store} failed"
+        break
+    return kills, asyncio.run(statuses(store))
+
+
+async def statuses(url: str) -> dict[str, int]:
+    store = Store(url)
+    counts: dict[str, int] = {}
+    for row in await store.programs(1000):
+        counts[row.status] = counts.get(row.status, 0) + 1
+    assert await store.leases() == [], "a lease was left in the store"
+    await store.close()
+    return counts
+
+
+def gc(store: str, docker: str | None) -> None:
+    words = [sys.executable, "-m", "drawloom", "sandbox", "gc", "--store", store]
+    subprocess.run(words + (["--docker", docker] if docker else []), check=True)
+
+
+def left_behind(docker: str | None) -> list[object]:
+    words = [sys.executable, "-m", "drawloom", "sandbox", "ls", "--json"]
+    words += ["--docker", docker] if docker else []
+    found: list[object] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+    helpers = subprocess.run(["pgrep", "-f", "drawloom/helper-"], capture_output=True, text=True)
+    return found + helpers.stdout.split()
+
+
+def soak(options: argparse.Namespace) -> None:
+    with docker_engine(options.sandbox) as url, tempfile.TemporaryDirectory() as folder:
+        began, before = time.monotonic(), open_files()
+        print(f"{options.cycles} cycles of claim, exec and release on {options.sandbox}")
+        asyncio.run(cycles(options.cycles, options.sandbox, url))
+        total: dict[str, int] = {}
+        kills = 0
+        print(f"{options.programs} programs, their owners killed at random")
+        for seed in range(options.programs // _BATCH):
+            killed, counts = killed_batch(Path(folder), options.sandbox, url, seed)
+            kills += killed
+            for status, count in counts.items():
+                total[status] = total.get(status, 0) + count
+            print(f"  {sum(total.values())} programs after {kills} kills: {total}", flush=True)
+            gc(f"sqlite:///{folder}/{seed}.db", url)
+        left, after = left_behind(url), open_files()
+        assert not left, f"left behind: {left}"
+        assert abs(after - before) <= 5, f"open files went from {before} to {after}"
+        assert set(total) <= {"done", "failed"}
+        print(f"nothing left behind; {time.monotonic() - began:.0f} s, {kills} kills, {total}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cycles", type=int, default=1000)
+    parser.add_argument("--programs", type=int, default=200)
+    parser.add_argument("--sandbox", default="docker", choices=["docker", "process"])
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--docker", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        asyncio.run(worker(options.worker, options.sandbox, options.docker, options.seed))
+    else:
+        soak(options)
+
+
+if __name__ == "__main__":
+    main()

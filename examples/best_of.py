@@ -11,7 +11,7 @@ from drawloom import Chat, agent, best_of
 
 @agent(system="You answer questions about files. Use the tools.", max_tokens=24, temperature=1.0)
 async def guess(attempts: int = 4) -> str:
-    chat = Chat().user("What number is in red-fox.txt?")
+    chat = Chat().user("What number is in brave-piano.txt?")
     await chat.turn()
 
     async def attempt(branch: Chat) -> str:

@@ -1,6 +1,6 @@
 """A declared graph: what the scheduler knows in advance. Runs without a sandbox.
 
-    drawloom run examples/pipeline.py:report --state '{"files": ["red-fox.txt", "old-owl.txt"]}'
+    drawloom run examples/pipeline.py:report --state '{"files": ["brave-piano.txt"]}'
 
 Nodes share a state; an edge may fan out over a list (`each`), depend on a condition (`when`) and
 carry the probability that it is taken (`p`), until the runtime has counted for itself.

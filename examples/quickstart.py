@@ -5,7 +5,9 @@ drawloom run examples/quickstart.py:solve
 
 from drawloom import Chat, Env, Sandbox, ToolError, agent, tool
 
-box = Env("drawloom/box:1", setup=("echo 40 > red-fox.txt; echo 2 > old-owl.txt",), memory="64m")
+box = Env(
+    "drawloom/box:1", setup=("echo 415 > brave-piano.txt; echo 27 > wise-owl.txt",), memory="64m"
+)
 
 
 @tool(env=box, expect=0.05, timeout=20)
@@ -24,7 +26,7 @@ async def add(a: int, b: int) -> int:
 
 
 @agent(system="You answer questions about files. Use the tools.", tools=[shell, add])
-async def solve(question: str = "What is the sum of red-fox.txt and old-owl.txt?") -> str:
+async def solve(question: str = "What is the sum of brave-piano.txt and wise-owl.txt?") -> str:
     chat = Chat().user(question)
     while (turn := await chat.turn()).calls:  # the container is claimed as its tool is named
         await chat.run(turn.calls)  # the KV cache stays leased until the results are back

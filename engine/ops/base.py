@@ -29,6 +29,14 @@ class BatchMeta:
     query_lengths: list[int]
     contexts: list[int]
     tables: list[list[int]]
+    angles: tuple[Tensor, Tensor] | None = None
+
+    def rotation(self, rope: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [T, 1, d / 2] of this step's positions; the same for all layers."""
+        if self.angles is None:
+            cos, sin = (table[self.positions].unsqueeze(1).to(dtype) for table in rope)
+            self.angles = cos, sin
+        return self.angles
 
     def device_tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Padded block tables [B, W], contexts [B] and query starts [B + 1], int32."""

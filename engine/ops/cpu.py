@@ -14,6 +14,7 @@ from drawloom.engine.ops.reference import ReferenceOps
 
 _SMALL = 2
 _WIDE = 4096
+_FEW, _SHORT = 4, 384
 
 
 class _Packed:
@@ -39,6 +40,20 @@ class CpuOps(ReferenceOps):
 
     def __init__(self) -> None:
         self._packs = torch.backends.mkldnn.is_available()
+        self._step: BatchMeta | None = None
+        self._plan: tuple[Tensor, Tensor] | None = None
+
+    def _gathered(self, meta: BatchMeta, size: int) -> tuple[Tensor, Tensor]:
+        """Slots [B, L] of every context, padded, and which are real; the same for all layers."""
+        if self._step is not meta or self._plan is None:
+            longest = max(meta.contexts)
+            place = torch.arange(longest)
+            width = -(-longest // size)
+            tables = torch.tensor([(t + [0] * width)[:width] for t in meta.tables])
+            slots = tables[:, place // size] * size + place % size
+            seen = place[None] < torch.tensor(meta.contexts)[:, None]
+            self._step, self._plan = meta, (slots * seen, seen[:, None, None])
+        return self._plan
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         if not self._packs:
@@ -51,6 +66,10 @@ class CpuOps(ReferenceOps):
         total = x if residual is None else x + residual
         return F.rms_norm(total, weight.shape, weight, eps), total
 
+    def silu_mul(self, x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
     def store(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, meta: BatchMeta) -> None:
         _flat(keys).index_copy_(1, meta.slots, k.transpose(0, 1))
         _flat(values).index_copy_(1, meta.slots, v.transpose(0, 1))
@@ -58,6 +77,9 @@ class CpuOps(ReferenceOps):
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, meta: BatchMeta) -> Tensor:
         size = keys.shape[1]
         flat_k, flat_v = _flat(keys), _flat(values)
+        if _gathers(meta):
+            slots, seen = self._gathered(meta, size)
+            return _together(q, flat_k, flat_v, slots, seen)
         out, at = torch.empty_like(q), 0
         for count, context, table in zip(
             meta.query_lengths, meta.contexts, meta.tables, strict=True
@@ -68,6 +90,31 @@ class CpuOps(ReferenceOps):
             out[at : at + count] = _one(mine, k, v) if count == 1 else _many(mine, k, v)
             at += count
         return out
+
+
+def _gathers(meta: BatchMeta) -> bool:
+    """Whether one product over copied keys beats one for each sequence over keys in place.
+
+    A call costs 50 us whatever it does; copying wins while contexts are short and alike
+    (60M model, batch 16, 100 tokens: 11 ms a step against 5).
+    """
+    longest, count = max(meta.contexts), len(meta.contexts)
+    if count < _FEW or longest > _SHORT or max(meta.query_lengths) > 1:
+        return False
+    return longest * count <= 2 * sum(meta.contexts)
+
+
+def _together(q: Tensor, k: Tensor, v: Tensor, slots: Tensor, seen: Tensor) -> Tensor:
+    """One new token for each of B sequences: `slots` [B, L], `seen` [B, 1, 1, L]."""
+    batch, length = slots.shape
+    kv_heads, depth = k.shape[0], k.shape[-1]
+    chosen = slots.flatten()
+    k, v = (
+        t.index_select(1, chosen).view(kv_heads, batch, length, depth).transpose(0, 1)
+        for t in (k, v)
+    )
+    rows = q.view(batch, kv_heads, -1, depth)
+    return F.scaled_dot_product_attention(rows, k, v, attn_mask=seen).reshape(batch, -1, depth)
 
 
 def _flat(cache: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class ReferenceOps:
     ) -> Tensor:
         if norms is not None:
             q, k = norm(q, norms[0], norms[2]), norm(k, norms[1], norms[2])
-        cos, sin = (table[meta.positions].unsqueeze(1).to(q.dtype) for table in rope)
+        cos, sin = meta.rotation(rope, q.dtype)
         self.store(rotate(k, cos, sin), v, keys, values, meta)
         return rotate(q, cos, sin)
 

@@ -131,7 +131,7 @@ class _Ours:
     def __init__(
         self, spec: ModelConfig, weights: dict[str, torch.Tensor], device: torch.device
     ) -> None:
-        config = EngineConfig(kv_tokens=16384, max_batch_tokens=2048)
+        config = EngineConfig(kv_tokens=16384)
         tokenizer = Tokenizer.load(tiny_model())
         tokenizer.size = spec.vocab_size
         self.core = EngineCore.build(spec, weights, tokenizer, config, device)

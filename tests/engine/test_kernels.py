@@ -74,8 +74,13 @@ def test_rope_and_store(dtype: torch.dtype, tolerance: float, normed: bool) -> N
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(
     ("queries", "contexts"),
-    [([1, 1, 1], [1, 17, 40]), ([5, 1, 13], [5, 33, 20]), ([18], [35])],
-    ids=["decode", "mixed", "chunk"],
+    [
+        ([1, 1, 1], [1, 17, 40]),
+        ([1, 1, 1, 1, 1], [40, 33, 17, 20, 31]),
+        ([5, 1, 13], [5, 33, 20]),
+        ([18], [35]),
+    ],
+    ids=["decode", "decode-together", "mixed", "chunk"],
 )
 def test_attention(
     backend: str, dtype: torch.dtype, tolerance: float, queries: list[int], contexts: list[int]

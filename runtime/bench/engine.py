@@ -1,7 +1,8 @@
 """`drawloom bench engine`: decode and prefill beside transformers, on one random model.
 
 Both compute the same float32 Llama of 60 million parameters (14 layers of 512, 32,000 tokens) on
-one CPU thread, or a bfloat16 one on a GPU, in turn, three times; the best of each counts.
+one CPU thread, or a bfloat16 one on a GPU, in turn, three times; the best of each counts. Decode is
+the time that 48 output tokens take over one; `generate` is everything, prompts included.
 """
 
 import platform
@@ -101,17 +102,24 @@ def measure(device: str, quick: bool) -> list[Row]:
     ours = _Ours(spec, weights, where)
     theirs = _Theirs(transformers, spec, weights, where)
     rows = []
-    for name, batch, prompt, output in (
-        ("decode, batch 1", 1, _PROMPT, _OUTPUT),
-        ("decode, batch 16", 16, _PROMPT, _OUTPUT),
-        ("prefill, 4 prompts", 4, _PREFILL, 1),
-    ):
-        tokens = batch * output if output > 1 else batch * prompt
-        mine, other = _race(
-            partial(ours.generate, batch, prompt, output),
-            partial(theirs.generate, batch, prompt, output),
+    for batch in (1, 16):
+        first = _race(
+            partial(ours.generate, batch, _PROMPT, 1), partial(theirs.generate, batch, _PROMPT, 1)
         )
-        rows.append(Row(name, tokens / mine, tokens / other))
+        whole = _race(
+            partial(ours.generate, batch, _PROMPT, _OUTPUT),
+            partial(theirs.generate, batch, _PROMPT, _OUTPUT),
+        )
+        later = batch * (_OUTPUT - 1)
+        mine, other = (later / (w - f) for w, f in zip(whole, first, strict=True))
+        rows.append(Row(f"decode, batch {batch}", mine, other))
+        mine, other = (batch * _OUTPUT / w for w in whole)
+        rows.append(Row(f"generate {_PROMPT} + {_OUTPUT}, batch {batch}", mine, other))
+    prefill = _race(
+        partial(ours.generate, 4, _PREFILL, 1), partial(theirs.generate, 4, _PREFILL, 1)
+    )
+    mine, other = (4 * _PREFILL / seconds for seconds in prefill)
+    rows.append(Row(f"prefill, 4 x {_PREFILL}", mine, other))
     return rows
 
 

@@ -97,6 +97,7 @@ class Runtime:
         pool: most environments kept ready, over all kinds.
         kv_tokens: tokens of KV cache; 0 takes what fits.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        template: how chats are rendered, for an `Engine` that brings no checkpoint folder.
 
     Raises on entry: `CheckpointError`, `StoreError`, `SandboxUnavailable`, `ConfigError`.
     """
@@ -112,11 +113,12 @@ class Runtime:
         pool: int = 8,
         kv_tokens: int = 0,
         device: str = "auto",
+        template: ChatTemplate | None = None,
     ) -> None:
         self._policy = make_policy(policy)
         self._model, self._url, self._sandbox, self._docker = model, store, sandbox, docker
         self._pool_size, self._kv_tokens, self._device = pool, kv_tokens, device
-        self._template: ChatTemplate | None = None
+        self._template = template
         self._runs: dict[str, Run[Any]] = {}
         self._live: Live | None = None
         self.bus: EventBus = LocalBus()
@@ -211,7 +213,7 @@ class Runtime:
         adopted: bool = False,
     ) -> Run[R]:
         if self._template is None:
-            raise ConfigError("this engine has no chat template: programs need a chat model")
+            raise ConfigError("an engine of your own needs Runtime(template=ChatTemplate(…))")
         program = Program(id, agent, self.live, self._template, Account(agent.budget), replay)
         program.adopted = adopted
         for env in _envs(agent):
@@ -277,7 +279,6 @@ class Runtime:
 
     async def _open_engine(self) -> Engine:
         if not isinstance(self._model, str):
-            self._template = getattr(self._model, "template", None)
             return self._model
         from drawloom.engine.checkpoint import resolve
         from drawloom.engine.config import EngineConfig
@@ -286,7 +287,7 @@ class Runtime:
         folder = str(tiny_model()) if self._model == TINY else self._model
         config = EngineConfig(device=self._device, kv_tokens=self._kv_tokens)
         path = await asyncio.to_thread(resolve, folder)
-        self._template = ChatTemplate.load(path)
+        self._template = self._template or ChatTemplate.load(path)
         return await asyncio.to_thread(LocalEngine.load, str(path), config)
 
     async def _open_provider(self, owner: str) -> Provider | None:

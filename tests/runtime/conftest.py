@@ -89,7 +89,8 @@ async def open_runtime() -> AsyncIterator[Callable[..., object]]:
 
     async def make(script: Script, pause: float = 0.0, **options: object) -> Runtime:
         engine = ScriptedEngine(script, pause)
-        runtime = Runtime(engine, **{"sandbox": "none", **options})  # type: ignore[arg-type]
+        options = {"sandbox": "none", "template": engine.template, **options}
+        runtime = Runtime(engine, **options)  # type: ignore[arg-type]
         await runtime.__aenter__()
         opened.append((runtime, engine))
         return runtime

@@ -1,6 +1,6 @@
 """The engine seam: tokens in, tokens out, and the KV verbs that programs need."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -98,8 +98,8 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
-        """Stream a request. Closing the iterator cancels it and frees what it held at once.
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        """Stream a request. Closing the generator cancels it and frees what it held at once.
 
         Raises `ContextTooLong` when it cannot fit, `EngineError` when it fails.
         """

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, overload
 
@@ -51,7 +52,7 @@ class Chat:
         self._name = self._program.scope.next()
         self._forks = self._turns = 0
         self._ids: list[int] = []
-        self._closed = False
+        self._closed = self._speaking = False
         self._early: dict[str, asyncio.Task[ToolResult]] = {}
         self._last_tool = ""
         self._schemas = [t.schema for t in self._program.agent.tools]
@@ -118,8 +119,8 @@ class Chat:
 
     def fork(self, n: int = 2) -> list["Chat"]:
         """`n` conversations that continue this one; what is behind them is shared, not copied."""
-        if n < 1:
-            raise ConfigError(f"fork({n}): at least one branch")
+        if n < 1 or self._speaking:
+            raise ConfigError(f"fork({n}): at least one branch, and not in the middle of a turn")
         return [self._child() for _ in range(n)]
 
     def close(self) -> None:
@@ -137,6 +138,22 @@ class Chat:
     async def _turn(
         self, key: str, site: str, options: dict[str, Any], push: Callable[[str], None] | None
     ) -> Turn:
+        if self._speaking:
+            raise ConfigError("this chat is in the middle of a turn: wait for it, or fork the chat")
+        self._speaking, heard = True, len(self._new)
+        try:
+            turn, fresh = await self._speak(key, site, options, push)
+        finally:
+            self._speaking = False
+        self._ids += [*fresh, *turn.ids]
+        self._closed = turn.finish is FinishReason.STOP
+        self._new = self._new[heard:]
+        self.turns.append(turn)
+        return turn
+
+    async def _speak(
+        self, key: str, site: str, options: dict[str, Any], push: Callable[[str], None] | None
+    ) -> tuple[Turn, list[int]]:
         fresh = self._tokenise()
         row = self._program.recorded(key, "llm", "llm")
         if row is not None:
@@ -146,11 +163,7 @@ class Chat:
         else:
             state = str(State(site, self._last_tool))
             turn = await _Step(self, key, state, fresh, self._params(options), push).run()
-        self._ids += [*fresh, *turn.ids]
-        self._closed = turn.finish is FinishReason.STOP
-        self._new = []
-        self.turns.append(turn)
-        return turn
+        return turn, fresh
 
     def _tokenise(self) -> list[int]:
         if not self._new:
@@ -204,6 +217,7 @@ class Chat:
         child._name = f"{self._name}.{self._forks}"
         self._forks += 1
         child._forks = child._turns = 0
+        child._speaking = False
         child._ids, child._new = list(self._ids), list(self._new)
         child._early, child.turns = {}, list(self.turns)
         live = self._program.live
@@ -307,15 +321,16 @@ class _Step:
                 self.clear()
 
     async def _stream(self, request: GenerateRequest) -> None:
-        async for delta in self.program.live.engine.generate(request):
-            if not self.output and delta.tokens:
-                self.program.live.note(self.program.id, "llm.decoding", step=self.key)
-            self.output += delta.tokens
-            self.logprobs += delta.logprobs
-            for piece in self.parser.feed(delta.text):
-                self._take(piece)
-            if delta.finish is not None:
-                self.finish, self.usage = delta.finish, delta.usage
+        async with aclosing(self.program.live.engine.generate(request)) as deltas:
+            async for delta in deltas:
+                if not self.output and delta.tokens:
+                    self.program.live.note(self.program.id, "llm.decoding", step=self.key)
+                self.output += delta.tokens
+                self.logprobs += delta.logprobs
+                for piece in self.parser.feed(delta.text):
+                    self._take(piece)
+                if delta.finish is not None:
+                    self.finish, self.usage = delta.finish, delta.usage
 
     def _take(self, piece: Piece) -> None:
         program = self.program

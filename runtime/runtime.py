@@ -172,7 +172,13 @@ class Runtime:
         except PydanticSerializationError as error:
             raise ConfigError(f"agent {agent.name}: its arguments must be JSON: {error}") from None
         id = new_id("prog")
-        options = {"policy": self._policy.name, "tenant": agent.tenant, "priority": agent.priority}
+        options = {
+            "policy": self._policy.name,
+            "tenant": agent.tenant,
+            "priority": agent.priority,
+            "model": self._model if isinstance(self._model, str) else None,
+            "sandbox": self.live.pool.provider.name if self.live.pool else "none",
+        }
         await self.store.add_program(id, agent.name, agent.entry, arguments, options)
         return self._launch(id, agent, args, kwargs, {})
 

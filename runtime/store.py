@@ -195,6 +195,20 @@ class Store:
             )
         self.id: str = found["id"]
 
+    def is_owned(self) -> bool:
+        """Whether a runtime, this one or another, has the store open for writing."""
+        path = self._engine.url.database
+        if self._lock is not None or self._engine.dialect.name != "sqlite" or not path:
+            return True
+        try:
+            with open(f"{path}.lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
     # --- programs -------------------------------------------------------------------------
 
     async def add_program(

@@ -91,19 +91,22 @@ def run(
 def resume(
     program: str,
     *,
-    model: Model = "tinyagent",
+    model: Model | None = None,
     store: StoreUrl = STORE,
-    policy: Policy = "drawloom",
-    sandbox: Kind = "auto",
+    policy: Policy | None = None,
+    sandbox: Kind | None = None,
     device: str = "auto",
     kv_tokens: int = 0,
     json: Json = False,
 ) -> int:
-    """Go on with a program whose process died; finished steps are not run again."""
+    """Go on with a program whose process died; finished steps are not run again.
+
+    Model, policy and sandbox are those it began with, unless given.
+    """
     from drawloom.runtime.cli import programs
 
-    options = programs.Options(model, store, policy, sandbox, device, kv_tokens)
-    return asyncio.run(programs.resume(program, options, json))
+    given = {"model": model, "policy": policy, "sandbox": sandbox}
+    return asyncio.run(programs.resume(program, given, store, device, kv_tokens, json))
 
 
 @app.command

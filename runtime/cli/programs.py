@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import sys
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -124,13 +124,21 @@ async def run(entry: str, words: list[str], options: Options, json: bool) -> int
         return await _finish(await runtime.start(agent, **arguments), json)
 
 
-async def resume(program: str, options: Options, json: bool) -> int:
-    reader = Store(options.store, write=False)
+async def resume(
+    program: str, given: dict[str, str | None], url: str, device: str, kv_tokens: int, json: bool
+) -> int:
+    reader = Store(url, write=False)
     try:
-        entry = (await reader.program(program)).entry
+        row = await reader.program(program)
     finally:
         await reader.close()
-    agent = load_agent(entry)
+    agent = load_agent(row.entry)
+    began = {name: str(value or row.options.get(name) or "") for name, value in given.items()}
+    if not began["model"]:
+        raise ConfigError(f"program {program} began on an engine of its own: give --model")
+    options = Options(
+        began["model"], url, began["policy"], began["sandbox"] or "auto", device, kv_tokens
+    )
     async with options.runtime() as runtime:
         return await _finish(await runtime.resume(agent, program), json)
 
@@ -159,8 +167,10 @@ async def ps(url: str, limit: int, json: bool) -> int:
     except StoreError:
         show.emit([]) if json else print("no program was ever run here")
         return 0
-    rows = await store.programs(limit)
+    rows, owned = await store.programs(limit), store.is_owned()
     await store.close()
+    # nobody runs what no process owns: such a program waits for `drawloom resume`
+    rows = [replace(r, status="interrupted") if r.open and not owned else r for r in rows]
     if json:
         names = ("id", "agent", "status", "created", "started", "ended", "result", "error")
         show.emit([{name: getattr(row, name) for name in names} for row in rows])

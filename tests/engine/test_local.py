@@ -51,7 +51,7 @@ async def test_closing_a_stream_frees_its_blocks(engine: LocalEngine) -> None:
     stream = engine.generate(_ask("a", max_tokens=400))
     async for _ in stream:
         break
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     stats = await engine.stats()
     assert (stats.running, stats.waiting, stats.held_blocks) == (0, 0, 0)
 

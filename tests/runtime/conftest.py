@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import pytest
 
@@ -38,7 +38,7 @@ class ScriptedEngine:
         self.running = 0
         self.failures: list[Exception] = []
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
         if self.failures:
             raise self.failures.pop(0)
         self.lineages.add(request.lineage)

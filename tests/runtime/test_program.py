@@ -350,6 +350,14 @@ async def test_misuse_is_refused_with_advice(open_runtime: Any) -> None:
 
     with pytest.raises(ConfigError, match="nothing is new"):
         await runtime.run(silent)
+
+    @agent
+    async def twice() -> None:
+        chat = Chat().user("q")
+        await asyncio.gather(chat.turn(), chat.turn())
+
+    with pytest.raises(ConfigError, match="middle of a turn"):
+        await runtime.run(twice)
     with pytest.raises(ConfigError, match="drawloom, fcfs-lru"):
         Runtime(policy="none")
     with pytest.raises(ConfigError, match="two tools"):

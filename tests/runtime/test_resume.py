@@ -32,7 +32,7 @@ class Machine:
 
     def command(self, *words: str) -> list[str]:
         where = ["--store", f"sqlite:///{self.store}"] if words[:2] != ("sandbox", "ls") else []
-        where += ["--sandbox", self.sandbox] if words[0] in ("run", "resume") else []
+        where += ["--sandbox", self.sandbox] if words[0] == "run" else []
         return [sys.executable, "-m", "drawloom", *words, *where]
 
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -80,6 +80,8 @@ def test_a_killed_program_finds_its_files_and_repeats_nothing(machine: Machine) 
     again = str(machine.sandbox == "process")
     in_flight = "select * from steps where name like 'slow%' and status='intent'"
     program = machine.kill_when(in_flight, "run", f"{AGENT}:work", "--again", again)
+    listed = json.loads(machine.call("ps", "--json").stdout)
+    assert [(p["id"], p["status"]) for p in listed] == [(program, "interrupted")]
     before = machine.rows("select key, detail from steps where kind='llm'")
     box = machine.rows("select sandbox from leases")
 

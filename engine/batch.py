@@ -129,11 +129,6 @@ class Batch:
             self._end(seq)
         return seq
 
-    def reprioritise(self, lineage: str, priority: float) -> None:
-        for seq in self._by_id.values():
-            if seq.lineage == lineage:
-                seq.priority = priority
-
     # --- one step -------------------------------------------------------------------------
 
     def schedule(self) -> StepPlan | None:

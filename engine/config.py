@@ -49,11 +49,6 @@ class ModelConfig:
     eos_ids: tuple[int, ...] = ()
     dtype: str = "bfloat16"
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        width = 4 if self.dtype == "float32" else 2
-        return 2 * self.layers * self.kv_heads * self.head_dim * width
-
     @classmethod
     def load(cls, folder: Path) -> "ModelConfig":
         """Read ``config.json`` (and ``generation_config.json``). Raises `CheckpointError`."""

@@ -80,9 +80,6 @@ class LocalEngine:
     async def fork(self, parent: str, child: str) -> KVReply:
         return await self._ask(lambda: self._core.fork(parent, child))
 
-    def reprioritise(self, lineage: str, priority: float) -> None:
-        self._post(lambda: self._core.batch.reprioritise(lineage, priority))
-
     async def stats(self) -> EngineStats:
         return await self._ask(self._core.stats)
 

@@ -30,7 +30,6 @@ class Agent(Generic[P, R]):
         deadline: float | None = None,
         priority: int = 0,
         tenant: str = "default",
-        expect_steps: float | None = None,
         expect_tokens: int | None = None,
         max_tokens: int = 256,
         temperature: float = 0.0,
@@ -47,7 +46,7 @@ class Agent(Generic[P, R]):
         self.tools = tuple(tools)
         self.budget = budget or Budget()
         self.deadline, self.priority, self.tenant = deadline, priority, tenant
-        self.expect_steps, self.expect_tokens = expect_steps, expect_tokens
+        self.expect_tokens = expect_tokens
         self.max_tokens, self.temperature = max_tokens, temperature
         self.entry = f"{fn.__module__}:{fn.__qualname__}"
         """Where `drawloom resume` finds it again."""
@@ -75,7 +74,6 @@ def agent(
     deadline: float | None = None,
     priority: int = 0,
     tenant: str = "default",
-    expect_steps: float | None = None,
     expect_tokens: int | None = None,
     max_tokens: int = 256,
     temperature: float = 0.0,
@@ -93,7 +91,6 @@ def agent(fn: Callable[..., Awaitable[Any]] | None = None, /, **options: Any) ->
         deadline: seconds from submission by which a program should be done.
         priority: higher goes first.
         tenant: whose program it is; tenants never share KV.
-        expect_steps: LLM calls a program usually takes.
         expect_tokens: the longest context a program usually has, until the runtime has seen some.
         max_tokens: output tokens of one LLM call, unless the call says otherwise.
         temperature: of its LLM calls, unless the call says otherwise.

@@ -293,10 +293,14 @@ class _Step:
         await self._record(ready)
         context = len(self.prompt) + len(self.output)
         names = tuple(c.name for c in self.calls)
-        live.emit(
-            StepFinished(program.id, self.chat.lineage, step, self.state, engine, context, names)
-        )
         cached = self.usage.cached_tokens if self.usage else 0
+        seconds = self.usage.first - self.usage.started if self.usage else 0.0
+        live.emit(
+            StepFinished(
+                program.id, self.chat.lineage, step, self.state, engine, context, names,
+                len(self.prompt) - cached, seconds,
+            )
+        )  # fmt: skip
         return Turn(
             self.text, tuple(self.calls), self.finish, tuple(self.output), tuple(self.logprobs),
             len(self.prompt), cached,

@@ -20,7 +20,7 @@ from drawloom.actions import (
 )
 from drawloom.engine.base import Engine
 from drawloom.environments import Env
-from drawloom.errors import DrawloomError, SandboxDied, SandboxUnavailable
+from drawloom.errors import DrawloomError, SandboxDied, SandboxUnavailable, StoreError
 from drawloom.events import EngineUp, Event, HostState
 from drawloom.runtime.bus import EventBus, Notice
 from drawloom.runtime.scheduler import Policy, Scheduler
@@ -42,6 +42,7 @@ class Live:
         self.engine, self.pool, self.store, self.bus = engine, pool, store, bus
         self.envs: dict[str, Env] = {}
         self._events: deque[Event] = deque()
+        self._emitting = False
         self._admitted: dict[str, asyncio.Future[None]] = {}
         self._started: dict[str, asyncio.Future[float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,7 +57,7 @@ class Live:
             ReleaseKV: lambda a: self._later(self._release_kv(a)),
             WarmEnv: self._warm,
             ClaimEnv: self._claim_early,
-            ReleaseEnvs: lambda a: self._later(self._release_envs(a.program)),
+            ReleaseEnvs: self._ended,
         }
         if pool is not None:
             pool.on_change = self._host_changed
@@ -65,12 +66,15 @@ class Live:
     def emit(self, event: Event) -> None:
         """Tell the core, and do what it says. What that sets off is told after, in order."""
         self._events.append(event)
-        if len(self._events) > 1:
+        if self._emitting:
             return
-        while self._events:
-            for action in self.scheduler.handle(self._events[0], time.monotonic()):
-                self._does[type(action)](action)
-            self._events.popleft()
+        self._emitting = True
+        try:
+            while self._events:
+                for action in self.scheduler.handle(self._events.popleft(), time.monotonic()):
+                    self._does[type(action)](action)
+        finally:
+            self._emitting = False
 
     def note(self, program: str, kind: str, **detail: Any) -> None:
         self.bus.publish(Notice(time.time(), program, kind, detail))
@@ -124,6 +128,8 @@ class Live:
             limit = self.pool.limit
             # none is being made yet, but the first program that needs one will change that
             self.emit(HostState(self.pool.provider.host, env.key, warm, max(1, creating), limit))
+            if env.warm:
+                self.pool.warm(env, env.warm)
 
     async def claim(self, env: Env, program: str) -> Claimed:
         """A program's environment; what the first of its calls waits counts as its stall.
@@ -174,6 +180,10 @@ class Live:
         if env is not None:
             self._claiming(env, action.program).add_done_callback(_retrieve)
 
+    def _ended(self, action: ReleaseEnvs) -> None:
+        self._admitted.pop(action.program, None)
+        self._later(self._release_envs(action.program))
+
     async def _release_envs(self, program: str) -> None:
         tasks = [self._claims.pop(key) for key in list(self._claims) if key[0] == program]
         self._stalled = {key for key in self._stalled if key[0] != program}
@@ -187,7 +197,7 @@ class Live:
     def _warm(self, action: WarmEnv) -> None:
         env = self.envs.get(action.env)
         if env is not None and self.pool is not None:
-            self.pool.warm(env, action.count)
+            self.pool.warm(env, max(env.warm, action.count))
 
     def _host_changed(self, key: str, warm: int, creating: int) -> None:
         if self.pool is not None:
@@ -215,7 +225,10 @@ class Live:
     async def _flush(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_SECONDS)
-            await self.store.flush()
+            try:
+                await self.store.flush()
+            except StoreError as error:  # kept for the next time; steps raise it where it matters
+                log.warning("decisions could not be written: %s", error)
 
     async def settle(self) -> None:
         """Wait until everything decided so far was carried out."""

@@ -224,6 +224,10 @@ class Runtime:
         program.adopted = adopted
         for env in _envs(agent):
             self.live.know(env)
+        learned = self.live.scheduler.world.graph(agent.name)
+        for tool in agent.tools:
+            if tool.expect is not None:
+                learned.durations.expect(tool.name, tool.expect)
         context = copy_context()
         context.run(current_program.set, program)
         context.run(tool_host.set, program)
@@ -263,7 +267,7 @@ class Runtime:
         live.emit(
             ProgramSubmitted(
                 program.id, agent.name, agent.tenant, agent.priority, deadline, envs,
-                agent.expect_tokens, agent.expect_steps,
+                agent.expect_tokens,
             )
         )  # fmt: skip
         async with _deadline(agent.budget.seconds):

@@ -316,7 +316,11 @@ class Store:
                 if pending:
                     db.execute(sa.insert(_decisions), pending)
 
-        await self._run(work)
+        try:
+            await self._run(work)
+        except StoreError:
+            self._pending = pending + self._pending
+            raise
 
     async def _read(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
         def work() -> list[dict[str, Any]]:

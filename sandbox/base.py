@@ -140,12 +140,8 @@ class Provider(Protocol):
         """
         ...
 
-    async def check(self, env: Env) -> None:
-        """Raise `ImageNotFound` if this environment can never be made here."""
-        ...
-
     async def create(self, env: Env, id: str) -> LiveSandbox:
-        """A new environment, ready to run commands. Raises `SandboxError`."""
+        """A new environment, ready to run commands. Raises `ImageNotFound`, `SandboxError`."""
         ...
 
     async def adopt(self, env: Env, id: str) -> LiveSandbox:

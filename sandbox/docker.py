@@ -96,10 +96,6 @@ class DockerProvider:
         except (DockerException, RequestException) as error:
             raise SandboxUnavailable(f"the Docker engine refuses: {error}") from None
 
-    async def check(self, env: Env) -> None:
-        await self._call(lambda: self._client.images.get(env.image), env)
-        helper_path()
-
     async def create(self, env: Env, id: str) -> LiveSandbox:
         async with self._creates:
             try:

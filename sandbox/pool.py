@@ -94,10 +94,6 @@ class Pool:
     def claimed(self) -> int:
         return len(self._claimed)
 
-    async def check(self, env: Env) -> None:
-        """Raise `ImageNotFound` if the environment can never be made here."""
-        await self.provider.check(env)
-
     def warm(self, env: Env, count: int) -> None:
         """Keep `count` environments ready, within the limit over all keys. Returns at once."""
         self._shelf(env).target = count

@@ -71,9 +71,6 @@ class ProcessProvider:
         self._warned = False
         self._live: dict[str, ProcessSandbox] = {}
 
-    async def check(self, env: Env) -> None:
-        helper_path()
-
     async def create(self, env: Env, id: str) -> LiveSandbox:
         folder = self._base / id
         try:

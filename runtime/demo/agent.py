@@ -10,7 +10,6 @@ from drawloom.runtime.demo import tasks
     system=tasks.SYSTEM,
     tools=tasks.TOOLS,
     budget=Budget(llm_calls=40, tool_calls=80),
-    expect_steps=8,
     max_tokens=64,
 )
 async def solve(questions: list[str], files: dict[str, str]) -> list[str]:

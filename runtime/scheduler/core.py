@@ -122,6 +122,7 @@ class Scheduler:
         lineage = program.lineages.get(event.lineage) if program else None
         if program is None or lineage is None:
             return []
+        self.world.cost = self.world.cost.learn(event.computed, event.seconds)
         lineage.context, lineage.since = event.context, now
         lineage.waiting = "+".join(sorted(set(event.calls)))
         program.peak = max(program.peak, program.context)

@@ -58,11 +58,10 @@ class DrawloomPolicy:
     def retain(
         self, world: World, program: Program, lineage: Lineage, now: float
     ) -> tuple[float, float] | None:
-        durations = world.graph(program.about.agent).durations
-        key = lineage.waiting or ""
-        late = durations.quantile(key, 0.95)
+        graph, key = world.graph(program.about.agent), lineage.waiting or ""
+        late = graph.forecast(lineage.state, key).seconds_p95
         ttl = _UNKNOWN if late is None else min(_LONGEST, max(_SHORTEST, _SLACK * late))
-        chance = 0.5 if late is None else durations.chance_within(key, ttl)
+        chance = 0.5 if late is None else graph.durations.chance_within(key, ttl)
         return ttl, chance * world.cost.recompute(lineage.context)
 
     def evict_at_end(self) -> bool:

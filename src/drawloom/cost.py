@@ -8,12 +8,10 @@ class CostModel:
     """Of one engine and model.
 
     Args:
-        prefill: seconds a token, at the engine's usual chunk size.
-        decode: seconds of a decode step at batch 1.
+        prefill: seconds a token, waiting for others in the batch included.
     """
 
     prefill: float = 1e-4
-    decode: float = 1e-2
 
     def recompute(self, tokens: int) -> float:
         """Seconds that having `tokens` tokens in the cache saves."""
@@ -24,7 +22,7 @@ class CostModel:
         if tokens < 1 or seconds <= 0:
             return self
         fresh = seconds / tokens
-        return CostModel((1 - weight) * self.prefill + weight * fresh, self.decode)
+        return CostModel((1 - weight) * self.prefill + weight * fresh)
 
 
 __all__ = ["CostModel"]

@@ -14,7 +14,6 @@ class ProgramSubmitted:
     deadline: float | None = None
     envs: tuple[str, ...] = ()
     expect_tokens: int | None = None
-    expect_steps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,10 @@ class StepReady:
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
-    """An LLM call ended with a context of `context` tokens; `calls` are the tools it asked for."""
+    """An LLM call ended with a context of `context` tokens; `calls` are the tools it asked for.
+
+    `computed` prompt tokens took `seconds` to prefill.
+    """
 
     program: str
     lineage: str
@@ -41,6 +43,8 @@ class StepFinished:
     engine: str
     context: int
     calls: tuple[str, ...]
+    computed: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,6 @@
 
 import os
 import time
-from typing import NewType
-
-ProgramId = NewType("ProgramId", str)
-LineageId = NewType("LineageId", str)
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -18,4 +14,4 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{digits}"
 
 
-__all__ = ["LineageId", "ProgramId", "new_id"]
+__all__ = ["new_id"]

@@ -74,8 +74,6 @@ class ScriptedEngine:
         self.lineages.add(child)
         return KVReply(LeaseStatus.ACCEPTED, 0)
 
-    def reprioritise(self, lineage: str, priority: float) -> None: ...
-
     async def stats(self) -> EngineStats:
         return EngineStats(self.running, 0, *[0] * 15)
 

@@ -1,12 +1,14 @@
 """What a runtime opens, refuses and closes."""
 
+import asyncio
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from drawloom import Runtime
+from drawloom import Env, Runtime, Sandbox, agent, tool
 from drawloom.errors import SandboxUnavailable, StoreError
 from drawloom.runtime.demo import tasks
 from drawloom.runtime.demo.agent import solve
@@ -37,7 +39,7 @@ async def test_without_docker_auto_falls_back_and_docker_says_so(
         assert runtime.live.pool is not None
         provider: Provider = runtime.live.pool.provider
         assert provider.name == "process"
-        (task,) = [tasks.make_task(__import__("random").Random(1), family="read", held_out=True)]
+        task = tasks.make_task(random.Random(1), family="read", held_out=True)
         assert await runtime.run(solve, [task.question], task.files) == [task.answer]
     assert any("no Docker" in record.message for record in caplog.records)
 
@@ -58,3 +60,21 @@ async def test_what_a_killed_owner_left_is_swept(tmp_path: Path) -> None:
     async with Runtime(sandbox="process", store=url) as runtime:
         assert runtime.live.pool is not None
         assert await runtime.live.pool.provider.owned() == []
+
+
+async def test_what_is_declared_is_used_until_it_was_seen() -> None:
+    @tool(env=Env("any", warm=2), expect=7.0)
+    async def work(box: Sandbox) -> str:
+        return "never called"
+
+    @agent(tools=[work])
+    async def idle() -> None:
+        await asyncio.sleep(0.5)
+
+    async with Runtime(sandbox="process") as runtime:
+        run = await runtime.start(idle)
+        assert runtime.live.scheduler.world.graph("idle").forecast("s", "work").seconds_p50 == 7.0
+        await run.result()
+        assert work.env is not None
+        assert runtime.live.pool is not None
+        assert sum(runtime.live.pool.counts(work.env.key)) == 2

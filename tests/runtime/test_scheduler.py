@@ -121,6 +121,19 @@ def test_kv_is_leased_for_as_long_as_the_tool_was_seen_to_take() -> None:
     assert lease.value > 0
 
 
+def test_the_value_of_a_lease_follows_the_prefill_that_was_measured() -> None:
+    core = _core()
+    _submit(core, "p")
+    values = []
+    for seconds in (0.0, 100.0):
+        _step(core, "p", 100, 1.0)
+        event = StepFinished("p", "p:0", "p:0#0", "site", "e", 120, ("t",), 100, seconds)
+        (lease,) = core.handle(event, 2.0)
+        assert isinstance(lease, LeaseKV)
+        values.append(lease.value)
+    assert values[1] > 10 * values[0]
+
+
 def test_an_ended_program_gives_everything_back_in_the_same_instant() -> None:
     core = _core()
     _submit(core, "p")

@@ -26,8 +26,6 @@ class FakeProvider:
         self.gate.set()
         self.failure: SandboxError | None = None
 
-    async def check(self, env: Env) -> None: ...
-
     async def create(self, env: Env, id: str) -> LiveSandbox:
         await self.gate.wait()
         if self.failure is not None:

@@ -22,7 +22,6 @@ from drawloom.errors import (
     SandboxUnavailable,
 )
 from drawloom.events import ProgramEnded, ProgramSubmitted
-from drawloom.graph.declared import Graph
 from drawloom.ids import new_id
 from drawloom.runtime.agent import Agent
 from drawloom.runtime.budget import Account, Usage
@@ -357,27 +356,6 @@ class Runtime:
         return not leases or (pool is not None and pool.provider.keeps_running)
 
 
-def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
-    """A declared graph as an agent: it is run with its state, and returns it."""
-    graph.check()
-
-    async def run(state: Any) -> Any:
-        from drawloom.runtime.program import running
-
-        program = running()
-        learned = program.live.scheduler.world.graph(graph.name)
-        for (source, target), p in graph.priors().items():
-            if not learned.nx.has_edge(source, target):
-                learned.declare(source, target, p)
-        kind = graph.state
-        if isinstance(state, dict) and not isinstance(state, kind):
-            state = kind(**state)  # a resumed program's state comes from JSON
-        return await graph.run(state, learned.observe)
-
-    run.__module__, run.__qualname__ = "drawloom.runtime.runtime", f"graph:{graph.name}"
-    return Agent(run, name=graph.name, **options)
-
-
 def tiny_model() -> Any:
     """The folder of the model in the box."""
     from pathlib import Path
@@ -403,4 +381,4 @@ def _retrieve(task: "asyncio.Task[Any]") -> None:
         task.exception()  # it is in the store; nobody may be waiting for it
 
 
-__all__ = ["TINY", "ReplayMismatch", "Run", "Runtime", "graph_agent", "tiny_model"]
+__all__ = ["TINY", "ReplayMismatch", "Run", "Runtime", "tiny_model"]

@@ -127,6 +127,8 @@ async def statuses(url: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for row in await store.programs(1000):
         counts[row.status] = counts.get(row.status, 0) + 1
+        if row.status != "done":
+            print(f"  {row.id} {row.status}: {row.error}", flush=True)
     assert await store.leases() == [], "a lease was left in the store"
     await store.close()
     return counts

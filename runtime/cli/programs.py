@@ -17,8 +17,9 @@ from drawloom.errors import BudgetExceeded, ConfigError, DrawloomError, StoreErr
 from drawloom.graph.declared import Graph
 from drawloom.runtime.agent import Agent
 from drawloom.runtime.cli import show
+from drawloom.runtime.graphs import graph_agent
 from drawloom.runtime.picture import terminal
-from drawloom.runtime.runtime import Run, Runtime, graph_agent
+from drawloom.runtime.runtime import Run, Runtime
 from drawloom.runtime.store import Store
 from drawloom.runtime.timeline import read_track
 

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from drawloom.graph.declared import Graph
     from drawloom.runtime.agent import Agent, agent
     from drawloom.runtime.budget import Budget
-    from drawloom.runtime.chat import Chat, Turn
+    from drawloom.runtime.chat import Chat
     from drawloom.runtime.combine import best_of, gather
-    from drawloom.runtime.runtime import Run, Runtime, graph_agent
+    from drawloom.runtime.graphs import graph_agent
+    from drawloom.runtime.llmcall import Turn
+    from drawloom.runtime.runtime import Run, Runtime
     from drawloom.tools.calls import ToolCall, ToolResult
     from drawloom.tools.tool import Tool, tool
 
@@ -47,11 +49,11 @@ _HOMES = {
     "ToolCall": "tools.calls",
     "ToolError": "errors",
     "ToolResult": "tools.calls",
-    "Turn": "runtime.chat",
+    "Turn": "runtime.llmcall",
     "agent": "runtime.agent",
     "best_of": "runtime.combine",
     "gather": "runtime.combine",
-    "graph_agent": "runtime.runtime",
+    "graph_agent": "runtime.graphs",
     "tool": "tools.tool",
 }
 

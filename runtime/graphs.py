@@ -1,0 +1,29 @@
+"""A declared graph as an agent."""
+
+from typing import Any
+
+from drawloom.graph.declared import Graph
+from drawloom.runtime.agent import Agent
+from drawloom.runtime.program import running
+
+
+def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
+    """A declared graph as an agent: it is run with its state, and returns it."""
+    graph.check()
+
+    async def run(state: Any) -> Any:
+        program = running()
+        learned = program.live.scheduler.world.graph(graph.name)
+        for (source, target), p in graph.priors().items():
+            if not learned.nx.has_edge(source, target):
+                learned.declare(source, target, p)
+        kind = graph.state
+        if isinstance(state, dict) and not isinstance(state, kind):
+            state = kind(**state)  # a resumed program's state comes from JSON
+        return await graph.run(state, learned.observe)
+
+    run.__module__, run.__qualname__ = "drawloom.runtime.graphs", f"graph:{graph.name}"
+    return Agent(run, name=graph.name, **options)
+
+
+__all__ = ["graph_agent"]

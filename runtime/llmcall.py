@@ -1,0 +1,179 @@
+"""One LLM call of a program, from its leave to its record."""
+
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from drawloom.engine.base import GenerateRequest, Usage
+from drawloom.engine.sequence import FinishReason, SamplingParams
+from drawloom.errors import EngineError
+from drawloom.events import StepFinished, StepReady, ToolNamed
+from drawloom.runtime.program import Program
+from drawloom.tools.calls import ToolCall
+from drawloom.tools.parsers import Closed, HermesParser, Named, Piece, Text
+
+_ENGINE_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the model said: text for the reader, calls to `run`. `ids` are the sampled tokens."""
+
+    text: str
+    calls: tuple[ToolCall, ...]
+    finish: FinishReason
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class LlmCall:
+    """Asks for leave, streams, parses, records. `name` is the conversation's, `prompt` all of its
+    tokens, of which `fresh` are new. `start_early` takes calls that may run meanwhile."""
+
+    def __init__(
+        self,
+        program: Program,
+        name: str,
+        key: str,
+        state: str,
+        prompt: list[int],
+        fresh: list[int],
+        params: SamplingParams,
+        push: Callable[[str], None] | None,
+        start_early: Callable[[ToolCall], None],
+    ) -> None:
+        self.program, self.name, self.key, self.state = program, name, key, state
+        self.prompt, self.fresh = prompt, fresh
+        self.push, self.start_early = push, start_early
+        account = program.account
+        account.before_llm()
+        self.params = replace(params, max_tokens=max(1, account.output_left(params.max_tokens)))
+        self.clear()
+
+    def clear(self) -> None:
+        self.parser = HermesParser(self.key)
+        self.text = ""
+        self.calls: list[ToolCall] = []
+        self.output: list[int] = []
+        self.logprobs: list[float] = []
+        self.finish = FinishReason.STOP
+        self.usage: Usage | None = None
+
+    async def run(self) -> Turn:
+        program, live = self.program, self.program.live
+        ready = time.time()
+        engine, step = live.engine.info.id, f"{program.id}:{self.key}"
+        start = live.expect_start(step)
+        live.emit(
+            StepReady(
+                program.id, self.program.full(self.name), step, self.state, engine,
+                len(self.prompt), self.params.max_tokens,
+            )
+        )  # fmt: skip
+        live.note(program.id, "llm.queued", step=self.key)
+        priority = await start
+        await self._generate(priority)
+        for piece in self.parser.end():
+            self._take(piece)
+        await self._record(ready)
+        context = len(self.prompt) + len(self.output)
+        names = tuple(c.name for c in self.calls)
+        cached = self.usage.cached_tokens if self.usage else 0
+        seconds = self.usage.first - self.usage.started if self.usage else 0.0
+        live.emit(
+            StepFinished(
+                program.id, self.program.full(self.name), step, self.state, engine, context, names,
+                len(self.prompt) - cached, seconds,
+            )
+        )  # fmt: skip
+        return Turn(
+            self.text, tuple(self.calls), self.finish, tuple(self.output), tuple(self.logprobs),
+            len(self.prompt), cached,
+        )  # fmt: skip
+
+    async def _generate(self, priority: float) -> None:
+        """Stream from the engine; an engine's failure is tried once more before it is raised."""
+        for attempt in range(_ENGINE_TRIES):
+            request = GenerateRequest(
+                f"{self.program.id}:{self.key}:{attempt}",
+                self.program.full(self.name),
+                tuple(self.prompt),
+                self.params,
+                priority,
+                self.program.agent.tenant.encode(),
+            )
+            try:
+                return await self._stream(request)
+            except EngineError as error:
+                if attempt + 1 == _ENGINE_TRIES or type(error) is not EngineError:
+                    raise
+                self.clear()
+
+    async def _stream(self, request: GenerateRequest) -> None:
+        async with aclosing(self.program.live.engine.generate(request)) as deltas:
+            async for delta in deltas:
+                if not self.output and delta.tokens:
+                    self.program.live.note(self.program.id, "llm.decoding", step=self.key)
+                self.output += delta.tokens
+                self.logprobs += delta.logprobs
+                for piece in self.parser.feed(delta.text):
+                    self._take(piece)
+                if delta.finish is not None:
+                    self.finish, self.usage = delta.finish, delta.usage
+
+    def _take(self, piece: Piece) -> None:
+        program = self.program
+        if isinstance(piece, Text):
+            self.text += piece.text
+            if self.push is not None:
+                self.push(piece.text)
+        elif isinstance(piece, Named):
+            tool = program.tool(piece.name)
+            if tool is not None:
+                key = tool.env.key if tool.env else None
+                program.live.emit(ToolNamed(program.id, tool.name, key))
+        elif isinstance(piece, Closed):
+            self.calls.append(piece.call)
+            self.start_early(piece.call)
+
+    async def _record(self, ready: float) -> None:
+        account, usage = self.program.account.usage, self.usage
+        account.llm_calls += 1
+        account.output_tokens += len(self.output)
+        account.tokens += len(self.fresh) + len(self.output)
+        self.text = self.text.strip("\n") if self.calls else self.text
+        shift = time.time() - time.monotonic()
+        moments = ("submitted", "started", "first", "finished")
+        times = {name: getattr(usage, name) + shift for name in moments} if usage else {}
+        detail = {
+            "lineage": self.name,
+            "state": self.state,
+            "delta": self.fresh,
+            "output": self.output,
+            "logprobs": self.logprobs,
+            "seed": self.params.seed,
+            "text": self.text,
+            "calls": [
+                {
+                    "id": c.id,
+                    "name": c.name,
+                    "arguments": c.arguments,
+                    "raw": c.raw,
+                    "error": c.error,
+                }
+                for c in self.calls
+            ],
+            "finish": self.finish.value,
+            "prompt": len(self.prompt),
+            "cached": usage.cached_tokens if usage else 0,
+            "times": times,
+        }
+        store = self.program.live.store
+        await store.add_llm(self.program.id, self.key, ready, time.time(), detail)
+        self.program.live.note(self.program.id, "llm.finished", step=self.key)
+
+
+__all__ = ["LlmCall", "Turn"]

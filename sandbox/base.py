@@ -69,9 +69,7 @@ class LiveSandbox:
 
     async def _kept(self, key: str, timeout: float | None) -> ExecResult | None:
         """The result of an exec that an earlier owner started, when it ends; None if none did."""
-        reply = await self._wire.call(f"result {key}", timeout=10.0)
-        if reply.kind == "running":  # its answer comes under the same name
-            reply = await self._wire.wait(key, timeout)
+        reply = await self._wire.call(f"result {key}", timeout=timeout)
         return None if reply.kind == "missing" else _result(reply, key)
 
     async def ack(self, key: str) -> None:

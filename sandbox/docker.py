@@ -98,15 +98,21 @@ class DockerProvider:
 
     async def create(self, env: Env, id: str) -> LiveSandbox:
         async with self._creates:
+            starting = asyncio.ensure_future(self._call(lambda: self._start(env, id), env))
             try:
-                sock = await self._call(lambda: self._start(env, id), env)
-                box = await self._open(env, id, sock)
+                box = await self._open(env, id, await asyncio.shield(starting))
             except (SandboxError, asyncio.CancelledError):
-                # a failure or a time-out here says nothing about what the daemon did
-                await asyncio.shield(self.destroy(id))
+                # a failure here says nothing about what the daemon did, nor does giving up: the
+                # thread that makes the container goes on, so it is waited for, then removed
+                await asyncio.shield(self._undo(id, starting))
                 raise
         await set_up(box)
         return box
+
+    async def _undo(self, id: str, starting: "asyncio.Future[socket.socket]") -> None:
+        with contextlib.suppress(SandboxError):
+            (await starting).close()
+        await self.destroy(id)
 
     async def adopt(self, env: Env, id: str) -> LiveSandbox:
         try:

@@ -9,7 +9,7 @@
  *   exec ID TIMEOUT_MS CAP ARGS_LEN STDIN_LEN            =DL ID exit CODE TIMED_OUT TOTAL MICROS LEN
  *   write ID PATH_LEN DATA_LEN                           =DL ID ok 0 0 0 0 LEN
  *   read ID LIMIT PATH_LEN 0                             =DL ID error ERRNO 0 0 0 LEN
- *   result ID | ack ID | cancel ID | hello ID            =DL ID running|missing 0 0 0 0 0
+ *   result ID | ack ID | cancel ID | hello ID            =DL ID missing 0 0 0 0 0
  *
  * Arguments are joined by NUL. stdout and stderr are one stream; of more than CAP bytes the first
  * and last halves are kept, here, so that a flood never leaves the environment. A result is kept
@@ -343,8 +343,7 @@ static ssize_t serve(char *buffer, size_t size) {
     else if (!strcmp(op, "hello")) reply(id, "ok", isolated, 0, 0, 0, 0);
     else if (!j) reply(id, "missing", 0, 0, 0, 0, 0);
     else if (!strcmp(op, "result")) {
-        if (j->state == DONE) report(j);
-        else reply(id, "running", 0, 0, 0, 0, 0);
+        if (j->state == DONE) report(j); /* a running one reports when it ends */
     } else if (!strcmp(op, "ack") && j->state == DONE) forget(j);
     else if (!strcmp(op, "cancel") && j->state == RUNNING) stop(j);
     free(text);

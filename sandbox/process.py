@@ -81,8 +81,12 @@ class ProcessProvider:
             (folder / "about.json").write_text(json.dumps(about))
         except OSError as error:
             raise SandboxError(f"no folder for an environment: {error}") from None
-        box = await self._start(env, id)
-        await set_up(box)
+        try:
+            box = await self._start(env, id)
+            await set_up(box)
+        except (SandboxError, asyncio.CancelledError):
+            await asyncio.shield(self.destroy(id))
+            raise
         return box
 
     async def adopt(self, env: Env, id: str) -> LiveSandbox:

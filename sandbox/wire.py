@@ -57,10 +57,6 @@ class Wire:
             raise
         return await self._answer(name, future, timeout)
 
-    async def wait(self, name: str, timeout: float | None) -> Reply:
-        """Wait for an answer that an earlier request will get under its name."""
-        return await self._answer(name, self._expect(name), timeout)
-
     async def _answer(
         self, name: str, future: "asyncio.Future[Reply]", timeout: float | None
     ) -> Reply:

@@ -168,6 +168,25 @@ async def test_destroying_it_ends_whoever_waits(box: LiveSandbox) -> None:
         await waiting
 
 
+async def test_a_command_in_flight_is_waited_for_by_its_key(box: LiveSandbox) -> None:
+    first = asyncio.create_task(box.exec("sh", "-c", "sleep 0.5; echo x >> log; cat log", key="k"))
+    await asyncio.sleep(0.2)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert (await box.exec("never", key="k")).text == "x\n"
+
+
+async def test_giving_up_while_it_is_made_leaves_nothing(provider: Provider) -> None:
+    for delay in (0.0, 0.02, 0.1, 0.2):
+        making = asyncio.create_task(provider.create(ENV, new_id("box")))
+        await asyncio.sleep(delay)
+        making.cancel()
+        (made,) = await asyncio.gather(making, return_exceptions=True)
+        if isinstance(made, LiveSandbox):  # it was quicker than we
+            await made.destroy()
+    assert await provider.owned() == []
+
+
 async def test_setup_runs_before_it_is_ready_and_a_failing_one_is_told(provider: Provider) -> None:
     made = await provider.create(Env(BOX, setup=("echo ready > r",)), new_id("box"))
     assert await made.read("r") == b"ready\n"

@@ -142,9 +142,12 @@ class Graph(Generic[S]):
 
 
 async def _all(calls: Iterable[Awaitable[None]]) -> None:
-    async with asyncio.TaskGroup() as group:
-        for call in calls:
-            group.create_task(_one(call))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for call in calls:
+                group.create_task(_one(call))
+    except BaseExceptionGroup as several:  # a node's own error, as if there were no graph
+        raise several.exceptions[0] from None
 
 
 async def _one(call: Awaitable[None]) -> None:

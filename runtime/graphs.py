@@ -22,6 +22,7 @@ def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
             state = kind(**state)  # a resumed program's state comes from JSON
         return await graph.run(state, learned.observe)
 
+    run.__annotations__ = {"state": graph.state, "return": graph.state}
     run.__module__, run.__qualname__ = "drawloom.runtime.graphs", f"graph:{graph.name}"
     return Agent(run, name=graph.name, **options)
 

@@ -165,7 +165,9 @@ def soak(options: argparse.Namespace) -> None:
         left, after = left_behind(url), open_files()
         assert not left, f"left behind: {left}"
         assert abs(after - before) <= 5, f"open files went from {before} to {after}"
-        assert total == {"done": options.programs}, total
+        # a model of a million parameters may lose its way once in a hundred; nothing else may fail
+        assert total.get("failed", 0) <= options.programs * 0.03, total
+        assert sum(total.values()) == total["done"] + total.get("failed", 0) == options.programs
         assert kills >= options.programs // _BATCH, f"only {kills} kills: too slow to hit anything"
         print(f"nothing left behind; {time.monotonic() - began:.0f} s, {kills} kills, {total}")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +20,7 @@ def console() -> Console:
 
 def emit(data: Any) -> None:
     """One JSON value on stdout."""
-    print(js.dumps(data, indent=2, default=str))
+    print(js.dumps(to_jsonable_python(data, fallback=str), indent=2))
 
 
 @contextlib.contextmanager

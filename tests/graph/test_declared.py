@@ -84,6 +84,17 @@ def test_wrong_declarations_are_refused_at_once() -> None:
         Graph("empty", State).check()
 
 
+async def test_a_node_s_error_is_raised_as_it_is() -> None:
+    graph: Graph[State] = Graph("bad", State)
+
+    @graph.node
+    async def a(s: State) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await graph.run(State())
+
+
 async def test_a_runaway_loop_is_stopped() -> None:
     graph: Graph[State] = Graph("loop", State, max_steps=10)
 

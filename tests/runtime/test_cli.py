@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 AGENT = '''
-from drawloom import Chat, agent, tool
+from dataclasses import dataclass
+from drawloom import Chat, Graph, agent, tool
 @tool(readonly=True)
 async def double(x: int) -> int:
     """Double a number."""
@@ -20,6 +21,13 @@ async def double(x: int) -> int:
 async def work(x: int, words: list[str] = []) -> dict:
     turn = await Chat().user("hello").turn()
     return {"doubled": await double(x), "words": words, "tokens": len(turn.ids)}
+@dataclass
+class State:
+    n: int = 0
+pipeline = Graph("pipeline", State)
+@pipeline.node
+async def step(s: State) -> None:
+    s.n += 1
 @agent
 async def sleepy() -> None:
     import asyncio
@@ -65,6 +73,12 @@ def test_run_ps_and_trace_tell_one_story(folder: Path) -> None:
     assert {b["activity"] for b in traced["bars"]} >= {"prefill", "decode", "tool"}
     assert any(d["kind"] == "Admit" for d in traced["decisions"])
     assert "prefill" in _run(folder, "trace", answer["program"]).stdout
+
+
+def test_a_declared_graph_runs_with_its_state_as_json(folder: Path) -> None:
+    words = ("run", "mine:pipeline", "--state", '{"n": 4}', "--sandbox", "none", "--json")
+    done = _run(folder, *words)
+    assert json.loads(done.stdout)["result"] == {"n": 5}, done.stderr
 
 
 def test_a_file_s_path_names_an_agent_too(folder: Path) -> None:

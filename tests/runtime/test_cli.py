@@ -125,17 +125,25 @@ def test_what_fails_says_what_to_do(folder: Path, words: list[str], said: str) -
     assert "Traceback" not in done.stderr
 
 
+def _hears_ctrl_c() -> None:
+    """A shell that runs the tests in the background has its children ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_cancels_and_releases(folder: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "drawloom", "run", "mine:sleepy", "--sandbox", "none",
-         "--store", "sqlite:///c.db"],
-        cwd=folder, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("program prog-")
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    words = ["run", "mine:sleepy", "--sandbox", "none", "--store", "sqlite:///c.db"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "drawloom", *words], cwd=folder, stderr=subprocess.PIPE, text=True,
+        preexec_fn=_hears_ctrl_c,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith("program prog-")
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "everything was released" in said
     listed = json.loads(_run(folder, "ps", "--store", "sqlite:///c.db", "--json").stdout)

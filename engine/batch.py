@@ -9,49 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from drawloom.engine.cache import KVCache
-from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence, Status
+from drawloom.engine.plan import Chunk, Sampled, StepPlan
+from drawloom.engine.sequence import FinishReason, Sequence, Status
 from drawloom.errors import ContextTooLong, DrawloomError
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens of one sequence to compute: those from `start`, at the end of a context of `end`."""
-
-    seq: str
-    tokens: list[int]
-    start: int
-    blocks: list[int]
-    sample: bool
-    params: SamplingParams
-    lineage: str
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """All that crosses from the batch to the model runner.
-
-    `copies` are ``(source block, target block, tokens)``, made before anything is computed.
-    """
-
-    chunks: list[Chunk]
-    copies: list[tuple[int, int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """A sampled token and its log-probability under the unmodified distribution."""
-
-    token: int
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Output:
-    """What a step did for one sequence."""
+    """What a step did for one sequence. `token` is None when it only had KV to compute."""
 
     seq: Sequence
     token: int | None
@@ -82,13 +47,17 @@ class Batch:
     ) -> None:
         self.cache = cache
         self.counters = BatchCounters()
-        self.max_context = min(max_context, cache.pool.count * cache.block_size)
+        held = cache.pool.count * cache.block_size
+        slides = cache.window and held >= cache.window + max_tokens + 2 * cache.block_size
+        self.max_context = max_context if slides else min(max_context, held)
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._eos = frozenset(eos_ids)
         self._contiguous = contiguous
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
+        self._sorted = True
+        self._suspects = 0
         self._by_id: dict[str, Sequence] = {}
         self._arrivals = 0
 
@@ -110,7 +79,7 @@ class Batch:
     def add(self, seq: Sequence) -> None:
         """Queue a sequence. Raises `ContextTooLong` when it could never run."""
         room = self.max_context - len(seq.tokens)
-        if room < 1:
+        if room < (seq.params.max_tokens > 0):
             raise ContextTooLong(
                 f"the prompt has {len(seq.tokens)} tokens; this engine holds {self.max_context} "
                 "(the model's context or the KV cache, whichever is smaller): shorten the prompt "
@@ -131,37 +100,58 @@ class Batch:
 
     # --- one step -------------------------------------------------------------------------
 
+    @property
+    def parked(self) -> int:
+        """Running sequences that wait for their KV to come back from host memory."""
+        return sum(1 for seq in self._running if seq.loading)
+
     def schedule(self) -> StepPlan | None:
-        """The next step, or None when there is nothing to do."""
-        order = sorted(self._running, key=_rank)
-        suspects = [s for s in self._by_id.values() if s.suspect]
+        """The next step, or None when there is nothing to compute now."""
         chunks: list[Chunk] = []
         copies: list[tuple[int, int, int]] = []
-        if suspects:  # a step failed: find the culprit by running each alone
-            self._run_alone(suspects[0], chunks, copies)
+        if self._suspects:  # a step failed: find the culprit by running each alone
+            suspect = next(s for s in self._by_id.values() if s.suspect)
+            self._run_alone(suspect, chunks, copies)
         else:
-            budget = self._continue_running(order, chunks)
-            if len(chunks) == len(self._running):
+            budget, pressed = self._continue_running(chunks)
+            if self._waiting and budget and not pressed:
                 self._start_waiting(budget, chunks, copies)
         return StepPlan(chunks, copies) if chunks else None
 
-    def _continue_running(self, order: list[Sequence], chunks: list[Chunk]) -> int:
-        budget = self._max_tokens
-        while order:
-            seq = order.pop(0)
-            count = min(seq.behind, budget)
-            if not count:
+    def _continue_running(self, chunks: list[Chunk]) -> tuple[int, bool]:
+        """Chunks of what runs; the budget left, and whether anything had to give way."""
+        if not self._sorted:
+            self._running.sort(key=_rank)
+            self._sorted = True
+        budget, pressed, size = self._max_tokens, False, self.cache.block_size
+        at = 0
+        while at < len(self._running) and budget:
+            seq = self._running[at]
+            at += 1
+            if seq.loading:
+                continue
+            count = len(seq.tokens) - seq.computed
+            if count > budget:
+                count = budget
+            if seq.computed + count > len(seq.blocks) * size:
+                given = self._make_room(seq, seq.computed + count)
+                pressed = pressed or not given
+                if seq.status is not Status.RUNNING:
+                    break  # it was the last and had to give way itself
+            chunks.append(_chunk(seq, count))
+            budget -= count
+        return budget, pressed
+
+    def _make_room(self, seq: Sequence, tokens: int) -> bool:
+        """Blocks for `seq`, taken from those behind it if need be; False if some gave way."""
+        given = True
+        while not self.cache.grow(seq, tokens):
+            given = False
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is seq:
                 break
-            while not self.cache.grow(seq, seq.computed + count):
-                victim = order.pop() if order else seq
-                self._preempt(victim)
-                if victim is seq:
-                    count = 0
-                    break
-            if count:
-                chunks.append(_chunk(seq, count))
-                budget -= count
-        return budget
+        return given
 
     def _start_waiting(
         self, budget: int, chunks: list[Chunk], copies: list[tuple[int, int, int]]
@@ -169,26 +159,34 @@ class Batch:
         for seq in sorted(self._waiting, key=_rank):
             if not budget or len(self._running) >= self._max_sequences:
                 return
+            producer = self.cache.producer(seq)
+            if producer is not None:  # its beginning is being computed: share it, and hurry it
+                other = self._by_id[producer]
+                if seq.priority < other.priority:
+                    other.priority, self._sorted = seq.priority, False
+                continue
             if not self._admit(seq, copies):
                 return
-            count = min(seq.behind, budget)
-            chunks.append(_chunk(seq, count))
-            budget -= count
+            if not seq.loading:
+                count = min(seq.behind, budget)
+                chunks.append(_chunk(seq, count))
+                budget -= count
 
     def _admit(self, seq: Sequence, copies: list[tuple[int, int, int]]) -> bool:
         """Start a sequence if all of its prompt has room, so that no two starve each other."""
-        made = self.cache.start(seq, self._extent(seq), self._contiguous)
+        made = self.cache.start(seq, self._extent(seq), self._contiguous, self._max_tokens)
         if made is None:
             return False
         copies += made
         self._waiting.remove(seq)
         self._running.append(seq)
+        self._sorted = False
         seq.status = Status.RUNNING
         return True
 
     def _extent(self, seq: Sequence) -> int:
         total = min(seq.prompt_length + seq.params.max_tokens, self.max_context)
-        return self.cache.blocks_for(total)
+        return 0 if self.cache.window else self.cache.blocks_for(total)
 
     def _run_alone(
         self, seq: Sequence, chunks: list[Chunk], copies: list[tuple[int, int, int]]
@@ -198,24 +196,42 @@ class Batch:
                 self._preempt(other)
         if seq.status is Status.WAITING and not self._admit(seq, copies):
             return
-        if self.cache.grow(seq, len(seq.tokens)):
-            chunks.append(_chunk(seq, min(seq.behind, self._max_tokens)))
+        count = min(seq.behind, self._max_tokens)
+        if not seq.loading and self.cache.grow(seq, seq.computed + count):
+            chunks.append(_chunk(seq, count))
+
+    def preempt_all(self) -> None:
+        """Put everything that runs back in the queue (the weights or the device's memory go)."""
+        for seq in list(self._running):
+            self._preempt(seq)
 
     def complete(self, plan: StepPlan, sampled: dict[str, Sampled]) -> list[Output]:
         """Book what the runner did. Sequences cancelled meanwhile are passed over."""
-        self.counters.steps += 1
+        counters, cache = self.counters, self.cache
+        counters.steps += 1
         for source, _, _ in plan.copies:
-            self.cache.copied(source)
+            cache.copied(source)
         outputs = []
         for chunk in plan.chunks:
-            self.counters.computed_tokens += len(chunk.tokens)
-            seq = self._by_id.get(chunk.seq)
-            if seq is None or seq.status is not Status.RUNNING:
+            seq = chunk.seq
+            counters.computed_tokens += len(chunk.tokens)
+            if seq.status is not Status.RUNNING:
                 continue
-            self.cache.computed(seq, chunk.end)
-            seq.suspect = False
-            if chunk.sample:
-                outputs.append(self._append(seq, sampled[chunk.seq]))
+            cache.computed(seq, chunk.start + len(chunk.tokens))
+            if seq.suspect:
+                seq.suspect = False
+                self._suspects -= 1
+            result = sampled.get(seq.id)
+            if chunk.score >= 0 and result is not None:
+                seq.scores += result.scores
+            if not chunk.sample:
+                continue
+            if seq.params.max_tokens:
+                assert result is not None, f"nothing was sampled for {seq.id}"
+                outputs.append(self._append(seq, result))
+            else:
+                self._end(seq)
+                outputs.append(Output(seq, None, FinishReason.LENGTH))
         return outputs
 
     def failed(self, plan: StepPlan, error: Exception) -> list[Output]:
@@ -225,35 +241,43 @@ class Batch:
             self.cache.copied(source)
         outputs = []
         for chunk in plan.chunks:
-            seq = self._by_id.get(chunk.seq)
-            if seq is None or seq.status is not Status.RUNNING:
+            seq = chunk.seq
+            if seq.status is not Status.RUNNING:
                 continue
-            trusted = len(seq.keys) * self.cache.block_size
+            trusted = seq.published * self.cache.block_size
             self.cache.discard(seq, min(trusted, chunk.start))
             if len(plan.chunks) == 1:
                 self._end(seq)
                 reason = error if isinstance(error, DrawloomError) else None
                 outputs.append(Output(seq, None, FinishReason.ERROR, reason))
             else:
+                self._suspects += not seq.suspect
                 seq.suspect = True
                 self._requeue(seq)
         return outputs
 
     def _append(self, seq: Sequence, sampled: Sampled) -> Output:
-        seq.tokens.append(sampled.token)
+        token = sampled.token
+        seq.tokens.append(token)
         if seq.params.logprobs:
             seq.logprobs.append(sampled.logprob)
+            seq.tops.append(sampled.top)
+        if seq.guide is not None:
+            seq.guide.accept(token)
         self.counters.generated_tokens += 1
-        finish = self._finish_reason(seq, sampled.token)
+        finish = self._finish_reason(seq, token)
         if finish is not None:
             self._end(seq)
-        return Output(seq, sampled.token, finish)
+        return Output(seq, token, finish)
 
     def _finish_reason(self, seq: Sequence, token: int) -> FinishReason | None:
         params = seq.params
         if token in params.stop_ids or (token in self._eos and not params.ignore_eos):
             return FinishReason.STOP
-        if seq.generated >= params.max_tokens or len(seq.tokens) >= self.max_context:
+        if seq.guide is not None and seq.guide.complete:
+            return FinishReason.STOP
+        length = len(seq.tokens)
+        if length - seq.prompt_length >= params.max_tokens or length >= self.max_context:
             return FinishReason.LENGTH
         return None
 
@@ -274,7 +298,8 @@ class Batch:
             self._running.remove(seq)
         else:
             self._waiting.remove(seq)
-        seq.status = Status.FINISHED
+        self._suspects -= seq.suspect
+        seq.suspect, seq.status = False, Status.FINISHED
         del self._by_id[seq.id]
 
 
@@ -283,10 +308,16 @@ def _rank(seq: Sequence) -> tuple[float, int]:
 
 
 def _chunk(seq: Sequence, count: int) -> Chunk:
-    end = seq.computed + count
-    tokens = seq.tokens[seq.computed : end]
-    sample = end == len(seq.tokens)
-    return Chunk(seq.id, tokens, seq.computed, list(seq.blocks), sample, seq.params, seq.lineage)
+    start, length = seq.computed, len(seq.tokens)
+    end = start + count
+    if count == 1 and end == length and seq.params.score_from < 0:
+        return Chunk(seq, [seq.tokens[-1]], start, seq.blocks, True)
+    score, since = -1, seq.params.score_from
+    if since >= 0:
+        first = max(since, 1) - 1 + len(seq.scores)
+        if first < end and first + 1 < seq.prompt_length + seq.said:
+            score = first - start
+    return Chunk(seq, seq.tokens[start:end], start, seq.blocks, end == length, score)
 
 
-__all__ = ["Batch", "BatchCounters", "Chunk", "Output", "Sampled", "StepPlan"]
+__all__ = ["Batch", "BatchCounters", "Output"]

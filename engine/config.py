@@ -10,6 +10,7 @@ from drawloom.errors import CheckpointError, ConfigError
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
@@ -27,7 +28,10 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A decoder of the Llama family: pre-norm, rotary, grouped-query attention, gated MLP."""
+    """A decoder of the Llama family: pre-norm, rotary, grouped-query attention, gated MLP.
+
+    `window` is how many tokens a token attends to, itself included (Mistral); 0 is all.
+    """
 
     family: str
     vocab_size: int
@@ -46,6 +50,7 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    window: int = 0
     eos_ids: tuple[int, ...] = ()
     dtype: str = "bfloat16"
 
@@ -68,7 +73,10 @@ class ModelConfig:
             known = ", ".join(sorted(ARCHITECTURES))
             raise CheckpointError(f"architecture {names} is not supported; known are: {known}")
         if c.get("use_sliding_window"):
-            raise CheckpointError("sliding-window attention is not supported yet")
+            raise CheckpointError(
+                "config.json: use_sliding_window mixes full and sliding layers, which this engine "
+                "cannot do; set it to false to run the model with full attention"
+            )
         rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
         heads = c["num_attention_heads"]
         bias = bool(c.get("attention_bias", False))
@@ -90,6 +98,7 @@ class ModelConfig:
             output_bias=bias and family != "qwen2",
             mlp_bias=bool(c.get("mlp_bias", False)),
             qk_norm=family == "qwen3",
+            window=int(c.get("sliding_window") or 0) if family == "mistral" else 0,
             eos_ids=_ids(c.get("eos_token_id")) + _ids(extra.get("eos_token_id")),
             dtype=str(c.get("dtype") or c.get("torch_dtype") or "float32"),
         )
@@ -135,21 +144,31 @@ class EngineConfig:
         block_size: tokens a KV block holds.
         kv_tokens: tokens the KV cache holds, rounded up to blocks; 0 takes what fits
             (`kv_memory` of the free GPU memory, or 1 GiB on a CPU).
+        weights: ``dense``, or ``int8``: one byte a weight with a scale for each output, activations
+            quantised a token at a time (CPU; 2-3x quicker products, a little less exact).
+        host_tokens: tokens of KV that host memory holds behind the device's; 0 is no such tier.
+        write_through: what is copied there before it has to be: ``never``, ``leased`` or ``all``.
         max_batch_tokens: tokens one step computes at most (prefill is cut to fit).
         max_sequences: sequences running at a time.
         lease_budget: largest share of the blocks under lease.
         threads: compute threads on a CPU; one is best for decoding, engines.md §4.4.
+        deterministic: log-probabilities are the same bits whatever else is in the batch and however
+            the prompt is cut; slower.
     """
 
     device: str = "cpu"
     dtype: str = "auto"
+    weights: str = "dense"
     block_size: int = 16
     kv_tokens: int = 0
     kv_memory: float = 0.85
+    host_tokens: int = 0
+    write_through: str = "leased"
     max_batch_tokens: int = 512
     max_sequences: int = 64
     lease_budget: float = 0.75
     threads: int = 1
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.block_size < 1 or self.max_batch_tokens < 1 or self.max_sequences < 1:
@@ -158,11 +177,23 @@ class EngineConfig:
             raise ConfigError("lease_budget and kv_memory are shares between 0 and 1")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype {self.dtype!r}: choose auto, float32 or bfloat16")
+        if self.weights not in ("dense", "int8"):
+            raise ConfigError(f"weights {self.weights!r}: choose dense or int8")
+        if self.write_through not in ("never", "leased", "all"):
+            raise ConfigError(f"write_through {self.write_through!r}: never, leased or all")
+        if self.weights == "int8" and self.deterministic:
+            raise ConfigError("the deterministic mode is for dense weights")
+        if self.host_tokens < 0 or self.kv_tokens < 0 or self.threads < 1:
+            raise ConfigError("host_tokens and kv_tokens must not be negative, threads at least 1")
 
     def blocks(self, bytes_per_token: int, free_bytes: int) -> int:
         """KV blocks for a model of so many KV bytes a token, with so much memory to fill."""
         tokens = self.kv_tokens or free_bytes // bytes_per_token
         return max(2, math.ceil(tokens / self.block_size))
+
+    @property
+    def host_blocks(self) -> int:
+        return math.ceil(self.host_tokens / self.block_size)
 
 
 __all__ = ["ARCHITECTURES", "EngineConfig", "ModelConfig", "RopeScaling"]

@@ -1,37 +1,53 @@
-"""The engine core: cache, batch and runner behind one `step`. Synchronous; a host drives it."""
+"""The engine core: cache, batch and runner behind one step. Synchronous and without torch: a
+thread, a child process, a simulator or a test drives it."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
-
-from drawloom.engine import checkpoint
+from drawloom.engine import commands as do
 from drawloom.engine.base import Delta, EngineInfo, EngineStats, GenerateRequest, Usage
 from drawloom.engine.batch import Batch, Output
 from drawloom.engine.cache import KVCache
-from drawloom.engine.config import EngineConfig, ModelConfig
-from drawloom.engine.runner import ModelRunner, Runner, pick_device
-from drawloom.engine.sequence import FinishReason, Sequence
+from drawloom.engine.plan import Runner, Sampled, StepPlan
+from drawloom.engine.portable import Fingerprint, pack, unpack
+from drawloom.engine.sequence import FinishReason, Guide, Sequence
 from drawloom.engine.tokenizer import TextStream, Tokenizer
-from drawloom.errors import EngineError
-from drawloom.leases import KVReply
+from drawloom.errors import ConfigError, EngineError
+from drawloom.leases import KVReply, LeaseStatus
 
-_CPU_KV_BYTES = 1 << 30
+_WAIT = 0.02
+_ETA_SLACK = 1.5
+_LONGEST_LEASE = 60.0
+_LEARN = 0.1
+
+
+class Grammars(Protocol):
+    """Makes guides from grammars. Raises `ConfigError` for one that cannot be compiled."""
+
+    def guide(self, kind: str, text: str, after: str) -> Guide: ...
 
 
 @dataclass(slots=True)
 class _Request:
     seq: Sequence
+    salt: bytes
     text: TextStream
     submitted: float
     started: float = 0.0
     first: float = 0.0
     cached: int = 0
+    restored: int = 0
 
 
 class EngineCore:
-    """Requests in, deltas out. `clock` is `time.monotonic` unless a test brings its own."""
+    """Requests and commands in, deltas and answers out.
+
+    A step has two halves: `prepare` schedules the next and launches it, then post-processes the
+    last (text, stop strings, deltas) while the device works; `compute` waits for the device and
+    books the result. `clock` is `time.monotonic` unless a test or a simulator brings its own.
+    """
 
     def __init__(
         self,
@@ -39,82 +55,114 @@ class EngineCore:
         cache: KVCache,
         runner: Runner,
         tokenizer: Tokenizer,
-        config: EngineConfig,
+        *,
+        max_tokens: int = 512,
+        max_sequences: int = 64,
         eos_ids: tuple[int, ...] = (),
+        grammars: Grammars | None = None,
+        fingerprint: Fingerprint | None = None,
+        load_weights: Callable[[str], Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info, self.cache, self.tokenizer = info, cache, tokenizer
+        self.weights, self.asleep = "", False
+        self.prefill_seconds = self.copy_seconds = 0.0
+        self.model_seconds = self.host_seconds = 0.0
         self._runner, self._clock = runner, clock
+        self._grammars, self._fingerprint = grammars, fingerprint
+        self._load_weights = load_weights
         self._requests: dict[str, _Request] = {}
+        self._extending: dict[str, str] = {}
+        self._launched: tuple[StepPlan, Callable[[], dict[str, Sampled]]] | None = None
+        self._outputs: list[Output] = []
+        self._deltas: list[Delta] = []
         self.batch = Batch(
             cache,
-            max_tokens=config.max_batch_tokens,
-            max_sequences=config.max_sequences,
+            max_tokens=max_tokens,
+            max_sequences=max_sequences,
             max_context=info.max_context,
             eos_ids=eos_ids,
             contiguous=info.device == "cpu",
         )
+        self._does: dict[type[Any], Callable[[Any], Any]] = {
+            do.Submit: lambda c: self.submit(c.request),
+            do.Cancel: lambda c: self.cancel(c.request),
+            do.Lease: lambda c: self.cache.lease(c.lineage, self._clock(), c.ttl, c.value),
+            do.Renew: lambda c: self.cache.renew(c.lineage, self._clock(), c.ttl),
+            do.Release: self._release,
+            do.Demote: lambda c: self.cache.demote(c.lineage),
+            do.Prefetch: lambda c: self.cache.prefetch(c.lineage),
+            do.Fork: lambda c: self.cache.fork(c.parent, c.child),
+            do.ToolStarted: self._tool_started,
+            do.ToolFinished: lambda c: self.cache.prefetch(c.lineage),
+            do.Branch: self._branch,
+            do.Done: lambda c: self._release(do.Release(c.lineage)),
+            do.Export: self._export,
+            do.Import: self._import,
+            do.UpdateWeights: self._update_weights,
+            do.Sleep: lambda c: self._sleep(),
+            do.Wake: lambda c: self._wake(),
+            do.Stats: lambda c: self.stats(),
+        }
 
-    @classmethod
-    def load(cls, model: str, config: EngineConfig, id: str = "engine-0") -> "EngineCore":
-        """Load a checkpoint from a folder or the hub. Raises `CheckpointError`, `ConfigError`."""
-        device = pick_device(config.device)
-        folder = checkpoint.resolve(model)
-        spec, tokenizer = ModelConfig.load(folder), Tokenizer.load(folder)
-        dtype = pick_dtype(config, spec, device)
-        weights = checkpoint.load(folder, spec, dtype)
-        return cls.build(spec, weights, tokenizer, config, device, name=model, id=id)
-
-    @classmethod
-    def build(
-        cls,
-        spec: ModelConfig,
-        weights: dict[str, torch.Tensor],
-        tokenizer: Tokenizer,
-        config: EngineConfig,
-        device: torch.device,
-        *,
-        name: str = "model",
-        id: str = "engine-0",
-    ) -> "EngineCore":
-        """An engine over weights that are already in memory."""
-        if device.type == "cpu":
-            torch.set_num_threads(config.threads)
-        width = weights["model.norm.weight"].element_size()
-        per_token = 2 * spec.layers * spec.kv_heads * spec.head_dim * width
-        blocks = config.blocks(per_token, _free_bytes(device, config))
-        try:
-            runner = ModelRunner(spec, weights, config, blocks, device)
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "memory" not in str(error):
-                raise
-            raise EngineError(f"no memory for the model and {blocks} KV blocks: {error}") from None
-        cache = KVCache(blocks, config.block_size, config.lease_budget)
-        capacity = blocks * config.block_size
-        limit = min(spec.max_position, capacity)
-        info = EngineInfo(id, name, str(device), limit, capacity, config.block_size)
-        return cls(info, cache, runner, tokenizer, config, spec.eos_ids)
+    def handle(self, command: do.Command) -> Any:
+        """Carry out a command between two steps; its answer, or what it raises."""
+        return self._does[type(command)](command)
 
     # --- requests -------------------------------------------------------------------------
 
     def submit(self, request: GenerateRequest) -> None:
-        """Queue a request. Raises `ContextTooLong` when it can never run."""
+        """Queue a request. Raises `ContextTooLong` when it can never run, `EngineError` and
+        `ConfigError` when it makes no sense."""
         if request.id in self._requests:
             raise EngineError(f"request {request.id} is already running")
-        bad = next((t for t in request.tokens if not 0 <= t < self.tokenizer.size), None)
-        if bad is not None:
-            raise EngineError(f"token id {bad} is outside the vocabulary of {self.tokenizer.size}")
+        size = self.tokenizer.size
+        if request.tokens and not (min(request.tokens) >= 0 and max(request.tokens) < size):
+            bad = next(t for t in request.tokens if not 0 <= t < size)
+            raise EngineError(f"token id {bad} is outside the vocabulary of {size}")
+        if any(not 0 <= token < size for token, _ in request.params.logit_bias):
+            raise EngineError(f"logit_bias names a token outside the vocabulary of {size}")
+        if not 0 <= request.said <= min(len(request.tokens) - 1, request.params.max_tokens):
+            raise EngineError(f"request {request.id}: said={request.said} is more than was given")
         seq = Sequence(
             request.id,
             request.lineage,
             list(request.tokens),
             request.params,
-            request.salt,
+            self._salt(request.salt),
             request.priority,
+            said=request.said,
+            guide=self._guide(request),
         )
-        self.batch.add(seq)
         text = self.tokenizer.stream(request.params.stop)
-        self._requests[request.id] = _Request(seq, text, self._clock())
+        for token in request.tokens[len(request.tokens) - request.said :]:
+            text.push(token)
+        self._supersede(request.lineage)
+        self.batch.add(seq)
+        self._requests[request.id] = _Request(seq, request.salt, text, self._clock())
+        if not request.params.max_tokens and request.params.score_from < 0:
+            self._extending[request.lineage] = request.id
+
+    def _salt(self, salt: bytes) -> bytes:
+        """KV of other weights is other KV."""
+        return self.weights.encode() + b"\0" + salt if self.weights else salt
+
+    def _guide(self, request: GenerateRequest) -> Guide | None:
+        grammar = request.grammar
+        if grammar is None:
+            return None
+        if self._grammars is None:
+            raise ConfigError("this engine knows no grammars: install llguidance")
+        guide = self._grammars.guide(grammar.kind, grammar.text, grammar.after)
+        for token in request.tokens[len(request.tokens) - request.said :]:
+            guide.accept(token)
+        return guide
+
+    def _supersede(self, lineage: str) -> None:
+        """What a lineage is being extended by ends where it is; the next one goes on from it."""
+        running = self._extending.pop(lineage, None)
+        if running is not None and (delta := self.cancel(running)) is not None:
+            self._deltas.append(delta)
 
     def cancel(self, request: str) -> Delta | None:
         """End a request; what it held is free when this returns."""
@@ -126,34 +174,96 @@ class EngineCore:
 
     @property
     def busy(self) -> bool:
-        return len(self.batch) > 0
+        """Whether a step would do anything."""
+        waiting = bool(self._outputs or self._deltas or self.cache.index.in_flight)
+        return waiting or (len(self.batch) > 0 and not self.asleep)
+
+    # --- steps ----------------------------------------------------------------------------
 
     def step(self) -> list[Delta]:
-        """Compute one batch. A failing step ends only the sequence that fails on its own."""
-        now = self._clock()
+        """Both halves at once. The deltas are those of the step before."""
+        deltas = self.prepare()
+        self.compute()
+        return deltas
+
+    def prepare(self) -> list[Delta]:
+        """Schedule and launch the next step, then post-process the last one."""
+        began = now = self._clock()
         self.cache.expire(now)
-        plan = self.batch.schedule()
-        if plan is None:
-            return []
-        for chunk in plan.chunks:
-            request = self._requests[chunk.seq]
-            if not request.started:
-                request.started, request.cached = now, request.seq.hit
+        self._arrive(0.0)
+        plan = None if self.asleep else self.batch.schedule()
+        self._transfer()
+        if plan is not None:
+            for chunk in plan.chunks:
+                request = self._requests[chunk.seq.id]
+                if not request.started:
+                    request.started = now
+                    request.cached, request.restored = chunk.seq.hit, chunk.seq.hit_host
+            self._launched = (plan, self._runner.launch(plan))
+        outputs, self._outputs = self._outputs, []
+        deltas, self._deltas = self._deltas, []
+        deltas += [self._deliver(o) for o in outputs if o.seq.id in self._requests]
+        self.host_seconds += self._clock() - began
+        return deltas
+
+    def compute(self) -> None:
+        """Wait for what was launched. A failing step ends only the sequence that fails alone."""
+        if self._launched is None:
+            if not self._outputs and self.cache.index.in_flight:
+                self._arrive(_WAIT)  # all wait for copies
+            return
+        plan, result = self._launched
+        self._launched = None
+        began = self._clock()
         try:
-            sampled = self._runner.run(plan)
+            sampled = result()
         except Exception as error:
-            outputs = self.batch.failed(plan, error)
-            return [self._fail(output, error) for output in outputs]
-        return [self._deliver(output) for output in self.batch.complete(plan, sampled)]
+            for output in self.batch.failed(plan, error):
+                self._deltas.append(self._fail(output, error))
+            return
+        done = self._clock()
+        self._outputs = self.batch.complete(plan, sampled)
+        self.model_seconds += done - began
+        self._learn(plan, done - began)
+        self.host_seconds += self._clock() - done
+
+    def _learn(self, plan: StepPlan, seconds: float) -> None:
+        """What a token of prefill costs, and so whether copying blocks out and back is cheaper."""
+        tokens = sum(len(chunk.tokens) for chunk in plan.chunks)
+        if tokens < 2 * self.info.block_size or seconds <= 0:
+            return
+        each = seconds / tokens
+        known = self.prefill_seconds
+        self.prefill_seconds = (1 - _LEARN) * known + _LEARN * each if known else each
+        copying = 2 * self.copy_seconds / self.info.block_size
+        self.cache.spill = copying < self.prefill_seconds
+
+    def _transfer(self) -> None:
+        copies = self.cache.drain()
+        if copies:
+            self._runner.transfer(copies)
+
+    def _arrive(self, wait: float) -> None:
+        if not self.cache.index.in_flight:
+            return
+        self._transfer()
+        saved, loaded = self._runner.arrived(wait)
+        for block in saved:
+            self.cache.saved(block)
+        for block in loaded:
+            self.cache.loaded(block)
 
     def _deliver(self, output: Output) -> Delta:
         seq, token, finish = output.seq, output.token, output.finish
-        assert token is not None
         request = self._requests[seq.id]
         request.first = request.first or self._clock()
+        if token is None:
+            return self._delta(request, finish)
         piece = request.text.push(token)
         if request.text.stopped and finish is None:
             self.batch.cancel(seq.id)
+            finish = FinishReason.STOP
+        elif request.text.stopped:
             finish = FinishReason.STOP
         return self._delta(request, finish, token, piece)
 
@@ -165,14 +275,21 @@ class EngineCore:
         text: str = "",
     ) -> Delta:
         seq = request.seq
-        logprobs = (seq.logprobs[-1],) if token is not None and seq.params.logprobs else ()
+        reports = token is not None and seq.params.logprobs
+        logprobs = (seq.logprobs.pop(0),) if reports else ()
+        tops = (seq.tops.pop(0),) if reports and seq.params.top_logprobs else ()
         tokens = () if token is None else (token,)
         if finish is None:
-            return Delta(seq.id, tokens, text, logprobs)
+            return Delta(seq.id, tokens, text, logprobs, tops=tops)
+        self._forget(seq)
+        text += request.text.flush()
+        usage, scores = self._usage(request), tuple(seq.scores)
+        return Delta(seq.id, tokens, text, logprobs, finish, usage, None, tops, scores)
+
+    def _forget(self, seq: Sequence) -> None:
         del self._requests[seq.id]
-        return Delta(
-            seq.id, tokens, text + request.text.flush(), logprobs, finish, self._usage(request)
-        )
+        if self._extending.get(seq.lineage) == seq.id:
+            del self._extending[seq.lineage]
 
     def _usage(self, request: _Request) -> Usage:
         seq, now = request.seq, self._clock()
@@ -185,39 +302,117 @@ class EngineCore:
             request.started or now,
             request.first or now,
             now,
+            request.restored,
         )
 
     def _fail(self, output: Output, error: Exception) -> Delta:
-        request = self._requests.pop(output.seq.id)
+        request = self._requests[output.seq.id]
+        self._forget(output.seq)
         failure = output.error or EngineError(f"the model failed on this request: {error!r}")
         usage = self._usage(request)
         return Delta(output.seq.id, (), "", (), FinishReason.ERROR, usage, failure)
 
     # --- verbs ----------------------------------------------------------------------------
 
-    def lease(self, lineage: str, ttl: float, value: float) -> KVReply:
-        return self.cache.lease(lineage, self._clock(), ttl, value)
+    def _release(self, command: do.Release) -> KVReply:
+        self._supersede(command.lineage)
+        return self.cache.release(command.lineage, evict=command.evict)
 
-    def release(self, lineage: str, evict: bool) -> KVReply:
-        return self.cache.release(lineage, evict=evict)
+    def _tool_started(self, command: do.ToolStarted) -> KVReply:
+        """Keep what comes back soon; what stays away longer waits in host memory."""
+        tokens = self.cache.length(command.lineage)
+        value = tokens * self.prefill_seconds
+        ttl = min(_LONGEST_LEASE, max(1.0, _ETA_SLACK * command.eta))
+        away = 2 * self.copy_seconds * self.cache.blocks_for(tokens)
+        if self.info.host_tokens and command.eta > max(1.0, 10 * away):
+            return self.cache.demote(command.lineage)
+        return self.cache.lease(command.lineage, self._clock(), ttl, value)
 
-    def fork(self, parent: str, child: str) -> KVReply:
-        return self.cache.fork(parent, child)
+    def _branch(self, command: do.Branch) -> KVReply:
+        replies = [self.cache.fork(command.parent, child) for child in command.children]
+        return replies[0] if replies else KVReply(LeaseStatus.ACCEPTED, 0)
+
+    def _export(self, command: do.Export) -> bytes:
+        found = self.cache.contents(command.lineage)
+        if found is None or self._fingerprint is None or self.asleep:
+            raise EngineError(f"lineage {command.lineage} is unknown here, or not exportable")
+        self._transfer()
+        tokens, places = found
+        return pack(self._fingerprint, self.weights, tokens, self._runner.read(places))
+
+    def _import(self, command: do.Import) -> KVReply:
+        if self._fingerprint is None or self.asleep:
+            raise EngineError("this engine takes no KV from elsewhere")
+        tokens, data = unpack(self._fingerprint, self.weights, command.data)
+        blocks = self.cache.adopt(command.lineage, tokens, self._salt(command.salt))
+        self._transfer()  # what made room must be out before it is written over
+        self._runner.write(blocks, data)
+        covered = min(len(tokens), len(blocks) * self.info.block_size)
+        whole = covered == len(tokens)
+        return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, covered)
+
+    def _update_weights(self, command: do.UpdateWeights) -> None:
+        """Raises `CheckpointError` or `ConfigError`, and nothing has changed."""
+        if self.asleep:
+            raise EngineError("wake the engine before its weights are updated")
+        if command.version == self.weights:
+            raise ConfigError(
+                f"weights {command.version!r} are loaded: name the new ones otherwise"
+            )
+        weights = command.tensors
+        if command.folder is not None and self._load_weights is not None:
+            weights = self._load_weights(command.folder)
+        if weights is None:
+            raise ConfigError("update_weights needs a checkpoint folder or tensors by name")
+        self._runner.update(weights)
+        self._settle()
+        self.weights = command.version
+        for request in self._requests.values():
+            request.seq.salt, request.seq.hashes = self._salt(request.salt), []
+        self.cache.forget_all()
+
+    def _settle(self) -> None:
+        """Nothing runs and no copy is in flight."""
+        self.batch.preempt_all()
+        self._transfer()
+        while self.cache.index.in_flight:
+            self._arrive(_WAIT)
+
+    def _sleep(self) -> None:
+        if not self.asleep:
+            self._settle()
+            self.cache.empty_device()
+            self._transfer()
+            self._runner.sleep()
+            self.asleep = True
+
+    def _wake(self) -> None:
+        if self.asleep:
+            self._runner.wake()
+            self.asleep = False
+
+    def close(self) -> None:
+        """No step may follow."""
+        self._runner.close()
 
     def stats(self) -> EngineStats:
-        cache, batch = self.cache, self.batch
+        cache, batch, index = self.cache, self.batch, self.cache.index
         kv, work = cache.counters, batch.counters
         return EngineStats(
             running=batch.running,
             waiting=batch.waiting,
+            parked=batch.parked,
             free_blocks=cache.pool.free,
             held_blocks=cache.held_blocks,
             leased_blocks=cache.leased_blocks,
             total_blocks=cache.pool.count,
+            host_blocks=index.host_used,
+            total_host_blocks=index.host_total,
             lineages=cache.lineages,
             steps=work.steps,
             prompt_tokens=kv.prompt_tokens,
             hit_tokens=kv.hit_tokens,
+            hit_host_tokens=kv.hit_host_tokens,
             computed_tokens=work.computed_tokens,
             recomputed_tokens=kv.recomputed_tokens,
             generated_tokens=work.generated_tokens,
@@ -225,22 +420,17 @@ class EngineCore:
             lease_grants=kv.lease_grants,
             lease_clips=kv.lease_clips,
             lease_breaks=kv.lease_breaks,
+            lease_regrets=kv.lease_regrets,
+            regret_tokens=kv.regret_tokens,
+            evictions=kv.evictions,
+            demotions=kv.demotions,
+            saved_blocks=kv.saved_blocks,
+            loaded_blocks=kv.loaded_blocks,
+            model_seconds=self.model_seconds,
+            host_seconds=self.host_seconds,
+            weights=self.weights,
+            asleep=self.asleep,
         )
 
 
-def pick_dtype(config: EngineConfig, spec: ModelConfig, device: torch.device) -> torch.dtype:
-    """The type to compute in: as asked, else float32 on a CPU and the checkpoint's on a GPU."""
-    if config.dtype != "auto":
-        return torch.float32 if config.dtype == "float32" else torch.bfloat16
-    if device.type == "cpu" or spec.dtype == "float32":
-        return torch.float32
-    return torch.bfloat16
-
-
-def _free_bytes(device: torch.device, config: EngineConfig) -> int:
-    if device.type != "cuda":
-        return _CPU_KV_BYTES
-    return int(torch.cuda.mem_get_info(device)[0] * config.kv_memory)
-
-
-__all__ = ["EngineCore", "pick_dtype"]
+__all__ = ["EngineCore", "Grammars"]

@@ -1,4 +1,4 @@
-"""The decoder that Llama, Qwen2 and Qwen3 share, as functions over weights."""
+"""The decoder that Llama, Mistral, Qwen2 and Qwen3 share, as functions over weights."""
 
 import math
 
@@ -6,9 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from drawloom.engine.checkpoint import shapes
 from drawloom.engine.config import ModelConfig
 from drawloom.engine.kv import KVStore
 from drawloom.engine.ops.base import BatchMeta, Linear, Ops
+from drawloom.errors import ConfigError
+
+_QKV = [f"self_attn.{n}_proj" for n in "qkv"]
+_OUTPUT = ["self_attn.o_proj"]
+_GATE_UP = ["mlp.gate_proj", "mlp.up_proj"]
+_DOWN = ["mlp.down_proj"]
 
 
 class Layer:
@@ -17,24 +24,34 @@ class Layer:
     def __init__(
         self, config: ModelConfig, weights: dict[str, Tensor], index: int, ops: Ops
     ) -> None:
-        self.config, self.ops = config, ops
-        at = f"model.layers.{index}"
+        self.config, self.ops, self.at = config, ops, f"model.layers.{index}"
 
         def packed(parts: list[str]) -> Linear:
-            weight = torch.cat([weights[f"{at}.{p}.weight"] for p in parts])
-            biases = [weights[n] for p in parts if (n := f"{at}.{p}.bias") in weights]
-            return ops.linear(weight, torch.cat(biases) if biases else None)
+            return ops.linear(*self._joined(weights, parts))
 
-        self.qkv = packed([f"self_attn.{n}_proj" for n in "qkv"])
-        self.output = packed(["self_attn.o_proj"])
-        self.gate_up = packed(["mlp.gate_proj", "mlp.up_proj"])
-        self.down = packed(["mlp.down_proj"])
-        self.input_norm = weights[f"{at}.input_layernorm.weight"]
-        self.post_norm = weights[f"{at}.post_attention_layernorm.weight"]
+        self.qkv, self.output = packed(_QKV), packed(_OUTPUT)
+        self.gate_up, self.down = packed(_GATE_UP), packed(_DOWN)
+        self._norms(weights)
+
+    def _joined(self, weights: dict[str, Tensor], parts: list[str]) -> tuple[Tensor, Tensor | None]:
+        weight = torch.cat([weights[f"{self.at}.{p}.weight"] for p in parts])
+        biases = [weights[n] for p in parts if (n := f"{self.at}.{p}.bias") in weights]
+        return weight, torch.cat(biases) if biases else None
+
+    def _norms(self, weights: dict[str, Tensor]) -> None:
+        self.input_norm = weights[f"{self.at}.input_layernorm.weight"]
+        self.post_norm = weights[f"{self.at}.post_attention_layernorm.weight"]
         self.norms = None
-        if config.qk_norm:
-            q, k = (weights[f"{at}.self_attn.{n}_norm.weight"] for n in "qk")
-            self.norms = (q, k, config.rms_eps)
+        if self.config.qk_norm:
+            q, k = (weights[f"{self.at}.self_attn.{n}_norm.weight"] for n in "qk")
+            self.norms = (q, k, self.config.rms_eps)
+
+    def update(self, weights: dict[str, Tensor]) -> None:
+        for linear, parts in (
+            (self.qkv, _QKV), (self.output, _OUTPUT), (self.gate_up, _GATE_UP), (self.down, _DOWN)
+        ):  # fmt: skip
+            linear.update(*self._joined(weights, parts))
+        self._norms(weights)
 
     def __call__(
         self,
@@ -63,20 +80,60 @@ class Decoder:
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], ops: Ops) -> None:
         self.config, self.ops = config, ops
-        self.embedding = weights["model.embed_tokens.weight"]
         self.layers = [Layer(config, weights, i, ops) for i in range(config.layers)]
-        self.norm = weights["model.norm.weight"]
-        self.head = ops.linear(self.embedding if config.tied else weights["lm_head.weight"], None)
+        self.head = ops.linear(self._take(weights), None)
         self.rope = tuple(t.to(self.embedding.device) for t in rope_tables(config))
 
+    def _take(self, weights: dict[str, Tensor]) -> Tensor:
+        """Keep what is used as it is; the head's weight."""
+        self.embedding = weights["model.embed_tokens.weight"]
+        self.norm = weights["model.norm.weight"]
+        return self.embedding if self.config.tied else weights["lm_head.weight"]
+
+    def update(self, weights: dict[str, Tensor]) -> None:
+        """Take other weights. Raises `ConfigError` before anything changed if they do not fit."""
+        wanted = shapes(self.config)
+        for name, shape in wanted.items():
+            found = weights.get(name)
+            if found is None or tuple(found.shape) != shape:
+                here = "missing" if found is None else f"{tuple(found.shape)}"
+                raise ConfigError(f"new weights: {name} is {here}; this model has {shape}")
+        own, device = self.embedding.dtype, self.embedding.device
+        weights = {name: weights[name].to(device, own) for name in wanted}
+        for layer in self.layers:
+            layer.update(weights)
+        self.head.update(self._take(weights), None)
+
+    def to(self, device: torch.device) -> None:
+        """Move everything (to sleep, and back)."""
+        self.embedding, self.norm = self.embedding.to(device), self.norm.to(device)
+        self.rope = tuple(t.to(device) for t in self.rope)
+        for layer in self.layers:
+            layer.input_norm, layer.post_norm = (
+                layer.input_norm.to(device),
+                layer.post_norm.to(device),
+            )
+            if layer.norms is not None:
+                q, k, eps = layer.norms
+                layer.norms = (q.to(device), k.to(device), eps)
+            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
+                linear.to(device)
+        self.head.to(device)
+
     def __call__(self, tokens: Tensor, store: KVStore, meta: BatchMeta) -> Tensor:
-        """Logits [R, V] of the sampled rows; keys and values of all [T] tokens are stored."""
+        """Hidden states [R, H] of the rows asked for; keys and values of all [T] tokens are
+        stored."""
         x, residual = F.embedding(tokens, self.embedding), None
         for index, layer in enumerate(self.layers):
             x, residual = layer(x, residual, (self.rope[0], self.rope[1]), store.layer(index), meta)
-        x, residual = x[meta.rows], None if residual is None else residual[meta.rows]
+        if meta.rows.shape[0] < x.shape[0]:
+            x, residual = x[meta.rows], None if residual is None else residual[meta.rows]
         x, _ = self.ops.rms_norm(x, self.norm, self.config.rms_eps, residual)
-        return self.head(x)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, H] to [R, V]."""
+        return self.head(hidden)
 
 
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:

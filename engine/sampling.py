@@ -5,40 +5,112 @@ sequence says does not depend on who shares its batch, and forks of one chat dif
 """
 
 from hashlib import blake2b
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from drawloom.engine.batch import Chunk, Sampled
+from drawloom.engine.plan import Chunk, Sampled
+
+_SCORED_AT_ONCE = 64
+
+
+class Head(Protocol):
+    """The output layer of a model."""
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
 
 
 def sample(logits: Tensor, chunks: list[Chunk]) -> dict[str, Sampled]:
-    """One token for each chunk; `logits` is [len(chunks), vocabulary], any float type."""
-    logits = logits.float()
+    """One token for each chunk; `logits` is [len(chunks), vocabulary], any float type.
+
+    In this order: bias and penalties, the grammar, temperature, top-k and top-p, noise.
+    Log-probabilities are the model's own, before any of that.
+    """
+    plain = all(c.seq.params.temperature == 0 and not _shaped(c) for c in chunks)
+    tokens = logits.argmax(-1).tolist() if plain else _choose(logits.float(), chunks)
+    wanted = [i for i, chunk in enumerate(chunks) if chunk.seq.params.logprobs]
+    out = {c.seq.id: Sampled(t) for c, t in zip(chunks, tokens, strict=True)}
+    if wanted:
+        rows = torch.tensor(wanted, device=logits.device)
+        table = logits[rows].float().log_softmax(-1)
+        for row, index in zip(table, wanted, strict=True):
+            chunk, result = chunks[index], out[chunks[index].seq.id]
+            result.logprob = row[result.token].item()
+            if count := chunk.seq.params.top_logprobs:
+                best = row.topk(min(count, row.shape[0]))
+                pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                result.top = tuple(pairs)
+    return out
+
+
+def score(model: Head, hidden: Tensor, tokens: list[int]) -> list[float]:
+    """Log-probabilities of given tokens; `hidden` [len(tokens), H] stands before each."""
+    values: list[float] = []
+    for at in range(0, len(tokens), _SCORED_AT_ONCE):  # a row is a vocabulary of floats
+        part = torch.tensor(tokens[at : at + _SCORED_AT_ONCE], device=hidden.device)
+        table = model.logits(hidden[at : at + _SCORED_AT_ONCE]).float().log_softmax(-1)
+        values += table.gather(1, part[:, None])[:, 0].tolist()
+    return values
+
+
+def _shaped(chunk: Chunk) -> bool:
+    seq = chunk.seq
+    return bool(seq.guide or seq.params.logit_bias or seq.params.penalised)
+
+
+def _choose(logits: Tensor, chunks: list[Chunk]) -> list[int]:
+    logits = logits.clone()
+    for row, chunk in zip(logits, chunks, strict=True):
+        if _shaped(chunk):
+            _shape(row, chunk)
     chosen = logits.argmax(-1)
-    noisy = [i for i, chunk in enumerate(chunks) if chunk.params.temperature > 0]
+    noisy = [i for i, chunk in enumerate(chunks) if chunk.seq.params.temperature > 0]
     if noisy:
         rows = torch.tensor(noisy, device=logits.device)
         chosen[rows] = _sample_noisy(logits[rows], [chunks[i] for i in noisy])
-    tokens = chosen.tolist()
-    wanted = [i for i, chunk in enumerate(chunks) if chunk.params.logprobs]
-    logprobs = [0.0] * len(chunks)
-    if wanted:
-        rows = torch.tensor(wanted, device=logits.device)
-        picked = logits[rows].log_softmax(-1).gather(1, chosen[rows][:, None])[:, 0]
-        for index, value in zip(wanted, picked.tolist(), strict=True):
-            logprobs[index] = value
-    return {c.seq: Sampled(tokens[i], logprobs[i]) for i, c in enumerate(chunks)}
+    tokens: list[int] = chosen.tolist()
+    return tokens
+
+
+def _shape(row: Tensor, chunk: Chunk) -> None:
+    """Bias, penalties and grammar of one sequence, in place; `row` is [vocabulary]."""
+    seq, params = chunk.seq, chunk.seq.params
+    if params.logit_bias:
+        ids, values = zip(*params.logit_bias, strict=True)
+        row[torch.tensor(ids, device=row.device)] += torch.tensor(values, device=row.device)
+    if params.penalised:
+        _penalise(row, seq.tokens, seq.prompt_length, params.repetition_penalty,
+                  params.presence_penalty, params.frequency_penalty)  # fmt: skip
+    if seq.guide is not None:
+        bits = torch.frombuffer(bytearray(seq.guide.mask()), dtype=torch.uint8)
+        shifts = torch.arange(8, dtype=torch.uint8)
+        allowed = (bits[:, None] >> shifts & 1).flatten().bool().to(row.device)
+        row[: allowed.shape[0]].masked_fill_(~allowed[: row.shape[0]], float("-inf"))
+        row[allowed.shape[0] :] = float("-inf")
+
+
+def _penalise(
+    row: Tensor, tokens: list[int], prompt: int, repetition: float, presence: float, freq: float
+) -> None:
+    said = torch.tensor(tokens, device=row.device)
+    if repetition != 1.0:
+        seen = said.unique()
+        value = row[seen]
+        row[seen] = torch.where(value > 0, value / repetition, value * repetition)
+    if (presence or freq) and len(tokens) > prompt:
+        ids, counts = said[prompt:].unique(return_counts=True)
+        row[ids] -= presence + freq * counts
 
 
 def _sample_noisy(logits: Tensor, chunks: list[Chunk]) -> Tensor:
     device = logits.device
-    params = [chunk.params for chunk in chunks]
+    params = [chunk.seq.params for chunk in chunks]
     temperature = torch.tensor([p.temperature for p in params], device=device)
     logits = logits / temperature[:, None].clamp_min(1e-6)
     if any(p.top_k or p.top_p < 1 for p in params):
         logits = _filter(logits, [p.top_k for p in params], [p.top_p for p in params])
-    keys = [_key(c.params.seed, c.lineage, c.end) for c in chunks]
+    keys = [_key(c.seq.params.seed, c.seq.lineage, c.end) for c in chunks]
     return (logits + gumbel(keys, logits.shape[1], device)).argmax(-1)
 
 
@@ -77,4 +149,4 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-__all__ = ["gumbel", "sample"]
+__all__ = ["gumbel", "sample", "score"]

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from drawloom.errors import ConfigError
+
+_MOST_TOP = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,8 +14,18 @@ class SamplingParams:
     """How tokens are chosen. Temperature 0 is greedy; noise is keyed by (seed, lineage, position).
 
     Args:
+        max_tokens: 0 computes the prompt's KV (and `score_from`) and says nothing.
+        top_k: 0 is all.
+        presence_penalty: taken once from the logit of each token that was already said.
+        frequency_penalty: taken for each time that it was said.
+        repetition_penalty: divides positive logits of tokens in prompt or output, multiplies
+            negative ones (CTRL, Keskar et al. 2019 §4.1); 1 is none.
+        logit_bias: ``(token id, added to its logit)`` pairs.
         stop: strings at which generation ends; the text ends before the match.
         logprobs: report the log-probability of each sampled token under the model.
+        top_logprobs: and so many of the likeliest tokens at each place.
+        score_from: report the log-probabilities of the prompt's tokens from this place on; -1 is
+            none, and place 0 has none, since nothing precedes it.
         ignore_eos: go on past the end-of-sequence token (benchmarks).
     """
 
@@ -21,18 +34,37 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     logprobs: bool = False
+    top_logprobs: int = 0
+    score_from: int = -1
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ConfigError("max_tokens must be at least 1")
+        if self.max_tokens < 0:
+            raise ConfigError("max_tokens must not be negative")
         if not 0 <= self.temperature <= 100 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ConfigError("temperature in 0..100, top_p in (0, 1], top_k >= 0")
         if "" in self.stop:
             raise ConfigError("an empty stop string would end every answer")
+        if not 0 < self.repetition_penalty <= 100:
+            raise ConfigError("repetition_penalty must be over 0; 1 is none")
+        if max(abs(self.presence_penalty), abs(self.frequency_penalty)) > 100:
+            raise ConfigError("presence_penalty and frequency_penalty are between -100 and 100")
+        if not 0 <= self.top_logprobs <= _MOST_TOP:
+            raise ConfigError(f"top_logprobs is between 0 and {_MOST_TOP}")
+
+    @property
+    def penalised(self) -> bool:
+        """Whether what was said before changes the logits."""
+        return bool(
+            self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
+        )
 
 
 class FinishReason(StrEnum):
@@ -48,12 +80,34 @@ class Status(StrEnum):
     FINISHED = "finished"
 
 
+class Guide(Protocol):
+    """What a grammar lets a sequence say next."""
+
+    def mask(self) -> bytes:
+        """A bit for each token id, lowest first, set where the token is allowed."""
+        ...
+
+    def accept(self, token: int) -> None: ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow: the sequence ends."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """`computed` tokens have their KV in `blocks`; the rest of `tokens` is still to be computed.
 
     Chunked prefill, a prefix hit, resuming after preemption and decoding are all the same thing:
     `computed` catching up with `len(tokens)`.
+
+    Attributes:
+        said: of the given tokens, how many at the end were generated before (a resumed call).
+        hashes: chained keys of the full blocks of `tokens`, as far as they were needed.
+        published: how many of its blocks are known to others by these keys.
+        dropped: how many of its first blocks it gave back, behind its sliding window.
+        loading: copies from host memory that it waits for; while there are any it is parked.
     """
 
     id: str
@@ -62,21 +116,29 @@ class Sequence:
     params: SamplingParams
     salt: bytes = b""
     priority: float = 0.0
+    said: int = 0
+    guide: Guide | None = None
     arrival: int = 0
     prompt_length: int = 0
     status: Status = Status.WAITING
     computed: int = 0
     hit: int = 0
+    hit_host: int = 0
     blocks: list[int] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    published: int = 0
+    dropped: int = 0
+    loading: int = 0
     logprobs: list[float] = field(default_factory=list)
+    tops: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
     extent: int = -1
     extent_base: int = 0
     suspect: bool = False
     preemptions: int = 0
 
     def __post_init__(self) -> None:
-        self.prompt_length = self.prompt_length or len(self.tokens)
+        self.prompt_length = self.prompt_length or len(self.tokens) - self.said
 
     @property
     def generated(self) -> int:
@@ -87,5 +149,12 @@ class Sequence:
         """Tokens whose KV is still to be computed; 1 while decoding."""
         return len(self.tokens) - self.computed
 
+    @property
+    def reusable(self) -> int:
+        """Tokens that may come from the cache: not the last, nor one whose logits are scored."""
+        last = len(self.tokens) - 1
+        start = self.params.score_from
+        return last if start < 0 else min(last, max(start, 1) - 1 + len(self.scores))
 
-__all__ = ["FinishReason", "SamplingParams", "Sequence", "Status"]
+
+__all__ = ["FinishReason", "Guide", "SamplingParams", "Sequence", "Status"]

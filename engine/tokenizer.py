@@ -37,6 +37,11 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def source(self) -> str:
+        """The tokenizer as the JSON that it was read from."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def stream(self, stop: tuple[str, ...] = ()) -> "TextStream":
         return TextStream(self._tokenizer, stop)
 
@@ -55,7 +60,7 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that this token makes certain; a partial character waits for its rest."""
-        piece = self._decoder.step(self._tokenizer, token) or ""
+        piece = self._decode(token)
         if not self._stop or self.stopped:
             return "" if self.stopped else piece
         text = self._held + piece
@@ -66,6 +71,9 @@ class TextStream:
         keep = max(_overlap(text, s) for s in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    def _decode(self, token: int) -> str:
+        return self._decoder.step(self._tokenizer, token) or ""
 
     def flush(self) -> str:
         """What was held back, when no more tokens come."""

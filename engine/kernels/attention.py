@@ -13,7 +13,7 @@ from torch import Tensor
 
 @triton.jit
 def _kernel(
-    q, keys, values, out, tables, contexts, starts, scale, table_row,
+    q, keys, values, out, tables, contexts, starts, scale, window, table_row,
     q_token, q_head, cache_block, cache_token, cache_head, out_token, out_head,
     GROUP: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, SIZE: tl.constexpr,
     QUERIES: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, WIDEN: tl.constexpr,
@@ -41,7 +41,9 @@ def _kernel(
         mass = tl.zeros((ROWS,), tl.float32)
         total = tl.zeros((ROWS, WIDE), tl.float32)
         end = tl.minimum(context, context - count + first + QUERIES)
-        for start in range(0, end, TILE):
+        # from the tile with the oldest key that the first of these queries sees
+        since = tl.maximum(0, context - count + first - window + 1) // TILE * TILE
+        for start in range(since, end, TILE):
             cols = start + tl.arange(0, TILE)
             real = cols < context
             block = tl.load(tables + batch * table_row + cols // SIZE, mask=real, other=0)
@@ -53,10 +55,12 @@ def _kernel(
                 k = k.to(tl.float32)
             score = tl.dot(ask, k, input_precision="ieee") * scale
             seen = (cols[None, :] <= position[:, None]) & real[None, :]
+            seen = seen & (cols[None, :] > position[:, None] - window)
             score = tl.where(seen, score, float("-inf"))
             top = tl.maximum(best, tl.max(score, 1))
-            weight = tl.exp(score - top[:, None])
-            shrink = tl.exp(best - top)
+            calm = tl.where(top == float("-inf"), 0.0, top)  # a row that saw nothing yet
+            weight = tl.exp(score - calm[:, None])
+            shrink = tl.exp(best - calm)
             v = tl.load(
                 values + at[:, None] + depth[None, :], mask=real[:, None] & deep[None, :], other=0.0
             )
@@ -73,10 +77,11 @@ def _kernel(
 
 def attention(
     q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, contexts: Tensor, starts: Tensor,
-    longest: int,
+    longest: int, window: int = 0,
 ) -> Tensor:  # fmt: skip
     """`q` [T, heads, d], `keys` and `values` [blocks, size, kv_heads, d], `tables` [B, W] int32,
-    `contexts` [B] int32, `starts` [B + 1] int32, `longest` the most query tokens of a sequence.
+    `contexts` [B] int32, `starts` [B + 1] int32, `longest` the most query tokens of a sequence; a
+    token sees the last `window` tokens, itself included, or all if it is 0.
     """
     assert keys.stride() == values.stride() and q.stride(2) == keys.stride(3) == 1
     depth, group = q.shape[2], q.shape[1] // keys.shape[2]
@@ -84,7 +89,8 @@ def attention(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     grid = (contexts.shape[0], triton.cdiv(longest, queries), keys.shape[2])
     _kernel[grid](
-        q, keys, values, out, tables, contexts, starts, depth**-0.5, tables.stride(0),
+        q, keys, values, out, tables, contexts, starts, depth**-0.5, window or 1 << 30,
+        tables.stride(0),
         q.stride(0), q.stride(1), keys.stride(0), keys.stride(1), keys.stride(2),
         out.stride(0), out.stride(1),
         GROUP=group, DEPTH=depth, WIDE=max(16, triton.next_power_of_2(depth)), SIZE=keys.shape[1],

@@ -20,7 +20,8 @@ class BatchMeta:
         rows: [R] int64, which of the T tokens are sampled from.
         query_lengths: tokens of each sequence in this step.
         contexts: tokens of each sequence after this step.
-        tables: the blocks of each sequence.
+        tables: the blocks of each sequence; -1 where one fell behind the window.
+        window: tokens that a token attends to, itself included; 0 is all.
     """
 
     positions: Tensor
@@ -29,6 +30,7 @@ class BatchMeta:
     query_lengths: list[int]
     contexts: list[int]
     tables: list[list[int]]
+    window: int = 0
     angles: tuple[Tensor, Tensor] | None = None
 
     def rotation(self, rope: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -41,7 +43,8 @@ class BatchMeta:
     def device_tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Padded block tables [B, W], contexts [B] and query starts [B + 1], int32."""
         width = max(len(t) for t in self.tables)
-        padded = torch.tensor([t + [0] * (width - len(t)) for t in self.tables], dtype=torch.int32)
+        rows = [[max(b, 0) for b in t] + [0] * (width - len(t)) for t in self.tables]
+        padded = torch.tensor(rows, dtype=torch.int32)
         contexts = torch.tensor(self.contexts, dtype=torch.int32)
         starts = torch.zeros(len(self.query_lengths) + 1, dtype=torch.int32)
         starts[1:] = torch.tensor(self.query_lengths, dtype=torch.int32).cumsum(0)
@@ -52,6 +55,12 @@ class Linear(Protocol):
     """``y = x W^T + b`` over weights packed for the device."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
+
+    def update(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Other weights of the same shape, in place."""
+        ...
+
+    def to(self, device: torch.device) -> None: ...
 
 
 class Ops(Protocol):
@@ -84,7 +93,8 @@ class Ops(Protocol):
         ...
 
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, meta: BatchMeta) -> Tensor:
-        """Causal attention of the new tokens over the whole context of their sequence.
+        """Causal attention of the new tokens over the context of their sequence, or its last
+        `meta.window` tokens.
 
         `q` is [T, heads, d]; so is the result. Scale is d ** -0.5.
         """

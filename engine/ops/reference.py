@@ -14,6 +14,15 @@ class _Linear:
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
+    def update(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight.copy_(weight)  # in place: captured graphs go on reading it
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+
+    def to(self, device: torch.device) -> None:
+        self.weight = self.weight.to(device)
+        self.bias = None if self.bias is None else self.bias.to(device)
+
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding, halves layout. `x` [T, heads, d], `cos` and `sin` [T, 1, d / 2]."""
@@ -69,13 +78,16 @@ class ReferenceOps:
         for count, context, table in zip(
             meta.query_lengths, meta.contexts, meta.tables, strict=True
         ):
-            blocks = torch.tensor(table, device=q.device)
+            blocks = torch.tensor(table, device=q.device).clamp_min(0)
             k = keys[blocks].flatten(0, 1)[:context].repeat_interleave(group, 1).float()
             v = values[blocks].flatten(0, 1)[:context].repeat_interleave(group, 1).float()
             scores = torch.einsum("qhd,khd->hqk", q[at : at + count].float(), k)
             scores *= q.shape[-1] ** -0.5
             last = torch.arange(context - count, context, device=q.device)
-            seen = torch.arange(context, device=q.device)[None] <= last[:, None]
+            place = torch.arange(context, device=q.device)[None]
+            seen = place <= last[:, None]
+            if meta.window:
+                seen &= place > last[:, None] - meta.window
             weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
             out[at : at + count] = torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)
             at += count

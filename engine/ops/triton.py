@@ -39,7 +39,7 @@ class TritonOps(ReferenceOps):
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, meta: BatchMeta) -> Tensor:
         if self._meta is not meta or self._tables is None:  # the same for all layers of a step
             self._meta, self._tables = meta, meta.device_tables(q.device)
-        return attention(q, keys, values, *self._tables, max(meta.query_lengths))
+        return attention(q, keys, values, *self._tables, max(meta.query_lengths), meta.window)
 
     def silu_mul(self, x: Tensor) -> Tensor:
         return silu_mul(x)

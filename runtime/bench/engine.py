@@ -18,7 +18,7 @@ from rich.table import Table
 from drawloom.engine.base import GenerateRequest
 from drawloom.engine.checkpoint import dummy
 from drawloom.engine.config import EngineConfig, ModelConfig
-from drawloom.engine.core import EngineCore
+from drawloom.engine.loading import build
 from drawloom.engine.runner import pick_device
 from drawloom.engine.sequence import SamplingParams
 from drawloom.engine.tokenizer import Tokenizer
@@ -142,7 +142,7 @@ class _Ours:
         config = EngineConfig(kv_tokens=16384)
         tokenizer = Tokenizer.load(tiny_model())
         tokenizer.size = spec.vocab_size
-        self.core = EngineCore.build(spec, weights, tokenizer, config, device)
+        self.core = build(spec, weights, tokenizer, config, device)
         self.count = 0
 
     def generate(self, batch: int, prompt: int, output: int) -> None:

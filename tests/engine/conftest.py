@@ -10,8 +10,10 @@ import torch
 
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.core import EngineCore
+from drawloom.engine.loading import load
 
-FAMILIES = ("llama", "qwen2", "qwen3", "llama-tied-scaled")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "llama-tied-scaled")
+WINDOW = 24
 SHAPE: dict[str, Any] = {
     "vocab_size": 259,
     "hidden_size": 64,
@@ -34,8 +36,9 @@ def _oracle(family: str) -> Any:
                 "original_max_position_embeddings": 64}  # fmt: skip
         config = hf.LlamaConfig(**SHAPE, tie_word_embeddings=True, rope_parameters=rope)
     else:
-        kinds = {"llama": hf.LlamaConfig, "qwen2": hf.Qwen2Config, "qwen3": hf.Qwen3Config}
-        extra = {"head_dim": 32} if family == "qwen3" else {}
+        kinds = {"llama": hf.LlamaConfig, "mistral": hf.MistralConfig,
+                 "qwen2": hf.Qwen2Config, "qwen3": hf.Qwen3Config}  # fmt: skip
+        extra = {"qwen3": {"head_dim": 32}, "mistral": {"sliding_window": WINDOW}}.get(family, {})
         config = kinds[family](**SHAPE, **extra)
     model = hf.AutoModelForCausalLM.from_config(config).eval()
     for name, weight in model.named_parameters():  # wide enough that best tokens differ clearly
@@ -64,13 +67,22 @@ class Oracle:
             self._known[key] = out[0, len(prompt) :].tolist()
         return self._known[key]
 
+    def follows(self, prompt: list[int], said: list[int]) -> None:
+        """Every token said is the best one behind those before it, or one of two equally good."""
+        rows = self.logits(prompt + said)[len(prompt) - 1 : -1]
+        for at, (row, token) in enumerate(zip(rows, said, strict=True)):
+            best = int(row.argmax())
+            assert token == best or row[best] - row[token] < 1e-4, (
+                f"token {at}: {token}, not {best}"
+            )
+
     def logits(self, tokens: list[int]) -> torch.Tensor:
         with torch.inference_mode():
             result: torch.Tensor = self.model(torch.tensor([tokens])).logits[0]
         return result
 
     def engine(self, **options: Any) -> EngineCore:
-        return EngineCore.load(str(self.folder), EngineConfig(**{"kv_tokens": 4096, **options}))
+        return load(str(self.folder), EngineConfig(**{"kv_tokens": 4096, **options}))
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from drawloom.engine.batch import Batch, Sampled, StepPlan
+from drawloom.engine.batch import Batch
 from drawloom.engine.cache import KVCache
+from drawloom.engine.plan import Sampled, StepPlan
 from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence
 from drawloom.errors import ContextTooLong
 
@@ -19,7 +20,7 @@ def _seq(name: str, length: int, priority: float = 0.0, max_tokens: int = 4) -> 
 
 
 def _finish(batch: Batch, plan: StepPlan) -> list[str]:
-    sampled = {c.seq: Sampled(5, 0.0) for c in plan.chunks}
+    sampled = {c.seq.id: Sampled(5, 0.0) for c in plan.chunks}
     return [o.seq.id for o in batch.complete(plan, sampled) if o.finish]
 
 
@@ -39,7 +40,7 @@ def test_lower_priority_goes_first() -> None:
     batch.add(_seq("soon", 20, priority=1.0))
     plan = batch.schedule()
     assert plan is not None
-    assert [c.seq for c in plan.chunks] == ["soon", "late"]
+    assert [c.seq.id for c in plan.chunks] == ["soon", "late"]
 
 
 def test_decoding_goes_on_while_others_prefill() -> None:
@@ -51,7 +52,7 @@ def test_decoding_goes_on_while_others_prefill() -> None:
     batch.add(_seq("second", 60))
     plan = batch.schedule()
     assert plan is not None
-    assert [(c.seq, len(c.tokens)) for c in plan.chunks] == [("first", 1), ("second", 31)]
+    assert [(c.seq.id, len(c.tokens)) for c in plan.chunks] == [("first", 1), ("second", 31)]
 
 
 def test_a_prompt_that_can_never_fit_is_refused_at_once() -> None:
@@ -82,10 +83,10 @@ def test_a_step_that_fails_ends_only_the_sequence_that_fails_alone() -> None:
         plan = batch.schedule()
         if plan is None:
             break
-        if any(c.seq == "bad" for c in plan.chunks):
+        if any(c.seq.id == "bad" for c in plan.chunks):
             outputs = batch.failed(plan, RuntimeError("broken"))
         else:
-            outputs = batch.complete(plan, {c.seq: Sampled(5, 0.0) for c in plan.chunks})
+            outputs = batch.complete(plan, {c.seq.id: Sampled(5, 0.0) for c in plan.chunks})
         ended |= {o.seq.id: o.finish for o in outputs if o.finish}
     assert ended == {"good": "length", "bad": "error", "fine": "length"}
     batch.cache.check([])

@@ -5,111 +5,178 @@ from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from drawloom.engine.batch import Batch, Sampled
-from drawloom.engine.cache import KVCache
-from drawloom.engine.sequence import SamplingParams, Sequence, Status
+from drawloom.engine import commands as do
+from drawloom.engine.base import EngineInfo, GenerateRequest
+from drawloom.engine.cache import KVCache, WriteThrough
+from drawloom.engine.core import EngineCore
+from drawloom.engine.mock import MockRunner, NumberTokenizer, hashed
+from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence, Status
 from drawloom.leases import LeaseStatus
 
 SIZE = 4
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """A batch over a small cache; lineages that return, fork, lease and end in any order."""
+    """An engine core over a small cache in two tiers and a runner that checks every block it
+    reads; lineages that return, fork, lease, move between the tiers and end in any order."""
+
+    window = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = KVCache(24, SIZE, lease_budget=0.5)
-        self.batch = Batch(self.cache, max_tokens=11, max_sequences=4, contiguous=True)
         self.chats: dict[str, list[int]] = {}
         self.now = 0.0
         self.made = 0
 
-    @rule(new=st.booleans(), more=st.integers(1, 20), words=st.integers(1, 3), data=st.data())
-    def ask(self, new: bool, more: int, words: int, data: Any) -> None:
-        if new or not self.chats:
+    @initialize(host=st.sampled_from([0, 4, 12, 60, 60]), delay=st.integers(0, 3),
+                through=st.sampled_from(list(WriteThrough)), spill=st.booleans())  # fmt: skip
+    def begin(self, host: int, delay: int, through: WriteThrough, spill: bool) -> None:
+        self.cache = KVCache(
+            18, SIZE, lease_budget=0.5, host_blocks=host, write_through=through, window=self.window
+        )
+        self.cache.spill = spill
+        runner = MockRunner(hashed(3), SIZE, window=self.window, delay=delay)
+        info = EngineInfo("e", "mock", "cpu", 72 if not self.window else 200, 72, SIZE, host * SIZE)
+        self.core = EngineCore(
+            info, self.cache, runner, NumberTokenizer(), max_tokens=11, max_sequences=4,
+            clock=lambda: self.now,
+        )  # fmt: skip
+
+        for turn in range(6):
+            self.ask(turn % 3 == 0, 13 + 5 * turn, 1 + turn % 3, turn, 0, turn)
+            self.step(3 * turn)
+
+    @rule(new=st.booleans(), more=st.integers(1, 30), words=st.integers(1, 3),
+          count=st.integers(0, 6), priority=st.integers(0, 2),
+          which=st.integers(0, 50))  # fmt: skip
+    def ask(self, new: bool, more: int, words: int, count: int, priority: int, which: int) -> None:
+        if (new and len(self.chats) < 8) or not self.chats:
             self.made += 1
             self.chats[f"chat-{self.made}"] = []
-        name = data.draw(st.sampled_from(sorted(self.chats)))
-        if any(s.lineage == name for s in self.batch.sequences):
+        name = sorted(self.chats)[which % len(self.chats)]
+        if any(s.lineage == name for s in self.core.batch.sequences):
             return
         rng = random.Random(more * 7 + words)
         tokens = self.chats[name] + [rng.randrange(words) for _ in range(more)]
-        if len(tokens) > 60:
+        if len(tokens) > 55:
             tokens = tokens[:30]
         self.made += 1
-        params = SamplingParams(max_tokens=6)
-        self.batch.add(Sequence(f"seq-{self.made}", name, tokens, params))
+        params = SamplingParams(max_tokens=count, score_from=more if count % 3 == 2 else -1)
+        request = GenerateRequest(f"seq-{self.made}", name, tuple(tokens), params, priority)
+        self.core.submit(request)
 
-    @rule(token=st.integers(0, 2))
-    def step(self, token: int) -> None:
-        plan = self.batch.schedule()
-        if plan is None:
-            assert not len(self.batch)
-            return
-        assert sum(len(c.tokens) for c in plan.chunks) <= 11
-        for output in self.batch.complete(plan, {c.seq: Sampled(token, 0.0) for c in plan.chunks}):
-            if output.finish:
-                self.chats[output.seq.lineage] = output.seq.tokens
+    @rule(which=st.lists(st.integers(0, 7), min_size=2, max_size=6, unique=True),
+          more=st.integers(1, 12), count=st.integers(1, 12), times=st.integers(0, 40))  # fmt: skip
+    def ask_many(self, which: list[int], more: int, count: int, times: int) -> None:
+        for index in which:
+            self.ask(False, more + index, 3, count, index % 3, index)
+        self.step(times)
 
-    @precondition(lambda self: len(self.batch) > 0)
+    @rule(times=st.integers(1, 40))
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            running = {s.id: s for s in self.core.batch.sequences}
+            for delta in self.core.step():
+                assert delta.error is None, delta.error
+                if delta.finish in (FinishReason.STOP, FinishReason.LENGTH):
+                    seq = running.get(delta.request)
+                    if seq is not None and seq.lineage in self.chats:
+                        self.chats[seq.lineage] = seq.tokens
+
     @rule()
     def step_that_fails(self) -> None:
-        plan = self.batch.schedule()
+        plan = self.core.batch.schedule()
         if plan is not None:
-            self.batch.failed(plan, RuntimeError("no"))
+            for output in self.core.batch.failed(plan, RuntimeError("no")):
+                del self.core._requests[output.seq.id]
 
     @rule(data=st.data(), ttl=st.floats(0, 5), value=st.floats(0, 3))
     def lease(self, data: Any, ttl: float, value: float) -> None:
         if self.chats:
             name = data.draw(st.sampled_from(sorted(self.chats)))
-            reply = self.cache.lease(name, self.now, ttl, value)
-            assert reply.tokens <= len(self.chats[name]) + 20
+            self.core.handle(do.Lease(name, ttl, value))
 
-    @rule(data=st.data())
-    def release(self, data: Any) -> None:
+    @rule(data=st.data(), kind=st.sampled_from(
+        [do.Demote, do.Prefetch, do.ToolFinished, lambda n: do.Renew(n, 2.0),
+         lambda n: do.ToolStarted(n, 0.5), lambda n: do.ToolStarted(n, 20.0)]))  # fmt: skip
+    def verb(self, data: Any, kind: Any) -> None:
         if self.chats:
             name = data.draw(st.sampled_from(sorted(self.chats)))
-            self.cache.release(name)
+            reply = self.core.handle(kind(name))
+            assert 0 <= reply.tokens <= 200
+
+    @rule(data=st.data(), chance=st.integers(0, 2))
+    def release(self, data: Any, chance: int) -> None:
+        if self.chats and chance == 1:
+            name = data.draw(st.sampled_from(sorted(self.chats)))
+            self.core.handle(do.Release(name))
             del self.chats[name]
 
     @rule(data=st.data())
     def fork(self, data: Any) -> None:
         if self.chats:
             name = data.draw(st.sampled_from(sorted(self.chats)))
+            if len(self.chats) > 7:
+                return
             self.made += 1
-            self.cache.fork(name, f"chat-{self.made}")
+            self.core.handle(do.Branch(name, (f"chat-{self.made}",)))
             self.chats[f"chat-{self.made}"] = list(self.chats[name])
 
     @rule(data=st.data())
     def cancel(self, data: Any) -> None:
-        if len(self.batch):
-            self.batch.cancel(data.draw(st.sampled_from([s.id for s in self.batch.sequences])))
+        if len(self.core.batch):
+            name = data.draw(st.sampled_from([s.id for s in self.core.batch.sequences]))
+            self.core.handle(do.Cancel(name))
 
     @rule(seconds=st.floats(0, 3))
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.cache.expire(self.now)
+
+    @rule(chance=st.integers(0, 9))
+    def new_weights(self, chance: int) -> None:
+        if chance == 7 and not self.made % 3:
+            self.made += 1
+            self.core.handle(do.UpdateWeights(f"v{self.made}", tensors={}))
+
+    @rule(chance=st.integers(0, 4))
+    def sleep_and_wake(self, chance: int) -> None:
+        if chance == 3:
+            self.core.handle(do.Sleep())
+            assert self.cache.held_blocks == 0 and not self.cache.leased_blocks
+            self.core.handle(do.Wake())
 
     @invariant()
     def accounting_is_exact(self) -> None:
-        self.cache.check(self.batch.sequences)
+        if hasattr(self, "cache"):
+            salts = [b"", *(f"v{n}".encode() + b"\0" for n in range(self.made + 1))]
+            self.cache.check(self.core.batch.sequences, salts)
 
     def teardown(self) -> None:
+        if not hasattr(self, "core"):
+            return
         for _ in range(10_000):
-            plan = self.batch.schedule()
-            if plan is None:
+            if not self.core.busy:
                 break
-            self.batch.complete(plan, {c.seq: Sampled(0, 0.0) for c in plan.chunks})
-        assert not len(self.batch), "a sequence never finished"
+            self.core.step()
+        assert not len(self.core.batch), "a sequence never finished"
         self.cache.forget_all()
         self.cache.check([])
         assert self.cache.pool.free == self.cache.pool.count
+        assert self.cache.index.host_used == 0
 
 
-CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+class WindowMachine(CacheMachine):
+    """The same behind a sliding window."""
+
+    window = 7
+
+
+for machine in (CacheMachine, WindowMachine):
+    machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestCache = CacheMachine.TestCase
+TestWindow = WindowMachine.TestCase
 
 
 def _turn(cache: KVCache, lineage: str, tokens: list[int]) -> Sequence:
@@ -126,7 +193,7 @@ def _turn(cache: KVCache, lineage: str, tokens: list[int]) -> Sequence:
 
 
 def _hit(cache: KVCache, tokens: list[int]) -> int:
-    return cache.match(Sequence("probe", "probe", [*tokens, 0], SamplingParams()))[2]
+    return cache.match(Sequence("probe", "probe", [*tokens, 0], SamplingParams())).tokens
 
 
 def test_leased_blocks_are_evicted_last() -> None:
@@ -206,4 +273,4 @@ def test_tenants_do_not_share_blocks() -> None:
     cache = KVCache(8, SIZE)
     _turn(cache, "a", [1] * 16)
     other = Sequence("b", "b", [1] * 17, SamplingParams(), salt=b"tenant")
-    assert cache.match(other)[2] == 0
+    assert cache.match(other).tokens == 0

@@ -9,6 +9,7 @@ import pytest
 
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.core import EngineCore
+from drawloom.engine.loading import load
 from drawloom.errors import CheckpointError, ConfigError
 
 
@@ -18,7 +19,7 @@ def copy(llama: Any, tmp_path: Path) -> Path:
 
 
 def _load(folder: Path | str, **options: Any) -> EngineCore:
-    return EngineCore.load(str(folder), EngineConfig(kv_tokens=256, **options))
+    return load(str(folder), EngineConfig(kv_tokens=256, **options))
 
 
 def _edit(folder: Path, **changes: Any) -> None:
@@ -33,7 +34,7 @@ def test_a_missing_folder_says_what_it_wants() -> None:
 
 def test_an_unknown_architecture_lists_the_known_ones(copy: Path) -> None:
     _edit(copy, architectures=["MambaForCausalLM"])
-    with pytest.raises(CheckpointError, match=r"Mamba.*LlamaForCausalLM, Qwen2.*Qwen3"):
+    with pytest.raises(CheckpointError, match=r"Mamba.*LlamaForCausalLM, Mistral.*Qwen2.*Qwen3"):
         _load(copy)
 
 

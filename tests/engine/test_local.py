@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from drawloom.engine.base import Delta, GenerateRequest
-from drawloom.engine.batch import Sampled, StepPlan
 from drawloom.engine.local import LocalEngine
+from drawloom.engine.plan import Sampled, StepPlan
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import ContextTooLong, EngineClosed, EngineError
 from drawloom.leases import LeaseStatus
@@ -89,13 +89,14 @@ async def test_leases_are_answered(engine: LocalEngine) -> None:
 async def test_a_request_that_breaks_the_model_harms_no_other(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = engine._core._runner
-    run = runner.run
+    runner: Any = engine._core._runner
+    run: Any = runner.run
 
     def fragile(plan: StepPlan) -> dict[str, Sampled]:
-        if any(c.seq == "bad" for c in plan.chunks):
+        if any(c.seq.id == "bad" for c in plan.chunks):
             raise MemoryError("out of memory")
-        return run(plan)
+        result: dict[str, Sampled] = run(plan)
+        return result
 
     monkeypatch.setattr(runner, "run", fragile)
     names = ["a", "bad", "b"]

@@ -2,13 +2,14 @@
 
 import torch
 
-from drawloom.engine.batch import Chunk
+from drawloom.engine.plan import Chunk
 from drawloom.engine.sampling import gumbel, sample
-from drawloom.engine.sequence import SamplingParams
+from drawloom.engine.sequence import SamplingParams, Sequence
 
 
 def _chunk(name: str, params: SamplingParams, position: int = 8, lineage: str = "x") -> Chunk:
-    return Chunk(name, [1], position - 1, [0], True, params, lineage)
+    seq = Sequence(name, lineage, [1] * position, params)
+    return Chunk(seq, [1], position - 1, [0], True)
 
 
 def test_greedy_takes_the_best() -> None:
@@ -22,7 +23,7 @@ def test_noise_does_not_depend_on_the_batch() -> None:
     chunks = [_chunk(str(i), params, position=10 + i) for i in range(5)]
     together = sample(logits, chunks)
     for index, chunk in enumerate(chunks):
-        assert sample(logits[index : index + 1], [chunk])[chunk.seq] == together[chunk.seq]
+        assert sample(logits[index : index + 1], [chunk])[chunk.seq.id] == together[chunk.seq.id]
 
 
 def test_lineages_and_seeds_differ() -> None:

@@ -74,8 +74,19 @@ class ScriptedEngine:
         self.lineages.add(child)
         return KVReply(LeaseStatus.ACCEPTED, 0)
 
+    async def demote(self, lineage: str) -> KVReply:
+        return KVReply(LeaseStatus.MISSING, 0)
+
+    async def prefetch(self, lineage: str) -> KVReply:
+        return KVReply(LeaseStatus.MISSING, 0)
+
+    async def extend(
+        self, lineage: str, tokens: tuple[int, ...], *, salt: bytes = b"", priority: float = 0.0
+    ) -> KVReply:
+        return KVReply(LeaseStatus.ACCEPTED, len(tokens))
+
     async def stats(self) -> EngineStats:
-        return EngineStats(self.running, 0, *[0] * 15)
+        return EngineStats(self.running)
 
     async def close(self) -> None: ...
 

@@ -1,0 +1,83 @@
+"""Grammars: what an answer must look like, enforced token by token.
+
+llguidance compiles a grammar in about a millisecond and says in some 60 microseconds which of
+32,000 tokens may follow (engines.md §3).
+"""
+
+import json
+from typing import Any
+
+from drawloom.engine.sequence import Guide
+from drawloom.engine.tokenizer import Tokenizer
+from drawloom.errors import ConfigError
+
+
+class LLGuidance:
+    """Guides for one tokenizer. The library and its table of tokens are loaded at first use."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_ids: tuple[int, ...]) -> None:
+        self._tokenizer, self._eos = tokenizer, eos_ids
+        self._table: Any = None
+
+    def guide(self, kind: str, text: str, after: str) -> Guide:
+        """Raises `ConfigError` with the library's words for a grammar that does not compile."""
+        import llguidance
+
+        if self._table is None:
+            eos = self._eos[0] if self._eos else None
+            source = self._tokenizer.source()
+            self._table = llguidance.LLTokenizer(source, eos_token=eos)
+        try:
+            matcher = llguidance.LLMatcher(self._table, _compiled(llguidance, kind, text))
+        except ValueError as error:
+            raise ConfigError(f"this {kind} grammar cannot be used: {error}") from None
+        if matcher.is_error():
+            raise ConfigError(f"this {kind} grammar cannot be used: {matcher.get_error()}")
+        return _Guide(matcher, self._table.vocab_size, self._tokenizer, after)
+
+
+def _compiled(llguidance: Any, kind: str, text: str) -> str:
+    matcher = llguidance.LLMatcher
+    if kind == "json_schema":
+        grammar = matcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": True})
+    elif kind == "regex":
+        grammar = matcher.grammar_from_regex(text)
+    elif kind == "choice":
+        words = json.loads(text)
+        if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
+            raise ConfigError("a choice is a JSON list of strings")
+        grammar = matcher.grammar_from_lark(f"start: {' | '.join(json.dumps(w) for w in words)}")
+    else:
+        grammar = matcher.grammar_from_lark(text)
+    return str(grammar)
+
+
+class _Guide:
+    """One sequence on its way through a grammar, which begins behind `after`."""
+
+    def __init__(self, matcher: Any, size: int, tokenizer: Tokenizer, after: str) -> None:
+        self._matcher, self._size = matcher, size
+        self._after = after
+        self._text = tokenizer.stream() if after else None
+        self._tail = ""
+
+    def mask(self) -> bytes:
+        if self._text is not None:
+            return b"\xff" * -(-self._size // 8)
+        mask: bytes = self._matcher.compute_bitmask()
+        return mask
+
+    def accept(self, token: int) -> None:
+        if self._text is None:
+            self._matcher.consume_token(token)
+            return
+        self._tail = (self._tail + self._text.push(token))[-4 * len(self._after) :]
+        if self._after in self._tail:
+            self._text = None
+
+    @property
+    def complete(self) -> bool:
+        return self._text is None and bool(self._matcher.is_stopped())
+
+
+__all__ = ["LLGuidance"]

@@ -1,0 +1,146 @@
+"""A runner without a model: for the simulator, for benchmarks of the core, and for tests of it.
+
+It remembers what was written to every slot of every block, in both tiers, and checks that each
+step finds the KV of exactly the tokens it attends to: a block handed out twice, a copy that came
+too late or a chain that lost its middle is an `AssertionError`, as it would be garbage from a
+model.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from hashlib import blake2b
+
+from drawloom.engine.index import Copies
+from drawloom.engine.plan import Sampled, StepPlan
+from drawloom.engine.sequence import Sequence
+from drawloom.engine.tokenizer import TextStream, Tokenizer
+
+Script = Callable[[Sequence], int]
+
+
+def hashed(vocabulary: int) -> Script:
+    """Tokens that depend on all that came before them, as a model's would."""
+
+    def next_token(seq: Sequence) -> int:
+        text = repr(seq.tokens).encode()
+        return int.from_bytes(blake2b(text, digest_size=4).digest(), "little") % vocabulary
+
+    return next_token
+
+
+class NumberTokenizer(Tokenizer):
+    """Tokens as decimal numbers with a space behind; for a core without a model."""
+
+    def __init__(self, size: int = 1 << 30) -> None:
+        self.size = size
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        return "".join(f"{token} " for token in ids)
+
+    def stream(self, stop: tuple[str, ...] = ()) -> TextStream:
+        return _Numbers(stop)
+
+
+class _Numbers(TextStream):
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._stop, self._held, self.stopped = stop, "", False
+
+    def _decode(self, token: int) -> str:
+        return f"{token} "
+
+
+class MockRunner:
+    """Says what `script` says. Copies arrive when `arrived` was asked for them `delay` times."""
+
+    def __init__(self, script: Script, block_size: int, *, window: int = 0, delay: int = 0) -> None:
+        self._script, self._size, self._window = script, block_size, window
+        self._delay = delay
+        self._device: dict[int, int] = {}
+        self._host: dict[int, dict[int, int]] = {}
+        self._waiting: deque[tuple[int, Copies]] = deque()
+        self._asked = 0
+        self.asleep = False
+
+    def launch(self, plan: StepPlan) -> Callable[[], dict[str, Sampled]]:
+        return lambda: self.run(plan)
+
+    def run(self, plan: StepPlan) -> dict[str, Sampled]:
+        assert not self.asleep
+        size, device, out = self._size, self._device, {}
+        for source, target, count in plan.copies:
+            for at in range(count):
+                device[target * size + at] = device[source * size + at]
+        for chunk in plan.chunks:
+            for place, token in enumerate(chunk.tokens, chunk.start):
+                device[chunk.blocks[place // size] * size + place % size] = token
+        for chunk in plan.chunks:
+            seq = chunk.seq
+            first = max(0, chunk.start - self._window + 1) if self._window else 0
+            for place in range(first, chunk.end):
+                slot = chunk.blocks[place // size] * size + place % size
+                assert device.get(slot) == seq.tokens[place], (
+                    f"{seq.id}: block {chunk.blocks[place // size]} does not hold token {place}"
+                )
+            if chunk.sample or chunk.score >= 0:
+                scores = [-1.0] * len(chunk.scored)
+                out[seq.id] = Sampled(self._script(seq), scores=scores)
+        return out
+
+    def transfer(self, copies: Copies) -> None:
+        assert not self.asleep
+        for source, target in copies.spills:
+            self._host[target] = self._content(source)
+        if copies.saves or copies.loads:
+            self._waiting.append((self._asked + self._delay, copies))
+
+    def _content(self, block: int) -> dict[int, int]:
+        slots = range(block * self._size, (block + 1) * self._size)
+        return {s % self._size: self._device[s] for s in slots if s in self._device}
+
+    def arrived(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
+        self._asked += 1
+        saved: list[int] = []
+        loaded: list[int] = []
+        while self._waiting and (wait or self._waiting[0][0] < self._asked):
+            _, copies = self._waiting.popleft()
+            for block, host in copies.saves:
+                self._host[host] = self._content(block)
+                saved.append(block)
+            for host, block in copies.loads:
+                for at, token in self._host[host].items():
+                    self._device[block * self._size + at] = token
+                loaded.append(block)
+        return saved, loaded
+
+    def read(self, places: list[tuple[int, int]]) -> list[dict[int, int]]:
+        return [self._content(b) if b >= 0 else dict(self._host[h]) for b, h in places]
+
+    def write(self, blocks: list[int], data: list[dict[int, int]]) -> None:
+        for block, content in zip(blocks, data, strict=False):
+            for at, token in content.items():
+                self._device[block * self._size + at] = token
+
+    def update(self, weights: object) -> None: ...
+
+    def sleep(self) -> None:
+        self._device.clear()
+        self.asleep = True
+
+    def wake(self) -> None:
+        self.asleep = False
+
+    def close(self) -> None: ...
+
+
+class QuickRunner(MockRunner):
+    """Remembers nothing: for timing the core."""
+
+    def run(self, plan: StepPlan) -> dict[str, Sampled]:
+        script = self._script
+        return {c.seq.id: Sampled(script(c.seq)) for c in plan.chunks if c.sample}
+
+
+__all__ = ["MockRunner", "NumberTokenizer", "QuickRunner", "Script", "hashed"]

@@ -1,0 +1,58 @@
+"""A lineage's KV as bytes: what one engine exports and another of the same model imports."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from drawloom.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What two engines must share for one's KV to mean anything to the other. `digest` is of a
+    few of the weights: models of one shape are not one model."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rope: str
+    dtype: str
+    block_size: int
+    digest: str
+
+
+def pack(fingerprint: Fingerprint, weights: str, tokens: list[int], kv: Any) -> bytes:
+    """Tokens and KV [blocks, layers, 2, size, kv_heads, d] in the safetensors format."""
+    import torch
+    from safetensors.torch import save
+
+    about = {"drawloom": json.dumps(asdict(fingerprint)), "weights": weights}
+    tensors = {"tokens": torch.tensor(tokens, dtype=torch.int64), "kv": kv.contiguous()}
+    return bytes(save(tensors, metadata=about))
+
+
+def unpack(fingerprint: Fingerprint, weights: str, data: bytes) -> tuple[list[int], Any]:
+    """Raises `EngineError` for what is not KV of this model and version."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        length = int.from_bytes(data[:8], "little")
+        about = json.loads(data[8 : 8 + length])["__metadata__"]
+        tensors = load(data)
+        tokens, kv = tensors["tokens"].tolist(), tensors["kv"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"this is not KV that an engine exported: {error!r}") from None
+    mine = json.dumps(asdict(fingerprint))
+    if about.get("drawloom") != mine or about.get("weights") != weights:
+        raise EngineError(
+            f"this KV is of another model or weights ({about.get('drawloom')}, weights "
+            f"{about.get('weights')!r}); here are {mine}, weights {weights!r}"
+        )
+    if kv.shape[0] != -(-len(tokens) // fingerprint.block_size):
+        raise EngineError("this KV and its tokens do not belong together")
+    return tokens, kv
+
+
+__all__ = ["Fingerprint", "pack", "unpack"]

@@ -39,7 +39,9 @@ class LLGuidance:
 def _compiled(llguidance: Any, kind: str, text: str) -> str:
     matcher = llguidance.LLMatcher
     if kind == "json_schema":
-        grammar = matcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": True})
+        # one way to write each value: a weak model would fill its answer with white space
+        spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        grammar = matcher.grammar_from_json_schema(text, overrides=spaces)
     elif kind == "regex":
         grammar = matcher.grammar_from_regex(text)
     elif kind == "choice":

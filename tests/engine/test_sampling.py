@@ -1,10 +1,14 @@
 """Sampling: greedy, filters, and noise that belongs to the request alone."""
 
+from typing import Any
+
+import pytest
 import torch
 
 from drawloom.engine.plan import Chunk
 from drawloom.engine.sampling import gumbel, sample
 from drawloom.engine.sequence import SamplingParams, Sequence
+from drawloom.errors import ConfigError
 
 
 def _chunk(name: str, params: SamplingParams, position: int = 8, lineage: str = "x") -> Chunk:
@@ -59,3 +63,45 @@ def test_gumbel_noise_has_the_right_mean() -> None:
     noise = gumbel([1, 2, 3], 20_000, torch.device("cpu"))
     assert abs(noise.mean().item() - 0.5772) < 0.02
     assert torch.isfinite(noise).all()
+
+
+def _after(prompt: list[int], said: list[int], **options: Any) -> Chunk:
+    seq = Sequence("a", "x", prompt + said, SamplingParams(**options), said=len(said))
+    return Chunk(seq, [said[-1] if said else prompt[-1]], len(seq.tokens) - 1, [0], True)
+
+
+def test_bias_makes_a_token_certain_or_impossible() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 0.5]])
+    assert _one(logits, _after([0], [], logit_bias=((3, 100.0),))) == 3
+    assert _one(logits, _after([0], [], logit_bias=((1, -100.0),))) == 2
+
+
+def test_penalties_count_what_was_said_and_not_the_prompt() -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.5, 0.5]])
+    assert _one(logits, _after([1, 1, 1], [0], presence_penalty=2.0)) == 1
+    assert _one(logits, _after([0], [1], presence_penalty=1.0)) == 2
+    assert _one(logits, _after([0], [1, 2, 2], presence_penalty=0.1, frequency_penalty=0.3)) == 1
+    assert _one(logits, _after([1], [0], repetition_penalty=1.5)) == 2
+
+
+def test_penalties_leave_the_log_probabilities_alone() -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.5, 0.5]])
+    chunk = _after([0], [1], presence_penalty=1.0, logprobs=True, top_logprobs=2)
+    found = sample(logits, [chunk])["a"]
+    assert found.token == 2
+    assert found.logprob == pytest.approx(logits.log_softmax(-1)[0, 2].item())
+    assert [token for token, _ in found.top] == [1, 2]
+
+
+def _one(logits: torch.Tensor, chunk: Chunk) -> int:
+    return sample(logits, [chunk])["a"].token
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_tokens": -1}, {"top_logprobs": 21}, {"repetition_penalty": 0.0},
+     {"presence_penalty": 1000.0}, {"stop": ("",)}, {"top_p": 0.0}],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        SamplingParams(**options)

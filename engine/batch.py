@@ -272,7 +272,7 @@ class Batch:
 
     def _finish_reason(self, seq: Sequence, token: int) -> FinishReason | None:
         params = seq.params
-        if token in params.stop_ids or (token in self._eos and not params.ignore_eos):
+        if self.ends(seq, token):
             return FinishReason.STOP
         if seq.guide is not None and seq.guide.complete:
             return FinishReason.STOP
@@ -280,6 +280,11 @@ class Batch:
         if length - seq.prompt_length >= params.max_tokens or length >= self.max_context:
             return FinishReason.LENGTH
         return None
+
+    def ends(self, seq: Sequence, token: int) -> bool:
+        """Whether a token is one that ends a sequence."""
+        params = seq.params
+        return token in params.stop_ids or (token in self._eos and not params.ignore_eos)
 
     def _preempt(self, seq: Sequence) -> None:
         self.counters.preemptions += 1

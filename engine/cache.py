@@ -185,7 +185,7 @@ class KVCache:
         children = self.index.children.get(parent, {})
         for entry in islice(reversed(children.values()), _BRANCHES_SEARCHED):
             common = _common(rest, entry.tokens)
-            if common > length and entry.load is None:
+            if common > length:
                 best, length = entry, common
         return best, length
 
@@ -216,7 +216,7 @@ class KVCache:
         room = self.available - sum(1 for e in here if not self.pool.refs(e.block))
         need = self.blocks_for(wanted) - found.first - len(here)
         branch = found.branch
-        if branch is not None and need + (branch.block >= 0) > room:
+        if branch is not None and need + _ready(branch) > room:
             branch = None
         if need > room:
             return None
@@ -240,7 +240,7 @@ class KVCache:
             else:
                 entry.pins += 1  # making room must not take it
         if branch is not None:
-            if branch.block >= 0:
+            if _ready(branch):
                 index.hold(branch)
             else:
                 branch.pins += 1
@@ -262,7 +262,7 @@ class KVCache:
             return []
         target = self._take(self._wish(seq))
         seq.blocks.append(target)
-        if branch.block < 0:
+        if not _ready(branch):  # straight into its own block, whoever else loads it
             index.load(branch, target, seq, private=True)
             index.unpin(branch)
             return []
@@ -275,7 +275,7 @@ class KVCache:
     def _count_start(self, seq: Sequence, found: Match, branch: Entry | None) -> None:
         counters, record = self.counters, self._lineages.get(seq.lineage)
         host = sum(self.block_size for e in found.entries if e.load is not None)
-        if branch is not None and branch.block < 0:
+        if branch is not None and not _ready(branch):
             host += seq.computed % self.block_size
         if not seq.preemptions:
             seq.hit_host = host
@@ -673,6 +673,11 @@ class KVCache:
             for entry in record.entries[: record.leased]:
                 assert name in entry.leases or entry.dead or entry.block < 0
         assert set(self._coming.values()) <= {seq.id for seq in sequences}
+
+
+def _ready(entry: Entry) -> bool:
+    """Whether a block is on the device, all of it."""
+    return entry.block >= 0 and entry.load is None
 
 
 def _common(mine: list[int], theirs: list[int] | tuple[int, ...]) -> int:

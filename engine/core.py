@@ -134,7 +134,7 @@ class EngineCore:
             said=request.said,
             guide=self._guide(request),
         )
-        text = self.tokenizer.stream(request.params.stop)
+        text = self.tokenizer.stream(request.params.stop, special=request.params.show_special)
         for token in request.tokens[len(request.tokens) - request.said :]:
             text.push(token)
         self._supersede(request.lineage)
@@ -259,7 +259,8 @@ class EngineCore:
         request.first = request.first or self._clock()
         if token is None:
             return self._delta(request, finish)
-        piece = request.text.push(token)
+        ends = finish is FinishReason.STOP and self.batch.ends(seq, token)
+        piece = "" if ends and seq.params.show_special else request.text.push(token)
         if request.text.stopped and finish is None:
             self.batch.cancel(seq.id)
             finish = FinishReason.STOP

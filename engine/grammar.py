@@ -60,7 +60,7 @@ class _Guide:
     def __init__(self, matcher: Any, size: int, tokenizer: Tokenizer, after: str) -> None:
         self._matcher, self._size = matcher, size
         self._after = after
-        self._text = tokenizer.stream() if after else None
+        self._text = tokenizer.stream(special=True) if after else None
         self._tail = ""
 
     def mask(self) -> bytes:

@@ -40,7 +40,7 @@ class NumberTokenizer(Tokenizer):
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         return "".join(f"{token} " for token in ids)
 
-    def stream(self, stop: tuple[str, ...] = ()) -> TextStream:
+    def stream(self, stop: tuple[str, ...] = (), *, special: bool = False) -> TextStream:
         return _Numbers(stop)
 
 

@@ -26,6 +26,8 @@ class SamplingParams:
         top_logprobs: and so many of the likeliest tokens at each place.
         score_from: report the log-probabilities of the prompt's tokens from this place on; -1 is
             none, and place 0 has none, since nothing precedes it.
+        show_special: leave special tokens in the text, but for the one that ends it (some models
+            mark their tool calls with such tokens).
         ignore_eos: go on past the end-of-sequence token (benchmarks).
     """
 
@@ -43,6 +45,7 @@ class SamplingParams:
     logprobs: bool = False
     top_logprobs: int = 0
     score_from: int = -1
+    show_special: bool = False
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:

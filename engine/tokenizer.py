@@ -42,8 +42,8 @@ class Tokenizer:
         text: str = self._tokenizer.to_str()
         return text
 
-    def stream(self, stop: tuple[str, ...] = ()) -> "TextStream":
-        return TextStream(self._tokenizer, stop)
+    def stream(self, stop: tuple[str, ...] = (), *, special: bool = False) -> "TextStream":
+        return TextStream(self._tokenizer, stop, special)
 
 
 class TextStream:
@@ -52,9 +52,9 @@ class TextStream:
     What could still become a stop string is held back until it is decided.
     """
 
-    def __init__(self, tokenizer: _Tokenizer, stop: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: _Tokenizer, stop: tuple[str, ...], special: bool = False) -> None:
         self._tokenizer, self._stop = tokenizer, stop
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._decoder = DecodeStream(skip_special_tokens=not special)
         self._held = ""
         self.stopped = False
 

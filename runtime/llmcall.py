@@ -11,7 +11,7 @@ from drawloom.errors import EngineError
 from drawloom.events import StepFinished, StepReady, ToolNamed
 from drawloom.runtime.program import Program
 from drawloom.tools.calls import ToolCall
-from drawloom.tools.parsers import Closed, HermesParser, Named, Piece, Text
+from drawloom.tools.parsers import SPECIAL, Closed, Named, Piece, Text, make_parser
 
 _ENGINE_TRIES = 2
 
@@ -50,11 +50,16 @@ class LlmCall:
         self.push, self.start_early = push, start_early
         account = program.account
         account.before_llm()
-        self.params = replace(params, max_tokens=max(1, account.output_left(params.max_tokens)))
+        self.format = program.template.calls
+        self.params = replace(
+            params,
+            max_tokens=max(1, account.output_left(params.max_tokens)),
+            show_special=self.format in SPECIAL,
+        )
         self.clear()
 
     def clear(self) -> None:
-        self.parser = HermesParser(self.key)
+        self.parser = make_parser(self.format, self.key)
         self.text = ""
         self.calls: list[ToolCall] = []
         self.output: list[int] = []

@@ -15,15 +15,20 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from drawloom.errors import CheckpointError, ConfigError
+from drawloom.tools.parsers import detect
 
 Message = dict[str, Any]
 _MARK = "\u2402drawloom\u2403"
 
 
 class ChatTemplate:
-    """Renders chats for one model. Templates are untrusted: they run in Jinja's sandbox."""
+    """Renders chats for one model. Templates are untrusted: they run in Jinja's sandbox.
 
-    def __init__(self, source: str, bos: str = "", eos: str = "") -> None:
+    `calls` is the name of the parser that reads what the model writes; by default the one whose
+    marks the template has.
+    """
+
+    def __init__(self, source: str, bos: str = "", eos: str = "", calls: str = "") -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
@@ -35,6 +40,7 @@ class ChatTemplate:
         except TemplateError as error:
             raise CheckpointError(f"the chat template does not compile: {error}") from None
         self._bos, self.eos = bos, eos
+        self.calls = calls or detect(source)
 
     @classmethod
     def load(cls, folder: Path) -> "ChatTemplate":

@@ -20,7 +20,6 @@ from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import CheckpointError, ConfigError, ContextTooLong, EngineClosed, EngineError
 from drawloom.leases import LeaseStatus
 
-
 CONFIG = EngineConfig(kv_tokens=1024, host_tokens=1024)
 
 

@@ -1,0 +1,137 @@
+"""What a parser of streaming text says, and its seam.
+
+A parser is fed text cut anywhere and says what it is sure of: plain text, thoughts, that a call's
+*name* is known (its environment can be claimed), that a call is complete (a readonly one can
+start). Nothing a model writes makes it raise: what cannot be understood is a call with an `error`.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from drawloom.tools.calls import ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Plain text for the reader."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What a model thinks before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A call's name is known, its arguments are still being written."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A call is complete."""
+
+    index: int
+    call: ToolCall
+
+
+Piece = Text | Reasoning | Named | Closed
+
+
+class Parser(Protocol):
+    """One for each turn."""
+
+    def feed(self, text: str) -> list[Piece]: ...
+
+    def end(self) -> list[Piece]:
+        """The turn is over: what was open is closed as it is."""
+        ...
+
+
+HEAD = re.compile(r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]+)"')
+"""How a call that is a JSON object begins, up to its name."""
+
+
+def read_call(id: str, body: str) -> ToolCall:
+    """The call that a JSON object stands for; with an `error` if it stands for none."""
+    body = body.strip()
+    try:
+        data = json.loads(body, strict=False)
+        if not isinstance(data, dict):
+            return ToolCall(id, "", {}, body, "a tool call is a JSON object")
+        name, arguments = data.get("name"), data.get("arguments", data.get("parameters", {}))
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments or "{}", strict=False)
+    except (ValueError, RecursionError) as error:
+        begun = HEAD.match(body)
+        name = begun[1] if begun else ""
+        return ToolCall(id, name, {}, body, f"the call is not valid JSON: {error}")
+    return checked(id, name, arguments, body)
+
+
+def checked(id: str, name: Any, arguments: Any, body: str) -> ToolCall:
+    if not isinstance(name, str) or not name:
+        return ToolCall(id, "", {}, body, "the call has no name")
+    if not isinstance(arguments, dict):
+        return ToolCall(id, name, {}, body, "the arguments are not a JSON object")
+    return ToolCall(id, name, arguments, body)
+
+
+def overlap(text: str, mark: str) -> int:
+    """The longest end of `text` that `mark` begins with, `mark` itself excluded."""
+    longest = min(len(text), len(mark) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(mark[:n])), 0)
+
+
+class Brackets:
+    """Finds where a bracketed thing ends in text that comes in parts, strings respected."""
+
+    def __init__(self, quotes: str = '"') -> None:
+        self._quotes = quotes
+        self._depth = 0
+        self._quote = ""
+        self._escaped = False
+
+    def end(self, text: str, start: int) -> int:
+        """Where the thing that began earlier ends in `text`, scanned from `start`; -1 if later."""
+        for at in range(start, len(text)):
+            char = text[at]
+            if self._quote:
+                if self._escaped:
+                    self._escaped = False
+                elif char == "\\":
+                    self._escaped = True
+                elif char == self._quote:
+                    self._quote = ""
+            elif char in self._quotes:
+                self._quote = char
+            elif char in "([{":
+                self._depth += 1
+            elif char in ")]}":
+                self._depth -= 1
+                if self._depth <= 0:
+                    return at + 1
+        return -1
+
+
+__all__ = [
+    "HEAD",
+    "Brackets",
+    "Closed",
+    "Named",
+    "Parser",
+    "Piece",
+    "Reasoning",
+    "Text",
+    "checked",
+    "overlap",
+    "read_call",
+]

@@ -36,9 +36,16 @@ class Live:
     """Feeds events to the core and carries out what it decides, on one event loop."""
 
     def __init__(
-        self, policy: Policy, engine: Engine, pool: Pool | None, store: Store, bus: EventBus
+        self,
+        policy: Policy,
+        engine: Engine,
+        pool: Pool | None,
+        store: Store,
+        bus: EventBus,
+        record: bool = True,
     ) -> None:
         self.scheduler = Scheduler(policy)
+        self._record = record
         self.engine, self.pool, self.store, self.bus = engine, pool, store, bus
         self.envs: dict[str, Env] = {}
         self._events: deque[Event] = deque()
@@ -207,6 +214,8 @@ class Live:
     # --- book-keeping ---------------------------------------------------------------------
 
     def _decided(self, action: Action, **more: Any) -> None:
+        if not self._record:
+            return
         detail = asdict(action) | more
         program = detail.pop("program")
         self.store.decide(program, type(action).__name__, detail)

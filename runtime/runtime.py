@@ -12,6 +12,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from drawloom.engine.base import Engine
+from drawloom.engine.config import EngineConfig
 from drawloom.environments import Env
 from drawloom.errors import (
     BudgetExceeded,
@@ -97,6 +98,9 @@ class Runtime:
         kv_tokens: tokens of KV cache; 0 takes what fits.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         template: how chats are rendered, for an `Engine` that brings no checkpoint folder.
+        engine: options of the embedded engine, an `EngineConfig`; instead of the two before.
+        isolate: run the engine in a process of its own, whose crash fails no program.
+        record: keep the scheduler's decisions in the store.
 
     Raises on entry: `CheckpointError`, `StoreError`, `SandboxUnavailable`, `ConfigError`.
     """
@@ -113,11 +117,15 @@ class Runtime:
         kv_tokens: int = 0,
         device: str = "auto",
         template: ChatTemplate | None = None,
+        engine: EngineConfig | None = None,
+        isolate: bool = False,
+        record: bool = True,
     ) -> None:
         self._policy = make_policy(policy)
         self._model, self._url, self._sandbox, self._docker = model, store, sandbox, docker
         self._pool_size, self._kv_tokens, self._device = pool, kv_tokens, device
         self._template = template
+        self._config, self._isolate, self._record = engine, isolate, record
         self._runs: dict[str, Run[Any]] = {}
         self._live: Live | None = None
         self.bus: EventBus = LocalBus()
@@ -128,6 +136,13 @@ class Runtime:
         if self._live is None:
             raise ConfigError("this runtime is not open: async with Runtime(…) as rt")
         return self._live
+
+    @property
+    def template(self) -> ChatTemplate:
+        """How this runtime renders chats. Raises `ConfigError` when it was given none."""
+        if self._template is None:
+            raise ConfigError("an engine of your own needs Runtime(template=ChatTemplate(…))")
+        return self._template
 
     @property
     def store(self) -> Store:
@@ -143,7 +158,7 @@ class Runtime:
             pool = Pool(provider, limit=self._pool_size) if provider is not None else None
             if pool is not None:
                 undo.push_async_callback(pool.close)
-            live = Live(self._policy, engine, pool, store, self.bus)
+            live = Live(self._policy, engine, pool, store, self.bus, self._record)
             undo.push_async_callback(live.close)
             self._live = live
             await self._sweep()
@@ -217,9 +232,7 @@ class Runtime:
         replay: dict[str, StepRow],
         adopted: bool = False,
     ) -> Run[R]:
-        if self._template is None:
-            raise ConfigError("an engine of your own needs Runtime(template=ChatTemplate(…))")
-        program = Program(id, agent, self.live, self._template, Account(agent.budget), replay)
+        program = Program(id, agent, self.live, self.template, Account(agent.budget), replay)
         program.adopted = adopted
         for env in _envs(agent):
             self.live.know(env)
@@ -290,14 +303,15 @@ class Runtime:
         if not isinstance(self._model, str):
             return self._model
         from drawloom.engine.checkpoint import resolve
-        from drawloom.engine.config import EngineConfig
         from drawloom.engine.local import LocalEngine
+        from drawloom.engine.process import ProcessEngine
 
         folder = str(tiny_model()) if self._model == TINY else self._model
-        config = EngineConfig(device=self._device, kv_tokens=self._kv_tokens)
+        config = self._config or EngineConfig(device=self._device, kv_tokens=self._kv_tokens)
+        host = ProcessEngine if self._isolate else LocalEngine
         path = await asyncio.to_thread(resolve, folder)
         self._template = self._template or ChatTemplate.load(path)
-        return await asyncio.to_thread(LocalEngine.load, str(path), config)
+        return await asyncio.to_thread(host.load, str(path), config)
 
     async def _open_provider(self, owner: str) -> Provider | None:
         kind = self._sandbox

@@ -126,6 +126,58 @@ def trace(program: str, *, store: StoreUrl = STORE, json: Json = False) -> int:
 
 
 @app.command
+def serve(
+    *,
+    model: Model = "tinyagent",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    name: str = "",
+    policy: Policy = "drawloom",
+    device: str = "auto",
+    dtype: str = "auto",
+    kv_tokens: int = 0,
+    host_tokens: int = 0,
+    max_sequences: int = 64,
+    reasoning: bool = False,
+    always_usage: bool = False,
+    isolate: bool = False,
+) -> int:
+    """Serve a model over HTTP, on the wire that OpenAI's clients speak.
+
+    Args:
+        host: the address to listen on. Nobody is asked for a key: keep it on loopback.
+        port: 0 takes any that is free.
+        name: what the model is called on the wire; by default as it is loaded.
+        kv_tokens: tokens of KV cache; 0 takes what fits.
+        host_tokens: tokens of KV that host memory holds behind it.
+        max_sequences: requests computed at a time.
+        reasoning: the model thinks between <think> and </think> first.
+        always_usage: end every stream with its usage, asked for or not.
+        isolate: run the engine in a process of its own, whose crash fails no request.
+    """
+    from drawloom.engine.config import EngineConfig
+    from drawloom.runtime.runtime import Runtime
+    from drawloom.runtime.server import serve as server
+
+    config = EngineConfig(
+        device, dtype, kv_tokens=kv_tokens, host_tokens=host_tokens, max_sequences=max_sequences
+    )
+    runtime = Runtime(
+        model, policy=policy, sandbox="none", engine=config, isolate=isolate, record=False
+    )
+    listener = server.bind(host, port)
+    serving = server.serve(
+        runtime,
+        listener,
+        name=name or Path(model).name,
+        reasoning=reasoning,
+        always_usage=always_usage,
+    )
+    asyncio.run(serving)
+    return 0
+
+
+@app.command
 def doctor(*, json: Json = False) -> int:
     """Say what this machine has, and what falls back to what."""
     from drawloom.runtime.cli import doctor as examination

@@ -23,6 +23,11 @@ def emit(data: Any) -> None:
     print(js.dumps(to_jsonable_python(data, fallback=str), indent=2))
 
 
+def note(words: str) -> None:
+    """A line for whoever watches, beside the output."""
+    print(f"drawloom: {words}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def demo_progress(quiet: bool) -> Iterator[Progress]:
     """Hears of every program that starts or ends."""

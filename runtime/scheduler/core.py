@@ -83,7 +83,7 @@ class Scheduler:
         actions: list[Action] = []
         for lineage in program.lineages.values():
             graph.observe(lineage.state, END)
-            actions.append(self._release(program, lineage))
+            actions.append(self._release(program, lineage, event.keep))
         return [*actions, ReleaseEnvs(program.id), *self._rebalance(now)]
 
     def _rebalance(self, now: float) -> list[Action]:
@@ -147,8 +147,9 @@ class Scheduler:
         self.world.graph(program.about.agent).observe(lineage.state, END)
         return [self._release(program, lineage)]
 
-    def _release(self, program: Program, lineage: Lineage) -> ReleaseKV:
-        return ReleaseKV(lineage.engine, program.id, lineage.id, self.policy.evict_at_end())
+    def _release(self, program: Program, lineage: Lineage, keep: bool = False) -> ReleaseKV:
+        evict = self.policy.evict_at_end() and not keep
+        return ReleaseKV(lineage.engine, program.id, lineage.id, evict)
 
     # --- tools and environments -----------------------------------------------------------
 

@@ -92,9 +92,11 @@ class LineageEnded:
 
 @dataclass(frozen=True, slots=True)
 class ProgramEnded:
-    """It returned, failed, was cancelled, or its client is gone."""
+    """It returned, failed, was cancelled, or its client is gone. With `keep` somebody may go on
+    where it was: its KV stays as long as there is room."""
 
     program: str
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The HTTP server: the wire of OpenAI, and programs behind it."""

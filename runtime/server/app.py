@@ -1,0 +1,291 @@
+"""The server: routes, errors, streams."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from drawloom.errors import ConfigError, ContextTooLong, DrawloomError
+from drawloom.ids import new_id
+from drawloom.runtime.runtime import Runtime
+from drawloom.runtime.server.chat import ChatCompletion, Event, Served
+from drawloom.runtime.server.completions import Completion
+from drawloom.runtime.server.metrics import Timings, render
+from drawloom.runtime.server.programs import Programs
+from drawloom.runtime.server.wire import (
+    ChatRequest,
+    CompletionRequest,
+    HttpError,
+    ReleaseRequest,
+    Sampling,
+)
+
+log = logging.getLogger("drawloom.server")
+
+_MOST_BYTES = 16 << 20
+_WAITING_SECONDS, _PATIENCE = 15.0, 5.0
+T = TypeVar("T", bound=Any)
+
+
+class _Job(Protocol):
+    async def whole(self) -> Event: ...
+
+    def chunks(self) -> AsyncGenerator[Event, None]: ...
+
+
+class Server:
+    """An open runtime over HTTP. `name` is what the model is called on the wire."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        name: str = "",
+        reasoning: bool = False,
+        always_usage: bool = False,
+        ttl: float = 300.0,
+    ) -> None:
+        live = runtime.live
+        info = replace(live.engine.info, model=name or Path(live.engine.info.model).name)
+        self.live, self.info = live, info
+        self.programs = Programs(live, ttl)
+        self.timings = Timings(info)
+        self.served = Served(
+            info.model,
+            runtime.template,
+            live.engine.tokenizer,
+            self.programs,
+            self.timings,
+            info.max_context,
+            reasoning,
+            always_usage,
+        )
+        routes = [
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/completions", self._completion, methods=["POST"]),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{id:path}", self._model),
+            Route("/programs/release", self._release, methods=["POST"]),
+            Route("/v1/programs/{id:path}", self._delete, methods=["DELETE"]),
+            Route("/health", self._health),
+            Route("/metrics", self._metrics),
+        ]
+        handlers: dict[Any, Any] = {
+            DrawloomError: _refused, HTTPException: _no_such_page, Exception: _broken
+        }  # fmt: skip
+        self.app = Starlette(routes=routes, exception_handlers=handlers)
+
+    async def close(self) -> None:
+        await self.programs.close()
+
+    # --- completions ----------------------------------------------------------------------
+
+    async def _chat(self, request: Request) -> Response:
+        asked = await _read(request, ChatRequest)
+        job = ChatCompletion(self.served, asked, *_identity(request, asked))
+        return await self._answer(request, job, asked.stream, job.place.program.id)
+
+    async def _completion(self, request: Request) -> Response:
+        asked = await _read(request, CompletionRequest)
+        program, tenant = _identity(request, asked)
+        job = Completion(self.served, asked, program, tenant)
+        return await self._answer(request, job, asked.stream, program or "")
+
+    async def _answer(self, request: Request, job: _Job, stream: bool, program: str) -> Response:
+        headers = {"x-request-id": new_id("req"), "x-program-id": program}
+        if not stream:
+            return JSONResponse(await _unless_gone(request, job.whole()), headers=headers)
+        headers["cache-control"] = "no-cache"
+        chunks = job.chunks()
+        first: asyncio.Future[Event | None] = asyncio.ensure_future(anext(chunks, None))
+        try:  # what cannot begin is a plain error, not a stream; who is held gets comments
+            await _unless_gone(request, asyncio.wait({first}, timeout=_PATIENCE))
+            if first.done():
+                first.result()
+        except BaseException:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await chunks.aclose()
+            raise
+        return _EventStream(_events(first, chunks), headers)
+
+    # --- everything else ------------------------------------------------------------------
+
+    def _about(self) -> Event:
+        about = {"id": self.served.model, "object": "model", "owned_by": "drawloom"}
+        return about | {"created": 0, "max_model_len": self.info.max_context}
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._about()]})
+
+    async def _model(self, request: Request) -> Response:
+        if request.path_params["id"] != self.served.model:
+            raise HttpError(404, f"only {self.served.model!r} is served", code="model_not_found")
+        return JSONResponse(self._about())
+
+    async def _release(self, request: Request) -> Response:
+        asked = await _read(request, ReleaseRequest)
+        return self._ended(request, asked.program_id)
+
+    async def _delete(self, request: Request) -> Response:
+        return self._ended(request, request.path_params["id"])
+
+    def _ended(self, request: Request, name: str) -> Response:
+        found = self.programs.end(self.programs.key(name, _tenant(request)))
+        return JSONResponse({"program_id": name, "released": found}, 200 if found else 404)
+
+    async def _health(self, request: Request) -> Response:
+        stats = await self.live.engine.stats()
+        return JSONResponse({"status": "asleep" if stats.asleep else "ok"})
+
+    async def _metrics(self, request: Request) -> Response:
+        stats = await self.live.engine.stats()
+        page = render(self.timings, self.info, stats, len(self.programs))
+        return Response(page, media_type="text/plain; version=0.0.4")
+
+
+async def _read(request: Request, kind: type[T]) -> T:
+    """A body as a model. Raises `HttpError` with the field that is wrong."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > _MOST_BYTES:
+            raise HttpError(413, f"a request has at most {_MOST_BYTES >> 20} MiB")
+    try:
+        asked: T = kind.model_validate_json(bytes(body))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise HttpError(400, f"{where or 'body'}: {first['msg']}", param=where or None) from None
+    return asked
+
+
+def _tenant(request: Request) -> str:
+    return request.headers.get("x-tenant") or "default"
+
+
+def _identity(request: Request, asked: Sampling) -> tuple[str | None, str]:
+    """The program and the tenant of a request, in the order of research/sdk.md §4."""
+    about = asked.metadata or {}
+    named = (
+        asked.program_id
+        or asked.session_id
+        or about.get("program_id")
+        or request.headers.get("x-program-id")
+        or request.headers.get("x-session-id")
+        or asked.prompt_cache_key
+    )
+    return (str(named) if named else None), request.headers.get(
+        "x-tenant"
+    ) or asked.user or "default"
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """The result of some work; a client that leaves meanwhile ends it at once."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise HttpError(499, "the client has gone")
+        result: T = task.result()
+        return result
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _EventStream(Response):
+    """Server-sent events. A client that leaves, even one that waits, ends what makes them."""
+
+    def __init__(self, events: AsyncGenerator[str, None], headers: dict[str, str]) -> None:
+        super().__init__(headers=headers, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._made = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.ensure_future(self._send(send))
+        gone = asyncio.ensure_future(_disconnected(Request(scope, receive)))
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, gone):
+                task.cancel()
+            await asyncio.gather(sending, gone, return_exceptions=True)
+            await self._made.aclose()
+
+    async def _send(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        async for event in self._made:
+            body = {"type": "http.response.body", "body": event.encode(), "more_body": True}
+            await send(body)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _events(
+    task: "asyncio.Future[Event | None]", chunks: AsyncGenerator[Event, None]
+) -> AsyncGenerator[str, None]:
+    """Chunks as lines. A comment now and then keeps the client's read timeout away."""
+    async with aclosing(chunks):
+        while True:
+            try:
+                while not (await asyncio.wait({task}, timeout=_WAITING_SECONDS))[0]:
+                    yield ": waiting\n\n"
+                chunk = task.result()
+            except DrawloomError as error:
+                yield f"data: {json.dumps(_wire_error(error).body)}\n\n"
+                return
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            if chunk is None:
+                yield "data: [DONE]\n\n"
+                return
+            yield f"data: {json.dumps(chunk)}\n\n"
+            task = asyncio.ensure_future(anext(chunks, None))
+
+
+def _wire_error(error: DrawloomError) -> HttpError:
+    if isinstance(error, HttpError):
+        return error
+    if isinstance(error, ContextTooLong):
+        return HttpError(400, str(error), code="context_length_exceeded")
+    return HttpError(400 if isinstance(error, ConfigError) else 500, str(error))
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DrawloomError)
+    wire = _wire_error(error)
+    return JSONResponse(wire.body, wire.status, headers={"x-request-id": new_id("req")})
+
+
+async def _no_such_page(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse(HttpError(error.status_code, str(error.detail)).body, error.status_code)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    log.error("a request failed", exc_info=error)
+    return JSONResponse(HttpError(500, "this is a bug in drawloom; see its log").body, 500)
+
+
+__all__ = ["Server"]

@@ -1,0 +1,348 @@
+"""One completion: from the request as it came to the answer, streamed or whole."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from drawloom.engine.base import Delta, Grammar, Usage
+from drawloom.engine.sequence import FinishReason, SamplingParams
+from drawloom.engine.tokenizer import Tokenizer
+from drawloom.errors import ConfigError
+from drawloom.ids import new_id
+from drawloom.runtime.server.metrics import Timings
+from drawloom.runtime.server.programs import Place, Programs
+from drawloom.runtime.server.wire import ChatRequest, HttpError, ToolChoice
+from drawloom.tools.forced import call_grammar
+from drawloom.tools.parsers import (
+    SPECIAL,
+    Closed,
+    Named,
+    Parser,
+    Piece,
+    Reasoning,
+    Text,
+    make_parser,
+)
+from drawloom.tools.template import ChatTemplate
+
+Event = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Served:
+    """What a server serves: a model's template, its programs, and how long things take."""
+
+    model: str
+    template: ChatTemplate
+    tokenizer: Tokenizer
+    programs: Programs
+    timings: Timings
+    max_context: int
+    reasoning: bool = False
+    always_usage: bool = False
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One answer as it grows."""
+
+    index: int
+    parser: Parser
+    text: str = ""
+    thought: str = ""
+    calls: list[Event] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[Event] = field(default_factory=list)
+    finish: str = ""
+    usage: Usage | None = None
+
+
+class ChatCompletion:
+    """Raises `HttpError` on creation for what makes no sense."""
+
+    def __init__(
+        self, served: Served, asked: ChatRequest, program: str | None, tenant: str
+    ) -> None:
+        self.served, self.asked = served, asked
+        self.id, self.created = new_id("chatcmpl"), int(time.time())
+        if asked.model and asked.model != served.model:
+            raise HttpError(
+                404, f"model {asked.model!r} is not served here; {served.model!r} is",
+                param="model", code="model_not_found",
+            )  # fmt: skip
+        self.count = asked.choices
+        self.tools = [t.schema_for_model() for t in asked.tools or []]
+        forced = self._forced()
+        offered = [] if asked.tool_choice == "none" else self.tools
+        try:
+            text = served.template.render([m.rendered() for m in asked.messages], offered)
+        except ConfigError as error:
+            raise HttpError(400, str(error), param="messages") from None
+        format_ = asked.response_format
+        self.grammar = forced or (format_.grammar() if format_ is not None else None)
+        self.text = text
+        output = asked.max_completion_tokens or asked.max_tokens or 0
+        self.place = served.programs.place(program, tenant, asked.priority, text, output)
+        try:
+            self.params = self._params()
+        except BaseException:
+            served.programs.leave(self.place, None, [])
+            raise
+
+    def _params(self) -> SamplingParams:
+        asked, served = self.asked, self.served
+        if asked.max_completion_tokens is not None:
+            asked.max_tokens = asked.max_completion_tokens
+        room = served.max_context - len(self.place.tokens)
+        if room < 1:
+            raise HttpError(
+                400,
+                f"the prompt has {len(self.place.tokens)} tokens; this model holds "
+                f"{served.max_context}: shorten it",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        if asked.top_logprobs is not None and not asked.logprobs:
+            raise HttpError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        return asked.params(
+            room,
+            logprobs=bool(asked.logprobs),
+            top_logprobs=asked.top_logprobs or 0,
+            show_special=served.template.calls in SPECIAL,
+        )
+
+    def _forced(self) -> Grammar | None:
+        choice, asked = self.asked.tool_choice, self.asked
+        if choice in (None, "none", "auto"):
+            return None
+        functions = [t["function"] for t in self.tools]
+        if isinstance(choice, ToolChoice):
+            functions = [f for f in functions if f["name"] == choice.function.name]
+        if not functions:
+            raise HttpError(
+                400, "tool_choice asks for a tool that is not given", param="tool_choice"
+            )
+        several = choice == "required" and asked.parallel_tool_calls is not False
+        known = self.served.tokenizer.id_of
+        try:
+            lark = call_grammar(
+                self.served.template.calls, functions, several, lambda m: known(m) is not None
+            )
+        except ConfigError as error:
+            raise HttpError(400, str(error), param="tool_choice") from None
+        return Grammar("lark", lark, after="</think>" if self.served.reasoning else "")
+
+    # --- running --------------------------------------------------------------------------
+
+    async def events(self) -> AsyncGenerator[tuple[_Choice, list[Piece], Delta], None]:
+        """What comes of all choices, as it comes."""
+        served, place = self.served, self.place
+        self.choices = [self._choice(i) for i in range(self.count)]
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+        whole = False
+        tasks = [asyncio.create_task(self._run(c, queue)) for c in self.choices]
+        try:
+            open_ = len(tasks)
+            while open_:
+                item = await queue.get()
+                if item is None:
+                    open_ -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+            whole = True
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._leave(place, served, whole)
+
+    def _leave(self, place: Place, served: Served, whole: bool) -> None:
+        first = self.choices[0]
+        ids = [*place.tokens, *first.ids]
+        said = served.tokenizer.decode(first.ids, special=True)
+        served.programs.leave(place, self.text + said if whole else None, ids)
+        for choice in self.choices:
+            if choice.usage is not None:
+                served.timings.observe(choice.usage, choice.finish)
+
+    def _choice(self, index: int) -> _Choice:
+        served = self.served
+        name = served.template.calls if self.tools else "none"
+        prefix = f"call_{self.id[-8:]}_{index}"
+        if name == "none":
+            parser: Parser = _Plain()
+            return _Choice(index, _thinking(parser) if served.reasoning else parser)
+        return _Choice(index, make_parser(name, prefix, reasoning=served.reasoning))
+
+    async def _run(self, choice: _Choice, queue: "asyncio.Queue[Any]") -> None:
+        try:
+            stream = self.served.programs.generate(
+                self.place, self.params, self.grammar, choice.index
+            )
+            async with aclosing(stream) as deltas:
+                async for delta in deltas:
+                    pieces = choice.parser.feed(delta.text)
+                    if delta.finish is not None:
+                        pieces += choice.parser.end()
+                    self._take(choice, pieces, delta)
+                    queue.put_nowait((choice, pieces, delta))
+        except Exception as error:
+            queue.put_nowait(error)
+        finally:
+            queue.put_nowait(None)
+
+    def _take(self, choice: _Choice, pieces: list[Piece], delta: Delta) -> None:
+        choice.ids += delta.tokens
+        if self.params.logprobs:
+            tokens = zip(delta.tokens, delta.logprobs, strict=False)
+            tops = delta.tops or ((),) * len(delta.tokens)
+            choice.logprobs += [
+                self._logprob(t, p, top) for (t, p), top in zip(tokens, tops, strict=True)
+            ]
+        for piece in pieces:
+            if isinstance(piece, Text):
+                choice.text += piece.text
+            elif isinstance(piece, Reasoning):
+                choice.thought += piece.text
+            elif isinstance(piece, Named):
+                self.place.lineage.tool = piece.name
+            elif isinstance(piece, Closed):
+                call = piece.call
+                raw = json.dumps(call.arguments) if call.error is None else call.raw
+                function = {"name": call.name, "arguments": raw}
+                choice.calls.append({"id": call.id, "type": "function", "function": function})
+        if delta.finish is not None:
+            ended = "length" if delta.finish is FinishReason.LENGTH else "stop"
+            choice.finish = "tool_calls" if choice.calls and ended == "stop" else ended
+            choice.usage = delta.usage
+
+    def _logprob(self, token: int, value: float, top: Any) -> Event:
+        def one(token: int, value: float) -> Event:
+            text = self.served.tokenizer.decode([token], special=True)
+            return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+        return one(token, value) | {"top_logprobs": [one(*pair) for pair in top]}
+
+    # --- whole, or in parts ---------------------------------------------------------------
+
+    async def whole(self) -> Event:
+        async with aclosing(self.events()) as events:
+            async for _ in events:
+                pass
+        choices = [
+            {
+                "index": c.index,
+                "message": self._message(c),
+                "finish_reason": c.finish,
+                "logprobs": {"content": c.logprobs} if self.params.logprobs else None,
+            }
+            for c in self.choices
+        ]
+        return self._about("chat.completion") | {"choices": choices, "usage": self.usage()}
+
+    @staticmethod
+    def _message(choice: _Choice) -> Event:
+        text = choice.text.strip("\n") if choice.calls else choice.text
+        message: Event = {"role": "assistant", "content": text or (None if choice.calls else "")}
+        if choice.thought:
+            message["reasoning_content"] = choice.thought
+        if choice.calls:
+            message["tool_calls"] = choice.calls
+        return message
+
+    async def chunks(self) -> AsyncGenerator[Event, None]:
+        begun: set[int] = set()
+        async with aclosing(self.events()) as events:
+            async for choice, pieces, delta in events:
+                if choice.index not in begun:
+                    begun.add(choice.index)
+                    yield self._chunk(choice.index, {"role": "assistant", "content": ""})
+                for part in self._parts(choice, pieces):
+                    logprobs = choice.logprobs[-len(delta.tokens) :] if delta.tokens else []
+                    yield self._chunk(choice.index, part, logprobs=logprobs)
+                if delta.finish is not None:
+                    yield self._chunk(choice.index, {}, choice.finish)
+        options = self.asked.stream_options
+        if self.served.always_usage or (options is not None and options.include_usage):
+            yield self._about("chat.completion.chunk") | {"choices": [], "usage": self.usage()}
+
+    def _parts(self, choice: _Choice, pieces: list[Piece]) -> list[Event]:
+        """Deltas of the wire: a call's name first, its arguments when they are complete."""
+        parts: list[Event] = []
+        for piece in pieces:
+            if isinstance(piece, Text) and piece.text:
+                parts.append({"content": piece.text})
+            elif isinstance(piece, Reasoning):
+                parts.append({"reasoning_content": piece.text})
+            elif isinstance(piece, Named):
+                id = f"call_{self.id[-8:]}_{choice.index}-{piece.index}"
+                function = {"name": piece.name, "arguments": ""}
+                call = {"index": piece.index, "id": id, "type": "function", "function": function}
+                parts.append({"tool_calls": [call]})
+            elif isinstance(piece, Closed):
+                arguments = choice.calls[piece.index]["function"]["arguments"]
+                call = {"index": piece.index, "function": {"arguments": arguments}}
+                parts.append({"tool_calls": [call]})
+        return parts
+
+    def _chunk(
+        self,
+        index: int,
+        delta: Event,
+        finish: str | None = None,
+        logprobs: list[Event] | None = None,
+    ) -> Event:
+        choice: Event = {"index": index, "delta": delta, "finish_reason": finish}
+        if self.params.logprobs:
+            choice["logprobs"] = {"content": logprobs or []}
+        return self._about("chat.completion.chunk") | {"choices": [choice]}
+
+    def _about(self, kind: str) -> Event:
+        about = {"id": self.id, "object": kind, "created": self.created}
+        return about | {"model": self.served.model, "program_id": self.place.program.id}
+
+    def usage(self) -> Event:
+        return usage([c.usage for c in self.choices if c.usage is not None])
+
+
+class _Plain:
+    """No tools were given, so nothing is a call."""
+
+    def feed(self, text: str) -> list[Piece]:
+        return [Text(text)] if text else []
+
+    def end(self) -> list[Piece]:
+        return []
+
+
+def _thinking(inner: Parser) -> Parser:
+    from drawloom.tools.parsers import ReasoningParser
+
+    return ReasoningParser(inner)
+
+
+def usage(found: list[Usage]) -> Event:
+    """OpenAI's usage, and under `drawloom` what only we know."""
+    prompt = found[0].prompt_tokens if found else 0
+    output = sum(u.output_tokens for u in found)
+    first = found[0] if found else None
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": first.cached_tokens if first else 0},
+        "drawloom": {
+            "restored_tokens": first.restored_tokens if first else 0,
+            "queue_ms": round(1e3 * (first.started - first.submitted), 3) if first else 0.0,
+            "preemptions": sum(u.preemptions for u in found),
+        },
+    }
+
+
+__all__ = ["ChatCompletion", "Event", "Served", "usage"]

@@ -1,0 +1,144 @@
+"""`/v1/completions`: text or tokens in, text out, for harnesses that speak the older wire."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from drawloom.engine.base import Delta
+from drawloom.engine.sequence import FinishReason
+from drawloom.ids import new_id
+from drawloom.runtime.server.chat import Event, Served, usage
+from drawloom.runtime.server.wire import CompletionRequest, HttpError
+
+_PROMPTS = 64
+
+
+class Completion:
+    """Raises `HttpError` on creation for what makes no sense."""
+
+    def __init__(
+        self, served: Served, asked: CompletionRequest, program: str | None, tenant: str
+    ) -> None:
+        self.served, self.asked, self.program, self.tenant = served, asked, program, tenant
+        self.id, self.created = new_id("cmpl"), int(time.time())
+        if asked.model and asked.model != served.model:
+            raise HttpError(
+                404, f"model {asked.model!r} is not served here; {served.model!r} is",
+                param="model", code="model_not_found",
+            )  # fmt: skip
+        self.prompts = self._prompts()
+        if asked.echo and asked.stream:
+            raise HttpError(400, "echo cannot be streamed", param="echo")
+        self.count = asked.choices
+
+    def _prompts(self) -> list[list[int]]:
+        prompt: Any = self.asked.prompt
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+            prompt = [prompt]
+        encode = self.served.tokenizer.encode
+        prompts = [encode(p) if isinstance(p, str) else list(p) for p in prompt]
+        if not prompts or len(prompts) > _PROMPTS or not all(prompts):
+            raise HttpError(400, f"1 to {_PROMPTS} prompts, none empty", param="prompt")
+        for tokens in prompts:
+            if self.served.max_context - len(tokens) < 1:
+                raise HttpError(
+                    400, f"the prompt has {len(tokens)} tokens; this model holds "
+                    f"{self.served.max_context}", param="prompt", code="context_length_exceeded",
+                )  # fmt: skip
+        return prompts
+
+    async def whole(self) -> Event:
+        choices: list[Event] = []
+        usages = []
+        for tokens in self.prompts:
+            for _ in range(self.count):
+                deltas = [d async for d in self._stream(tokens)]
+                choices.append(self._choice(len(choices), tokens, deltas))
+                usages.append(deltas[-1].usage)
+        found = usage([u for u in usages if u is not None])
+        found["prompt_tokens"] = sum(len(p) for p in self.prompts)
+        found["total_tokens"] = found["prompt_tokens"] + found["completion_tokens"]
+        return self._about() | {"choices": choices, "usage": found}
+
+    async def chunks(self) -> AsyncGenerator[Event, None]:
+        usages = []
+        index = 0
+        for tokens in self.prompts:
+            for _ in range(self.count):
+                async with aclosing(self._stream(tokens)) as deltas:
+                    async for delta in deltas:
+                        finish = _finish(delta)
+                        if delta.text or finish:
+                            choice = {"index": index, "text": delta.text, "finish_reason": finish}
+                            yield self._about() | {"choices": [choice]}
+                        if delta.usage is not None:
+                            usages.append(delta.usage)
+                index += 1
+        options = self.asked.stream_options
+        if self.served.always_usage or (options is not None and options.include_usage):
+            yield self._about() | {"choices": [], "usage": usage(usages)}
+
+    async def _stream(self, tokens: list[int]) -> AsyncGenerator[Delta, None]:
+        asked, programs = self.asked, self.served.programs
+        text = self.served.tokenizer.decode(tokens, special=True)
+        place = programs.place(
+            self.program, self.tenant, asked.priority, text, asked.max_tokens or 0
+        )
+        place.tokens[:] = tokens
+        wants = asked.logprobs is not None
+        said: list[int] = []
+        whole = False
+        try:
+            params = asked.params(
+                self.served.max_context - len(tokens),
+                logprobs=wants,
+                top_logprobs=asked.logprobs or 0,
+                score_from=1 if asked.echo and wants and len(tokens) > 1 else -1,
+            )
+            async with aclosing(programs.generate(place, params, None)) as deltas:
+                async for delta in deltas:
+                    said += delta.tokens
+                    if delta.usage is not None:
+                        self.served.timings.observe(delta.usage, _finish(delta) or "stop")
+                    yield delta
+            whole = True
+        finally:
+            text += self.served.tokenizer.decode(said, special=True)
+            programs.leave(place, text if whole else None, [*tokens, *said])
+
+    def _choice(self, index: int, prompt: list[int], deltas: list[Delta]) -> Event:
+        said = [t for d in deltas for t in d.tokens]
+        text = "".join(d.text for d in deltas)
+        tokens = [*prompt, *said] if self.asked.echo else said
+        if self.asked.echo:
+            text = self.served.tokenizer.decode(prompt, special=True) + text
+        choice: Event = {"index": index, "text": text, "finish_reason": _finish(deltas[-1])}
+        if self.asked.logprobs is not None:
+            scored: list[float | None] = [None, *deltas[-1].scores] if self.asked.echo else []
+            values = scored + [p for d in deltas for p in d.logprobs]
+            tops = [dict(self._named(top)) for d in deltas for top in d.tops]
+            words = [self.served.tokenizer.decode([t], special=True) for t in tokens]
+            choice["logprobs"] = {
+                "tokens": words,
+                "token_logprobs": values,
+                "top_logprobs": [None] * len(scored) + tops if self.asked.logprobs else None,
+                "text_offset": [sum(map(len, words[:i])) for i in range(len(words))],
+            }
+        return choice
+
+    def _named(self, top: tuple[tuple[int, float], ...]) -> list[tuple[str, float]]:
+        return [(self.served.tokenizer.decode([t], special=True), p) for t, p in top]
+
+    def _about(self) -> Event:
+        about = {"id": self.id, "object": "text_completion", "created": self.created}
+        return about | {"model": self.served.model}
+
+
+def _finish(delta: Delta) -> str | None:
+    if delta.finish is None:
+        return None
+    return "length" if delta.finish is FinishReason.LENGTH else "stop"
+
+
+__all__ = ["Completion"]

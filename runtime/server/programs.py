@@ -1,0 +1,238 @@
+"""Programs that are only seen through their requests.
+
+Every request belongs to a program and is scheduled as one. A client that names its program keeps
+it until it releases it or is silent for `ttl` seconds; a client that names none is recognised by
+what it sends: a prompt that begins with all that a program was told and said is its next turn.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from drawloom.engine.base import Delta, GenerateRequest, Grammar, Usage
+from drawloom.engine.sequence import SamplingParams
+from drawloom.errors import EngineError
+from drawloom.events import LineageEnded, ProgramEnded, ProgramSubmitted, StepFinished, StepReady
+from drawloom.ids import new_id
+from drawloom.runtime.live import Live
+
+_NAMELESS = 256
+_OUTPUT = 256
+_SWEEP_SECONDS = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Lineage:
+    """One conversation: all its text and tokens so far."""
+
+    name: str
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    tool: str = ""
+    busy: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class HttpProgram:
+    """`admitted` is None while the scheduler does not know it: a nameless program is one to it
+    only while it runs, or nobody else would get the room that it might never want again."""
+
+    id: str
+    named: bool
+    tenant: str
+    admitted: asyncio.Future[None] | None = None
+    lineages: dict[str, Lineage] = field(default_factory=dict)
+    running: int = 0
+    count: int = 0
+    seen: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a request belongs: its lineage is busy until it is left."""
+
+    program: HttpProgram
+    lineage: Lineage
+    tokens: list[int]
+
+
+class Programs:
+    """The programs behind a server. `ttl` is how long a silent one is kept, in seconds."""
+
+    def __init__(self, live: Live, ttl: float = 300.0, nameless_ttl: float = 30.0) -> None:
+        self.live, self.ttl, self.nameless_ttl = live, ttl, nameless_ttl
+        self._programs: OrderedDict[str, HttpProgram] = OrderedDict()
+        self._steps = 0
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    def __len__(self) -> int:
+        return len(self._programs)
+
+    async def close(self) -> None:
+        self._sweeper.cancel()
+        await asyncio.gather(self._sweeper, return_exceptions=True)
+        for program in list(self._programs.values()):
+            self.end(program.id)
+        await self.live.settle()
+
+    # --- whose request it is --------------------------------------------------------------
+
+    def place(
+        self, name: str | None, tenant: str, priority: int, text: str, output: int = 0
+    ) -> Place:
+        """The lineage that a prompt continues, or a new one; its tokens, the known ones as they
+        were sampled. Lineages that are busy are continued by nobody else. `output` is how many
+        tokens may come, if that is known."""
+        key = None if name is None else self.key(name, tenant)
+        program = self._programs.get(key) if key else self._by_text(tenant, text)
+        if program is None:
+            program = HttpProgram(key or new_id("http"), key is not None, tenant)
+            self._programs[program.id] = program
+            self._bound()
+        self._programs.move_to_end(program.id)
+        lineage = _continued(program, text)
+        if lineage is None:
+            program.count += 1
+            lineage = Lineage(f"{program.id}/{program.count}")
+            program.lineages[lineage.name] = lineage
+        lineage.busy = True
+        program.running += 1
+        rest = self.live.engine.tokenizer.encode(text[len(lineage.text) :])
+        place = Place(program, lineage, [*lineage.ids, *rest])
+        if program.admitted is None:
+            program.admitted = self.live.expect_admission(program.id)
+            expect = len(place.tokens) + (output or _OUTPUT)
+            kind = "http-program" if program.named else "http-request"
+            self.live.emit(
+                ProgramSubmitted(program.id, kind, tenant, priority, expect_tokens=expect)
+            )
+        return place
+
+    @staticmethod
+    def key(name: str, tenant: str) -> str:
+        """Two tenants may use the same names, and never meet."""
+        return name if tenant == "default" else f"{tenant}:{name}"
+
+    def _by_text(self, tenant: str, text: str) -> HttpProgram | None:
+        for program in reversed(self._programs.values()):
+            if not program.named and program.tenant == tenant and _continued(program, text):
+                return program
+        return None
+
+    def _bound(self) -> None:
+        """So many nameless programs are remembered and no more."""
+        idle = [p for p in self._programs.values() if not p.named and not p.running]
+        for program in idle[: max(0, len(idle) - _NAMELESS)]:
+            self.end(program.id)
+
+    def leave(self, place: Place, text: str | None, ids: list[int]) -> None:
+        """A request is over. `text` is all the lineage now holds; None drops the lineage."""
+        program, lineage = place.program, place.lineage
+        lineage.busy = False
+        program.running -= 1
+        program.seen = time.monotonic()
+        if text is None:
+            program.lineages.pop(lineage.name, None)
+            self.live.emit(LineageEnded(program.id, lineage.name))
+        else:
+            lineage.text, lineage.ids = text, ids
+        if not program.named and not program.running:
+            if not program.lineages:
+                self.end(program.id)
+            elif program.admitted is not None:
+                program.admitted = None
+                self.live.emit(ProgramEnded(program.id, keep=True))
+
+    def end(self, id: str) -> bool:
+        """A program is over: all it held is free. False if there is none."""
+        program = self._programs.pop(id, None)
+        if program is None:
+            return False
+        if program.admitted is not None:
+            program.admitted.cancel()
+            self.live.emit(ProgramEnded(id))
+        return True
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = time.monotonic()
+            for program in list(self._programs.values()):
+                ttl = self.ttl if program.named else self.nameless_ttl
+                if not program.running and now - program.seen > ttl:
+                    self.end(program.id)
+
+    # --- one LLM call ---------------------------------------------------------------------
+
+    async def generate(
+        self,
+        place: Place,
+        params: SamplingParams,
+        grammar: Grammar | None,
+        choice: int = 0,
+    ) -> AsyncGenerator[Delta, None]:
+        """Stream one answer, when the scheduler gives leave."""
+        program, live = place.program, self.live
+        lineage = place.lineage.name if not choice else f"{place.lineage.name}.{choice}"
+        self._steps += 1
+        step = f"{program.id}:{self._steps}"
+        engine, state = live.engine.info.id, f"http|{place.lineage.tool}"
+        place.lineage.tool = ""
+        await self._admission(program)
+        start = live.expect_start(step)
+        prompt = len(place.tokens)
+        live.emit(StepReady(program.id, lineage, step, state, engine, prompt, params.max_tokens))
+        try:
+            priority = await start
+            request = GenerateRequest(
+                step, lineage, tuple(place.tokens), params, priority,
+                program.tenant.encode(), grammar,
+            )  # fmt: skip
+            usage: Usage | None = None
+            async with aclosing(live.engine.generate(request)) as deltas:
+                async for delta in deltas:
+                    usage = delta.usage or usage
+                    yield delta
+            if usage is not None:
+                self._finished(place, lineage, step, state, usage)
+        finally:
+            if choice:
+                live.emit(LineageEnded(program.id, lineage))
+
+    async def _admission(self, program: HttpProgram) -> None:
+        admitted = program.admitted
+        if admitted is None or (admitted.done() and not admitted.cancelled()):
+            return
+        try:
+            await asyncio.shield(admitted)
+        except asyncio.CancelledError:
+            if not admitted.cancelled():
+                raise
+            raise EngineError(f"program {program.id} was released") from None
+
+    def _finished(self, place: Place, lineage: str, step: str, state: str, usage: Usage) -> None:
+        context = usage.prompt_tokens + usage.output_tokens
+        computed = usage.prompt_tokens - usage.cached_tokens
+        self.live.emit(
+            StepFinished(
+                place.program.id, lineage, step, state, self.live.engine.info.id, context,
+                (place.lineage.tool,) if place.lineage.tool else ("client",), computed,
+                usage.first - usage.started,
+            )
+        )  # fmt: skip
+
+
+def _continued(program: HttpProgram, text: str) -> Lineage | None:
+    """The longest conversation of a program that this text goes on with."""
+    best = None
+    for lineage in program.lineages.values():
+        longer = best is None or len(lineage.text) > len(best.text)
+        if not lineage.busy and lineage.text and longer and text.startswith(lineage.text):
+            best = lineage
+    return best
+
+
+__all__ = ["HttpProgram", "Lineage", "Place", "Programs"]

@@ -11,6 +11,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from drawloom.cost import CostModel
 from drawloom.engine.base import Engine
 from drawloom.engine.config import EngineConfig
 from drawloom.environments import Env
@@ -101,6 +102,7 @@ class Runtime:
         engine: options of the embedded engine, an `EngineConfig`; instead of the two before.
         isolate: run the engine in a process of its own, whose crash fails no program.
         record: keep the scheduler's decisions in the store.
+        cost: what computing costs here, measured by `drawloom profile`; learnt otherwise.
 
     Raises on entry: `CheckpointError`, `StoreError`, `SandboxUnavailable`, `ConfigError`.
     """
@@ -120,12 +122,14 @@ class Runtime:
         engine: EngineConfig | None = None,
         isolate: bool = False,
         record: bool = True,
+        cost: CostModel | None = None,
     ) -> None:
         self._policy = make_policy(policy)
         self._model, self._url, self._sandbox, self._docker = model, store, sandbox, docker
         self._pool_size, self._kv_tokens, self._device = pool, kv_tokens, device
         self._template = template
         self._config, self._isolate, self._record = engine, isolate, record
+        self._cost = cost
         self._runs: dict[str, Run[Any]] = {}
         self._live: Live | None = None
         self.bus: EventBus = LocalBus()
@@ -160,6 +164,7 @@ class Runtime:
                 undo.push_async_callback(pool.close)
             live = Live(self._policy, engine, pool, store, self.bus, self._record)
             undo.push_async_callback(live.close)
+            live.scheduler.world.cost = self._cost or live.scheduler.world.cost
             self._live = live
             await self._sweep()
             self._undo = undo.pop_all()

@@ -1,16 +1,17 @@
-"""`drawloom bench engine`: decode and prefill beside transformers, on one random model.
+"""`drawloom bench engine`: the embedded engine beside transformers, in one run.
 
-Both compute the same float32 Llama of 60 million parameters (14 layers of 512, 32,000 tokens) on
-one CPU thread, or a bfloat16 one on a GPU, in turn, three times; the best of each counts. Decode is
-the time that 48 output tokens take over one; `generate` is everything, prompts included.
+Random Llamas of 5.2 and 60.4 million parameters (6 x 256 with 4,096 tokens, 14 x 512 with 32,000)
+on one CPU thread, or the larger one in bfloat16 on a GPU; everything in turn, three times, the
+best of each counts. `generate` is 64 prompt and 48 output tokens, everything included; `decode`
+is the time that 48 tokens take over one.
 """
 
+import asyncio
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -18,33 +19,49 @@ from rich.table import Table
 from drawloom.engine.base import GenerateRequest
 from drawloom.engine.checkpoint import dummy
 from drawloom.engine.config import EngineConfig, ModelConfig
+from drawloom.engine.core import EngineCore
 from drawloom.engine.loading import build
 from drawloom.engine.runner import pick_device
 from drawloom.engine.sequence import SamplingParams
 from drawloom.engine.tokenizer import Tokenizer
-from drawloom.errors import ConfigError
+from drawloom.runtime.bench.ceilings import ceilings
+from drawloom.runtime.bench.host import mock_steps, scheduler_step, server
+from drawloom.runtime.bench.lean import Lean
+from drawloom.runtime.bench.returns import Crowd, crowd, decode_step, first_token, returning, run
+from drawloom.runtime.bench.rival import Transformers
 from drawloom.runtime.cli import show
 from drawloom.runtime.runtime import tiny_model
 
 _PROMPT, _OUTPUT = 64, 48
 _PREFILL = 512
+_TURNS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Tokens a second of both, and how many times ours is."""
+    """One figure, ours beside another's. `want` is the bar for `ratio`: at least, or with a
+    negative sign at most."""
 
     what: str
-    drawloom: float
-    transformers: float
+    unit: str
+    ours: float
+    other: float
+    against: str
+    want: float = 0.0
 
     @property
     def ratio(self) -> float:
-        return self.drawloom / self.transformers
+        return self.ours / self.other if self.other else 0.0
+
+    @property
+    def met(self) -> bool:
+        return self.ratio >= self.want if self.want >= 0 else self.ratio <= -self.want
 
 
-def shape(layers: int = 14, hidden: int = 512, vocabulary: int = 32000) -> ModelConfig:
-    """The random Llama of research/engines.md §4.4."""
+def shape(
+    layers: int = 14, hidden: int = 512, vocabulary: int = 32000, context: int = 8192
+) -> ModelConfig:
+    """The random Llamas of research/engines.md §4.4."""
     return ModelConfig(
         family="llama",
         vocab_size=vocabulary,
@@ -54,136 +71,207 @@ def shape(layers: int = 14, hidden: int = 512, vocabulary: int = 32000) -> Model
         kv_heads=4,
         head_dim=hidden // 8,
         intermediate_size=hidden * 3 // 2 * 2,
-        max_position=2048,
+        max_position=context,
         dtype="float32",
     )
 
 
 def main(device: str, quick: bool, json: bool) -> int:
-    rows = measure(device, quick)
     about = {
         "device": device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),
+        "threads": 1,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "at": time.strftime("%Y-%m-%d"),
     }
+    torch.set_num_threads(1)
+    limits = {} if quick else ceilings()
+    rows = []
+    for row in measure(device, quick):
+        rows.append(row)
+        if not json:
+            show.note(f"{row.what}: {row.ours:,.4g} {row.unit}, {row.ratio:.2f} x {row.against}")
     if json:
-        plain = [
-            {
-                "what": r.what,
-                "drawloom": r.drawloom,
-                "transformers": r.transformers,
-                "ratio": r.ratio,
-            }
-            for r in rows
-        ]
-        show.emit(about | {"rows": plain})
+        plain = [asdict(r) | {"ratio": r.ratio, "met": r.met} for r in rows]
+        show.emit(about | {"ceilings": limits, "rows": plain})
         return 0
-    table = Table("tokens/s", "drawloom", "transformers", "ratio", title=str(about))
+    table = Table("", "unit", "drawloom", "beside it", "", "ratio", "bar", title=str(about))
     for row in rows:
-        ours, theirs = f"{row.drawloom:,.1f}", f"{row.transformers:,.1f}"
-        table.add_row(row.what, ours, theirs, f"{row.ratio:.2f}x")
+        bar = "" if not row.want else f"{'≥' if row.want > 0 else '≤'} {abs(row.want):g}"
+        mark = "" if not row.want else " ✓" if row.met else " ✗"
+        table.add_row(
+            row.what, row.unit, f"{row.ours:,.4g}", f"{row.other:,.4g}", row.against,
+            f"{row.ratio:.2f}", bar + mark,
+        )  # fmt: skip
     show.console().print(table)
+    show.console().print({name: round(value, 1) for name, value in limits.items()})
     return 0
 
 
-def measure(device: str, quick: bool) -> list[Row]:
+def measure(device: str, quick: bool) -> Iterator[Row]:
     """Raises `ConfigError` without transformers."""
-    try:
-        import transformers
-    except ImportError:
-        raise ConfigError("this benchmark runs transformers beside us: pip install it") from None
-    transformers.utils.logging.set_verbosity_error()
-    spec = shape(layers=2, hidden=128, vocabulary=2000) if quick else shape()
     where = pick_device(device)
-    kind = torch.float32 if where.type == "cpu" else torch.bfloat16
-    weights = dummy(spec, kind)
-    torch.set_num_threads(1)
-    ours = _Ours(spec, weights, where)
-    theirs = _Theirs(transformers, spec, weights, where)
-    rows = []
+    if quick:
+        spec = shape(2, 128, 2000, 512)
+        yield from _speed("quick", spec, torch.float32, where, {})
+        return
+    large, small = shape(), shape(6, 256, 4096)
+    if where.type == "cuda":
+        yield from _speed("60M bf16", large, torch.bfloat16, where, {})
+        return
+    bars = {("generate", 1): 1.25, ("generate", 16): 2.3, ("batching", 16): 3.5, ("lean", 16): 0.9}
+    yield from _speed("60M fp32", large, torch.float32, where, bars)
+    yield from _speed("60M bf16", large, torch.bfloat16, where, {**bars, ("generate", 1): 1.7})
+    yield from _speed("5M fp32", small, torch.float32, where, {**bars, ("generate", 1): 1.7})
+    yield from _speed("60M int8", large, torch.float32, where, {}, int8=True)
+    yield from _returns(large, small, where)
+    yield from _host()
+
+
+# --- tokens a second ------------------------------------------------------------------------
+
+
+def _prompts(batch: int, length: int) -> list[list[int]]:
+    return [[(7 * b + 3 * i) % 1000 for i in range(length)] for b in range(batch)]
+
+
+def _speed(
+    name: str,
+    spec: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    bars: dict[tuple[str, int], float],
+    int8: bool = False,
+) -> Iterator[Row]:
+    weights = dummy(spec, dtype)
+    ours = _Ours(engine(spec, weights, device, weights_="int8" if int8 else "dense"))
+    theirs = Transformers(spec, weights, device)
+    lean = Lean(spec, weights, 16) if device.type == "cpu" and not int8 else None
     for batch in (1, 16):
-        first = _race(
-            partial(ours.generate, batch, _PROMPT, 1), partial(theirs.generate, batch, _PROMPT, 1)
-        )
-        whole = _race(
-            partial(ours.generate, batch, _PROMPT, _OUTPUT),
-            partial(theirs.generate, batch, _PROMPT, _OUTPUT),
-        )
-        later = batch * (_OUTPUT - 1)
-        mine, other = (later / (w - f) for w, f in zip(whole, first, strict=True))
-        rows.append(Row(f"decode, batch {batch}", mine, other))
-        mine, other = (batch * _OUTPUT / w for w in whole)
-        rows.append(Row(f"generate {_PROMPT} + {_OUTPUT}, batch {batch}", mine, other))
-    prefill = _race(
-        partial(ours.generate, 4, _PREFILL, 1), partial(theirs.generate, 4, _PREFILL, 1)
-    )
-    mine, other = (4 * _PREFILL / seconds for seconds in prefill)
-    rows.append(Row(f"prefill, 4 x {_PREFILL}", mine, other))
-    return rows
+        rows = _prompts(batch, _PROMPT)
+        works: list[Callable[[], object]] = [
+            partial(ours.generate, rows, 1), partial(theirs.generate, rows, 1),
+            partial(ours.generate, rows, _OUTPUT), partial(theirs.generate, rows, _OUTPUT),
+        ]  # fmt: skip
+        if lean is not None:
+            works.append(partial(lean.generate, torch.tensor(rows), _OUTPUT))
+        times = _race(works)
+        later, all_ = batch * (_OUTPUT - 1), batch * _OUTPUT
+        first, first_hf, whole, whole_hf = times[:4]
+        label = f"{name}, batch {batch}"
+        yield Row(
+            f"{label}: decode", "tokens/s", later / (whole - first), later / (whole_hf - first_hf),
+            "generate",
+        )  # fmt: skip
+        yield Row(
+            f"{label}: generate 64 + 48", "tokens/s", all_ / whole, all_ / whole_hf, "generate",
+            bars.get(("generate", batch), 0.0),
+        )  # fmt: skip
+        if lean is not None:
+            yield Row(
+                f"{label}: generate 64 + 48", "tokens/s", all_ / whole, all_ / times[4],
+                "lean loop", bars.get(("lean", batch), 0.0),
+            )  # fmt: skip
+        if batch == 16 and not int8 and dtype is torch.float32:
+            seconds = min(_timed(partial(theirs.generate_batch, rows, _OUTPUT)) for _ in range(2))
+            yield Row(
+                f"{label}: generate 64 + 48", "tokens/s", all_ / whole, all_ / seconds,
+                "generate_batch", bars.get(("batching", 16), 0.0),
+            )  # fmt: skip
+    length = min(_PREFILL, spec.max_position // 2)
+    rows = _prompts(4, length)
+    mine, other = _race([partial(ours.generate, rows, 1), partial(theirs.generate, rows, 1)])
+    tokens = 4 * length
+    yield Row(f"{name}: prefill", "tokens/s", tokens / mine, tokens / other, "generate")
 
 
-def _race(ours: Callable[[], None], theirs: Callable[[], None]) -> tuple[float, float]:
-    """The best seconds of each of three, taken in turn after one to warm up."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(4):
-        for work, kept in zip((ours, theirs), times, strict=True):
-            began = time.perf_counter()
-            work()
+def _race(works: list[Callable[[], object]]) -> list[float]:
+    """The best seconds of each, taken in turn after one round to warm up."""
+    times: list[list[float]] = [[] for _ in works]
+    for turn in range(_TURNS):
+        for work, kept in zip(works, times, strict=True):
+            seconds = _timed(work)
             if turn:
-                kept.append(time.perf_counter() - began)
-    return min(times[0]), min(times[1])
+                kept.append(seconds)
+    return [min(kept) for kept in times]
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def engine(
+    spec: ModelConfig,
+    weights: dict[str, torch.Tensor],
+    device: torch.device,
+    *,
+    kv_tokens: int = 16384,
+    host_tokens: int = 0,
+    weights_: str = "dense",
+) -> EngineCore:
+    config = EngineConfig(kv_tokens=kv_tokens, host_tokens=host_tokens, weights=weights_)
+    tokenizer = Tokenizer.load(tiny_model())
+    tokenizer.size = spec.vocab_size
+    return build(spec, weights, tokenizer, config, device)
 
 
 class _Ours:
-    def __init__(
-        self, spec: ModelConfig, weights: dict[str, torch.Tensor], device: torch.device
-    ) -> None:
-        config = EngineConfig(kv_tokens=16384)
-        tokenizer = Tokenizer.load(tiny_model())
-        tokenizer.size = spec.vocab_size
-        self.core = build(spec, weights, tokenizer, config, device)
-        self.count = 0
+    def __init__(self, core: EngineCore) -> None:
+        self.core, self.count = core, 0
 
-    def generate(self, batch: int, prompt: int, output: int) -> None:
+    def generate(self, rows: list[list[int]], output: int) -> None:
         self.core.cache.forget_all()
         params = SamplingParams(max_tokens=output, ignore_eos=True)
-        for index in range(batch):
+        for tokens in rows:
             self.count += 1
-            tokens = tuple((7 * index + 3 * i) % 1000 for i in range(prompt))
             name = f"r{self.count}"
-            self.core.submit(GenerateRequest(name, name, tokens, params))
-        while self.core.busy:
-            self.core.step()
+            self.core.submit(GenerateRequest(name, name, tuple(tokens), params))
+        run(self.core)
 
 
-class _Theirs:
-    def __init__(
-        self, hf: Any, spec: ModelConfig, weights: dict[str, torch.Tensor], device: torch.device
-    ) -> None:
-        config = hf.LlamaConfig(
-            vocab_size=spec.vocab_size,
-            hidden_size=spec.hidden_size,
-            num_hidden_layers=spec.layers,
-            num_attention_heads=spec.heads,
-            num_key_value_heads=spec.kv_heads,
-            intermediate_size=spec.intermediate_size,
-            max_position_embeddings=spec.max_position,
-        )
-        self.model = hf.LlamaForCausalLM(config).to(weights["model.norm.weight"].dtype).eval()
-        self.model.load_state_dict(weights)
-        self.model.to(device)
-        self.device = device
-
-    @torch.inference_mode()
-    def generate(self, batch: int, prompt: int, output: int) -> None:
-        rows = [[(7 * b + 3 * i) % 1000 for i in range(prompt)] for b in range(batch)]
-        tokens = torch.tensor(rows, device=self.device)
-        mask = torch.ones_like(tokens)
-        options = {"max_new_tokens": output, "min_new_tokens": output, "do_sample": False}
-        self.model.generate(tokens, attention_mask=mask, pad_token_id=0, **options)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+# --- programs that come back ----------------------------------------------------------------
 
 
-__all__ = ["Row", "main", "measure", "shape"]
+def _returns(large: ModelConfig, small: ModelConfig, device: torch.device) -> Iterator[Row]:
+    core = engine(large, dummy(large, torch.float32), device, kv_tokens=9216, host_tokens=9216)
+    prefix = [(5 * i) % 997 for i in range(1024)]
+    step = decode_step(core, prefix)
+    first_token(core, "hit", prefix)
+    hit = min(first_token(core, "hit", prefix) for _ in range(5))
+    yield Row("60M: first token of a 1k prefix hit", "ms", 1e3 * hit, 1e3 * step, "decode step",
+              -1.3)  # fmt: skip
+    found = returning(core, 4096)
+    for how in ("leased", "demoted"):
+        yield Row(
+            f"60M: return to a {how} 4k context, times sooner", "x",
+            found["recompute"] / found[how], 1.0, "recompute", 20.0,
+        )  # fmt: skip
+    load = Crowd()
+    weights = dummy(small, torch.float32)
+    capacity = int(0.4 * load.working_set)
+    kept = crowd(
+        engine(small, weights, device, kv_tokens=capacity, host_tokens=load.working_set),
+        load, leases=True,
+    )  # fmt: skip
+    lost = crowd(engine(small, weights, device, kv_tokens=capacity), load, leases=False)
+    yield Row("5M: 64 x 20 turns at 0.4 of the working set: recomputed", "% of new",
+              100 * kept["recomputed"], 10.0, "10 % (the bar)", -1.0)  # fmt: skip
+    yield Row("  the same under fcfs-lru", "% of new", 100 * lost["recomputed"], 10.0, "10 %")
+    yield Row("  speed", "tokens/s", kept["tokens/s"], lost["tokens/s"], "fcfs-lru", 1.0)
+
+
+# --- what the engine adds -------------------------------------------------------------------
+
+
+def _host() -> Iterator[Row]:
+    yield Row("scheduler step, 64 running", "us", scheduler_step(), 150.0, "150 us", -1.0)
+    yield Row("mock steps a second, batch 1", "1/s", mock_steps(), 50_000.0, "50,000", 1.0)
+    times = asyncio.run(server())
+    added = times["server"] - times["engine"]
+    yield Row("small request over HTTP: added", "ms", added, 2.0, "2 ms", -1.0)
+
+
+__all__ = ["Row", "engine", "main", "measure", "shape"]

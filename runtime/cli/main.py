@@ -141,6 +141,7 @@ def serve(
     reasoning: bool = False,
     always_usage: bool = False,
     isolate: bool = False,
+    cost: Path | None = None,
 ) -> int:
     """Serve a model over HTTP, on the wire that OpenAI's clients speak.
 
@@ -154,8 +155,10 @@ def serve(
         reasoning: the model thinks between <think> and </think> first.
         always_usage: end every stream with its usage, asked for or not.
         isolate: run the engine in a process of its own, whose crash fails no request.
+        cost: what computing costs here, as `drawloom profile --out` wrote it.
     """
     from drawloom.engine.config import EngineConfig
+    from drawloom.runtime.bench import profile as profiles
     from drawloom.runtime.runtime import Runtime
     from drawloom.runtime.server import serve as server
 
@@ -163,7 +166,13 @@ def serve(
         device, dtype, kv_tokens=kv_tokens, host_tokens=host_tokens, max_sequences=max_sequences
     )
     runtime = Runtime(
-        model, policy=policy, sandbox="none", engine=config, isolate=isolate, record=False
+        model,
+        policy=policy,
+        sandbox="none",
+        engine=config,
+        isolate=isolate,
+        record=False,
+        cost=profiles.load(cost) if cost is not None else None,
     )
     listener = server.bind(host, port)
     serving = server.serve(
@@ -175,6 +184,26 @@ def serve(
     )
     asyncio.run(serving)
     return 0
+
+
+@app.command
+def profile(
+    *,
+    model: Model = "tinyagent",
+    device: str = "auto",
+    dtype: str = "auto",
+    kv_tokens: int = 0,
+    out: Path | None = None,
+    json: Json = False,
+) -> int:
+    """Measure what computing costs here: the model that scheduler and simulator read.
+
+    Args:
+        out: write it to this file, for ``--cost`` of serve and ``Runtime(cost=…)``.
+    """
+    from drawloom.runtime.cli import profiles
+
+    return profiles.main(model, device, dtype, kv_tokens, out, json)
 
 
 @app.command

@@ -1,28 +1,49 @@
 """What computing costs, as the scheduler and the simulator see it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Of one engine and model.
+    """Of one engine and model; all in seconds. `drawloom profile` measures it, `learn` refines it.
+
+    A step of n new tokens over c cached ones, with b sequences of t tokens decoding beside it,
+    takes ``step + prefill n + prefill_cached n c + decode_sequence b + decode_token t``.
 
     Args:
-        prefill: seconds a token, waiting for others in the batch included.
+        prefill: a prompt token, waiting for others in the batch included.
+        prefill_cached: and for each token that it attends to.
+        step: a step, whatever it computes (reading the weights).
+        decode_sequence: a sequence that decodes in it.
+        decode_token: a token of context of these.
+        copy: moving a token's KV between device and host memory.
     """
 
     prefill: float = 1e-4
+    prefill_cached: float = 0.0
+    step: float = 0.0
+    decode_sequence: float = 0.0
+    decode_token: float = 0.0
+    copy: float = 0.0
 
     def recompute(self, tokens: int) -> float:
         """Seconds that having `tokens` tokens in the cache saves."""
-        return self.prefill * tokens
+        return self.prefill * tokens + self.prefill_cached * tokens * tokens / 2
+
+    def restore(self, tokens: int) -> float:
+        """Seconds that bringing them back from host memory takes."""
+        return self.copy * tokens
+
+    def decode(self, sequences: int, context: int) -> float:
+        """Seconds of a step that decodes `sequences` sequences of `context` tokens in all."""
+        return self.step + self.decode_sequence * sequences + self.decode_token * context
 
     def learn(self, tokens: int, seconds: float, weight: float = 0.1) -> "CostModel":
         """The model after one more observed prefill."""
         if tokens < 1 or seconds <= 0:
             return self
         fresh = seconds / tokens
-        return CostModel((1 - weight) * self.prefill + weight * fresh)
+        return replace(self, prefill=(1 - weight) * self.prefill + weight * fresh)
 
 
 __all__ = ["CostModel"]

@@ -116,7 +116,8 @@ class Batch:
             budget, pressed = self._continue_running(chunks)
             if self._waiting and budget and not pressed:
                 self._start_waiting(budget, chunks, copies)
-        return StepPlan(chunks, copies) if chunks else None
+        # a copy may not wait for a sequence that is parked: its source could be gone by then
+        return StepPlan(chunks, copies) if chunks or copies else None
 
     def _continue_running(self, chunks: list[Chunk]) -> tuple[int, bool]:
         """Chunks of what runs; the budget left, and whether anything had to give way."""

@@ -377,6 +377,10 @@ class KVCache:
         self.finish(seq)
 
     def _remember(self, seq: Sequence, entries: list[Entry]) -> None:
+        if seq.orphan:
+            for entry in entries:
+                entry.users.discard(seq.lineage)
+            return
         record = self._lineages.setdefault(seq.lineage, _Lineage())
         record.active = max(0, record.active - 1)
         mine = set(map(id, entries))
@@ -388,7 +392,12 @@ class KVCache:
         known = len(record.tokens)
         if seq.computed >= known or seq.tokens[:known] != record.tokens:
             record.tokens = seq.tokens[: seq.computed]
-        record.leased = sum(1 for e in entries if seq.lineage in e.leases)
+        record.leased = 0
+        for at, entry in enumerate(entries):  # a lease covers a beginning, without gaps
+            if seq.lineage in entry.leases and record.leased == at:
+                record.leased += 1
+            else:
+                self.index.unlease(entry, seq.lineage)
         if self.write_through is WriteThrough.ALL:
             self._save(entries)
 

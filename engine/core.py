@@ -317,6 +317,8 @@ class EngineCore:
 
     def _release(self, command: do.Release) -> KVReply:
         self._supersede(command.lineage)
+        for request in self._requests.values():
+            request.seq.orphan |= request.seq.lineage == command.lineage
         return self.cache.release(command.lineage, evict=command.evict)
 
     def _tool_started(self, command: do.ToolStarted) -> KVReply:

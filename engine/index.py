@@ -205,8 +205,10 @@ class BlockIndex:
         if entry.block >= 0 and not self.pool.refs(entry.block):
             self.lru.pop(entry.block, None)
             self._leave(entry)
-        if entry.host >= 0 and not entry.pins:
-            self._leave_host(entry)
+        if entry.host >= 0:
+            self.host_lru.pop(entry.host)
+            if not entry.pins:
+                self._leave_host(entry)
 
     def _unlease_all(self, entry: Entry) -> None:
         for lineage in list(entry.leases):

@@ -150,13 +150,14 @@ class ProcessEngine(Host):
         """Another child takes over; False when there can be none."""
         code = self._process.wait()
         log.warning("the process of engine %s ended with %s; starting another", self.info.id, code)
-        with self._sending:
+        try:
+            process, connection, _ = self._start()
+        except EngineError as error:
+            self._failure = f": its process died and another does not start: {error}"
+            return False
+        with self._sending:  # what was sent meanwhile is among the unanswered, and sent again
             self._connection.close()
-            try:
-                self._process, self._connection, _ = self._start()
-            except EngineError as error:
-                self._failure = f": its process died and another does not start: {error}"
-                return False
+            self._process, self._connection = process, connection
         if self._weights is not None:
             self._write(-1, self._weights)
         with self._lock:

@@ -50,6 +50,8 @@ class ModelRunner:
         store = self._awake()
         for source, target, count in plan.copies:
             store.copy(source, target, count)
+        if not plan.chunks:
+            return {}
         wanted = [c for c in plan.chunks if c.sample or c.scored]
         tokens, meta, spans = self._inputs(plan)
         hidden = self.model(tokens, store, meta)

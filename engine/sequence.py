@@ -110,6 +110,7 @@ class Sequence:
         hashes: chained keys of the full blocks of `tokens`, as far as they were needed.
         published: how many of its blocks are known to others by these keys.
         dropped: how many of its first blocks it gave back, behind its sliding window.
+        orphan: its lineage was released while it ran; nothing of it is remembered.
         loading: copies from host memory that it waits for; while there are any it is parked.
     """
 
@@ -138,6 +139,7 @@ class Sequence:
     extent: int = -1
     extent_base: int = 0
     suspect: bool = False
+    orphan: bool = False
     preemptions: int = 0
 
     def __post_init__(self) -> None:

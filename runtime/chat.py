@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
+from drawloom.engine.base import Grammar
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import ConfigError, ReplayMismatch, ToolError
 from drawloom.events import Forked
@@ -95,7 +96,8 @@ class Chat:
     def ask(self, text: str, kind: Any = str, **options: Any) -> Awaitable[Any]:
         """Ask for an answer of a type: str, a pydantic model, a list, …
 
-        An answer that does not fit is sent back with what is wrong, twice; then `ToolError`.
+        The model can say nothing that its JSON schema forbids. What a schema cannot say, or an
+        answer that broke off, is sent back with what is wrong, twice; then `ToolError`.
         """
         return self._ask(text, kind, _site(2), options)
 
@@ -118,13 +120,18 @@ class Chat:
         return f"{self._name}#{self._turns - 1}"
 
     async def _turn(
-        self, key: str, site: str, options: dict[str, Any], push: Callable[[str], None] | None
+        self,
+        key: str,
+        site: str,
+        options: dict[str, Any],
+        push: Callable[[str], None] | None,
+        grammar: Grammar | None = None,
     ) -> Turn:
         if self._speaking:
             raise ConfigError("this chat is in the middle of a turn: wait for it, or fork the chat")
         self._speaking, heard = True, len(self._new)
         try:
-            turn, fresh = await self._speak(key, site, options, push)
+            turn, fresh = await self._speak(key, site, options, push, grammar)
         finally:
             self._speaking = False
         self._ids += [*fresh, *turn.ids]
@@ -134,7 +141,12 @@ class Chat:
         return turn
 
     async def _speak(
-        self, key: str, site: str, options: dict[str, Any], push: Callable[[str], None] | None
+        self,
+        key: str,
+        site: str,
+        options: dict[str, Any],
+        push: Callable[[str], None] | None,
+        grammar: Grammar | None,
     ) -> tuple[Turn, list[int]]:
         fresh = self._tokenise()
         row = self._program.recorded(key, "llm", "llm")
@@ -146,7 +158,7 @@ class Chat:
             state = str(State(site, self._last_tool))
             turn = await LlmCall(
                 self._program, self._name, key, state, [*self._ids, *fresh], fresh,
-                self._params(options), push, self._start_early,
+                self._params(options), push, self._start_early, grammar,
             ).run()  # fmt: skip
         return turn, fresh
 
@@ -196,10 +208,17 @@ class Chat:
             return (await self.user(text)._turn(self._key(), site, options, None)).text
         adapter = TypeAdapter(kind)
         schema = json.dumps(adapter.json_schema())
+        grammar: Grammar | None = Grammar("json_schema", schema)
         self.user(f"{text}\n\nAnswer with JSON only, by this schema: {schema}")
         problem = ""
         for _ in range(_ANSWER_TRIES):
-            turn = await self._turn(self._key(), site, options, None)
+            try:
+                turn = await self._turn(self._key(), site, options, None, grammar)
+            except ConfigError:  # a schema that no grammar can be made of: ask without one
+                if grammar is None:
+                    raise
+                grammar = None
+                turn = await self._turn(self._key(), site, options, None)
             try:
                 return adapter.validate_json(_json_part(turn.text))
             except ValidationError as error:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from drawloom.engine.base import GenerateRequest, Usage
+from drawloom.engine.base import GenerateRequest, Grammar, Usage
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import EngineError
 from drawloom.events import StepFinished, StepReady, ToolNamed
@@ -44,10 +44,11 @@ class LlmCall:
         params: SamplingParams,
         push: Callable[[str], None] | None,
         start_early: Callable[[ToolCall], None],
+        grammar: Grammar | None = None,
     ) -> None:
         self.program, self.name, self.key, self.state = program, name, key, state
         self.prompt, self.fresh = prompt, fresh
-        self.push, self.start_early = push, start_early
+        self.push, self.start_early, self.grammar = push, start_early, grammar
         account = program.account
         account.before_llm()
         self.format = program.template.calls
@@ -109,6 +110,7 @@ class LlmCall:
                 self.params,
                 priority,
                 self.program.agent.tenant.encode(),
+                self.grammar,
             )
             try:
                 return await self._stream(request)

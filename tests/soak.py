@@ -1,11 +1,13 @@
 """`make soak`: what must not be left behind after a lot has gone wrong.
 
-    python tests/soak.py [--cycles 1000] [--programs 200] [--sandbox docker|process]
+    python tests/soak.py [--cycles 1000] [--programs 200] [--requests 100000]
+                         [--sandbox docker|process]
 
 First 1,000 environments are claimed, used and released. Then 200 programs are started by
 processes that are killed with SIGKILL at random moments, and resumed by others until all are
 done. After `drawloom sandbox gc` there must be no container, no environment folder, no lease and
-no helper process, and this process must have as many open files as before.
+no helper process, and this process must have as many open files as before. Last, 100,000
+requests go through the server, whose memory must stay flat.
 """
 
 import argparse
@@ -70,6 +72,57 @@ async def cycles(count: int, kind: str, docker: str | None) -> None:
     await pool.close()
     assert len(left) <= 8, f"{len(left)} environments beside the pool's"
     assert abs(files[-1] - files[0]) <= 5, f"open files went from {files[0]} to {files[-1]}"
+
+
+def memory() -> float:
+    """MiB of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+async def requests(count: int) -> None:
+    """Small chats from 16 clients, some named, some not, some that leave early."""
+    import httpx
+    import uvicorn
+
+    from drawloom.engine.config import EngineConfig
+    from drawloom.runtime.server.app import Server
+    from drawloom.runtime.server.serve import bind
+
+    engine = EngineConfig(kv_tokens=4096, host_tokens=4096)
+    async with Runtime(sandbox="none", engine=engine, record=False) as runtime:
+        server, listener = Server(runtime, name="tiny"), bind("127.0.0.1", 0)
+        web = uvicorn.Server(uvicorn.Config(server.app, log_level="error", lifespan="off"))
+        serving = asyncio.create_task(web.serve(sockets=[listener]))
+        left = iter(range(count))
+        sizes: list[float] = []
+
+        async def client(own: int) -> None:
+            base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            async with httpx.AsyncClient(base_url=base, timeout=60) as http:
+                for index in left:
+                    body = {"messages": [{"role": "user", "content": f"{own} {index % 997}"}],
+                            "max_tokens": 2, "stream": index % 10 == 0}  # fmt: skip
+                    if index % 3 == 0:
+                        body["program_id"] = f"p{index % 50}"
+                    answer = await http.post("/v1/chat/completions", json=body)
+                    assert answer.status_code == 200, answer.text
+                    if index % 30 == 0:
+                        release = {"program_id": f"p{index % 50}"}
+                        await http.post("/programs/release", json=release)
+                    if index % (count // 20) == 0:
+                        sizes.append(memory())
+                        print(f"  {index} requests, {sizes[-1]:.0f} MiB", flush=True)
+
+        await asyncio.gather(*(client(own) for own in range(16)))
+        web.should_exit = True
+        await serving
+        await server.close()
+        listener.close()
+        stats = await runtime.live.engine.stats()
+        assert stats.held_blocks == stats.lineages == 0, stats
+    early, late = sizes[len(sizes) // 4], sizes[-1]
+    assert late < early * 1.05 + 5, f"memory went from {early:.0f} to {late:.0f} MiB"
 
 
 async def worker(store: str, kind: str, docker: str | None, seed: int) -> None:
@@ -173,12 +226,17 @@ def soak(options: argparse.Namespace) -> None:
         assert sum(total.values()) == total["done"] + total.get("failed", 0) == options.programs
         assert kills >= options.programs // _BATCH, f"only {kills} kills: too slow to hit anything"
         print(f"nothing left behind; {time.monotonic() - began:.0f} s, {kills} kills, {total}")
+    if options.requests:
+        print(f"{options.requests} requests to the server")
+        asyncio.run(requests(options.requests))
+        print(f"memory stayed flat; {time.monotonic() - began:.0f} s in all")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--programs", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--sandbox", default="docker", choices=["docker", "process"])
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--docker", help=argparse.SUPPRESS)

@@ -70,6 +70,7 @@ def _kernel(
             total += tl.dot(weight.to(v.dtype), v, input_precision="ieee")
             mass = mass * shrink + tl.sum(weight, 1)
             best = top
+        mass = tl.where(mass == 0.0, 1.0, mass)  # a row of padding may have seen nothing
         result = (total / mass[:, None]).to(out.dtype.element_ty)
         where = (place * out_token + heads * out_head)[:, None] + depth[None, :]
         tl.store(out + where, result, mask=mask)

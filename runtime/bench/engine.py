@@ -97,6 +97,7 @@ def main(device: str, quick: bool, json: bool) -> int:
         show.emit(about | {"ceilings": limits, "rows": plain})
         return 0
     table = Table("", "unit", "drawloom", "beside it", "", "ratio", "bar", title=str(about))
+    table.columns[0].no_wrap = table.columns[4].no_wrap = True
     for row in rows:
         bar = "" if not row.want else f"{'≥' if row.want > 0 else '≤'} {abs(row.want):g}"
         mark = "" if not row.want else " ✓" if row.met else " ✗"
@@ -105,7 +106,8 @@ def main(device: str, quick: bool, json: bool) -> int:
             f"{row.ratio:.2f}", bar + mark,
         )  # fmt: skip
     show.console().print(table)
-    show.console().print({name: round(value, 1) for name, value in limits.items()})
+    if limits:
+        show.console().print({name: round(value, 1) for name, value in limits.items()})
     return 0
 
 

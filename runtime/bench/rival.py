@@ -57,10 +57,9 @@ class Transformers:
             max_new_tokens=output, do_sample=False, eos_token_id=-1, pad_token_id=0,
             num_blocks=512, max_batch_tokens=512,
         )  # fmt: skip
-        with torch.inference_mode():
-            found = self._batched.generate_batch(
-                inputs=rows, generation_config=options, progress_bar=False
-            )
+        found = self._batched.generate_batch(
+            inputs=rows, generation_config=options, progress_bar=False
+        )
         counts = {len(answer.generated_tokens) for answer in found.values()}
         if len(found) != len(rows) or counts != {output}:
             raise RuntimeError(f"generate_batch gave {len(found)} answers of {counts} tokens")

@@ -174,7 +174,7 @@ class WindowMachine(CacheMachine):
 
 
 for machine in (CacheMachine, WindowMachine):
-    machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+    machine.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 TestCache = CacheMachine.TestCase
 TestWindow = WindowMachine.TestCase
 

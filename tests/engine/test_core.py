@@ -203,6 +203,16 @@ def test_ten_times_more_programs_than_memory_at_99_percent_all_finish() -> None:
     assert core.stats().lineages == 0
 
 
+def test_a_lineage_that_is_released_while_it_runs_leaves_nothing() -> None:
+    core = _core()
+    core.submit(_ask("a", 40, "chat", max_tokens=10))
+    core.step()
+    core.handle(do.Release("chat"))
+    assert len(_run(core)["a"]) == 10
+    assert core.stats().lineages == 0
+    assert core.cache.available == 64
+
+
 def test_kv_of_another_model_is_refused() -> None:
     core = _core()
     with pytest.raises(EngineError, match="elsewhere"):

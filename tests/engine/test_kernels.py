@@ -82,12 +82,23 @@ def test_rope_and_store(dtype: torch.dtype, tolerance: float, normed: bool) -> N
     ],
     ids=["decode", "decode-together", "mixed", "chunk"],
 )
+@pytest.mark.parametrize("window", [0, 7])
 def test_attention(
-    backend: str, dtype: torch.dtype, tolerance: float, queries: list[int], contexts: list[int]
+    backend: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    queries: list[int],
+    contexts: list[int],
+    window: int,
 ) -> None:
     torch.manual_seed(0)
     size, heads, kv_heads, depth = 16, 6, 2, 24
     meta = _meta(queries, contexts, size, 12, seed=2)
+    meta.window = window
+    if window:  # blocks behind it are gone
+        for row, (count, context) in enumerate(zip(queries, contexts, strict=True)):
+            for block in range((context - count - window + 1) // size):
+                meta.tables[row][block] = -1
     keys, values = _cache(12, size, kv_heads, depth, dtype)
     q = torch.randn(sum(queries), heads, depth).to(dtype)
     ops = TritonOps() if backend == "triton" else CpuOps()
@@ -96,6 +107,32 @@ def test_attention(
         ReferenceOps().attention(q, keys, values, meta),
     )
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("starts", "contexts"),
+    [
+        ([0, 3, 6, 9], [33, 40, 17, 48]),
+        ([9, 0, 6, 3], [33, 40, 17, 48]),
+        ([0, 3, 9], [33, 40, 48]),
+        ([0, 4, 9], [33, 40, 37]),
+        ([0, 0], [20, 20]),
+    ],
+    ids=["even", "shuffled", "with-a-hole", "uneven", "shared"],
+)
+def test_contexts_read_in_place_are_the_same(starts: list[int], contexts: list[int]) -> None:
+    """Every sequence in an extent of its own, as in a batch of like requests."""
+    torch.manual_seed(0)
+    size, heads, kv_heads, depth = 16, 4, 2, 16
+    keys, values = _cache(12, size, kv_heads, depth, torch.float32)
+    count = len(starts)
+    tables = [list(range(at, at + 3)) for at in starts]
+    places = torch.tensor([c - 1 for c in contexts])
+    slots = torch.tensor([at * size + c - 1 for at, c in zip(starts, contexts, strict=True)])
+    meta = BatchMeta(places, slots, torch.arange(count), [1] * count, contexts, tables)
+    q = torch.randn(count, heads, depth)
+    wanted = ReferenceOps().attention(q, keys, values, meta)
+    torch.testing.assert_close(CpuOps().attention(q, keys, values, meta), wanted)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 16])

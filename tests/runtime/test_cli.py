@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_names_every_verb(folder: Path) -> None:
     text = _run(folder, "--help").stdout
-    for verb in ("demo", "run", "resume", "ps", "trace", "doctor", "sandbox", "bench"):
+    for verb in ("demo", "run", "resume", "serve", "ps", "trace", "profile", "doctor", "bench"):
         assert verb in text
 
 
@@ -158,3 +159,45 @@ def test_doctor_says_what_falls_back_to_what(folder: Path) -> None:
 
 def test_ps_of_a_place_where_nothing_ran_is_empty(tmp_path: Path) -> None:
     assert json.loads(_run(tmp_path, "ps", "--json").stdout) == []
+
+
+def test_profile_writes_a_cost_model_that_serve_reads(folder: Path) -> None:
+    done = _run(folder, "profile", "--kv-tokens", "3000", "--out", "cost.json", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["cost"] == json.loads((folder / "cost.json").read_text())
+    assert found["cost"]["prefill"] > 0
+    assert found["cost"]["step"] > 0
+    (folder / "wrong.json").write_text('{"prefill": 1, "colour": "red"}')
+    refused = _run(folder, "serve", "--cost", "wrong.json")
+    assert refused.returncode == 2
+    assert "profile --out" in refused.stderr
+
+
+def test_serve_says_where_it_is_and_ends_with_ctrl_c(folder: Path) -> None:
+    words = ["serve", "--port", "0", "--isolate", "--cost", "none.json"]
+    assert _run(folder, *words).returncode == 2
+    with subprocess.Popen(
+        [sys.executable, "-m", "drawloom", *words[:-2]], cwd=folder, stderr=subprocess.PIPE,
+        text=True, preexec_fn=_hears_ctrl_c,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            assert "tinyagent at http://127.0.0.1:" in line
+            url = line.split(" at ")[1].split()[0]
+            with urllib.request.urlopen(f"{url}/models", timeout=30) as answer:
+                assert json.load(answer)["data"][0]["id"] == "tinyagent"
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+
+
+def test_the_engine_bench_runs_beside_transformers(folder: Path) -> None:
+    done = _run(folder, "bench", "engine", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert {r["against"] for r in rows} == {"generate", "generate_batch", "lean loop"}
+    assert all(r["ours"] > 0 and r["other"] > 0 for r in rows)

@@ -7,6 +7,7 @@ start). Nothing a model writes makes it raise: what cannot be understood is a ca
 
 import json
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -122,9 +123,77 @@ class Brackets:
         return -1
 
 
+class Buffered(ABC):
+    """A parser that keeps what it is not sure of. `prefix` begins the ids of its calls.
+
+    Subclasses read from `_buffer` in `_advance`, as long as that gets them anywhere. Once `_plain`
+    is set, all that follows is text.
+    """
+
+    def __init__(self, prefix: str = "call") -> None:
+        self._prefix = prefix
+        self._buffer = ""
+        self._plain = False
+        self._count = self._scanned = 0
+        self._brackets = Brackets()
+
+    def feed(self, text: str) -> list[Piece]:
+        if self._plain:
+            return [Text(text)] if text else []
+        self._buffer += text
+        pieces: list[Piece] = []
+        while not self._plain and self._advance(pieces):
+            pass
+        return pieces
+
+    @abstractmethod
+    def _advance(self, pieces: list[Piece]) -> bool:
+        """Read on; True if there may be more to read."""
+
+    @abstractmethod
+    def _call(self, id: str, body: str) -> ToolCall:
+        """The call that a body stands for."""
+
+    def _begin_body(self, quotes: str = '"') -> None:
+        """What the buffer begins with is a call, up to where its bracket closes."""
+        self._scanned, self._brackets = 0, Brackets(quotes)
+
+    def _read_body(self, pieces: list[Piece]) -> bool:
+        end = self._brackets.end(self._buffer, self._scanned)
+        self._scanned = len(self._buffer)
+        if end < 0:
+            return False
+        body, self._buffer = self._buffer[:end], self._buffer[end:]
+        pieces.append(self._close(body))
+        return True
+
+    def _close(self, body: str) -> Closed:
+        index, self._count = self._count, self._count + 1
+        return Closed(index, self._call(f"{self._prefix}-{index}", body))
+
+    def _give_up(self, pieces: list[Piece]) -> bool:
+        """It is no call after all."""
+        pieces.append(Text(self._buffer))
+        self._buffer, self._plain = "", True
+        return False
+
+    def _text_before(self, mark: str, pieces: list[Piece]) -> bool:
+        """Tell the text before `mark` and take both away; False if it is not there yet."""
+        before, found, after = self._buffer.partition(mark)
+        if found:
+            self._buffer = after
+        else:
+            keep = overlap(before, mark)
+            before, self._buffer = before[: len(before) - keep], before[len(before) - keep :]
+        if before:
+            pieces.append(Text(before))
+        return bool(found)
+
+
 __all__ = [
     "HEAD",
     "Brackets",
+    "Buffered",
     "Closed",
     "Named",
     "Parser",

@@ -3,30 +3,19 @@ divided by semicolons, behind ``<|python_tag|>`` or not. Any other answer is tex
 
 import re
 
-from drawloom.tools.parsers.base import HEAD, Brackets, Closed, Named, Piece, Text, read_call
+from drawloom.tools.calls import ToolCall
+from drawloom.tools.parsers.base import HEAD, Buffered, Named, Piece, Text, read_call
 
 _TAG = "<|python_tag|>"
 _KEYS = ('{"name":"', '{"type":"function","name":"')
 
 
-class LlamaJsonParser:
-    """`prefix` begins the ids of its calls."""
+class LlamaJsonParser(Buffered):
+    """A call ends where its object does."""
 
     def __init__(self, prefix: str = "call") -> None:
-        self._prefix = prefix
-        self._buffer = ""
-        self._plain = self._named = False
-        self._count = self._scanned = 0
-        self._brackets = Brackets()
-
-    def feed(self, text: str) -> list[Piece]:
-        if self._plain:
-            return [Text(text)] if text else []
-        self._buffer += text
-        pieces: list[Piece] = []
-        while not self._plain and self._advance(pieces):
-            pass
-        return pieces
+        super().__init__(prefix)
+        self._named = False
 
     def end(self) -> list[Piece]:
         body, self._buffer = self._buffer, ""
@@ -37,15 +26,7 @@ class LlamaJsonParser:
         return [Text(body)] if body else []
 
     def _advance(self, pieces: list[Piece]) -> bool:
-        if not self._named:
-            return self._begin(pieces)
-        end = self._brackets.end(self._buffer, self._scanned)
-        self._scanned = len(self._buffer)
-        if end < 0:
-            return False
-        body, self._buffer = self._buffer[:end], self._buffer[end:]
-        pieces.append(self._close(body))
-        return True
+        return self._read_body(pieces) if self._named else self._begin(pieces)
 
     def _begin(self, pieces: list[Piece]) -> bool:
         text = self._buffer.lstrip(" \n;" if self._count else " \n")
@@ -54,17 +35,14 @@ class LlamaJsonParser:
         text = text.removeprefix(_TAG).lstrip()
         if match := HEAD.match(text):
             pieces.append(Named(self._count, match[1]))
-            self._buffer, self._named, self._scanned = text, True, 0
-            self._brackets = Brackets()
+            self._buffer, self._named = text, True
+            self._begin_body()
             return True
-        if not _could_begin(text):
-            pieces.append(Text(self._buffer))
-            self._buffer, self._plain = "", True
-        return False
+        return False if _could_begin(text) else self._give_up(pieces)
 
-    def _close(self, body: str) -> Closed:
-        index, self._count, self._named = self._count, self._count + 1, False
-        return Closed(index, read_call(f"{self._prefix}-{index}", body))
+    def _call(self, id: str, body: str) -> ToolCall:
+        self._named = False
+        return read_call(id, body)
 
 
 def _could_begin(text: str) -> bool:

@@ -6,32 +6,20 @@ import re
 from typing import Any
 
 from drawloom.tools.calls import ToolCall
-from drawloom.tools.parsers.base import Brackets, Closed, Named, Piece, Text
+from drawloom.tools.parsers.base import Buffered, Named, Piece, Text
 
 _NAME = re.compile(r"[\s,]*([A-Za-z_][\w.]*)\s*\(")
 _UNFINISHED = re.compile(r"[\s,]*(?:[A-Za-z_][\w.]*\s*)?\Z")
 _CONSTANTS = {"true": True, "false": False, "null": None}
 
 
-class PythonicParser:
-    """`prefix` begins the ids of its calls."""
+class PythonicParser(Buffered):
+    """A call ends where its parenthesis closes."""
 
     def __init__(self, prefix: str = "call") -> None:
-        self._prefix = prefix
-        self._buffer = ""
-        self._open = self._plain = False
+        super().__init__(prefix)
+        self._open = False
         self._name = ""
-        self._count = self._scanned = 0
-        self._brackets = Brackets("\"'")
-
-    def feed(self, text: str) -> list[Piece]:
-        if self._plain:
-            return [Text(text)] if text else []
-        self._buffer += text
-        pieces: list[Piece] = []
-        while not self._plain and self._advance(pieces):
-            pass
-        return pieces
 
     def end(self) -> list[Piece]:
         body, self._buffer = self._buffer, ""
@@ -43,47 +31,34 @@ class PythonicParser:
 
     def _advance(self, pieces: list[Piece]) -> bool:
         if self._name:
-            return self._read_arguments(pieces)
+            return self._read_body(pieces)
         text = self._buffer.lstrip()
-        if not self._open:
-            if not text:
-                return False
-            if not text.startswith("["):
-                return self._give_up(pieces)
-            if _NAME.match(text[1:]):
-                self._open, self._buffer = True, text[1:]
-                return True
-            return False if _UNFINISHED.match(text[1:]) else self._give_up(pieces)
+        return self._next(text, pieces) if self._open else self._begin(text, pieces)
+
+    def _begin(self, text: str, pieces: list[Piece]) -> bool:
+        if not text:
+            return False
+        if text.startswith("[") and _NAME.match(text[1:]):
+            self._open, self._buffer = True, text[1:]
+            return True
+        undecided = text.startswith("[") and _UNFINISHED.match(text[1:])
+        return False if undecided else self._give_up(pieces)
+
+    def _next(self, text: str, pieces: list[Piece]) -> bool:
         if match := _NAME.match(text):
             self._name, self._buffer = match[1], text[match.end() - 1 :]
-            self._scanned, self._brackets = 0, Brackets("\"'")
+            self._begin_body("\"'")
             pieces.append(Named(self._count, self._name))
             return True
-        if not text.startswith("]") and not _UNFINISHED.match(text):
-            return self._give_up(pieces)
         if text.startswith("]") and text[1:].strip():
             self._buffer = text[1:]
             return self._give_up(pieces)
-        return False
+        undecided = text.startswith("]") or _UNFINISHED.match(text)
+        return False if undecided else self._give_up(pieces)
 
-    def _give_up(self, pieces: list[Piece]) -> bool:
-        pieces.append(Text(self._buffer))
-        self._buffer, self._plain = "", True
-        return False
-
-    def _read_arguments(self, pieces: list[Piece]) -> bool:
-        end = self._brackets.end(self._buffer, self._scanned)
-        self._scanned = len(self._buffer)
-        if end < 0:
-            return False
-        body, self._buffer = self._buffer[:end], self._buffer[end:]
-        pieces.append(self._close(body))
-        return True
-
-    def _close(self, body: str) -> Closed:
-        name, index = self._name, self._count
-        self._name, self._count = "", self._count + 1
-        return Closed(index, _read(f"{self._prefix}-{index}", name, body))
+    def _call(self, id: str, body: str) -> ToolCall:
+        name, self._name = self._name, ""
+        return _read(id, name, body)
 
 
 def _read(id: str, name: str, body: str) -> ToolCall:

@@ -46,7 +46,6 @@ class HttpProgram:
     admitted: asyncio.Future[None] | None = None
     lineages: dict[str, Lineage] = field(default_factory=dict)
     running: int = 0
-    count: int = 0
     seen: float = 0.0
 
 
@@ -65,7 +64,7 @@ class Programs:
     def __init__(self, live: Live, ttl: float = 300.0, nameless_ttl: float = 30.0) -> None:
         self.live, self.ttl, self.nameless_ttl = live, ttl, nameless_ttl
         self._programs: OrderedDict[str, HttpProgram] = OrderedDict()
-        self._steps = 0
+        self._steps = self._lineages = 0
         self._sweeper = asyncio.create_task(self._sweep())
 
     def __len__(self) -> int:
@@ -95,8 +94,8 @@ class Programs:
         self._programs.move_to_end(program.id)
         lineage = _continued(program, text)
         if lineage is None:
-            program.count += 1
-            lineage = Lineage(f"{program.id}/{program.count}")
+            self._lineages += 1  # never one name twice: an ended program may still be running
+            lineage = Lineage(f"{program.id}/{self._lineages}")
             program.lineages[lineage.name] = lineage
         lineage.busy = True
         program.running += 1
@@ -203,15 +202,16 @@ class Programs:
                 live.emit(LineageEnded(program.id, lineage))
 
     async def _admission(self, program: HttpProgram) -> None:
+        """Raises `EngineError` for a program that was released meanwhile."""
         admitted = program.admitted
-        if admitted is None or (admitted.done() and not admitted.cancelled()):
-            return
         try:
-            await asyncio.shield(admitted)
+            if admitted is not None:
+                await asyncio.shield(admitted)
         except asyncio.CancelledError:
-            if not admitted.cancelled():
+            if admitted is None or not admitted.cancelled():
                 raise
-            raise EngineError(f"program {program.id} was released") from None
+        if self._programs.get(program.id) is not program:
+            raise EngineError(f"program {program.id} was released")
 
     def _finished(self, place: Place, lineage: str, step: str, state: str, usage: Usage) -> None:
         context = usage.prompt_tokens + usage.output_tokens

@@ -11,6 +11,8 @@ import pytest
 import uvicorn
 
 from drawloom.engine.config import EngineConfig
+from drawloom.engine.sequence import SamplingParams
+from drawloom.errors import EngineError
 from drawloom.runtime.runtime import Runtime
 from drawloom.runtime.server.app import Server
 from drawloom.runtime.server.serve import bind, is_loopback
@@ -236,6 +238,20 @@ async def test_a_client_that_leaves_frees_what_it_held(scripted: Any) -> None:
         await asyncio.sleep(0.02)
     assert server.live.engine.running == 0
     assert not server.live.scheduler.world.programs
+
+
+async def test_a_program_that_is_released_ends_what_had_not_begun(tiny: Any) -> None:
+    _, server = tiny
+    programs = server.programs
+    place = programs.place("p", "default", 0, "hello")
+    assert programs.end("p")
+    with pytest.raises(EngineError, match="released"):
+        await anext(programs.generate(place, SamplingParams(max_tokens=2), None))
+    other = programs.place("p", "default", 0, "hello")
+    assert other.lineage.name != place.lineage.name
+    programs.leave(place, None, [])
+    programs.leave(other, None, [])
+    assert not programs.end("q")
 
 
 async def test_sixty_four_streams_at_once(tiny: Any) -> None:

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -44,7 +45,11 @@ class ProcessSandbox(LiveSandbox):
     async def stop(self) -> None:
         """End its processes; its folder stays."""
         with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+            # its group: killed while it starts, its child in the namespaces may not yet be bound
+            # to its parent's death, and would hold our pipe for ever
+            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         await self._process.wait()
         await self._reader
 

@@ -21,6 +21,8 @@ from drawloom.runtime.live import Live
 
 _NAMELESS = 256
 _OUTPUT = 256
+_LINEAGES = 8
+_HELD_SECONDS = 0.25
 _SWEEP_SECONDS = 1.0
 
 
@@ -138,12 +140,33 @@ class Programs:
             self.live.emit(LineageEnded(program.id, lineage.name))
         else:
             lineage.text, lineage.ids = text, ids
+            program.lineages[lineage.name] = program.lineages.pop(lineage.name, lineage)
+            self._forget_some(program)
         if not program.named and not program.running:
             if not program.lineages:
                 self.end(program.id)
-            elif program.admitted is not None:
-                program.admitted = None
-                self.live.emit(ProgramEnded(program.id, keep=True))
+            else:
+                self._rest(program)
+
+    def _forget_some(self, program: HttpProgram) -> None:
+        """So many conversations of a program are remembered: those that were used last."""
+        idle = [name for name, lineage in program.lineages.items() if not lineage.busy]
+        for name in idle[:-_LINEAGES]:
+            del program.lineages[name]
+            self.live.emit(LineageEnded(program.id, name))
+
+    def _rest(self, program: HttpProgram) -> None:
+        """The scheduler forgets a program that has nothing to do; its next turn submits it again.
+        Its KV stays as long as there is room."""
+        if program.admitted is not None:
+            program.admitted = None
+            self.live.emit(ProgramEnded(program.id, keep=True))
+
+    def _make_room(self) -> None:
+        """Somebody is held: the program that has been silent for longest rests."""
+        idle = [p for p in self._programs.values() if not p.running and p.admitted is not None]
+        if idle:
+            self._rest(min(idle, key=lambda program: program.seen))
 
     def end(self, id: str) -> bool:
         """A program is over: all it held is free. False if there is none."""
@@ -203,13 +226,10 @@ class Programs:
 
     async def _admission(self, program: HttpProgram) -> None:
         """Raises `EngineError` for a program that was released meanwhile."""
-        admitted = program.admitted
-        try:
-            if admitted is not None:
-                await asyncio.shield(admitted)
-        except asyncio.CancelledError:
-            if admitted is None or not admitted.cancelled():
-                raise
+        while (admitted := program.admitted) is not None and not admitted.done():
+            await asyncio.wait({admitted}, timeout=_HELD_SECONDS)
+            if not admitted.done():
+                self._make_room()
         if self._programs.get(program.id) is not program:
             raise EngineError(f"program {program.id} was released")
 

@@ -254,6 +254,24 @@ async def test_a_program_that_is_released_ends_what_had_not_begun(tiny: Any) -> 
     assert not programs.end("q")
 
 
+async def test_silent_programs_hold_up_nobody() -> None:
+    """More programs than the cache has room for, none ever released."""
+    config = EngineConfig(kv_tokens=512)
+    async with (
+        Runtime(sandbox="none", engine=config, record=False) as runtime,
+        _serving(runtime, name="tiny") as (client, server),
+    ):
+        for index in range(30):
+            body = _ask(f"{index} " + "word " * 40, max_tokens=3, program_id=f"p{index % 10}")
+            answer = await client.post("/v1/chat/completions", json=body, timeout=20)
+            assert answer.status_code == 200, answer.text
+        assert len(server.programs) == 10
+        for index in range(20):
+            body = _ask(f"other words {index}", max_tokens=3, program_id="p0")
+            await client.post("/v1/chat/completions", json=body)
+        assert len(server.programs._programs["p0"].lineages) <= 8
+
+
 async def test_sixty_four_streams_at_once(tiny: Any) -> None:
     client, _ = tiny
     bodies = [_ask(f"Count to {i}", max_tokens=16, ignore_eos=True) for i in range(64)]

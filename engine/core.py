@@ -87,14 +87,14 @@ class EngineCore:
         self._does: dict[type[Any], Callable[[Any], Any]] = {
             do.Submit: lambda c: self.submit(c.request),
             do.Cancel: lambda c: self.cancel(c.request),
-            do.Lease: lambda c: self.cache.lease(c.lineage, self._clock(), c.ttl, c.value),
-            do.Renew: lambda c: self.cache.renew(c.lineage, self._clock(), c.ttl),
+            do.Lease: lambda c: self.cache.lineages.lease(c.lineage, self._clock(), c.ttl, c.value),
+            do.Renew: lambda c: self.cache.lineages.renew(c.lineage, self._clock(), c.ttl),
             do.Release: self._release,
-            do.Demote: lambda c: self.cache.demote(c.lineage),
-            do.Prefetch: lambda c: self.cache.prefetch(c.lineage),
-            do.Fork: lambda c: self.cache.fork(c.parent, c.child),
+            do.Demote: lambda c: self.cache.lineages.demote(c.lineage),
+            do.Prefetch: lambda c: self.cache.lineages.prefetch(c.lineage),
+            do.Fork: lambda c: self.cache.lineages.fork(c.parent, c.child),
             do.ToolStarted: self._tool_started,
-            do.ToolFinished: lambda c: self.cache.prefetch(c.lineage),
+            do.ToolFinished: lambda c: self.cache.lineages.prefetch(c.lineage),
             do.Branch: self._branch,
             do.Done: lambda c: self._release(do.Release(c.lineage)),
             do.Export: self._export,
@@ -189,7 +189,7 @@ class EngineCore:
     def prepare(self) -> list[Delta]:
         """Schedule and launch the next step, then post-process the last one."""
         began = now = self._clock()
-        self.cache.expire(now)
+        self.cache.lineages.expire(now)
         self._arrive(0.0)
         plan = None if self.asleep else self.batch.schedule()
         self._transfer()
@@ -236,7 +236,7 @@ class EngineCore:
         known = self.prefill_seconds
         self.prefill_seconds = (1 - _LEARN) * known + _LEARN * each if known else each
         copying = 2 * self.copy_seconds / self.info.block_size
-        self.cache.spill = copying < self.prefill_seconds
+        self.cache.index.spill = copying < self.prefill_seconds
 
     def _transfer(self) -> None:
         copies = self.cache.drain()
@@ -319,24 +319,25 @@ class EngineCore:
         self._supersede(command.lineage)
         for request in self._requests.values():
             request.seq.orphan |= request.seq.lineage == command.lineage
-        return self.cache.release(command.lineage, evict=command.evict)
+        return self.cache.lineages.release(command.lineage, evict=command.evict)
 
     def _tool_started(self, command: do.ToolStarted) -> KVReply:
         """Keep what comes back soon; what stays away longer waits in host memory."""
-        tokens = self.cache.length(command.lineage)
+        tokens = self.cache.lineages.length(command.lineage)
         value = tokens * self.prefill_seconds
         ttl = min(_LONGEST_LEASE, max(1.0, _ETA_SLACK * command.eta))
         away = 2 * self.copy_seconds * self.cache.blocks_for(tokens)
         if self.info.host_tokens and command.eta > max(1.0, 10 * away):
-            return self.cache.demote(command.lineage)
-        return self.cache.lease(command.lineage, self._clock(), ttl, value)
+            return self.cache.lineages.demote(command.lineage)
+        return self.cache.lineages.lease(command.lineage, self._clock(), ttl, value)
 
     def _branch(self, command: do.Branch) -> KVReply:
-        replies = [self.cache.fork(command.parent, child) for child in command.children]
+        replies = [self.cache.lineages.fork(command.parent, child) for child in command.children]
         return replies[0] if replies else KVReply(LeaseStatus.ACCEPTED, 0)
 
     def _export(self, command: do.Export) -> bytes:
-        found = self.cache.contents(command.lineage)
+        windowed = self.cache.window > 0
+        found = None if windowed else self.cache.lineages.contents(command.lineage)
         if found is None or self._fingerprint is None or self.asleep:
             raise EngineError(f"lineage {command.lineage} is unknown here, or not exportable")
         self._transfer()
@@ -411,7 +412,7 @@ class EngineCore:
             total_blocks=cache.pool.count,
             host_blocks=index.host_used,
             total_host_blocks=index.host_total,
-            lineages=cache.lineages,
+            lineages=len(cache.lineages),
             steps=work.steps,
             prompt_tokens=kv.prompt_tokens,
             hit_tokens=kv.hit_tokens,
@@ -425,7 +426,7 @@ class EngineCore:
             lease_breaks=kv.lease_breaks,
             lease_regrets=kv.lease_regrets,
             regret_tokens=kv.regret_tokens,
-            evictions=kv.evictions,
+            evictions=cache.index.evictions,
             demotions=kv.demotions,
             saved_blocks=kv.saved_blocks,
             loaded_blocks=kv.loaded_blocks,

@@ -76,7 +76,10 @@ class Copies:
 
 
 class BlockIndex:
-    """Entries by key and by place, in two tiers. Pure bookkeeping."""
+    """Entries by key and by place, in two tiers. Pure bookkeeping.
+
+    `spill` says whether copying a block out and back costs less than computing it again.
+    """
 
     def __init__(self, blocks: int, host_blocks: int = 0, windowed: bool = False) -> None:
         self.pool = BlockPool(blocks)
@@ -88,6 +91,8 @@ class BlockIndex:
         self.host_lru: OrderedDict[int, Entry] = OrderedDict()
         self.leased = 0
         self.leased_idle = 0
+        self.evictions = 0
+        self.spill = True
         self._windowed = windowed
         self._host_free = list(range(host_blocks - 1, -1, -1))
         self._saving: dict[int, tuple[Entry, int]] = {}
@@ -175,11 +180,27 @@ class BlockIndex:
 
     # --- leaving --------------------------------------------------------------------------
 
-    def evict(self, entry: Entry, spill: bool = False) -> None:
-        """Give up an idle block on the device. It stays known if host memory has it, or with
-        `spill` gets it first; else it is forgotten, and with it all that continues it."""
+    def take_kept(self) -> int:
+        """A block with one reference, without breaking any lease; -1 if there is none."""
+        while not self.pool.free:
+            if not self.evict_oldest():
+                return -1
+        return self.pool.take()
+
+    def evict_oldest(self) -> bool:
+        """Give up the least recently used kept block; False if there is none."""
+        if not self.lru:
+            return False
+        self.evictions += 1
+        self.evict(next(iter(self.lru.values())))
+        return True
+
+    def evict(self, entry: Entry) -> None:
+        """Give up an idle block on the device. It stays known if host memory has it; what a
+        living conversation may come back to is demoted, if that is worth it. Else it is
+        forgotten, and with it all that continues it."""
         assert not self.pool.refs(entry.block), f"block {entry.block} is held"
-        if entry.host < 0 and spill:
+        if entry.host < 0 and self.spill and entry.users and self.host_total:
             self._spill(entry)
         if entry.host < 0:
             self.forget(entry)

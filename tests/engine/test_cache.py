@@ -36,7 +36,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache = KVCache(
             18, SIZE, lease_budget=0.5, host_blocks=host, write_through=through, window=self.window
         )
-        self.cache.spill = spill
+        self.cache.index.spill = spill
         runner = MockRunner(hashed(3), SIZE, window=self.window, delay=delay)
         info = EngineInfo("e", "mock", "cpu", 72 if not self.window else 200, 72, SIZE, host * SIZE)
         self.core = EngineCore(
@@ -201,7 +201,7 @@ def test_leased_blocks_are_evicted_last() -> None:
     kept, lost = [1] * 15, [2] * 15
     _turn(cache, "kept", kept)
     _turn(cache, "lost", lost)
-    assert cache.lease("kept", 0.0, 10.0, 1.0).status is LeaseStatus.ACCEPTED
+    assert cache.lineages.lease("kept", 0.0, 10.0, 1.0).status is LeaseStatus.ACCEPTED
     _turn(cache, "other", [3] * 16)
     assert _hit(cache, kept) == 15
     assert _hit(cache, lost) == 0
@@ -210,7 +210,7 @@ def test_leased_blocks_are_evicted_last() -> None:
 def test_a_running_sequence_may_reclaim_every_lease() -> None:
     cache = KVCache(8, SIZE, lease_budget=1.0)
     _turn(cache, "a", [1] * 30)
-    cache.lease("a", 0.0, 1e9, 1e9)
+    cache.lineages.lease("a", 0.0, 1e9, 1e9)
     _turn(cache, "b", [2] * 31)
     assert cache.counters.lease_breaks == 1
     assert cache.leased_blocks == 0
@@ -220,8 +220,8 @@ def test_the_least_valuable_lease_breaks_first() -> None:
     cache = KVCache(8, SIZE, lease_budget=1.0)
     _turn(cache, "cheap", [1] * 16)
     _turn(cache, "dear", [2] * 16)
-    cache.lease("cheap", 0.0, 100.0, 1.0)
-    cache.lease("dear", 0.0, 100.0, 2.0)
+    cache.lineages.lease("cheap", 0.0, 100.0, 1.0)
+    cache.lineages.lease("dear", 0.0, 100.0, 2.0)
     _turn(cache, "new", [3] * 16)
     assert _hit(cache, [2] * 16) == 16
     assert _hit(cache, [1] * 16) == 0
@@ -230,16 +230,25 @@ def test_the_least_valuable_lease_breaks_first() -> None:
 def test_an_expired_lease_protects_nothing() -> None:
     cache = KVCache(8, SIZE, lease_budget=1.0)
     _turn(cache, "a", [1] * 16)
-    cache.lease("a", 0.0, 1.0, 1.0)
+    cache.lineages.lease("a", 0.0, 1.0, 1.0)
     _turn(cache, "b", [2] * 16)
-    cache.expire(2.0)
+    cache.lineages.expire(2.0)
     assert cache.leased_blocks == 0
+
+
+def test_leases_that_were_replaced_are_not_kept() -> None:
+    cache = KVCache(8, SIZE, lease_budget=1.0)
+    _turn(cache, "a", [1] * 16)
+    for now in range(1000):
+        cache.lineages.lease("a", float(now), 1e9, 1.0)
+        cache.lineages.renew("a", float(now), 1e9)
+    assert len(cache.lineages._by_value) < 100 and len(cache.lineages._by_expiry) < 100
 
 
 def test_leases_over_the_budget_are_clipped_and_say_so() -> None:
     cache = KVCache(8, SIZE, lease_budget=0.5)
     _turn(cache, "a", [1] * 24)
-    reply = cache.lease("a", 0.0, 1.0, 1.0)
+    reply = cache.lineages.lease("a", 0.0, 1.0, 1.0)
     assert reply.status is LeaseStatus.CLIPPED
     assert reply.tokens == 16
 
@@ -250,7 +259,7 @@ def test_release_frees_at_once_what_only_that_lineage_used() -> None:
     _turn(cache, "a", shared + [1] * 8)
     _turn(cache, "b", shared + [2] * 8)
     free = cache.pool.free
-    cache.release("a")
+    cache.lineages.release("a")
     assert cache.pool.free == free + 2
     assert _hit(cache, shared + [2] * 8) == 16
 
@@ -258,14 +267,18 @@ def test_release_frees_at_once_what_only_that_lineage_used() -> None:
 def test_a_newer_turn_supersedes_the_lease_of_the_branch_it_left() -> None:
     cache = KVCache(16, SIZE, lease_budget=1.0)
     _turn(cache, "a", [1] * 16)
-    cache.lease("a", 0.0, 100.0, 1.0)
+    cache.lineages.lease("a", 0.0, 100.0, 1.0)
     _turn(cache, "a", [1] * 8 + [2] * 8)
     assert cache.leased_blocks == 2
 
 
 def test_verbs_on_an_unknown_lineage_answer_missing() -> None:
     cache = KVCache(4, SIZE)
-    replies = (cache.lease("x", 0.0, 1.0, 1.0), cache.release("x"), cache.fork("x", "y"))
+    replies = (
+        cache.lineages.lease("x", 0.0, 1.0, 1.0),
+        cache.lineages.release("x"),
+        cache.lineages.fork("x", "y"),
+    )
     assert {r.status for r in replies} == {LeaseStatus.MISSING}
 
 

@@ -1,0 +1,374 @@
+"""Conversations and the leases on what they left behind.
+
+A *lease* is an attribute of kept blocks, not a lock: it ends with its time, is broken by value
+per block when nothing else is left to reclaim, and never keeps a running sequence waiting. With
+host memory behind the device, a conversation may also be demoted while nobody needs it, and
+prefetched before it returns (engines.md §6.3).
+"""
+
+import heapq
+from dataclasses import dataclass, field
+from enum import Enum
+
+from drawloom.engine.index import BlockIndex, Entry
+from drawloom.engine.sequence import Sequence
+from drawloom.leases import KVReply, LeaseStatus
+
+_SLACK = 64
+
+
+class WriteThrough(Enum):
+    """Which blocks are copied to host memory before they have to be."""
+
+    NEVER = "never"
+    LEASED = "leased"
+    ALL = "all"
+
+
+@dataclass(slots=True)
+class Lineage:
+    """What a conversation left behind: its chain of entries and how far it was ever computed.
+
+    `version` outdates what the heaps of leases still say; `broken` is until when a lease that
+    was broken would have held.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    expires: float = 0.0
+    leased: int = 0
+    version: int = 0
+    broken: float = 0.0
+    active: int = 0
+
+
+@dataclass(slots=True)
+class CacheCounters:
+    """Since the start, in tokens and events. `lease_regrets` are broken leases whose conversation
+    came back while they would have held, `regret_tokens` what it lost by that."""
+
+    hit_tokens: int = 0
+    hit_host_tokens: int = 0
+    recomputed_tokens: int = 0
+    prompt_tokens: int = 0
+    lease_grants: int = 0
+    lease_clips: int = 0
+    lease_breaks: int = 0
+    lease_regrets: int = 0
+    regret_tokens: int = 0
+    demotions: int = 0
+    saved_blocks: int = 0
+    loaded_blocks: int = 0
+
+
+class Lineages:
+    """What conversations left behind in an index, and for how long it is kept.
+
+    Args:
+        limit: most blocks under lease.
+        write_through: which blocks are copied to host memory before they have to be.
+    """
+
+    def __init__(
+        self, index: BlockIndex, counters: CacheCounters, limit: int, write_through: WriteThrough
+    ) -> None:
+        self.index, self.counters = index, counters
+        self._limit, self._write_through = limit, write_through
+        self._records: dict[str, Lineage] = {}
+        self._by_value: list[tuple[float, int, str]] = []
+        self._by_expiry: list[tuple[float, int, str]] = []
+        self._versions = 0
+        self._now = 0.0
+        self._demoting: dict[Entry, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def length(self, lineage: str) -> int:
+        """Tokens of a conversation whose KV was ever computed; 0 if it is unknown."""
+        record = self._records.get(lineage)
+        return len(record.tokens) if record else 0
+
+    # --- a sequence comes and goes --------------------------------------------------------
+
+    def began(self, seq: Sequence) -> None:
+        """A sequence takes its lineage up again; what it lost of it is counted."""
+        record = self._records.get(seq.lineage)
+        if record is None:
+            return
+        counters = self.counters
+        record.active += 1
+        lost = max(0, min(common(seq.tokens, record.tokens), seq.reusable) - seq.hit)
+        counters.recomputed_tokens += lost
+        if lost and record.broken > self._now:
+            counters.lease_regrets += 1
+            counters.regret_tokens += lost
+        record.broken = 0.0
+
+    def remember(self, seq: Sequence, entries: list[Entry]) -> None:
+        """A sequence ended and left these behind, its computed beginning."""
+        if seq.orphan:
+            for entry in entries:
+                entry.users.discard(seq.lineage)
+            return
+        record = self._records.setdefault(seq.lineage, Lineage())
+        record.active = max(0, record.active - 1)
+        mine = set(map(id, entries))
+        for entry in reversed(record.entries):
+            if id(entry) not in mine:  # superseded: a newer turn took another path
+                self.index.unlease(entry, seq.lineage)
+                entry.users.discard(seq.lineage)
+        record.entries = entries
+        known = len(record.tokens)
+        if seq.computed >= known or seq.tokens[:known] != record.tokens:
+            record.tokens = seq.tokens[: seq.computed]
+        record.leased = 0
+        for at, entry in enumerate(entries):  # a lease covers a beginning, without gaps
+            if seq.lineage in entry.leases and record.leased == at:
+                record.leased += 1
+            else:
+                self.index.unlease(entry, seq.lineage)
+        if self._write_through is WriteThrough.ALL:
+            self._save(entries)
+
+    # --- verbs for programs ---------------------------------------------------------------
+
+    def lease(self, lineage: str, now: float, ttl: float, value: float) -> KVReply:
+        """Keep a lineage's blocks, if possible, for `ttl` seconds. A new lease replaces the old.
+
+        `value` is the seconds that having them would save; leases are broken by value per block.
+        """
+        record = self._records.get(lineage)
+        if record is None or not record.entries:
+            return KVReply(LeaseStatus.MISSING, 0)
+        record.leased = covered = 0
+        for entry in record.entries:
+            if entry.dead or entry.block < 0:
+                break
+            if not entry.leases and self.index.leased >= self._limit:
+                break
+            self.index.lease(entry, lineage)
+            self._demoting.pop(entry, None)
+            record.leased += 1
+            covered += len(entry.tokens)
+        self._schedule(lineage, record, now + ttl, value)
+        if self._write_through is WriteThrough.LEASED:
+            self._save(record.entries)
+        whole = record.leased == len(record.entries)
+        self.counters.lease_grants += 1
+        self.counters.lease_clips += not whole
+        return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, covered)
+
+    def _schedule(self, name: str, record: Lineage, expires: float, value: float) -> None:
+        self._versions += 1
+        record.version, record.expires, record.broken = self._versions, expires, 0.0
+        if record.leased:
+            density = value / record.leased
+            self._push(self._by_value, (density, record.version, name))
+            self._push(self._by_expiry, (expires, record.version, name))
+
+    def _push(self, heap: list[tuple[float, int, str]], item: tuple[float, int, str]) -> None:
+        """Leases that were replaced leave the heaps when these have outgrown the lineages."""
+        if len(heap) > 2 * len(self._records) + _SLACK:
+            heap[:] = [old for old in heap if self._stands(old[2], old[1])]
+            heapq.heapify(heap)
+        heapq.heappush(heap, item)
+
+    def _stands(self, name: str, version: int) -> Lineage | None:
+        """The lineage whose lease this still is."""
+        record = self._records.get(name)
+        return record if record and record.version == version and record.leased else None
+
+    def renew(self, lineage: str, now: float, ttl: float) -> KVReply:
+        """Let a lease that holds last until `ttl` seconds from now. `MISSING` if none does."""
+        record = self._records.get(lineage)
+        if record is None or not record.leased:
+            return KVReply(LeaseStatus.MISSING, 0)
+        record.expires = now + ttl
+        self._push(self._by_expiry, (record.expires, record.version, lineage))
+        covered = sum(len(e.tokens) for e in record.entries[: record.leased])
+        return KVReply(LeaseStatus.ACCEPTED, covered)
+
+    def release(self, lineage: str, *, evict: bool = True) -> KVReply:
+        """A lineage is over. With `evict`, what only it used is free at once, else when needed."""
+        record = self._records.get(lineage)
+        if record is None:
+            return KVReply(LeaseStatus.MISSING, 0)
+        covered, index = 0, self.index
+        for entry in reversed(record.entries):
+            covered += len(entry.tokens)
+            index.unlease(entry, lineage)
+            entry.users.discard(lineage)
+            self._demoting.pop(entry, None)
+            if not evict or entry.dead or entry.users or entry.shared:
+                continue
+            idle = entry.block < 0 or not self.index.pool.refs(entry.block) or entry.saving
+            if idle and not index.children.get(entry.key):
+                index.forget(entry)
+        del self._records[lineage]
+        return KVReply(LeaseStatus.ACCEPTED, covered)
+
+    def fork(self, parent: str, child: str) -> KVReply:
+        """A new lineage that begins as a copy of another; blocks are shared, not copied."""
+        record = self._records.get(parent)
+        if record is None:
+            return KVReply(LeaseStatus.MISSING, 0)
+        if child not in self._records:
+            twin = Lineage(list(record.entries), list(record.tokens))
+            self._records[child] = twin
+            for entry in record.entries:
+                self.index.use(entry, child)
+        return KVReply(LeaseStatus.ACCEPTED, len(record.tokens))
+
+    def demote(self, lineage: str) -> KVReply:
+        """Copy a lineage to host memory while nobody needs it; then its device blocks are the
+        first to be reclaimed. `DEFERRED` while it runs; `CLIPPED` when host memory is full, and
+        then its lease holds on."""
+        record = self._records.get(lineage)
+        if record is None or not self.index.host_total:
+            return KVReply(LeaseStatus.MISSING, 0)
+        if record.active:
+            return KVReply(LeaseStatus.DEFERRED, 0)
+        covered = self._save(record.entries)
+        whole = covered == len(record.entries)
+        if whole:
+            record.leased = 0
+            for entry in record.entries:
+                if entry.saving:
+                    self._demoting[entry] = lineage
+                self._give_way(entry, lineage)
+        self.counters.demotions += 1
+        done = sum(len(entry.tokens) for entry in record.entries[:covered])
+        return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, done)
+
+    def _save(self, entries: list[Entry]) -> int:
+        """Begin to copy entries to host memory, from the first on; how many are, or will be."""
+        count = 0
+        for entry in entries:
+            if entry.dead or not self.index.save(entry):
+                break
+            count += 1
+        return count
+
+    def saved(self, entry: Entry) -> None:
+        """A block's copy is in host memory; if that was to demote it, it gives way now."""
+        lineage = self._demoting.pop(entry, None)
+        if lineage is not None and not entry.dead:
+            self._give_way(entry, lineage)
+
+    def _give_way(self, entry: Entry, lineage: str) -> None:
+        self.index.unlease(entry, lineage, front=True)
+        if entry.block in self.index.lru:
+            self.index.lru.move_to_end(entry.block, last=False)
+
+    def prefetch(self, lineage: str) -> KVReply:
+        """Load back what of a lineage is only in host memory, without breaking any lease.
+        `CLIPPED` when there is no room for all of it."""
+        record = self._records.get(lineage)
+        if record is None:
+            return KVReply(LeaseStatus.MISSING, 0)
+        index, covered = self.index, 0
+        record.entries = [e for e in record.entries if not e.dead]
+        for entry in record.entries:  # so that making room for the tail takes no head
+            self._demoting.pop(entry, None)
+            if entry.block in index.lru:
+                index.lru.move_to_end(entry.block)
+        for entry in record.entries:
+            if entry.block < 0:
+                entry.pins += 1
+                block = index.take_kept()
+                if block >= 0 and not entry.dead:
+                    index.load(entry, block, None)
+                elif block >= 0:
+                    index.pool.drop(block)
+                    index.pool.give_back(block)
+                index.unpin(entry)
+                if entry.dead or entry.block < 0:
+                    return KVReply(LeaseStatus.CLIPPED, covered)
+            covered += len(entry.tokens)
+        return KVReply(LeaseStatus.ACCEPTED, covered)
+
+    def expire(self, now: float) -> None:
+        """End the leases whose time is over; their blocks count as unleased and just used."""
+        self._now = now
+        while self._by_expiry and self._by_expiry[0][0] <= now:
+            _, version, name = heapq.heappop(self._by_expiry)
+            record = self._stands(name, version)
+            if record is not None and record.expires <= now:
+                self._unlease(name, record)
+
+    def contents(self, lineage: str) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """The tokens of a lineage and, block by block, ``(device block, host block)`` of them,
+        either -1; None for one that is unknown or incomplete."""
+        record = self._records.get(lineage)
+        if record is None:
+            return None
+        tokens: list[int] = []
+        places = []
+        for entry in record.entries:
+            if entry.dead or entry.load is not None:
+                break
+            tokens += entry.tokens
+            places.append((entry.block, entry.host))
+        return tokens, places
+
+    # --- when there is no room left -------------------------------------------------------
+
+    def break_cheapest(self) -> bool:
+        """Break the lease of least value per block that frees any; False if none does."""
+        busy = []
+        broken = False
+        while self._by_value and not broken:
+            item = heapq.heappop(self._by_value)
+            record = self._stands(item[2], item[1])
+            if record is None:
+                continue
+            leased = record.entries[: record.leased]
+            if all(e.block >= 0 and self.index.pool.refs(e.block) for e in leased):
+                busy.append(item)  # they are held, by a sequence or a copy: nothing to gain
+                continue
+            self._break(item[2], record)
+            broken = True
+        for item in busy:
+            heapq.heappush(self._by_value, item)
+        return broken
+
+    def _break(self, name: str, record: Lineage) -> None:
+        self.counters.lease_breaks += 1
+        self._unlease(name, record, front=True)
+        record.broken = record.expires
+
+    def clear(self) -> None:
+        """Release every lineage that does not run."""
+        for name in [n for n, r in self._records.items() if not r.active]:
+            self.release(name)
+
+    def unlease_all(self) -> None:
+        for name, record in self._records.items():
+            self._unlease(name, record)
+
+    def _unlease(self, name: str, record: Lineage, front: bool = False) -> None:
+        """End a lease, its tail the first to become the least recently used; with `front` all of
+        it is reclaimed next, tail first."""
+        leased = record.entries[: record.leased]
+        for entry in leased if front else reversed(leased):
+            self.index.unlease(entry, name, front=front)
+        record.leased = 0
+
+    def check(self) -> None:
+        """For tests. Raises `AssertionError`."""
+        assert self.index.leased <= self._limit
+        for name, record in self._records.items():
+            for entry in record.entries[: record.leased]:
+                assert name in entry.leases or entry.dead or entry.block < 0
+
+
+def common(mine: list[int], theirs: list[int] | tuple[int, ...]) -> int:
+    """How many tokens two lists begin with alike."""
+    length = min(len(mine), len(theirs))
+    if tuple(mine[:length]) == tuple(theirs[:length]):
+        return length
+    return next(n for n in range(length) if mine[n] != theirs[n])
+
+
+__all__ = ["CacheCounters", "Lineage", "Lineages", "WriteThrough", "common"]

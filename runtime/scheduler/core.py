@@ -126,6 +126,8 @@ class Scheduler:
         lineage.context, lineage.since = event.context, now
         lineage.waiting = "+".join(sorted(set(event.calls)))
         program.peak = max(program.peak, program.context)
+        if event.final:
+            return []
         terms = self.policy.retain(self.world, program, lineage, now)
         if terms is None:
             return []

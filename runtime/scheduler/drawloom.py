@@ -59,7 +59,7 @@ class DrawloomPolicy:
         self, world: World, program: Program, lineage: Lineage, now: float
     ) -> tuple[float, float] | None:
         graph, key = world.graph(program.about.agent), lineage.waiting or ""
-        late = graph.forecast(lineage.state, key).seconds_p95
+        late = graph.durations.quantile(key, 0.95)
         ttl = _UNKNOWN if late is None else min(_LONGEST, max(_SHORTEST, _SLACK * late))
         chance = 0.5 if late is None else graph.durations.chance_within(key, ttl)
         return ttl, chance * world.cost.recompute(lineage.context)

@@ -61,6 +61,9 @@ class _Choice:
     usage: Usage | None = None
 
 
+_Answered = tuple[_Choice, list[Piece], Delta]
+
+
 class ChatCompletion:
     """Raises `HttpError` on creation for what makes no sense."""
 
@@ -138,29 +141,38 @@ class ChatCompletion:
 
     # --- running --------------------------------------------------------------------------
 
-    async def events(self) -> AsyncGenerator[tuple[_Choice, list[Piece], Delta], None]:
+    async def events(self) -> AsyncGenerator[_Answered, None]:
         """What comes of all choices, as it comes."""
         served, place = self.served, self.place
         self.choices = [self._choice(i) for i in range(self.count)]
-        queue: asyncio.Queue[Any] = asyncio.Queue()
         whole = False
-        tasks = [asyncio.create_task(self._run(c, queue)) for c in self.choices]
+        try:
+            several = self._several() if self.count > 1 else self._run(self.choices[0])
+            async with aclosing(several) as events:
+                async for event in events:
+                    yield event
+            whole = True
+        finally:
+            self._leave(place, served, whole)
+
+    async def _several(self) -> AsyncGenerator[_Answered, None]:
+        """The choices side by side."""
+        queue: asyncio.Queue[_Answered | Exception | None] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._queue(c, queue)) for c in self.choices]
         try:
             open_ = len(tasks)
             while open_:
                 item = await queue.get()
                 if item is None:
                     open_ -= 1
-                elif isinstance(item, BaseException):
+                elif isinstance(item, Exception):
                     raise item
                 else:
                     yield item
-            whole = True
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._leave(place, served, whole)
 
     def _leave(self, place: Place, served: Served, whole: bool) -> None:
         first = self.choices[0]
@@ -180,18 +192,23 @@ class ChatCompletion:
             return _Choice(index, _thinking(parser) if served.reasoning else parser)
         return _Choice(index, make_parser(name, prefix, reasoning=served.reasoning))
 
-    async def _run(self, choice: _Choice, queue: "asyncio.Queue[Any]") -> None:
+    async def _run(self, choice: _Choice) -> AsyncGenerator[_Answered, None]:
+        stream = self.served.programs.generate(self.place, self.params, self.grammar, choice.index)
+        async with aclosing(stream) as deltas:
+            async for delta in deltas:
+                pieces = choice.parser.feed(delta.text)
+                if delta.finish is not None:
+                    pieces += choice.parser.end()
+                self._take(choice, pieces, delta)
+                yield choice, pieces, delta
+
+    async def _queue(
+        self, choice: _Choice, queue: "asyncio.Queue[_Answered | Exception | None]"
+    ) -> None:
         try:
-            stream = self.served.programs.generate(
-                self.place, self.params, self.grammar, choice.index
-            )
-            async with aclosing(stream) as deltas:
-                async for delta in deltas:
-                    pieces = choice.parser.feed(delta.text)
-                    if delta.finish is not None:
-                        pieces += choice.parser.end()
-                    self._take(choice, pieces, delta)
-                    queue.put_nowait((choice, pieces, delta))
+            async with aclosing(self._run(choice)) as answered:
+                async for event in answered:
+                    queue.put_nowait(event)
         except Exception as error:
             queue.put_nowait(error)
         finally:

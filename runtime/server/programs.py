@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import islice
 
 from drawloom.engine.base import Delta, GenerateRequest, Grammar, Usage
 from drawloom.engine.sequence import SamplingParams
@@ -65,7 +66,8 @@ class Programs:
 
     def __init__(self, live: Live, ttl: float = 300.0, nameless_ttl: float = 30.0) -> None:
         self.live, self.ttl, self.nameless_ttl = live, ttl, nameless_ttl
-        self._programs: OrderedDict[str, HttpProgram] = OrderedDict()
+        self._programs: dict[str, HttpProgram] = {}
+        self._nameless: OrderedDict[str, HttpProgram] = OrderedDict()
         self._steps = self._lineages = 0
         self._sweeper = asyncio.create_task(self._sweep())
 
@@ -92,8 +94,11 @@ class Programs:
         if program is None:
             program = HttpProgram(key or new_id("http"), key is not None, tenant)
             self._programs[program.id] = program
-            self._bound()
-        self._programs.move_to_end(program.id)
+            if not program.named:
+                self._nameless[program.id] = program
+                self._bound()
+        if not program.named:
+            self._nameless.move_to_end(program.id)
         lineage = _continued(program, text)
         if lineage is None:
             self._lineages += 1  # never one name twice: an ended program may still be running
@@ -118,16 +123,20 @@ class Programs:
         return name if tenant == "default" else f"{tenant}:{name}"
 
     def _by_text(self, tenant: str, text: str) -> HttpProgram | None:
-        for program in reversed(self._programs.values()):
-            if not program.named and program.tenant == tenant and _continued(program, text):
-                return program
+        for program in reversed(self._nameless.values()):
+            if program.tenant == tenant:
+                for lineage in program.lineages.values():
+                    if text.startswith(lineage.text) and lineage.text and not lineage.busy:
+                        return program
         return None
 
     def _bound(self) -> None:
         """So many nameless programs are remembered and no more."""
-        idle = [p for p in self._programs.values() if not p.named and not p.running]
-        for program in idle[: max(0, len(idle) - _NAMELESS)]:
-            self.end(program.id)
+        over = len(self._nameless) - _NAMELESS
+        if over > 0:
+            idle = (p for p in self._nameless.values() if not p.running)
+            for program in list(islice(idle, over)):
+                self.end(program.id)
 
     def leave(self, place: Place, text: str | None, ids: list[int]) -> None:
         """A request is over. `text` is all the lineage now holds; None drops the lineage."""
@@ -173,6 +182,7 @@ class Programs:
         program = self._programs.pop(id, None)
         if program is None:
             return False
+        self._nameless.pop(id, None)
         if program.admitted is not None:
             program.admitted.cancel()
             self.live.emit(ProgramEnded(id))
@@ -241,6 +251,7 @@ class Programs:
                 place.program.id, lineage, step, state, self.live.engine.info.id, context,
                 (place.lineage.tool,) if place.lineage.tool else ("client",), computed,
                 usage.first - usage.started,
+                final=not place.program.named and place.program.running == 1,
             )
         )  # fmt: skip
 

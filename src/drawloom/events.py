@@ -33,7 +33,8 @@ class StepReady:
 class StepFinished:
     """An LLM call ended with a context of `context` tokens; `calls` are the tools it asked for.
 
-    `computed` prompt tokens took `seconds` to prefill.
+    `computed` prompt tokens took `seconds` to prefill. After a `final` one its program has nothing
+    to do that is known of.
     """
 
     program: str
@@ -45,6 +46,7 @@ class StepFinished:
     calls: tuple[str, ...]
     computed: int = 0
     seconds: float = 0.0
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from drawloom.engine.ops.base import BatchMeta
-from drawloom.engine.ops.cpu import CpuOps
+from drawloom.engine.ops.cpu import CpuOps, _padded
 from drawloom.engine.ops.reference import ReferenceOps
 from drawloom.engine.ops.triton import TritonOps
 
@@ -135,7 +135,7 @@ def test_contexts_read_in_place_are_the_same(starts: list[int], contexts: list[i
     torch.testing.assert_close(CpuOps().attention(q, keys, values, meta), wanted)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+@pytest.mark.parametrize("rows", [1, 2, 3, 16, 33, 101])
 @pytest.mark.parametrize("outputs", [40, 5000])
 @pytest.mark.parametrize("bias", [False, True])
 def test_packed_weights_compute_what_plain_ones_do(rows: int, outputs: int, bias: bool) -> None:
@@ -144,3 +144,9 @@ def test_packed_weights_compute_what_plain_ones_do(rows: int, outputs: int, bias
     offset = torch.randn(outputs) if bias else None
     got, wanted = CpuOps().linear(weight, offset)(x), ReferenceOps().linear(weight, offset)(x)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_products_have_one_of_few_heights() -> None:
+    heights = {rows: _padded(torch.zeros(rows, 1)).shape[0] for rows in range(1, 2049)}
+    assert len(set(heights.values())) <= 16 * 8
+    assert all(0 <= padded - rows <= rows / 16 for rows, padded in heights.items())

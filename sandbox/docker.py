@@ -186,7 +186,8 @@ class DockerProvider:
 
     async def owned(self) -> list[OwnedSandbox]:
         wanted: dict[str, str | list[str] | bool] = {"label": f"{LABEL}.owner={self._owner}"}
-        found = await self._call(lambda: self._client.containers.list(all=True, filters=wanted))
+        listed = self._client.containers.list  # looks at each again: some may be gone by then
+        found = await self._call(lambda: listed(all=True, filters=wanted, ignore_removed=True))
         return [
             OwnedSandbox(
                 c.labels[LABEL], c.labels[f"{LABEL}.key"], float(c.labels[f"{LABEL}.created"])

@@ -95,7 +95,7 @@ def _containers(url: str | None, remove: bool = False) -> list[dict[str, Any]]:
 
     try:
         client = docker.DockerClient(base_url=url) if url else docker.from_env()
-        containers = client.containers.list(all=True, filters={"label": LABEL})
+        containers = client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
     except (DockerException, RequestException) as error:
         if url is not None:
             raise DrawloomError(f"no Docker engine answers at {url}: {error}") from None

@@ -187,6 +187,16 @@ async def test_giving_up_while_it_is_made_leaves_nothing(provider: Provider) -> 
     assert await provider.owned() == []
 
 
+async def test_environments_are_listed_while_some_of_them_go(provider: Provider) -> None:
+    boxes = await asyncio.gather(*(provider.create(ENV, new_id("box")) for _ in range(4)))
+    going = asyncio.gather(*(box.destroy() for box in boxes))
+    while not going.done():
+        assert len(await provider.owned()) <= 4
+        await asyncio.sleep(0)
+    await going
+    assert await provider.owned() == []
+
+
 async def test_setup_runs_before_it_is_ready_and_a_failing_one_is_told(provider: Provider) -> None:
     made = await provider.create(Env(BOX, setup=("echo ready > r",)), new_id("box"))
     assert await made.read("r") == b"ready\n"

@@ -8,6 +8,7 @@ tool) predicts the number of steps left with less than half the error of the kin
 
 from collections import deque
 from dataclasses import dataclass
+from statistics import fmean, pstdev
 
 import networkx as nx
 import numpy as np
@@ -39,6 +40,9 @@ class ExecutionGraph:
         self.agent = agent
         self.durations = Durations()
         self.contexts: deque[int] = deque(maxlen=128)
+        self.services: deque[float] = deque(maxlen=128)
+        self.spans: deque[float] = deque(maxlen=128)
+        self.shared = 0
         self._graph: nx.DiGraph[str] = nx.DiGraph()
         self._left: dict[str, float] | None = None
         self.programs = 0
@@ -61,10 +65,26 @@ class ExecutionGraph:
         self._edge(source, target)["n"] += 1.0
         self._touch(source)
 
-    def finished(self, peak_context: int) -> None:
-        """A program ended; `peak_context` is the most tokens that a conversation of it had."""
+    def finished(self, peak_context: int, service: float = 0.0, span: float = 0.0) -> None:
+        """A program ended: the most KV tokens that it had for itself, the seconds that its LLM
+        calls took, and those from its admission to its end."""
         self.programs += 1
         self.contexts.append(peak_context)
+        self.services.append(service)
+        self.spans.append(span)
+
+    def seconds_per_completion(self, attained: float) -> float | None:
+        """What a program that has had `attained` seconds costs for each chance of its end: the
+        inverse of the Gittins index of the finished programs' services (Gittins 1979; the least
+        first is the best order that knows no more than this). None while none has finished."""
+        if not self.services:
+            return None
+        left = sorted(s - attained for s in self.services if s > attained)
+        best, spent = 0.0, 0.0
+        for done, seconds in enumerate(left, 1):
+            spent += seconds
+            best = max(best, done / max(1e-9, spent + (len(left) - done) * seconds))
+        return 1 / best if best else max(attained, 1e-3)
 
     def following(self, state: str) -> dict[str, float]:
         """The probability of each next state."""
@@ -91,10 +111,20 @@ class ExecutionGraph:
             steps_left=self.steps_left(state),
         )
 
-    def peak_context(self, share: float = 0.9) -> int | None:
-        """The tokens that `share` of the finished programs did not exceed."""
-        found = sorted(self.contexts)
-        return found[min(len(found) - 1, int(share * len(found)))] if found else None
+    @property
+    def usual_peak(self) -> int | None:
+        """The mean of the most KV tokens that finished programs had for themselves."""
+        return int(fmean(self.contexts)) if self.contexts else None
+
+    @property
+    def peak_spread(self) -> float:
+        """Their standard deviation."""
+        return pstdev(self.contexts) if len(self.contexts) > 1 else 0.0
+
+    @property
+    def usual_span(self) -> float | None:
+        """The mean seconds from admission to end of finished programs."""
+        return fmean(self.spans) if self.spans else None
 
     def _edge(self, source: str, target: str) -> dict[str, float]:
         if not self._graph.has_edge(source, target):

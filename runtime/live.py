@@ -12,16 +12,19 @@ from drawloom.actions import (
     Action,
     Admit,
     ClaimEnv,
+    DemoteKV,
     LeaseKV,
+    PrefetchKV,
     ReleaseEnvs,
     ReleaseKV,
     StartStep,
+    Wake,
     WarmEnv,
 )
 from drawloom.engine.base import Engine
 from drawloom.environments import Env
 from drawloom.errors import DrawloomError, SandboxDied, SandboxUnavailable, StoreError
-from drawloom.events import EngineUp, Event, HostState
+from drawloom.events import EngineUp, Event, HostState, Tick
 from drawloom.runtime.bus import EventBus, Notice
 from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.store import LeaseRow, Store
@@ -56,19 +59,23 @@ class Live:
         self._claims: dict[tuple[str, str], asyncio.Task[Claimed]] = {}
         self._stalled: set[tuple[str, str]] = set()
         self.env_stall = 0.0
+        self._timers: set[asyncio.TimerHandle] = set()
         self._flusher = asyncio.create_task(self._flush())
         self._does: dict[type[Any], Callable[[Any], None]] = {
             Admit: self._admit,
             StartStep: self._start_step,
             LeaseKV: lambda a: self._later(self._lease(a)),
             ReleaseKV: lambda a: self._later(self._release_kv(a)),
+            DemoteKV: lambda a: self._later(self._demote(a)),
+            PrefetchKV: lambda a: self._later(self._prefetch(a)),
+            Wake: self._wake,
             WarmEnv: self._warm,
             ClaimEnv: self._claim_early,
             ReleaseEnvs: self._ended,
         }
         if pool is not None:
             pool.on_change = self._host_changed
-        self.emit(EngineUp(engine.info.id, engine.info.kv_tokens))
+        self.emit(EngineUp(engine.info.id, engine.info.kv_tokens, engine.info.host_tokens))
 
     def emit(self, event: Event) -> None:
         """Tell the core, and do what it says. What that sets off is told after, in order."""
@@ -115,6 +122,20 @@ class Live:
     async def _lease(self, action: LeaseKV) -> None:
         reply = await self.engine.lease(action.lineage, action.ttl, action.value)
         self._decided(action, answer=reply.status.value, tokens=reply.tokens)
+
+    async def _demote(self, action: DemoteKV) -> None:
+        reply = await self.engine.demote(action.lineage)
+        self._decided(action, answer=reply.status.value, tokens=reply.tokens)
+
+    async def _prefetch(self, action: PrefetchKV) -> None:
+        reply = await self.engine.prefetch(action.lineage)
+        self._decided(action, answer=reply.status.value, tokens=reply.tokens)
+
+    def _wake(self, action: Wake) -> None:
+        loop = asyncio.get_running_loop()
+        delay = max(0.0, action.at - time.monotonic())
+        self._timers = {t for t in self._timers if not t.cancelled() and t.when() > loop.time()}
+        self._timers.add(loop.call_later(delay, self.emit, Tick()))
 
     async def _release_kv(self, action: ReleaseKV) -> None:
         await self.engine.release(action.lineage, evict=action.evict)
@@ -246,6 +267,8 @@ class Live:
 
     async def close(self) -> None:
         await self.settle()
+        for timer in self._timers:
+            timer.cancel()
         self._flusher.cancel()
         await asyncio.gather(self._flusher, return_exceptions=True)
 

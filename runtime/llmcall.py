@@ -88,11 +88,10 @@ class LlmCall:
         context = len(self.prompt) + len(self.output)
         names = tuple(c.name for c in self.calls)
         cached = self.usage.cached_tokens if self.usage else 0
-        seconds = self.usage.first - self.usage.started if self.usage else 0.0
         live.emit(
             StepFinished(
                 program.id, self.program.full(self.name), step, self.state, engine, context, names,
-                len(self.prompt) - cached, seconds,
+                len(self.prompt) - cached, *spans(self.usage),
             )
         )  # fmt: skip
         return Turn(
@@ -183,4 +182,12 @@ class LlmCall:
         self.program.live.note(self.program.id, "llm.finished", step=self.key)
 
 
-__all__ = ["LlmCall", "Turn"]
+def spans(usage: Usage | None) -> tuple[float, float, float]:
+    """Seconds of prefill, in the queue and in all of a call, as `StepFinished` has them."""
+    if usage is None:
+        return 0.0, 0.0, 0.0
+    queued, service = usage.started - usage.submitted, usage.finished - usage.started
+    return usage.first - usage.started, queued, service
+
+
+__all__ = ["LlmCall", "Turn", "spans"]

@@ -207,6 +207,36 @@ def profile(
 
 
 @app.command
+def sim(
+    workload: str = "swe",
+    *,
+    policy: str = "fcfs-lru,static-cap,drawloom,clairvoyant",
+    machine: str = "h200-8b",
+    pressure: float = 0.4,
+    host: bool = True,
+    seeds: int = 3,
+    programs: int = 0,
+    json: Json = False,
+) -> int:
+    """Run a workload under several policies in virtual time.
+
+    Args:
+        workload: swe, web, function, rl, or a trace file.
+        policy: names with commas between them, or all; static-cap is the best of a sweep.
+        machine: h200-8b, 4xh200-70b, or a file that `drawloom profile --out` wrote.
+        pressure: KV capacity over working set; 0 is memory without end.
+        host: host memory behind the device.
+        seeds: draws of programs and arrivals; tail figures pool them.
+        programs: of each draw; 0 is four times those in flight.
+    """
+    from drawloom.runtime.cli import simulate
+    from drawloom.runtime.sim.compare import Scenario
+
+    scenario = Scenario(workload, machine, pressure, host, seeds, programs)
+    return simulate.main(scenario, policy, json)
+
+
+@app.command
 def doctor(*, json: Json = False) -> int:
     """Say what this machine has, and what falls back to what."""
     from drawloom.runtime.cli import doctor as examination

@@ -1,9 +1,11 @@
 """The core: one event at a time, in; what to do about it, out.
 
 Pure: the time is an argument, the same events give the same actions, and late, doubled or
-unknown ones are harmless. It runs live in front of the engine, and in tests under a virtual clock.
+unknown ones are harmless. It runs live in front of the engine, and in the simulator and in tests
+under a virtual clock.
 """
 
+import heapq
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,10 +14,13 @@ from drawloom.actions import (
     Action,
     Admit,
     ClaimEnv,
+    DemoteKV,
     LeaseKV,
+    PrefetchKV,
     ReleaseEnvs,
     ReleaseKV,
     StartStep,
+    Wake,
     WarmEnv,
 )
 from drawloom.events import (
@@ -28,13 +33,16 @@ from drawloom.events import (
     ProgramSubmitted,
     StepFinished,
     StepReady,
+    Tick,
     ToolFinished,
     ToolNamed,
     ToolStarted,
 )
-from drawloom.graph.execution import END
-from drawloom.runtime.scheduler.policy import Policy
+from drawloom.graph.execution import END, ExecutionGraph
+from drawloom.runtime.scheduler.policy import Demote, Drop, Keep, Policy, Retention
 from drawloom.runtime.scheduler.world import Lineage, Program, World
+
+_GROWTH = 1.1
 
 
 class Scheduler:
@@ -44,6 +52,10 @@ class Scheduler:
         self.policy = policy
         self.world = World()
         self._arrivals = 0
+        self._ranked: dict[str, int] = {}
+        self._next_tick: float | None = None
+        self._wakes: list[float] = []
+        self._returns: list[tuple[float, str, str, float]] = []
         self._targets: dict[str, int] = {}
         self._hosts: dict[str, str] = {}
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
@@ -58,6 +70,7 @@ class Scheduler:
             ProgramEnded: self._program_ended,
             EngineUp: self._engine_up,
             HostState: self._host_state,
+            Tick: self._tick,
         }
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -70,36 +83,95 @@ class Scheduler:
         if event.program in self.world.programs:
             return []
         self._arrivals += 1
-        self.world.programs[event.program] = Program(event, self._arrivals, now)
-        return self._rebalance(now)
+        program = Program(event, self._arrivals, now)
+        self.world.programs[event.program] = program
+        self.world.hold(program, self.policy.rank(self.world, program, now), now)
+        return [*self._rebalance(now), *self._clock(now)]
 
     def _program_ended(self, event: ProgramEnded, now: float) -> list[Action]:
-        program = self.world.programs.pop(event.program, None)
+        program = self.world.programs.get(event.program)
         if program is None:
             return []
+        self.world.end(program)
         graph = self.world.graph(program.about.agent)
         if program.peak:
-            graph.finished(program.peak)
+            graph.finished(program.peak, program.service, now - program.admitted)
+            self._learned(graph, now)
         actions: list[Action] = []
         for lineage in program.lineages.values():
             graph.observe(lineage.state, END)
             actions.append(self._release(program, lineage, event.keep))
         return [*actions, ReleaseEnvs(program.id), *self._rebalance(now)]
 
+    def _learned(self, graph: ExecutionGraph, now: float) -> None:
+        """Each time that an agent's history has grown by a tenth, its active programs are promised
+        what it says now, and the held ones are ordered anew."""
+        if graph.programs >= self._ranked.get(graph.agent, 0) * _GROWTH + 1:
+            self._ranked[graph.agent] = graph.programs
+            for program in self.world.active.values():
+                if program.about.agent == graph.agent:
+                    self.world.reclaim(program, self.policy.claim(self.world, program))
+            self.world.rerank(lambda program: self.policy.rank(self.world, program, now))
+
     def _rebalance(self, now: float) -> list[Action]:
-        """Admissions and warm targets, after anything that may have changed them."""
-        actions: list[Action] = []
-        for program in self.policy.admit(self.world, now):
-            program.admitted = True
-            actions.append(Admit(program.id))
-        for env in {e for p in self.world.programs.values() for e in p.about.envs} | set(
-            self._targets
-        ):
-            wanted = self.policy.warm(self.world, env)
+        """Pauses, admissions and warm targets, after anything that may have changed them."""
+        world, actions = self.world, list[Action]()
+        for program in self.policy.pause(world, now):
+            actions += self._pause(program, now)
+        for program in self.policy.admit(world, now):
+            actions += self._activate(program, now)
+        envs = {e for p in world.programs.values() for e in p.about.envs} if world.hosts else set()
+        for env in sorted(envs | set(self._targets)):
+            wanted = self.policy.warm(world, env)
             if wanted != self._targets.get(env, 0):
                 self._targets[env] = wanted
                 actions.append(WarmEnv(self._hosts.get(env, ""), env, wanted))
         return actions
+
+    def _activate(self, program: Program, now: float) -> list[Action]:
+        actions: list[Action] = [] if program.begun else [Admit(program.id)]
+        program.claim = self.policy.claim(self.world, program)
+        self.world.activate(program, now)
+        ready, program.ready = program.ready, []
+        return actions + [self._start(program, step, now) for step in ready]
+
+    def _pause(self, program: Program, now: float) -> list[Action]:
+        self.world.hold(program, self.policy.rank(self.world, program, now), now)
+        actions: list[Action] = []
+        for lineage in program.lineages.values():
+            what = self.policy.paused(self.world, program, lineage, now)
+            actions += self._keep(program, lineage, what, now)
+        return actions
+
+    # --- time -----------------------------------------------------------------------------
+
+    def _clock(self, now: float) -> list[Action]:
+        """Ask for the policy's next tick, if it has a clock and there is anything to do."""
+        if self.policy.period is None or self._next_tick is not None or not self.world.programs:
+            return []
+        self._next_tick = now + self.policy.period
+        return self._wake(self._next_tick)
+
+    def _wake(self, at: float) -> list[Action]:
+        heapq.heappush(self._wakes, at)
+        return [Wake(at)]
+
+    def _tick(self, event: Tick, now: float) -> list[Action]:
+        while self._wakes and self._wakes[0] <= now:
+            heapq.heappop(self._wakes)
+        actions: list[Action] = []
+        while self._returns and self._returns[0][0] <= now:
+            _, name, conversation, since = heapq.heappop(self._returns)
+            program = self.world.programs.get(name)
+            lineage = program.lineages.get(conversation) if program else None
+            waits = lineage is not None and lineage.waiting is not None and lineage.since == since
+            if lineage is not None and waits:  # and has not been back meanwhile
+                actions.append(PrefetchKV(lineage.engine, name, conversation))
+        if self._next_tick is not None and self._next_tick <= now:
+            self._next_tick, self.world.ticked = None, now
+            self.policy.tick(self.world, now)
+            actions += self._rebalance(now)
+        return actions + self._clock(now)
 
     # --- LLM calls ------------------------------------------------------------------------
 
@@ -113,25 +185,69 @@ class Scheduler:
             graph.durations.observe(lineage.waiting, now - lineage.since)
             lineage.waiting = None
         graph.observe(lineage.state, event.state)
-        lineage.state, lineage.context = event.state, event.prompt
-        priority = self.policy.priority(self.world, program, now)
-        return [StartStep(event.engine, event.program, event.step, priority)]
+        shared = lineage.shared if lineage.context else graph.shared
+        self.world.resize(program, lineage, event.prompt, min(shared, event.prompt))
+        lineage.state = event.state
+        if program.active:
+            return [self._start(program, event, now)]
+        program.ready.append(event)
+        return self._rebalance(now)
+
+    def _start(self, program: Program, step: StepReady, now: float) -> StartStep:
+        program.running += 1
+        program.started.add(step.step)
+        priority = self.policy.priority(self.world, program, step, now)
+        return StartStep(step.engine, step.program, step.step, priority)
 
     def _step_finished(self, event: StepFinished, now: float) -> list[Action]:
         program = self.world.programs.get(event.program)
         lineage = program.lineages.get(event.lineage) if program else None
         if program is None or lineage is None:
             return []
+        self._served(program, event, now)
         self.world.cost = self.world.cost.learn(event.computed, event.seconds)
-        lineage.context, lineage.since = event.context, now
+        shared = lineage.shared
+        if program.steps == 1 and len(program.lineages) == 1:  # what it found was not its own
+            shared = max(0, lineage.context - event.computed)
+            self.world.graph(program.about.agent).shared = shared
+        self.world.resize(program, lineage, event.context, min(shared, event.context))
+        lineage.since = now
         lineage.waiting = "+".join(sorted(set(event.calls)))
-        program.peak = max(program.peak, program.context)
+        self.world.reclaim(program, self.policy.claim(self.world, program))
         if event.final:
             return []
-        terms = self.policy.retain(self.world, program, lineage, now)
-        if terms is None:
+        what = self.policy.retain(self.world, program, lineage, now)
+        actions = self._keep(program, lineage, what, now)
+        self.world.boundary = program
+        actions += self._rebalance(now)
+        self.world.boundary = None
+        return actions
+
+    def _served(self, program: Program, event: StepFinished, now: float) -> None:
+        if event.step in program.started:
+            program.started.discard(event.step)
+            program.running -= 1
+        program.service += event.service
+        program.steps += 1
+        program.since = now
+        self.world.queued.append(event.queued)
+
+    def _keep(
+        self, program: Program, lineage: Lineage, what: Retention, now: float
+    ) -> list[Action]:
+        engine, name = lineage.engine, program.id
+        if isinstance(what, Keep):
+            lineage.until = now + what.ttl
+            return [LeaseKV(engine, name, lineage.id, what.ttl, what.value)]
+        if isinstance(what, Drop):
+            return [ReleaseKV(engine, name, lineage.id, True)]
+        if not isinstance(what, Demote):
             return []
-        return [LeaseKV(lineage.engine, program.id, lineage.id, *terms)]
+        demote: list[Action] = [DemoteKV(engine, name, lineage.id)]
+        if what.back is None:
+            return demote
+        heapq.heappush(self._returns, (now + what.back, name, lineage.id, lineage.since))
+        return demote + self._wake(now + what.back)
 
     def _forked(self, event: Forked, now: float) -> list[Action]:
         program = self.world.programs.get(event.program)
@@ -146,18 +262,19 @@ class Scheduler:
         lineage = program.lineages.pop(event.lineage, None) if program else None
         if program is None or lineage is None:
             return []
+        self.world.resize(program, lineage, 0, 0)
         self.world.graph(program.about.agent).observe(lineage.state, END)
         return [self._release(program, lineage)]
 
     def _release(self, program: Program, lineage: Lineage, keep: bool = False) -> ReleaseKV:
-        evict = self.policy.evict_at_end() and not keep
+        evict = self.policy.evict_at_end and not keep
         return ReleaseKV(lineage.engine, program.id, lineage.id, evict)
 
     # --- tools and environments -----------------------------------------------------------
 
     def _tool_named(self, event: ToolNamed, now: float) -> list[Action]:
         program = self.world.programs.get(event.program)
-        early = self.policy.claim_early() and event.env is not None
+        early = self.policy.claim_early and event.env is not None
         if program is None or not early or event.env is None or event.env in program.envs:
             return []
         self._took(program, event.env)
@@ -180,6 +297,7 @@ class Scheduler:
 
     def _engine_up(self, event: EngineUp, now: float) -> list[Action]:
         self.world.engines[event.engine] = event.kv_tokens
+        self.world.host_tokens += event.host_tokens
         return self._rebalance(now)
 
     def _host_state(self, event: HostState, now: float) -> list[Action]:

@@ -1,74 +1,130 @@
 """`drawloom`: programs are admitted, ordered, kept and equipped as units.
 
-Admission: a program runs when its peak KV fits beside those that run (Past-Future's idea of
-forecasting the peak from history, arXiv 2507.10150, here over programs) and an environment is
-ready for it. Order: the oldest program first, so that what is begun gets finished. Retention: at
-a tool boundary its KV is leased for as long as its tools take to return at the 95th percentile
-of what was observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to
-live bounds waste and cannot block anybody). What ends is dropped at once.
+Order: the program whose end costs least goes first, by the Gittins index of what programs of its
+agent took (seconds of the engine for each completion, given what it has had); by arrival while
+nothing is known. Nobody waits for more than `_PATIENCE` times what its like take: then the oldest
+goes first. Admission: a program runs when its own KV at its usual peak fits beside those that run,
+with two standard deviations of the sum to spare (Past-Future's idea of forecasting the peak, arXiv
+2507.10150, over programs); a prefix that all share is counted once. Host memory behind the device
+lets more run, since some always wait for tools. Pause: when what runs outgrows memory all the
+same, the last in order that waits for a tool is held there; with host memory, a program at a tool
+boundary also makes room for one that costs a quarter of it. Retention: at a tool boundary KV is
+leased for as long as the tools take to return at the 95th percentile of what was observed
+(Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds waste and
+blocks nobody). What ends is dropped at once.
 """
 
-from drawloom.runtime.scheduler.world import Lineage, Program, World
+from collections.abc import Iterator
 
-_FULL = 0.95
+from drawloom.events import StepReady
+from drawloom.runtime.scheduler.policy import Demote, Keep, Policy, Retention
+from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
+
+_FULL, _FULL_WITH_HOST = 0.95, 1.3
+_DEVIATIONS = 2.0
+_CHEAPER = 0.25
+_PATIENCE = 10.0
 _GUESS = 0.125
 _SLACK = 1.5
 _SHORTEST, _LONGEST, _UNKNOWN = 1.0, 60.0, 30.0
-_CLASS = 1e9
+_CLASS, _TIE = 1e9, 1e-6
 
 
-class DrawloomPolicy:
+class Drawloom(Policy):
     name = "drawloom"
+    spill = True
+    evict_at_end = True
+    claim_early = True
 
-    def admit(self, world: World, now: float) -> list[Program]:
-        running = world.admitted()
-        used = sum(self._claim(world, p) for p in running)
-        lacking = {e: sum(p.lacks(e) for p in running) for e in world.hosts}
-        chosen: list[Program] = []
-        for program in sorted(world.held(), key=_order):
-            need = self._claim(world, program)
-            if (running or chosen) and used + need > _FULL * world.capacity:
-                break
+    def rank(self, world: World, program: Program, now: float) -> Rank:
+        deadline = program.about.deadline
+        late = 1e18 if deadline is None else deadline
+        return -program.about.priority, late, self._cost(world, program), program.index
+
+    def _cost(self, world: World, program: Program) -> float:
+        """Seconds of the engine for each completion; 0 while nothing is known."""
+        known = world.graph(program.about.agent).seconds_per_completion(program.service)
+        return 0.0 if known is None else known
+
+    # --- admission ------------------------------------------------------------------------
+
+    def admit(self, world: World, now: float) -> Iterator[Program]:
+        lacking: dict[str, int] = {}
+        while (program := self._next(world, now)) is not None:
+            if world.active and not self._fits(world, program):
+                return
             if not all(self._equipped(world, env, lacking) for env in program.about.envs):
-                break
-            chosen.append(program)
-            used += need
+                return
             for env in program.about.envs:
-                lacking[env] = lacking.get(env, 0) + 1
-        return chosen
+                lacking[env] += 1
+            yield program
 
-    def _claim(self, world: World, program: Program) -> int:
-        """The KV tokens that a program will want at its peak."""
-        seen = world.graph(program.about.agent).peak_context()
+    def _next(self, world: World, now: float) -> Program | None:
+        oldest = world.oldest
+        if oldest is not None:
+            usual = world.graph(oldest.about.agent).usual_span
+            if usual is not None and now - oldest.since > _PATIENCE * usual:
+                return oldest
+        return world.first
+
+    def claim(self, world: World, program: Program) -> int:
+        seen = world.graph(program.about.agent).usual_peak
         guess = program.about.expect_tokens or int(_GUESS * world.capacity)
-        return max(program.context, seen if seen is not None else guess)
+        return max(program.own, seen if seen is not None else guess)
+
+    def _fits(self, world: World, program: Program) -> bool:
+        """Whether one more does, should the sum of all peaks be two deviations above its mean."""
+        graph = world.graph(program.about.agent)
+        margin = graph.shared + _DEVIATIONS * graph.peak_spread * (len(world.active) + 1) ** 0.5
+        full = _FULL_WITH_HOST if world.host_tokens else _FULL
+        wanted = world.claimed + self.claim(world, program) + margin
+        return bool(wanted <= full * world.capacity)
 
     def _equipped(self, world: World, env: str, lacking: dict[str, int]) -> bool:
         """Whether an environment is ready for one more. Where none can be made, do not wait."""
+        if env not in lacking:
+            lacking[env] = sum(p.lacks(env) for p in world.active.values())
         host = world.hosts.get(env)
         if host is None:
             return False
         if not host.warm and not host.creating:
             return True
-        return host.warm > lacking.get(env, 0)
+        return host.warm > lacking[env]
 
-    def priority(self, world: World, program: Program, now: float) -> float:
-        return program.index - _CLASS * program.about.priority
+    def pause(self, world: World, now: float) -> Iterator[Program]:
+        while self._overflows(world) and len(world.active) > 1:
+            acting = [p for p in world.active.values() if p.acting]
+            if not acting:
+                return
+            yield max(acting, key=lambda p: self.rank(world, p, now))
+        program, first = world.boundary, world.first
+        if program is None or first is None or not world.host_tokens:
+            return
+        if not program.acting or not program.active:
+            return
+        copying = 2 * world.cost.restore(program.own)
+        if self._cost(world, first) + copying < _CHEAPER * self._cost(world, program):
+            yield program
 
-    def retain(
-        self, world: World, program: Program, lineage: Lineage, now: float
-    ) -> tuple[float, float] | None:
+    def _overflows(self, world: World) -> bool:
+        """Whether what runs has outgrown memory; with host memory its loss is cheap."""
+        return world.own > (_FULL_WITH_HOST if world.host_tokens else 1.0) * world.capacity
+
+    def paused(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
+        return Demote() if world.host_tokens else None
+
+    # --- order and retention --------------------------------------------------------------
+
+    def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
+        cost = self._cost(world, program) + _TIE * program.index
+        return cost - _CLASS * program.about.priority
+
+    def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
         graph, key = world.graph(program.about.agent), lineage.waiting or ""
         late = graph.durations.quantile(key, 0.95)
         ttl = _UNKNOWN if late is None else min(_LONGEST, max(_SHORTEST, _SLACK * late))
         chance = 0.5 if late is None else graph.durations.chance_within(key, ttl)
-        return ttl, chance * world.cost.recompute(lineage.context)
-
-    def evict_at_end(self) -> bool:
-        return True
-
-    def claim_early(self) -> bool:
-        return True
+        return Keep(ttl, chance * world.cost.recompute(lineage.context))
 
     def warm(self, world: World, env: str) -> int:
         host = world.hosts.get(env)
@@ -76,9 +132,4 @@ class DrawloomPolicy:
         return wanted if host is None else min(host.limit, wanted)
 
 
-def _order(program: Program) -> tuple[float, float, int]:
-    deadline = program.about.deadline
-    return -program.about.priority, deadline if deadline is not None else 1e18, program.index
-
-
-__all__ = ["DrawloomPolicy"]
+__all__ = ["Drawloom"]

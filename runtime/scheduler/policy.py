@@ -1,65 +1,94 @@
-"""What a policy decides, and the policies by name.
+"""What a policy decides.
 
-The core keeps the books and asks; a policy answers from the world and the time, and keeps no
-books of its own. Each is one small class on one page.
+The core keeps the books and asks; a policy answers from the world and the time. This base class
+is the policy of a request-level server: everybody runs, calls go in order of arrival, nothing is
+kept but by the cache's own least-recently-used rule. Each policy overrides what it is about, on
+one page. `runtime/scheduler/registry.py` knows them by name.
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from drawloom.errors import ConfigError
-from drawloom.runtime.scheduler.world import Lineage, Program, World
+from drawloom.events import StepReady
+from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
 
 
-class Policy(Protocol):
-    name: str
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Lease a conversation's KV for `ttl` seconds; `value` is the seconds that it saves."""
 
-    def admit(self, world: World, now: float) -> list[Program]:
-        """Which of the held programs may run now, in order."""
-        ...
+    ttl: float
+    value: float
 
-    def priority(self, world: World, program: Program, now: float) -> float:
-        """Of a program's LLM calls; lower goes first."""
-        ...
 
-    def retain(
-        self, world: World, program: Program, lineage: Lineage, now: float
-    ) -> tuple[float, float] | None:
-        """At the end of an LLM call: time to live and value of its KV, or None for no lease."""
-        ...
+@dataclass(frozen=True, slots=True)
+class Demote:
+    """Copy it to host memory, and bring it back `back` seconds from now; None: when it returns."""
 
-    def evict_at_end(self) -> bool:
-        """Whether the KV of what has ended is freed at once."""
-        ...
+    back: float | None = None
 
-    def claim_early(self) -> bool:
-        """Whether an environment is claimed when a tool's name is decoded."""
-        ...
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Free its blocks at once."""
+
+
+Retention = Keep | Demote | Drop | None
+
+
+class Policy:
+    """Request-level scheduling; what the others override.
+
+    Attributes:
+        spill: whether what is evicted from the device goes to host memory, where there is some.
+        evict_at_end: whether the KV of what has ended is freed at once.
+        claim_early: whether an environment is claimed when a tool's name is decoded.
+        period: seconds between calls of `tick`; None for no clock.
+    """
+
+    name = "policy"
+    spill = False
+    evict_at_end = False
+    claim_early = False
+    period: float | None = None
+
+    def rank(self, world: World, program: Program, now: float) -> Rank:
+        """The order of held programs; the least is admitted first."""
+        return (float(program.index),)
+
+    def admit(self, world: World, now: float) -> Iterable[Program]:
+        """The held programs that may run now. The core makes each active before it asks on."""
+        while (program := world.first) is not None:
+            yield program
+
+    def claim(self, world: World, program: Program) -> int:
+        """The KV tokens that a program is promised. Asked when it becomes active, after each of
+        its calls, and when its agent's history has grown."""
+        return 0
+
+    def pause(self, world: World, now: float) -> Iterable[Program]:
+        """The active programs whose next calls are held from now on; each is before the next is
+        asked for."""
+        return ()
+
+    def paused(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
+        """What happens to the KV of a program that was just paused."""
+        return None
+
+    def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
+        """Of an LLM call at the engine; lower goes first, equals in order of arrival there."""
+        return 0.0
+
+    def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
+        """What happens to a conversation's KV when an LLM call has ended."""
+        return None
+
+    def tick(self, world: World, now: float) -> None:
+        """Every `period` seconds, before `pause` and `admit` are asked."""
 
     def warm(self, world: World, env: str) -> int:
         """How many environments of a key to keep ready, beside those in use."""
-        ...
+        return 0
 
 
-def _makers() -> dict[str, Callable[[], Policy]]:
-    from drawloom.runtime.scheduler.drawloom import DrawloomPolicy
-    from drawloom.runtime.scheduler.fcfs_lru import FcfsLruPolicy
-
-    return {"drawloom": DrawloomPolicy, "fcfs-lru": FcfsLruPolicy}
-
-
-def policy_names() -> list[str]:
-    return sorted(_makers())
-
-
-def make_policy(name: str) -> Policy:
-    """A policy by its name. Raises `ConfigError` with the known names."""
-    maker = _makers().get(name)
-    if maker is None:
-        raise ConfigError(
-            f"policy {name!r} is not known; choose one of {', '.join(policy_names())}"
-        )
-    return maker()
-
-
-__all__ = ["Policy", "make_policy", "policy_names"]
+__all__ = ["Demote", "Drop", "Keep", "Policy", "Retention"]

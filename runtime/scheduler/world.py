@@ -1,33 +1,68 @@
 """What the scheduler knows: programs, their conversations, engines, hosts and graphs."""
 
+import heapq
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from drawloom.cost import CostModel
-from drawloom.events import HostState, ProgramSubmitted
+from drawloom.events import HostState, ProgramSubmitted, StepReady
 from drawloom.graph.execution import START, ExecutionGraph
+
+Rank = tuple[float, ...]
 
 
 @dataclass(slots=True)
 class Lineage:
-    """A conversation. `waiting` names the tools it waits for, `since` when it began to."""
+    """A conversation. `waiting` names the tools it waits for, `since` when it began to; it is
+    leased `until` then. Of its `context`, the first `shared` tokens are in the cache for others as
+    well."""
 
     id: str
     engine: str
     state: str = START
     context: int = 0
+    shared: int = 0
     waiting: str | None = None
     since: float = 0.0
+    until: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Program:
-    """A program from submission to end."""
+    """A program from submission to end.
+
+    Attributes:
+        active: its calls go to the engine; else they are held, before admission or while paused.
+        begun: it was active at some time.
+        tokens: of all its live conversations.
+        own: of these, those that no other program has as well.
+        claim: KV tokens that its admission reserved.
+        ready: calls that are held.
+        running: calls at the engine.
+        service: seconds that its calls have had there.
+        since: when it became held, or ran out of calls.
+        admitted: when it first became active.
+        marked: to be paused as soon as it is at a tool boundary.
+    """
 
     about: ProgramSubmitted
     index: int
     submitted: float
-    admitted: bool = False
+    active: bool = False
+    begun: bool = False
     peak: int = 0
+    tokens: int = 0
+    own: int = 0
+    claim: int = 0
+    running: int = 0
+    steps: int = 0
+    service: float = 0.0
+    since: float = 0.0
+    admitted: float = 0.0
+    ready: list[StepReady] = field(default_factory=list)
+    started: set[str] = field(default_factory=set)
+    marked: bool = False
     lineages: dict[str, Lineage] = field(default_factory=dict)
     envs: set[str] = field(default_factory=set)
 
@@ -36,9 +71,9 @@ class Program:
         return self.about.program
 
     @property
-    def context(self) -> int:
-        """Tokens of all its live conversations."""
-        return sum(lineage.context for lineage in self.lineages.values())
+    def acting(self) -> bool:
+        """Whether none of its calls is at the engine or on its way there: a tool boundary."""
+        return not self.running and not self.ready
 
     def lacks(self, env: str) -> bool:
         """Whether it may still ask for an environment of this key."""
@@ -47,13 +82,34 @@ class Program:
 
 @dataclass(slots=True)
 class World:
-    """Kept by the core, read by policies."""
+    """Kept by the core, read by policies.
+
+    Attributes:
+        active: programs whose calls go to the engine, in the order in which they became so.
+        tokens: of all conversations of these.
+        own: of these, those that each has for itself.
+        claimed: KV tokens that they were promised.
+        host_tokens: KV tokens that fit into host memory behind the engines.
+        queued: seconds that the last calls waited at their engine.
+        ticked: when the policy's clock last ticked.
+        boundary: the program of which a call has just ended.
+    """
 
     programs: dict[str, Program] = field(default_factory=dict)
+    active: dict[str, Program] = field(default_factory=dict)
+    tokens: int = 0
+    own: int = 0
+    claimed: int = 0
     engines: dict[str, int] = field(default_factory=dict)
+    host_tokens: int = 0
     hosts: dict[str, HostState] = field(default_factory=dict)
     graphs: dict[str, ExecutionGraph] = field(default_factory=dict)
     cost: CostModel = field(default_factory=CostModel)
+    queued: deque[float] = field(default_factory=lambda: deque(maxlen=128))
+    ticked: float = -1.0
+    boundary: Program | None = None
+    _queue: list[tuple[Rank, int, Program]] = field(default_factory=list)
+    _ages: list[tuple[int, Program]] = field(default_factory=list)
 
     @property
     def capacity(self) -> int:
@@ -63,12 +119,90 @@ class World:
     def graph(self, agent: str) -> ExecutionGraph:
         return self.graphs.setdefault(agent, ExecutionGraph(agent))
 
+    # --- who is held, who is active -------------------------------------------------------
+
+    def hold(self, program: Program, rank: Rank, now: float) -> None:
+        """A program is new, or paused. Of the held ones that of least rank is `first`."""
+        if program.active:
+            self._leave(program)
+            program.claim = 0
+        program.since = now
+        heapq.heappush(self._queue, (rank, program.index, program))
+        heapq.heappush(self._ages, (program.index, program))
+
+    def activate(self, program: Program, now: float) -> None:
+        if not program.begun:
+            program.admitted = now
+        program.active, program.begun, program.marked = True, True, False
+        self.active[program.id] = program
+        self.tokens += program.tokens
+        self.own += program.own
+        self.claimed += program.claim
+
+    def _leave(self, program: Program) -> None:
+        program.active = False
+        del self.active[program.id]
+        self.tokens -= program.tokens
+        self.own -= program.own
+        self.claimed -= program.claim
+
+    def reclaim(self, program: Program, claim: int) -> None:
+        """Promise a program another number of KV tokens."""
+        if program.active:
+            self.claimed += claim - program.claim
+        program.claim = claim
+
+    def resize(self, program: Program, lineage: Lineage, context: int, shared: int) -> None:
+        """A conversation has so many tokens now, the first `shared` of them not for itself."""
+        change, own = context - lineage.context, (context - shared)
+        own -= lineage.context - lineage.shared
+        lineage.context, lineage.shared = context, shared
+        program.tokens += change
+        program.own += own
+        program.peak = max(program.peak, program.own)
+        if program.active:
+            self.tokens += change
+            self.own += own
+
+    def rerank(self, rank: Callable[[Program], Rank]) -> None:
+        """Order the held programs anew."""
+        self._queue = [(rank(p), p.index, p) for p in self.programs.values() if not p.active]
+        heapq.heapify(self._queue)
+
+    def end(self, program: Program) -> None:
+        del self.programs[program.id]
+        if program.active:
+            self._leave(program)
+
+    @property
+    def first(self) -> Program | None:
+        """The held program of least rank."""
+        while self._queue:
+            if self._waits(self._queue[0][2]):
+                return self._queue[0][2]
+            heapq.heappop(self._queue)
+        return None
+
+    @property
+    def oldest(self) -> Program | None:
+        """The held program that arrived first."""
+        while self._ages:
+            if self._waits(self._ages[0][1]):
+                return self._ages[0][1]
+            heapq.heappop(self._ages)
+        return None
+
+    def _waits(self, program: Program) -> bool:
+        return not program.active and self.programs.get(program.id) is program
+
     def held(self) -> list[Program]:
-        """Programs that wait for admission, in order of arrival."""
-        return [p for p in self.programs.values() if not p.admitted]
+        """All held programs, by rank."""
+        found, seen = [], set()
+        for _, _, program in sorted(self._queue, key=lambda item: item[:2]):
+            if self._waits(program) and program.id not in seen:
+                seen.add(program.id)
+                found.append(program)
+        return found
 
-    def admitted(self) -> list[Program]:
-        return [p for p in self.programs.values() if p.admitted]
 
-
-__all__ = ["Lineage", "Program", "World"]
+__all__ = ["Lineage", "Program", "Rank", "World"]

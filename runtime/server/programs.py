@@ -19,6 +19,7 @@ from drawloom.errors import EngineError
 from drawloom.events import LineageEnded, ProgramEnded, ProgramSubmitted, StepFinished, StepReady
 from drawloom.ids import new_id
 from drawloom.runtime.live import Live
+from drawloom.runtime.llmcall import spans
 
 _NAMELESS = 256
 _OUTPUT = 256
@@ -250,7 +251,7 @@ class Programs:
             StepFinished(
                 place.program.id, lineage, step, state, self.live.engine.info.id, context,
                 (place.lineage.tool,) if place.lineage.tool else ("client",), computed,
-                usage.first - usage.started,
+                *spans(usage),
                 final=not place.program.named and place.program.running == 1,
             )
         )  # fmt: skip

@@ -42,6 +42,31 @@ class ReleaseKV:
 
 
 @dataclass(frozen=True, slots=True)
+class DemoteKV:
+    """Copy a conversation's KV to host memory while nobody needs it."""
+
+    engine: str
+    program: str
+    lineage: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchKV:
+    """Bring a conversation's KV back from host memory before it is needed."""
+
+    engine: str
+    program: str
+    lineage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Send a `Tick` at this time, the scheduler's own."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class WarmEnv:
     """Keep `count` environments of a key ready."""
 
@@ -66,15 +91,29 @@ class ReleaseEnvs:
     program: str
 
 
-Action = Admit | StartStep | LeaseKV | ReleaseKV | WarmEnv | ClaimEnv | ReleaseEnvs
+Action = (
+    Admit
+    | StartStep
+    | LeaseKV
+    | ReleaseKV
+    | DemoteKV
+    | PrefetchKV
+    | Wake
+    | WarmEnv
+    | ClaimEnv
+    | ReleaseEnvs
+)
 
 __all__ = [
     "Action",
     "Admit",
     "ClaimEnv",
+    "DemoteKV",
     "LeaseKV",
+    "PrefetchKV",
     "ReleaseEnvs",
     "ReleaseKV",
     "StartStep",
+    "Wake",
     "WarmEnv",
 ]

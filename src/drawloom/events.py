@@ -33,8 +33,9 @@ class StepReady:
 class StepFinished:
     """An LLM call ended with a context of `context` tokens; `calls` are the tools it asked for.
 
-    `computed` prompt tokens took `seconds` to prefill. After a `final` one its program has nothing
-    to do that is known of.
+    It was `queued` seconds at its engine, then had `service` seconds there; of these, `computed`
+    prompt tokens took `seconds` to prefill. After a `final` one its program has nothing to do
+    that is known of.
     """
 
     program: str
@@ -46,6 +47,8 @@ class StepFinished:
     calls: tuple[str, ...]
     computed: int = 0
     seconds: float = 0.0
+    queued: float = 0.0
+    service: float = 0.0
     final: bool = False
 
 
@@ -103,10 +106,16 @@ class ProgramEnded:
 
 @dataclass(frozen=True, slots=True)
 class EngineUp:
-    """An engine with room for `kv_tokens` tokens is there."""
+    """An engine with room for `kv_tokens` tokens is there, and for `host_tokens` behind it."""
 
     engine: str
     kv_tokens: int
+    host_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time is what the scheduler asked to be woken at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,7 @@ Event = (
     | ProgramEnded
     | EngineUp
     | HostState
+    | Tick
 )
 
 __all__ = [
@@ -144,6 +154,7 @@ __all__ = [
     "ProgramSubmitted",
     "StepFinished",
     "StepReady",
+    "Tick",
     "ToolFinished",
     "ToolNamed",
     "ToolStarted",

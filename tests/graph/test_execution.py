@@ -47,12 +47,22 @@ def test_the_live_graph_is_a_networkx_digraph() -> None:
     assert graph.nx.edges["llm", END]["p"] == 1.0
 
 
-def test_peak_context_is_a_quantile() -> None:
+def test_what_finished_programs_wanted_is_what_others_will() -> None:
     graph = ExecutionGraph("a")
-    assert graph.peak_context() is None
-    for tokens in range(1, 101):
-        graph.finished(tokens)
-    assert graph.peak_context(0.9) == 91
+    for peak in (100, 300):
+        graph.finished(peak, 1.0, peak / 10)
+    assert graph.usual_peak == 200
+    assert graph.usual_span == 20.0
+
+
+def test_the_cost_of_a_completion_is_the_inverse_gittins_index() -> None:
+    graph = ExecutionGraph("a")
+    assert graph.seconds_per_completion(0.0) is None
+    for service in (1.0, 1.0, 1.0, 100.0):
+        graph.finished(1, service)
+    assert graph.seconds_per_completion(0.0) == pytest.approx(4 / 3)  # stop after 1 s: 3 of 4 ended
+    assert graph.seconds_per_completion(2.0) == pytest.approx(98.0)
+    assert graph.seconds_per_completion(200.0) == pytest.approx(200.0)  # longer than any before
 
 
 def test_durations_fall_back_from_key_to_declaration_to_all() -> None:

@@ -1,0 +1,240 @@
+"""An engine without tokens: the real KV cache, and time that flows between events.
+
+The cache is the engine's own (`drawloom.engine.cache`), fed with one number for every 64 tokens,
+in blocks of 16 numbers. Decoding is not stepped: while nothing changes, every running sequence
+gains tokens at the rate of the cost model. A step's output gets its blocks when the step starts,
+so no step is preempted. Prompts are computed one after the other, by priority, beside the decodes.
+"""
+
+import heapq
+from dataclasses import dataclass
+
+from drawloom.engine.cache import KVCache, WriteThrough
+from drawloom.engine.sequence import SamplingParams, Sequence
+from drawloom.runtime.sim.presets import Machine
+
+UNIT = 64
+_BLOCK = 16
+_EPSILON = 1e-9
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One LLM call at the engine. `prompt` and `output` in tokens, times in seconds."""
+
+    step: str
+    seq: Sequence
+    prompt: int
+    output: int
+    priority: float
+    ready: float
+    order: int = 0
+    left: float = 0.0
+    cached: int = 0
+    begun: float = 0.0
+    first: float = 0.0
+    ends: float = 0.0
+
+
+@dataclass(slots=True)
+class Counters:
+    prompt: int = 0
+    hit: int = 0
+    hit_host: int = 0
+    computed: int = 0
+    output: int = 0
+    busy: float = 0.0
+
+
+class SimEngine:
+    """`submit` calls, `advance` to a time, take what `finished`."""
+
+    def __init__(self, machine: Machine, host: bool, spill: bool) -> None:
+        self.machine, self.host = machine, host
+        self.counters = Counters()
+        self.finished: list[Work] = []
+        self.now = 0.0
+        size = UNIT * _BLOCK
+        host_blocks = machine.host_tokens // size if host else 0
+        self.cache = KVCache(
+            machine.kv_tokens // size, _BLOCK, 1.0,
+            host_blocks=host_blocks, write_through=WriteThrough.NEVER,
+        )  # fmt: skip
+        self.cache.index.spill = spill
+        self._waiting: list[tuple[float, int, Work]] = []
+        self._prefills: list[tuple[float, int, Work]] = []
+        self._decoding: list[tuple[float, int, Work]] = []
+        self._parked: list[Work] = []
+        self._copies: list[tuple[float, int, bool, int]] = []
+        self._copier = [0.0, 0.0]
+        self._orders = 0
+        self._iterations = 0.0
+        self._context = 0.0
+        self._blocked = -1
+
+    # --- from outside ---------------------------------------------------------------------
+
+    def submit(self, work: Work) -> None:
+        self._orders += 1
+        work.order = self._orders
+        heapq.heappush(self._waiting, (work.priority, work.order, work))
+        self._blocked = -1
+
+    @property
+    def running(self) -> int:
+        return len(self._prefills) + len(self._decoding) + len(self._parked)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def next_event(self) -> float | None:
+        """When something changes by itself."""
+        times = []
+        if self._copies:
+            times.append(self._copies[0][0])
+        if self._prefills or self._decoding:
+            times.append(self.now + self._span())
+        return min(times) if times else None
+
+    def advance(self, now: float) -> None:
+        """Let time pass, which must not go beyond `next_event`; then start what can start."""
+        if now > self.now:
+            self._flow(now - self.now)
+            self.now = now
+        self._arrive()
+        self._complete()
+        self._start()
+
+    # --- time -----------------------------------------------------------------------------
+
+    def _beside(self) -> float:
+        """Seconds of a step that only decodes."""
+        cost = self.machine.cost
+        if not self._decoding:
+            return cost.step
+        return cost.decode(len(self._decoding), int(self._context))
+
+    def _prefill_seconds(self, work: Work) -> tuple[float, float]:
+        """What is left of a prompt: its seconds, and the steps that it spans."""
+        cost = self.machine.cost
+        new, done = work.left, work.prompt - work.left
+        alone = cost.prefill * new + cost.prefill_cached * new * (done + new / 2)
+        steps = new / self.machine.batch_tokens
+        return max(_EPSILON, alone + steps * self._beside()), steps
+
+    def _span(self) -> float:
+        """Seconds until the next prompt is computed or the next sequence is complete."""
+        step = self._beside()
+        if self._prefills:
+            seconds, steps = self._prefill_seconds(self._prefills[0][2])
+            pace = steps / seconds
+        else:
+            seconds, pace = 1e18, 1 / step
+        if self._decoding and pace > 0:
+            seconds = min(seconds, (self._decoding[0][0] - self._iterations) / pace)
+        return max(seconds, 0.0)
+
+    def _flow(self, seconds: float) -> None:
+        if not self._prefills and not self._decoding:
+            return
+        self.counters.busy += seconds
+        if self._prefills:
+            work = self._prefills[0][2]
+            whole, steps = self._prefill_seconds(work)
+            share = min(1.0, seconds / whole)
+            work.left -= share * work.left
+            passed = share * steps
+            if share > 1 - 1e-12:
+                work.left = 0.0
+        else:
+            passed = seconds / self._beside()
+        self._iterations += passed
+        self._context += passed * len(self._decoding)
+
+    def _complete(self) -> None:
+        while self._prefills and self._prefills[0][2].left < 1e-6:
+            _, _, work = heapq.heappop(self._prefills)
+            work.first = self.now
+            work.ends = self._iterations + work.output
+            self.cache.computed(work.seq, len(work.seq.tokens) - _units(work.output))
+            heapq.heappush(self._decoding, (work.ends, work.order, work))
+            self._context += work.prompt
+        while self._decoding and self._decoding[0][0] <= self._iterations + 1e-6:
+            _, _, work = heapq.heappop(self._decoding)
+            self._context -= work.prompt + work.output
+            self.cache.computed(work.seq, len(work.seq.tokens))
+            self.cache.finish(work.seq)
+            self.counters.output += work.output
+            self.finished.append(work)
+            self._blocked = -1
+        if not self._decoding:
+            self._context = 0.0
+
+    # --- starting -------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        limit = self.machine.max_sequences
+        while self._waiting and self.running < limit:
+            work = self._waiting[0][2]
+            if self._blocked == work.order:
+                return
+            seq = work.seq
+            extent = self.cache.blocks_for(len(seq.tokens))
+            started = self.cache.start(seq, extent, False)
+            if started is None:
+                self._blocked = work.order
+                return
+            for source, _, _ in started:
+                self.cache.copied(source)
+            heapq.heappop(self._waiting)
+            work.begun = self.now
+            work.cached = min(seq.hit * UNIT, work.prompt - 1)
+            work.left = work.prompt - work.cached
+            self.counters.prompt += work.prompt
+            self.counters.hit += work.cached
+            self.counters.hit_host += seq.hit_host * UNIT
+            self.counters.computed += int(work.left)
+            self.transfer()
+            if seq.loading:
+                self._parked.append(work)
+            else:
+                heapq.heappush(self._prefills, (work.priority, work.order, work))
+
+    # --- copies ---------------------------------------------------------------------------
+
+    def transfer(self) -> None:
+        """Carry out what the cache decided to copy; each direction one after the other."""
+        copies = self.cache.drain()
+        seconds = self.machine.cost.restore(UNIT * _BLOCK)
+        self._copier[0] = max(self._copier[0], self.now) + seconds * len(copies.spills)
+        for pairs, out in ((copies.saves, 0), (copies.loads, 1)):
+            for source, target in pairs:
+                self._copier[out] = max(self._copier[out], self.now) + seconds
+                place = target if out else source
+                heapq.heappush(self._copies, (self._copier[out], self._orders, bool(out), place))
+                self._orders += 1
+
+    def _arrive(self) -> None:
+        while self._copies and self._copies[0][0] <= self.now + 1e-12:
+            _, _, loaded, block = heapq.heappop(self._copies)
+            if loaded:
+                self.cache.loaded(block)
+            else:
+                self.cache.saved(block)
+            self._blocked = -1
+        ready = [work for work in self._parked if not work.seq.loading]
+        for work in ready:
+            self._parked.remove(work)
+            heapq.heappush(self._prefills, (work.priority, work.order, work))
+
+
+def _units(tokens: int) -> int:
+    return -(-tokens // UNIT)
+
+
+def sequence(step: str, lineage: str, units: list[int], salt: bytes = b"") -> Sequence:
+    return Sequence(step, lineage, units, SamplingParams(max_tokens=1), salt)
+
+
+__all__ = ["UNIT", "Counters", "SimEngine", "Work", "sequence"]

@@ -1,0 +1,61 @@
+"""What a simulation showed, as figures."""
+
+import statistics
+from collections.abc import Sequence
+
+from drawloom.runtime.sim.loop import Ended, Outcome, Simulation
+from drawloom.runtime.sim.presets import Machine
+from drawloom.runtime.sim.workload import Job
+
+
+def isolated(machine: Machine, jobs: Sequence[Job]) -> dict[str, float]:
+    """The seconds that each program takes alone on the machine, by the programs' ids."""
+    cost, found = machine.cost, {}
+    for job in jobs:
+        seconds, before = 0.0, 0
+        for call in job.calls:
+            cached = min(call.reuse, before)
+            new = call.prompt - cached
+            seconds += cost.prefill * new + cost.prefill_cached * new * (cached + new / 2)
+            seconds += call.output * cost.decode(1, call.prompt + call.output // 2)
+            before = call.context
+        found[job.id] = seconds + job.gaps
+    return found
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    found = sorted(values)
+    return found[min(len(found) - 1, int(share * len(found)))] if found else 0.0
+
+
+def figures(outcomes: Sequence[Outcome], alone: dict[str, float]) -> dict[str, float]:
+    """Of one policy over several seeds; tail figures pool them. `alone` by the trace's ids."""
+    ended: list[Ended] = [e for o in outcomes for e in o.ended]
+    jct = [e.jct for e in ended]
+    stretch = [e.jct / max(1e-9, alone[e.job.id.split(":", 1)[1]]) for e in ended]
+    waits = [w for e in ended for w in e.waits]
+    fresh = sum(o.fresh for o in outcomes)
+    seconds = sum(o.seconds for o in outcomes)
+    return {
+        "programs": len(ended),
+        "jct_mean_s": statistics.fmean(jct),
+        "jct_p50_s": quantile(jct, 0.5),
+        "jct_p95_s": quantile(jct, 0.95),
+        "jct_p99_s": quantile(jct, 0.99),
+        "jct_less_gaps_mean_s": statistics.fmean(e.jct - e.job.gaps for e in ended),
+        "admission_mean_s": statistics.fmean(e.admission for e in ended),
+        "ttft_p50_s": quantile(waits, 0.5),
+        "ttft_p99_s": quantile(waits, 0.99),
+        "recomputed_share": sum(o.recomputed for o in outcomes) / max(1, fresh),
+        "hit_share": sum(o.counters.hit for o in outcomes)
+        / max(1, sum(o.counters.prompt for o in outcomes)),
+        "tokens_per_s": sum(o.counters.output for o in outcomes) / seconds,
+        "steps_per_min": 60 * sum(len(e.job.calls) for e in ended) / seconds,
+        "busy_share": sum(o.counters.busy for o in outcomes) / seconds,
+        "slo_share": sum(s <= 1.5 for s in stretch) / len(stretch),
+        "stretch_max": max(stretch),
+        "events": sum(o.events for o in outcomes),
+    }
+
+
+__all__ = ["Simulation", "figures", "isolated", "quantile"]

@@ -1,0 +1,303 @@
+"""Each policy on examples that can be worked by hand, and the defects that its ancestors had."""
+
+from typing import Any
+
+import pytest
+
+from drawloom.actions import (
+    Action,
+    Admit,
+    DemoteKV,
+    LeaseKV,
+    PrefetchKV,
+    ReleaseKV,
+    StartStep,
+    Wake,
+)
+from drawloom.cost import CostModel
+from drawloom.errors import ConfigError
+from drawloom.events import (
+    EngineUp,
+    Forked,
+    LineageEnded,
+    ProgramEnded,
+    ProgramSubmitted,
+    StepFinished,
+    StepReady,
+    Tick,
+)
+from drawloom.runtime.scheduler import Scheduler, make_policy
+from drawloom.runtime.scheduler.continuum import best_ttl
+
+
+class Cluster:
+    """A core with one engine, and programs that say what they do in a word each."""
+
+    def __init__(self, policy: str, kv: int = 1000, host: int = 0) -> None:
+        self.core = Scheduler(make_policy(policy))
+        self.core.world.cost = CostModel(prefill=0.01, copy=0.0001)
+        self.core.handle(EngineUp("e", kv, host), 0.0)
+        self.steps = 0
+
+    def submit(self, name: str, now: float = 0.0, **options: Any) -> list[Action]:
+        return self.core.handle(ProgramSubmitted(name, "agent", **options), now)
+
+    def ready(self, name: str, prompt: int, now: float = 0.0, lineage: str = "") -> list[Action]:
+        self.steps += 1
+        step = f"{name}#{self.steps}"
+        event = StepReady(name, lineage or name, step, "llm", "e", prompt, 10)
+        self.last = step
+        return self.core.handle(event, now)
+
+    def done(
+        self, name: str, context: int, now: float, step: str = "", lineage: str = "", **more: Any
+    ) -> list[Action]:
+        event = StepFinished(
+            name, lineage or name, step or self.last, "llm", "e", context, ("t",),
+            computed=context, **more,
+        )  # fmt: skip
+        return self.core.handle(event, now)
+
+    def enter(self, name: str, tokens: int, now: float = 0.0) -> str:
+        """A new program whose first call is at the engine."""
+        self.submit(name, now)
+        assert _started(self.ready(name, tokens, now)) == [self.last]
+        return self.last
+
+
+def _started(actions: list[Action]) -> list[str]:
+    return [a.step for a in actions if isinstance(a, StartStep)]
+
+
+def _kinds(actions: list[Action], kind: type) -> list[Any]:
+    return [a for a in actions if isinstance(a, kind)]
+
+
+# --- rivals -----------------------------------------------------------------------------------
+
+
+def test_static_cap_lets_so_many_in_and_the_next_when_one_ends() -> None:
+    it = Cluster("static-cap:2")
+    assert [len(_kinds(it.submit(n), Admit)) for n in "abc"] == [1, 1, 0]
+    assert _kinds(it.core.handle(ProgramEnded("a"), 1.0), Admit) == [Admit("c")]
+
+
+@pytest.mark.parametrize("name", ["static-cap:0", "static-cap:many", "drawloom:3"])
+def test_an_argument_that_makes_no_sense_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="does not take the argument"):
+        make_policy(name)
+
+
+def test_continuum_keeps_for_as_long_as_the_expected_benefit_exceeds_the_time() -> None:
+    # P(1) 10 - 1 = 6.5 beats P(0) = 0, and P(4) 10 - 4 = 6
+    assert best_ttl([1.0, 1.0, 1.0, 4.0], 10.0) == 1.0
+    assert best_ttl([1.0, 1.0, 1.0, 4.0], 20.0) == 4.0
+    assert best_ttl([1.0, 2.0], 0.5) == 0.0
+
+
+def test_continuum_serves_what_is_pinned_before_older_programs() -> None:
+    it = Cluster("continuum")
+    it.enter("old", 100)
+    it.enter("young", 100)
+    it.done("young", 110, 1.0)
+    (young,) = _kinds(it.ready("young", 120, 1.5), StartStep)
+    it.core.handle(StepFinished("old", "old", "old#1", "llm", "e", 110, ("t",)), 2.0)
+    (old,) = _kinds(it.ready("old", 120, 2.0 + 1e4), StartStep)
+    assert young.priority < old.priority
+
+
+def test_what_is_pinned_cannot_be_taken_while_something_computes() -> None:
+    it = Cluster("continuum", kv=1000)
+    it.enter("a", 400)
+    it.done("a", 500, 1.0)  # pinned: 500 tokens
+    it.enter("b", 400, 1.0)
+    it.submit("c", 1.0)
+    assert _started(it.ready("c", 200, 1.1)) == []  # 500 + 400 + 200 do not fit
+    assert _started(it.done("b", 410, 1.5, step="b#2")) == [it.last]  # nothing computes: go on
+
+
+def test_infercept_keeps_until_keeping_has_cost_as_much_as_recomputing() -> None:
+    it = Cluster("infercept")
+    it.enter("a", 100)
+    (lease,) = _kinds(it.done("a", 100, 1.0), LeaseKV)
+    assert lease.ttl == pytest.approx(0.01 * 100 / 2)  # nobody else: F(C) C / 2 over C
+    it.enter("b", 100, 1.0)
+    (lease,) = _kinds(it.done("b", 100, 2.0), LeaseKV)
+    assert lease.ttl == pytest.approx(0.01 * 100 * (100 + 100) / 2 / 100)
+
+
+def test_saga_keeps_shorter_under_pressure() -> None:
+    def ttl(others: int) -> float:
+        it = Cluster("saga", kv=1000)
+        it.enter("a", 100)
+        if others:
+            it.enter("b", others)
+        (lease,) = _kinds(it.done("a", 100, 1.0, step="a#1"), LeaseKV)
+        return float(lease.ttl)
+
+    assert ttl(0) == 5.0  # cold: the default
+    assert ttl(700) == pytest.approx(5.0 * (1 - 0.5 * 0.5))  # 80 % used: m = 0.5
+
+
+def test_atlas_serves_least_attained_service_first_and_the_starved_before_all() -> None:
+    it = Cluster("atlas")
+    first = it.enter("much", 10)
+    it.done("much", 20, 10.0, step=first, service=9.0)
+    (much,) = _kinds(it.ready("much", 30, 11.0), StartStep)
+    it.submit("little", 11.0)
+    (little,) = _kinds(it.ready("little", 10, 11.0), StartStep)
+    assert little.priority < much.priority
+    it.done("little", 20, 12.0, service=1.0)
+    (starved,) = _kinds(it.ready("little", 30, 500.0), StartStep)
+    assert starved.priority < 0
+
+
+def test_kvflow_brings_back_what_it_demoted_before_it_is_needed() -> None:
+    it = Cluster("kvflow", kv=100, host=1000)
+    now = 0.0
+    it.submit("a")
+    for _ in range(10):
+        it.ready("a", 150, now)
+        actions = it.done("a", 160, now + 1)
+        now += 5.0  # the tool takes 4 s
+    assert _kinds(actions, DemoteKV)
+    (wake,) = _kinds(actions, Wake)
+    assert now - 4 < wake.at < now
+    assert _kinds(it.core.handle(Tick(), wake.at), PrefetchKV) == [PrefetchKV("e", "a", "a")]
+
+
+# --- ThunderAgent, faithfully ... ---------------------------------------------------------------
+
+
+def _tick(it: Cluster, now: float) -> list[Action]:
+    return it.core.handle(Tick(), now)
+
+
+def test_thunder_pauses_the_smallest_idle_program_on_its_clock() -> None:
+    it = Cluster("thunder", kv=1000)
+    for name, tokens in (("big", 400), ("small", 200)):
+        it.enter(name, tokens)
+        it.done(name, tokens + 200, 1.0)
+    assert it.core.world.programs["small"].active  # over the top, but the clock has not ticked
+    _tick(it, 5.0)
+    assert not it.core.world.programs["small"].active
+    assert it.core.world.programs["big"].active
+    assert _started(it.ready("small", 410, 6.0)) == []
+
+
+def test_thunder_marks_everything_that_computes_while_anything_overflows() -> None:
+    it = Cluster("thunder", kv=1000)
+    steps = {name: it.enter(name, 200) for name in "abc"}
+    it.core.world.programs["a"].lineages["a"].context = 0  # as an estimate that was wrong
+    it.core.world.resize(
+        it.core.world.programs["a"], it.core.world.programs["a"].lineages["a"], 450, 0
+    )
+    _tick(it, 5.0)
+    for name in "abc":
+        it.done(name, 210, 6.0, step=steps[name])
+    assert not it.core.world.active
+
+
+def test_thunder_with_decay_counts_idle_programs_for_less() -> None:
+    for policy, comes in (("thunder", False), ("thunder-decay", True)):
+        it = Cluster(policy, kv=1000)
+        it.enter("idle", 700)
+        it.done("idle", 700, 0.0)
+        it.submit("new", 1.0)
+        assert _started(it.ready("new", 300, 1.0)) == []
+        assert bool(_started(_tick(it, 20.0))) is comes
+
+
+# --- ... and its defects, not repeated (research/thunderagent.md §5) -----------------------------
+
+
+def test_a_little_overflow_does_not_pause_everybody() -> None:
+    it = Cluster("drawloom", kv=1000)
+    for name in "abcdefghij":
+        it.submit(name, expect_tokens=95)
+        it.ready(name, 95)
+    for number, name in enumerate("abcdefghij"):
+        it.done(name, 106, 1.0, step=f"{name}#{number + 1}")
+    assert len(it.core.world.active) == 9  # one is enough
+
+
+def test_a_program_whose_call_failed_or_whose_client_left_frees_everything() -> None:
+    it = Cluster("drawloom")
+    it.enter("a", 900)
+    it.submit("b", expect_tokens=900)
+    actions = it.core.handle(ProgramEnded("a"), 1.0)  # no StepFinished ever came
+    assert _kinds(actions, ReleaseKV) == [ReleaseKV("e", "a", "a", True)]
+    assert Admit("b") in actions
+    assert it.core.world.tokens == 0
+
+
+def test_a_held_program_that_goes_is_not_started_later() -> None:
+    it = Cluster("drawloom")
+    it.enter("a", 900)
+    it.submit("b", expect_tokens=900)
+    assert _started(it.ready("b", 900)) == []
+    it.core.handle(ProgramEnded("b"), 1.0)
+    assert _started(it.core.handle(ProgramEnded("a"), 2.0)) == []
+
+
+def test_parallel_branches_are_counted_each() -> None:
+    it = Cluster("drawloom", kv=20_000)
+    first = it.enter("a", 100)
+    it.done("a", 110, 1.0, step=first)
+    it.core.handle(Forked("a", "a", "a.1", "e"), 1.0)
+    it.ready("a", 200, 2.0)
+    one = it.last
+    it.ready("a", 10_000, 2.0, lineage="a.1")
+    two = it.last
+    program = it.core.world.programs["a"]
+    assert (program.running, program.tokens) == (2, 10_200)
+    it.done("a", 216, 3.0, step=one)
+    assert not program.acting  # its sibling still runs
+    it.done("a", 10_010, 4.0, step=two, lineage="a.1")
+    assert program.acting
+    assert program.tokens == 10_226
+    it.core.handle(LineageEnded("a", "a.1"), 5.0)
+    assert program.tokens == 216
+
+
+def test_tokens_that_programs_share_are_counted_once() -> None:
+    it = Cluster("drawloom", kv=1000)
+    step = it.enter("a", 600)
+    it.core.handle(StepFinished("a", "a", step, "llm", "e", 610, ("t",), computed=600), 1.0)
+    it.submit("b", expect_tokens=300)
+    it.ready("b", 600, 1.0)
+    found = StepFinished("b", "b", it.last, "llm", "e", 610, ("t",), computed=100)
+    it.core.handle(found, 2.0)
+    world = it.core.world
+    assert (world.tokens, world.own) == (1220, 610 + 110)
+
+
+def test_programs_come_back_by_event_and_not_by_clock() -> None:
+    it = Cluster("drawloom")
+    it.enter("a", 900)
+    it.submit("b", expect_tokens=900)
+    it.ready("b", 900)
+    assert _started(it.core.handle(ProgramEnded("a"), 0.001)) == [it.last]
+
+
+def test_nobody_is_overtaken_for_ever() -> None:
+    it = Cluster("drawloom", kv=1000)
+    now = 0.0
+    for _ in range(12):  # short ones, so that the history says what costs little
+        it.submit("s", now)
+        it.ready("s", 100, now)
+        it.done("s", 110, now + 1, service=1.0)
+        it.core.handle(ProgramEnded("s"), now + 1)
+        now += 1
+    it.core.handle(ProgramSubmitted("run", "huge", expect_tokens=900), now)
+    it.ready("run", 900, now)
+    it.core.world.graph("slow").finished(900, 500.0, 10.0)
+    it.core.handle(ProgramSubmitted("long", "slow", expect_tokens=900), now)
+    it.core.handle(ProgramSubmitted("later", "agent"), now + 5)
+    ended = it.core.handle(ProgramEnded("run"), now + 6)
+    assert _kinds(ended, Admit) == [Admit("later")]  # the short one overtakes ...
+    it.core.handle(ProgramSubmitted("run2", "huge", expect_tokens=900), now + 7)
+    it.submit("young", now + 120)
+    it.core.handle(ProgramEnded("later"), now + 120)
+    assert it.core.world.programs["long"].active  # ... but not for more than 10 spans
+    assert not it.core.world.programs["young"].active

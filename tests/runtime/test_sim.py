@@ -1,0 +1,173 @@
+"""The simulator: nothing is lost, nothing is quicker than it can be, and the same seed is the same
+run."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from drawloom.errors import ConfigError, EngineError
+from drawloom.runtime.scheduler import Policy, make_policy, policy_names
+from drawloom.runtime.sim.compare import Scenario, compare
+from drawloom.runtime.sim.generate import generate
+from drawloom.runtime.sim.loop import Outcome, Simulation
+from drawloom.runtime.sim.presets import Machine, machine
+from drawloom.runtime.sim.reference import Clairvoyant, work_left
+from drawloom.runtime.sim.report import figures, isolated
+from drawloom.runtime.sim.workload import Call, Job, Mix, in_flight, read
+
+H200 = machine("h200-8b")
+SMALL = replace(H200, kv_tokens=200_000, host_tokens=800_000)
+JOBS = generate("swe", 16, seed=3)
+
+
+def _policy(name: str, jobs: list[Job]) -> Policy:
+    return Clairvoyant(jobs, H200.cost) if name == Clairvoyant.name else make_policy(name)
+
+
+def _drawn(count: int = 12, seed: int = 0) -> list[Job]:
+    return Mix(tuple(JOBS), 8, count).draw(seed, 100.0)
+
+
+def _run(
+    name: str, jobs: list[Job], host: bool = True, kv: Machine = SMALL
+) -> tuple[Simulation, Outcome]:
+    simulation = Simulation(kv, _policy(name, jobs), jobs, host)
+    return simulation, simulation.run()
+
+
+def _outcome(ran: tuple[Simulation, Outcome]) -> Outcome:
+    return ran[1]
+
+
+@pytest.mark.parametrize("host", [False, True])
+@pytest.mark.parametrize("name", [*policy_names(), "static-cap:3", Clairvoyant.name])
+def test_every_program_ends_under_every_policy_and_leaves_nothing(name: str, host: bool) -> None:
+    jobs = _drawn()
+    simulation, outcome = _run(name, jobs, host)
+    assert sorted(e.job.id for e in outcome.ended) == sorted(j.id for j in jobs)
+    assert outcome.counters.output == sum(c.output for j in jobs for c in j.calls)
+    assert not simulation.scheduler.world.programs
+    world = simulation.scheduler.world
+    assert (world.tokens, world.own, world.claimed) == (0, 0, 0)
+    simulation.engine.cache.check([])
+    assert len(simulation.engine.cache.lineages) == 0
+    assert simulation.engine.cache.held_blocks == 0
+
+
+def test_the_same_seed_is_the_same_run() -> None:
+    first, second = (_outcome(_run("drawloom", _drawn(seed=4))) for _ in range(2))
+    assert [(e.job.id, e.ended, e.waits) for e in first.ended] == [
+        (e.job.id, e.ended, e.waits) for e in second.ended
+    ]
+
+
+def test_a_program_alone_takes_what_the_cost_model_says() -> None:
+    for job in JOBS[:6]:
+        outcome = _outcome(_run("fcfs-lru", [job], kv=H200))
+        assert outcome.ended[0].jct == pytest.approx(isolated(H200, [job])[job.id], rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["fcfs-lru", "drawloom", "thunder"])
+def test_nobody_is_quicker_than_alone(name: str) -> None:
+    jobs = _drawn(10)
+    alone = isolated(SMALL, JOBS)
+    for ended in _outcome(_run(name, jobs)).ended:
+        assert ended.jct >= 0.97 * alone[ended.job.id.split(":", 1)[1]]
+
+
+def test_without_pressure_nothing_is_computed_twice() -> None:
+    plenty = replace(H200, kv_tokens=20_000_000)
+    for name in ("fcfs-lru", "drawloom", "continuum"):
+        outcome = _outcome(_run(name, _drawn(), host=False, kv=plenty))
+        assert outcome.recomputed <= 0.01 * outcome.fresh, name
+
+
+def test_under_pressure_the_program_aware_policy_recomputes_less_and_ends_sooner() -> None:
+    jobs = _drawn(24)
+    alone = isolated(SMALL, JOBS)
+    found = {n: figures([_outcome(_run(n, jobs, False))], alone) for n in ("fcfs-lru", "drawloom")}
+    assert found["fcfs-lru"]["recomputed_share"] > 1.0
+    assert found["drawloom"]["recomputed_share"] < 0.2 * found["fcfs-lru"]["recomputed_share"]
+    assert found["drawloom"]["jct_mean_s"] < 0.7 * found["fcfs-lru"]["jct_mean_s"]
+
+
+def test_knowing_the_work_that_is_left_puts_short_programs_first() -> None:
+    calls = (Call(20_000, 0, 2_000, 0.0, "t"),) * 4
+    long = [Job(f"0:long{n}", "a", calls) for n in range(4)]
+    short = [Job(f"1:short{n}", "a", calls[:1], arrival=0.1) for n in range(4)]
+    tight = replace(H200, kv_tokens=24_000)
+    ended = _outcome(_run(Clairvoyant.name, long + short, False, tight)).ended
+    assert [e.job.id[:3] for e in ended] == ["0:l", *["1:s"] * 4, *["0:l"] * 3]
+    assert work_left(long[0], H200.cost)[0] > work_left(short[0], H200.cost)[0]
+
+
+def test_a_traces_file_is_cut_at_human_turns_and_clipped(tmp_path: Path) -> None:
+    tools = [{"name": "b", "s": 1}]
+    steps = [
+        {"in": 100, "reuse": 0, "out": 5, "end": "tool", "gap": 1.0, "tools": tools},
+        {"in": 120, "reuse": 100, "out": 5, "end": "user", "gap": 900.0},
+        {"in": 140, "reuse": 120, "out": 5, "end": "tool", "gap": 2.0},
+        {"in": 500_000, "reuse": 140, "out": 5, "end": "final", "gap": None},
+    ]
+    row = {"id": "p", "class": "c", "shared_prefix": {"id": "s", "tokens": 90}, "steps": steps}
+    path = tmp_path / "t.jsonl.gz"
+    with gzip.open(path, "wt") as out:
+        out.write(json.dumps(row))
+    first, second = read(path)
+    assert [c.prompt for c in first.calls] == [100, 120]
+    assert first.calls[0].tool == "b"
+    assert (first.shared, first.gaps) == (90, 1.0)
+    assert [c.prompt for c in second.calls] == [140]
+    assert second.calls[0].reuse == 0
+    (tmp_path / "bad").write_text("x")
+    with pytest.raises(ConfigError, match="is no trace file"):
+        read(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("kind", ["swe", "web", "function", "rl"])
+def test_generated_programs_are_ones_that_could_be(kind: str) -> None:
+    jobs = generate(kind, 32, seed=1)
+    assert jobs == generate(kind, 32, seed=1)
+    for job in jobs:
+        assert job.calls
+        assert job.calls[0].reuse == 0
+        assert job.shared <= job.calls[0].prompt
+        before = 0
+        for call in job.calls:
+            assert 0 <= call.reuse <= max(before, 0)
+            assert call.reuse <= call.prompt
+            assert call.output > 0
+            before = call.context
+
+
+def test_what_there_is_not_is_refused_with_what_there_is() -> None:
+    for bad, message in (
+        (Scenario("nothing"), "swe, web, function, rl"),
+        (Scenario("swe", machine="toaster"), "4xh200-70b, h200-8b"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            compare(bad, ["fcfs-lru"])
+    with pytest.raises(ConfigError, match="policy 'magic' is not known"):
+        compare(Scenario("swe", seeds=1), ["magic"])
+
+
+def test_a_program_larger_than_the_machine_is_named_and_not_waited_for() -> None:
+    huge = Job("0:huge", "a", (Call(300_000, 0, 10, 0.0, "t"),))
+    with pytest.raises(EngineError, match="nothing can happen any more"):
+        _run("fcfs-lru", [huge])
+
+
+def test_policies_are_compared_over_seeds_and_the_best_cap_of_a_sweep_is_shown() -> None:
+    scenario = Scenario("function", seeds=2, programs=6)
+    found = compare(scenario, ["fcfs-lru", "static-cap", "drawloom"])
+    assert len(found) == 3
+    assert sum(name.startswith("static-cap:") for name in found) == 1
+    assert all(row["programs"] == 12 for row in found.values())
+
+
+def test_programs_in_flight_fill_memory_as_often_as_asked() -> None:
+    jobs = [Job("a", "a", (Call(900, 0, 100, 0.0, "t"),))]
+    assert in_flight(jobs, 10_000, 0.5) == 20

@@ -7,6 +7,7 @@ gather of scattered blocks costs up to 8x the attention itself.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,11 @@ class _Packed:
 
     def to(self, device: torch.device) -> None:
         assert device.type == "cpu", "weights packed for a CPU stay there"
+
+
+@lru_cache
+def _root(value: float) -> Tensor:
+    return torch.tensor(value**0.5)
 
 
 def _padded(x: Tensor) -> Tensor:
@@ -139,7 +145,7 @@ class CpuOps(ReferenceOps):
             return F.rms_norm(total, weight.shape, weight, eps), total
         # five quick calls: F.rms_norm is made of more of them
         length = torch.linalg.vector_norm(total, dim=-1, keepdim=True)
-        root = torch.hypot(length.mul_(total.shape[-1] ** -0.5), torch.tensor(eps**0.5))
+        root = torch.hypot(length.mul_(total.shape[-1] ** -0.5), _root(eps))
         return (total * weight).div_(root), total
 
     def silu_mul(self, x: Tensor) -> Tensor:
@@ -200,18 +206,20 @@ class _Rows:
     """Contexts that begin at even distances, seen in place as one batch: [rows, L, d].
 
     `place` says which of the rows are real ones; the others lie between them and are ignored.
+    `bias` hides what is not of a context, where they are not all of one length.
     """
 
+    rows: int
     first: int
     stride: int
     longest: int
     place: Tensor | None
-    bias: Tensor
+    bias: Tensor | None
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`q` [B, heads, d], `k` and `v` [kv_heads, slots, d]."""
         kv_heads, depth = k.shape[0], k.shape[-1]
-        rows = self.bias.shape[0]
+        rows = self.rows
         asked = q.view(q.shape[0], kv_heads, -1, depth)
         if self.place is not None:
             asked = asked.new_zeros(rows, *asked.shape[1:]).index_copy_(0, self.place, asked)
@@ -223,7 +231,7 @@ class _Rows:
             )
             for t in (k, v)
         )
-        bias = self.bias.to(q.dtype)
+        bias = None if self.bias is None else self.bias.to(q.dtype)
         out = F.scaled_dot_product_attention(asked, k, v, attn_mask=bias)
         if self.place is not None:
             out = out[self.place]
@@ -256,12 +264,14 @@ def _rows(meta: BatchMeta, size: int, slots: int) -> _Rows | None:
     if len(set(starts)) < count or last + longest > slots:
         return None
     at = [(s - first) // stride for s in starts]
+    if at == list(range(count)) and min(meta.contexts) == longest:
+        return _Rows(rows, first, stride, longest, None, None)
     ends = torch.zeros(rows, dtype=torch.int64)
     place = torch.tensor(at)
     ends[place] = torch.tensor(meta.contexts)
     seen = torch.arange(longest)[None] < ends.clamp_min(1)[:, None]
     bias = torch.zeros(rows, 1, 1, longest).masked_fill_(~seen[:, None, None], float("-inf"))
-    return _Rows(first, stride, longest, None if at == list(range(count)) else place, bias)
+    return _Rows(rows, first, stride, longest, None if at == list(range(count)) else place, bias)
 
 
 def _gathers(meta: BatchMeta) -> bool:

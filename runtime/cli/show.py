@@ -13,9 +13,12 @@ from rich.table import Table
 
 from drawloom.runtime.demo.run import Progress
 
+_WIDTH = 160
+
 
 def console() -> Console:
-    return Console(highlight=False)
+    """Standard output; as wide as a table needs where it is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def emit(data: Any) -> None:

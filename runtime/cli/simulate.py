@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.table import Table
 
 from drawloom.runtime.cli import show
@@ -10,7 +9,6 @@ from drawloom.runtime.scheduler import policy_names
 from drawloom.runtime.sim.compare import Scenario, compare
 from drawloom.runtime.sim.reference import Clairvoyant
 
-_WIDTH = 160  # a row that wraps cannot be read
 _SHOWN = {
     "jct_mean_s": ("JCT mean", "{:,.0f} s"),
     "jct_p50_s": ("p50", "{:,.0f} s"),
@@ -49,7 +47,7 @@ def main(scenario: Scenario, policy: str, json: bool) -> int:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in sorted(found.items(), key=lambda item: item[1]["jct_mean_s"]):
         table.add_row(name, *(form.format(row[key]) for key, (_, form) in _SHOWN.items()))
-    Console(width=_WIDTH, highlight=False).print(table)
+    show.console().print(table)
     show.note("TTFT: of later calls. Recomputed: of new tokens. SLO: JCT within 1.5 times alone.")
     return 0
 

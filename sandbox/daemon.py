@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from drawloom.errors import SandboxUnavailable
-from drawloom.sandbox.helper import cache_folder
+from drawloom.native import cache_folder
 
 _START_SECONDS = 60.0
 _PING_SECONDS = 5.0

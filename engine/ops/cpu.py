@@ -1,8 +1,9 @@
-"""The operations on a CPU: packed weights, and keys read in place where blocks are neighbours.
+"""The operations on a CPU: packed weights, our own loops for what is small, torch for the rest.
 
 Measured reasons (engines.md §4.4): weights packed for oneDNN are 1.5-2.5x quicker than `F.linear`
-from a batch of two up, a transposed copy is up to 2x quicker at batch 1 with wide outputs; a
-gather of scattered blocks costs up to 8x the attention itself.
+from a batch of two up, a transposed copy is up to 2x quicker at batch 1 with wide outputs. Where
+`native.c` cannot be compiled, torch does all of it, and then a gather of scattered blocks costs up
+to 8x the attention itself: keys are read in place where blocks are neighbours.
 """
 
 import math
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from drawloom.engine.ops import native
 from drawloom.engine.ops.base import BatchMeta, Linear
 from drawloom.engine.ops.reference import ReferenceOps, norm
 
@@ -21,6 +23,7 @@ _WIDE = 1024
 _LIGHT = 1 << 17
 _FEW, _SHORT = 4, 384
 _WASTE = 1.5
+_SCALAR = 1 << 18
 
 
 class _Packed:
@@ -105,7 +108,8 @@ class _Int8:
 class CpuOps(ReferenceOps):
     """For a KV store laid out head-major: [kv_heads, slots, d] underneath (see `kv.KVStore`)."""
 
-    def __init__(self, int8: bool = False) -> None:
+    def __init__(self, int8: bool = False, compiled: bool = True) -> None:
+        self._native = native.load() if compiled else None
         self._packs = torch.backends.mkldnn.is_available()
         self._int8 = int8
         self._step: BatchMeta | None = None
@@ -140,6 +144,8 @@ class CpuOps(ReferenceOps):
     def rms_norm(
         self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        if self._native is not None and x.dtype in native.DTYPES:
+            return self._native.rms_norm(x, weight, eps, residual)
         total = x if residual is None else x + residual
         if total.dtype is not torch.float32:
             return F.rms_norm(total, weight.shape, weight, eps), total
@@ -149,6 +155,8 @@ class CpuOps(ReferenceOps):
         return (total * weight).div_(root), total
 
     def silu_mul(self, x: Tensor) -> Tensor:
+        if self._native is not None and x.dtype in native.DTYPES:
+            return self._native.silu_mul(x)
         gate, up = x.chunk(2, -1)
         return F.silu(gate).mul_(up)
 
@@ -165,6 +173,9 @@ class CpuOps(ReferenceOps):
     ) -> Tensor:
         if norms is not None:
             q, k = norm(q, norms[0], norms[2]), norm(k, norms[1], norms[2])
+        if self._native is not None and q.dtype in native.DTYPES:
+            flat_k, flat_v = _flat(keys), _flat(values)
+            return self._native.rope_and_store(q, k, v, rope, flat_k, flat_v, meta)
         if self._turned is not meta or self._turn is None:
             cos, sin = meta.rotation(rope, q.dtype)
             self._turned, self._turn = meta, (torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
@@ -181,6 +192,8 @@ class CpuOps(ReferenceOps):
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, meta: BatchMeta) -> Tensor:
         size = keys.shape[1]
         flat_k, flat_v = _flat(keys), _flat(values)
+        if self._native is not None and native.fits(q, flat_k) and _pairs(meta) <= _SCALAR:
+            return self._native.attention(q, flat_k, flat_v, meta, size)
         self._begin(meta, size, flat_k.shape[1])
         if self._rows is not None:
             return self._rows.attention(q, flat_k, flat_v)
@@ -272,6 +285,12 @@ def _rows(meta: BatchMeta, size: int, slots: int) -> _Rows | None:
     seen = torch.arange(longest)[None] < ends.clamp_min(1)[:, None]
     bias = torch.zeros(rows, 1, 1, longest).masked_fill_(~seen[:, None, None], float("-inf"))
     return _Rows(rows, first, stride, longest, None if at == list(range(count)) else place, bias)
+
+
+def _pairs(meta: BatchMeta) -> int:
+    """The largest number of pairs of a new and a known token in a prompt; 0 while all decode."""
+    both = zip(meta.query_lengths, meta.contexts, strict=True)
+    return max((count * context for count, context in both if count > 1), default=0)
 
 
 def _gathers(meta: BatchMeta) -> bool:

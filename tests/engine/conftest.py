@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,14 @@ def _make(family: str, factory: pytest.TempPathFactory, tokenizer_file: Path) ->
     folder = factory.mktemp(family)
     shutil.copy(tokenizer_file, folder)
     return Oracle(family, folder)
+
+
+@pytest.fixture(scope="session")
+def family_oracle(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path
+) -> Callable[[str], Oracle]:
+    """The oracle of a family by its name, made once."""
+    return lru_cache(lambda family: _make(family, tmp_path_factory, tokenizer_file))
 
 
 @pytest.fixture

@@ -1,17 +1,25 @@
-"""Each Triton kernel against its torch reference, in the interpreter, on small odd shapes."""
+"""Each Triton kernel, in the interpreter, and each CPU operation, compiled or not, against its
+torch reference on small odd shapes."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from drawloom.engine.ops.base import BatchMeta
+from drawloom.engine.ops.base import BatchMeta, Ops
 from drawloom.engine.ops.cpu import CpuOps, _padded
 from drawloom.engine.ops.reference import ReferenceOps
 from drawloom.engine.ops.triton import TritonOps
 
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+OPS: dict[str, Callable[[], Ops]] = {
+    "triton": TritonOps,
+    "native": CpuOps,
+    "torch": lambda: CpuOps(compiled=False),
+}
+backends = pytest.mark.parametrize("backend", OPS)
 
 
 def _meta(queries: list[int], contexts: list[int], size: int, blocks: int, seed: int) -> BatchMeta:
@@ -37,25 +45,30 @@ def _cache(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("residual", [False, True])
-def test_rms_norm(dtype: torch.dtype, tolerance: float, residual: bool) -> None:
+@backends
+def test_rms_norm(backend: str, dtype: torch.dtype, tolerance: float, residual: bool) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(3, 70).to(dtype), torch.randn(70).to(dtype)
     other = torch.randn(3, 70).to(dtype) if residual else None
-    got, wanted = (ops.rms_norm(x, weight, 1e-6, other) for ops in (TritonOps(), ReferenceOps()))
+    got, wanted = (ops.rms_norm(x, weight, 1e-6, other) for ops in (OPS[backend](), ReferenceOps()))
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
-def test_silu_mul(dtype: torch.dtype, tolerance: float) -> None:
+@backends
+def test_silu_mul(backend: str, dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
-    x = torch.randn(3, 2 * 50).to(dtype)
-    got, wanted = TritonOps().silu_mul(x), ReferenceOps().silu_mul(x)
+    x = (9 * torch.randn(3, 2 * 50)).to(dtype)
+    if backend != "triton":  # whose interpreter warns of what a GPU silently does
+        x[0, :3] = torch.tensor([-300.0, 300.0, 0.0])
+    got, wanted = OPS[backend]().silu_mul(x), ReferenceOps().silu_mul(x)
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("normed", [False, True])
-def test_rope_and_store(dtype: torch.dtype, tolerance: float, normed: bool) -> None:
+@backends
+def test_rope_and_store(backend: str, dtype: torch.dtype, tolerance: float, normed: bool) -> None:
     torch.manual_seed(0)
     size, heads, kv_heads, depth = 4, 4, 2, 24
     meta = _meta([3, 1], [5, 6], size, 6, seed=1)
@@ -64,13 +77,13 @@ def test_rope_and_store(dtype: torch.dtype, tolerance: float, normed: bool) -> N
     rope = (torch.randn(16, depth // 2), torch.randn(16, depth // 2))
     got = _cache(6, size, kv_heads, depth, dtype)
     wanted = (got[0].clone(), got[1].clone())
-    a = TritonOps().rope_and_store(q, k, v, norms, rope, *got, meta)
+    a = OPS[backend]().rope_and_store(q, k, v, norms, rope, *got, meta)
     b = ReferenceOps().rope_and_store(q, k, v, norms, rope, *wanted, meta)
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("backend", ["triton", "cpu"])
+@backends
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(
     ("queries", "contexts"),
@@ -101,9 +114,8 @@ def test_attention(
                 meta.tables[row][block] = -1
     keys, values = _cache(12, size, kv_heads, depth, dtype)
     q = torch.randn(sum(queries), heads, depth).to(dtype)
-    ops = TritonOps() if backend == "triton" else CpuOps()
     got, wanted = (
-        ops.attention(q, keys, values, meta),
+        OPS[backend]().attention(q, keys, values, meta),
         ReferenceOps().attention(q, keys, values, meta),
     )
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
@@ -132,7 +144,7 @@ def test_contexts_read_in_place_are_the_same(starts: list[int], contexts: list[i
     meta = BatchMeta(places, slots, torch.arange(count), [1] * count, contexts, tables)
     q = torch.randn(count, heads, depth)
     wanted = ReferenceOps().attention(q, keys, values, meta)
-    torch.testing.assert_close(CpuOps().attention(q, keys, values, meta), wanted)
+    torch.testing.assert_close(OPS["torch"]().attention(q, keys, values, meta), wanted)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 16, 33, 101])
@@ -144,6 +156,31 @@ def test_packed_weights_compute_what_plain_ones_do(rows: int, outputs: int, bias
     offset = torch.randn(outputs) if bias else None
     got, wanted = CpuOps().linear(weight, offset)(x), ReferenceOps().linear(weight, offset)(x)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "depth"), [(2, 32), (4, 64), (8, 128), (16, 32), (10, 20)])
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_compiled_attention_over_many_tiles(
+    heads: int, depth: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Groups and depths that are compiled as constants, and ones that are not."""
+    torch.manual_seed(0)
+    meta = _meta([1, 9, 1], [300, 140, 2], 16, 32, seed=3)
+    keys, values = _cache(32, 16, 2, depth, dtype)
+    q = (3 * torch.randn(11, heads, depth)).to(dtype)
+    wanted = ReferenceOps().attention(q, keys, values, meta)
+    got = CpuOps().attention(q, keys, values, meta)
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_what_is_no_number_stays_so() -> None:
+    x = torch.full((2, 8), torch.nan)
+    ops = CpuOps()
+    assert ops.rms_norm(x, torch.ones(8), 1e-6, None)[0].isnan().all()
+    assert ops.silu_mul(x).isnan().all()
+    meta = _meta([1], [3], 4, 1, seed=0)
+    keys, values = _cache(1, 4, 2, 8, torch.float32)
+    assert ops.attention(torch.full((1, 2, 8), torch.nan), keys, values, meta).isnan().all()
 
 
 def test_products_have_one_of_few_heights() -> None:

@@ -1,0 +1,142 @@
+"""`native.c` as functions over tensors; `load` says None where it cannot be compiled."""
+
+import ctypes
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drawloom.engine.ops.base import BatchMeta
+from drawloom.native import CannotCompile, compiled
+
+# sums may be split over lanes, and clamps become minima and maxima
+_FLAGS = (
+    "-O3", "-march=native", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math",
+    "-fno-math-errno", "-ffinite-math-only", "-ffp-contract=fast", "-shared", "-fPIC",
+)  # fmt: skip
+_SOURCE = Path(__file__).with_name("native.c")
+DTYPES = (torch.float32, torch.bfloat16)
+_MAX_GROUP, _MAX_DEPTH = 16, 256
+
+
+class _Attention(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("q", "keys", "values", "out")),
+        *((name, c_void_p) for name in ("tables", "widths", "counts", "contexts")),
+        *((name, c_int64) for name in ("sequences", "heads", "kv_heads", "depth", "size")),
+        *((name, c_int64) for name in ("head_stride", "slot_stride", "window")),
+        ("scale", c_float),
+    ]
+
+
+class Native:
+    """The compiled functions. All take contiguous float32 or bfloat16 tensors on the CPU, if not
+    said otherwise."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._norm = library.drawloom_rms_norm
+        self._norm.argtypes = [c_void_p] * 5 + [c_int64] * 2 + [c_float, c_int]
+        self._silu = library.drawloom_silu_mul
+        self._silu.argtypes = [c_void_p] * 2 + [c_int64] * 2 + [c_int]
+        self._rope = library.drawloom_rope_store
+        self._rope.argtypes = [c_void_p] * 10 + [c_int64] * 9 + [c_int]
+        self._attention = library.drawloom_attention
+        self._attention.argtypes = [POINTER(_Attention), c_int]
+        for void in (self._norm, self._silu, self._rope):
+            void.restype = None
+        self._meta: BatchMeta | None = None
+        self._places: tuple[Tensor, ...] = ()
+
+    def rms_norm(
+        self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        x = x.contiguous()
+        out, total = torch.empty_like(x), torch.empty_like(x)
+        more = None if residual is None else residual.contiguous().data_ptr()
+        width = x.shape[-1]
+        self._norm(
+            x.data_ptr(), more, weight.data_ptr(), out.data_ptr(), total.data_ptr(),
+            x.numel() // width, width, eps, x.dtype is torch.bfloat16,
+        )  # fmt: skip
+        return out, total
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        rows, width = x.shape[0], x.shape[1] // 2
+        out = x.new_empty(rows, width)
+        self._silu(x.data_ptr(), out.data_ptr(), rows, width, x.dtype is torch.bfloat16)
+        return out
+
+    def rope_and_store(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rope: tuple[Tensor, Tensor],
+        keys: Tensor,
+        values: Tensor,
+        meta: BatchMeta,
+    ) -> Tensor:
+        """`q` [T, heads, d], `k` and `v` [T, kv_heads, d], each with rows any distance apart;
+        `keys` and `values` [kv_heads, slots, d] alike, in place; `rope` float32."""
+        q, k, v = (t if t.stride()[1:] == (t.shape[2], 1) else t.contiguous() for t in (q, k, v))
+        tokens, heads, depth = q.shape
+        rotated = torch.empty((tokens, heads, depth), dtype=q.dtype)
+        self._rope(
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), rotated.data_ptr(), keys.data_ptr(),
+            values.data_ptr(), rope[0].data_ptr(), rope[1].data_ptr(), meta.positions.data_ptr(),
+            meta.slots.data_ptr(), tokens, heads, k.shape[1], depth, q.stride(0), k.stride(0),
+            v.stride(0), keys.stride(0), keys.stride(1), q.dtype is torch.bfloat16,
+        )  # fmt: skip
+        return rotated
+
+    def attention(
+        self, q: Tensor, keys: Tensor, values: Tensor, meta: BatchMeta, size: int
+    ) -> Tensor:
+        """`q` [T, heads, d]; `keys` and `values` [kv_heads, slots, d] alike, blocks of `size`."""
+        q = q.contiguous()
+        out = torch.empty_like(q)
+        tables, widths, counts, contexts = self._of(meta)
+        call = _Attention(
+            q.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(), tables.data_ptr(),
+            widths.data_ptr(), counts.data_ptr(), contexts.data_ptr(), len(meta.contexts),
+            q.shape[1], keys.shape[0], q.shape[2], size, keys.stride(0), keys.stride(1),
+            meta.window, q.shape[2] ** -0.5,
+        )  # fmt: skip
+        refused = self._attention(byref(call), q.dtype is torch.bfloat16)
+        assert not refused, f"a group of {q.shape[1] // keys.shape[0]} and depth {q.shape[2]}"
+        return out
+
+    def _of(self, meta: BatchMeta) -> tuple[Tensor, ...]:
+        """A step's tables as arrays; the same for all layers."""
+        if self._meta is not meta:
+            lists = (
+                [block for table in meta.tables for block in table],
+                [len(table) for table in meta.tables],
+                meta.query_lengths,
+                meta.contexts,
+            )
+            self._meta = meta
+            self._places = tuple(torch.tensor(values, dtype=torch.int32) for values in lists)
+        return self._places
+
+
+@cache
+def load() -> Native | None:
+    """The functions of this processor, compiled on first use (three seconds); None where they
+    cannot be: torch computes the same, slower."""
+    try:
+        return Native(ctypes.CDLL(str(compiled(_SOURCE, _FLAGS, own_cpu=True))))
+    except (CannotCompile, OSError):
+        return None
+
+
+def fits(q: Tensor, keys: Tensor) -> bool:
+    """Whether `Native.attention` does this shape."""
+    group = q.shape[1] // keys.shape[0]
+    return q.dtype in DTYPES and group <= _MAX_GROUP and q.shape[2] <= _MAX_DEPTH
+
+
+__all__ = ["DTYPES", "Native", "fits", "load"]

@@ -34,7 +34,14 @@ class State:
 
 
 class ExecutionGraph:
-    """Of one agent. Nodes are `State`s, edges carry `n` (decayed counts) and `p`."""
+    """Of one agent. Nodes are `State`s, edges carry `n` (decayed counts) and `p`.
+
+    Attributes:
+        shared: tokens that a new program of it finds in the cache.
+        usual_peak: the mean of the most KV tokens that finished programs had for themselves.
+        peak_spread: the standard deviation of these.
+        usual_span: the mean seconds from admission to end.
+    """
 
     def __init__(self, agent: str) -> None:
         self.agent = agent
@@ -42,6 +49,11 @@ class ExecutionGraph:
         self.contexts: deque[int] = deque(maxlen=128)
         self.services: deque[float] = deque(maxlen=128)
         self.spans: deque[float] = deque(maxlen=128)
+        self.usual_peak: int | None = None
+        self.peak_spread = 0.0
+        self.usual_span: float | None = None
+        self._sorted = np.zeros(0)
+        self._costs: dict[float, float] = {}
         self.shared = 0
         self._graph: nx.DiGraph[str] = nx.DiGraph()
         self._left: dict[str, float] | None = None
@@ -72,6 +84,10 @@ class ExecutionGraph:
         self.contexts.append(peak_context)
         self.services.append(service)
         self.spans.append(span)
+        self.usual_peak, self.peak_spread = int(fmean(self.contexts)), pstdev(self.contexts)
+        self.usual_span = fmean(self.spans)
+        self._sorted = np.sort(np.array(self.services))
+        self._costs.clear()
 
     def seconds_per_completion(self, attained: float) -> float | None:
         """What a program that has had `attained` seconds costs for each chance of its end: the
@@ -79,12 +95,19 @@ class ExecutionGraph:
         first is the best order that knows no more than this). None while none has finished."""
         if not self.services:
             return None
-        left = sorted(s - attained for s in self.services if s > attained)
-        best, spent = 0.0, 0.0
-        for done, seconds in enumerate(left, 1):
-            spent += seconds
-            best = max(best, done / max(1e-9, spent + (len(left) - done) * seconds))
-        return 1 / best if best else max(attained, 1e-3)
+        known = self._costs.get(attained)
+        if known is None:
+            known = self._costs[attained] = self._cost(attained)
+        return known
+
+    def _cost(self, attained: float) -> float:
+        services = self._sorted
+        left = services[np.searchsorted(services, attained, side="right") :] - attained
+        if not len(left):
+            return max(attained, 1e-3)
+        done = np.arange(1, len(left) + 1)
+        spent = np.cumsum(left) + (len(left) - done) * left  # by all, when so many are done
+        return float(np.min(np.maximum(spent, 1e-9) / done))
 
     def following(self, state: str) -> dict[str, float]:
         """The probability of each next state."""
@@ -110,21 +133,6 @@ class ExecutionGraph:
             seconds_p95=self.durations.quantile(tool, 0.95),
             steps_left=self.steps_left(state),
         )
-
-    @property
-    def usual_peak(self) -> int | None:
-        """The mean of the most KV tokens that finished programs had for themselves."""
-        return int(fmean(self.contexts)) if self.contexts else None
-
-    @property
-    def peak_spread(self) -> float:
-        """Their standard deviation."""
-        return pstdev(self.contexts) if len(self.contexts) > 1 else 0.0
-
-    @property
-    def usual_span(self) -> float | None:
-        """The mean seconds from admission to end of finished programs."""
-        return fmean(self.spans) if self.spans else None
 
     def _edge(self, source: str, target: str) -> dict[str, float]:
         if not self._graph.has_edge(source, target):

@@ -274,6 +274,14 @@ def bench_engine(*, device: str = "cpu", quick: bool = False, json: Json = False
     return engine.main(device, quick, json)
 
 
+@bench_app.command(name="scheduler")
+def bench_scheduler(*, policy: str = "drawloom,fcfs-lru", json: Json = False) -> int:
+    """What the scheduler's core costs with 10,000 live programs."""
+    from drawloom.runtime.bench import scheduler
+
+    return scheduler.main(policy, json)
+
+
 def main() -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="drawloom: %(message)s")

@@ -7,7 +7,6 @@ under a virtual clock.
 
 import heapq
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from drawloom.actions import (
@@ -51,8 +50,9 @@ class Scheduler:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.world = World()
+        self.world.rank = lambda program: self.policy.rank(self.world, program)
         self._arrivals = 0
-        self._ranked: dict[str, int] = {}
+        self._promised: dict[str, int] = {}
         self._next_tick: float | None = None
         self._wakes: list[float] = []
         self._returns: list[tuple[float, str, str, float]] = []
@@ -84,8 +84,8 @@ class Scheduler:
             return []
         self._arrivals += 1
         program = Program(event, self._arrivals, now)
-        self.world.programs[event.program] = program
-        self.world.hold(program, self.policy.rank(self.world, program, now), now)
+        self.world.submit(program)
+        self.world.hold(program, self.policy.order(program), now)
         return [*self._rebalance(now), *self._clock(now)]
 
     def _program_ended(self, event: ProgramEnded, now: float) -> list[Action]:
@@ -96,22 +96,21 @@ class Scheduler:
         graph = self.world.graph(program.about.agent)
         if program.peak:
             graph.finished(program.peak, program.service, now - program.admitted)
-            self._learned(graph, now)
+            self._learned(graph)
         actions: list[Action] = []
         for lineage in program.lineages.values():
             graph.observe(lineage.state, END)
             actions.append(self._release(program, lineage, event.keep))
         return [*actions, ReleaseEnvs(program.id), *self._rebalance(now)]
 
-    def _learned(self, graph: ExecutionGraph, now: float) -> None:
+    def _learned(self, graph: ExecutionGraph) -> None:
         """Each time that an agent's history has grown by a tenth, its active programs are promised
-        what it says now, and the held ones are ordered anew."""
-        if graph.programs >= self._ranked.get(graph.agent, 0) * _GROWTH + 1:
-            self._ranked[graph.agent] = graph.programs
+        what it says now."""
+        if graph.programs >= self._promised.get(graph.agent, 0) * _GROWTH + 1:
+            self._promised[graph.agent] = graph.programs
             for program in self.world.active.values():
                 if program.about.agent == graph.agent:
                     self.world.reclaim(program, self.policy.claim(self.world, program))
-            self.world.rerank(lambda program: self.policy.rank(self.world, program, now))
 
     def _rebalance(self, now: float) -> list[Action]:
         """Pauses, admissions and warm targets, after anything that may have changed them."""
@@ -120,8 +119,7 @@ class Scheduler:
             actions += self._pause(program, now)
         for program in self.policy.admit(world, now):
             actions += self._activate(program, now)
-        envs = {e for p in world.programs.values() for e in p.about.envs} if world.hosts else set()
-        for env in sorted(envs | set(self._targets)):
+        for env in sorted(world.wanted) if world.hosts else ():
             wanted = self.policy.warm(world, env)
             if wanted != self._targets.get(env, 0):
                 self._targets[env] = wanted
@@ -136,7 +134,7 @@ class Scheduler:
         return actions + [self._start(program, step, now) for step in ready]
 
     def _pause(self, program: Program, now: float) -> list[Action]:
-        self.world.hold(program, self.policy.rank(self.world, program, now), now)
+        self.world.hold(program, self.policy.order(program), now)
         actions: list[Action] = []
         for lineage in program.lineages.values():
             what = self.policy.paused(self.world, program, lineage, now)
@@ -277,7 +275,7 @@ class Scheduler:
         early = self.policy.claim_early and event.env is not None
         if program is None or not early or event.env is None or event.env in program.envs:
             return []
-        self._took(program, event.env)
+        self.world.took(program, event.env)
         claim = ClaimEnv(self._hosts.get(event.env, ""), program.id, event.env)
         return [claim, *self._rebalance(now)]
 
@@ -285,15 +283,8 @@ class Scheduler:
         program = self.world.programs.get(event.program)
         if program is None or event.env is None or event.env in program.envs:
             return []
-        self._took(program, event.env)
+        self.world.took(program, event.env)
         return self._rebalance(now)
-
-    def _took(self, program: Program, env: str) -> None:
-        """One environment fewer is ready, though its host has not said so yet."""
-        program.envs.add(env)
-        host = self.world.hosts.get(env)
-        if host is not None:
-            self.world.hosts[env] = replace(host, warm=max(0, host.warm - 1))
 
     def _engine_up(self, event: EngineUp, now: float) -> list[Action]:
         self.world.engines[event.engine] = event.kv_tokens

@@ -36,27 +36,28 @@ class Drawloom(Policy):
     evict_at_end = True
     claim_early = True
 
-    def rank(self, world: World, program: Program, now: float) -> Rank:
+    def order(self, program: Program) -> Rank:
         deadline = program.about.deadline
-        late = 1e18 if deadline is None else deadline
-        return -program.about.priority, late, self._cost(world, program), program.index
+        return -program.about.priority, 1e18 if deadline is None else deadline, program.index
+
+    def rank(self, world: World, program: Program) -> Rank:
+        priority, deadline, index = self.order(program)
+        return priority, deadline, self._cost(world, program), index
 
     def _cost(self, world: World, program: Program) -> float:
         """Seconds of the engine for each completion; 0 while nothing is known."""
         known = world.graph(program.about.agent).seconds_per_completion(program.service)
-        return 0.0 if known is None else known
+        program.cost = 0.0 if known is None else known
+        return program.cost
 
     # --- admission ------------------------------------------------------------------------
 
     def admit(self, world: World, now: float) -> Iterator[Program]:
-        lacking: dict[str, int] = {}
         while (program := self._next(world, now)) is not None:
             if world.active and not self._fits(world, program):
                 return
-            if not all(self._equipped(world, env, lacking) for env in program.about.envs):
+            if not all(self._equipped(world, env) for env in program.about.envs):
                 return
-            for env in program.about.envs:
-                lacking[env] += 1
             yield program
 
     def _next(self, world: World, now: float) -> Program | None:
@@ -80,23 +81,21 @@ class Drawloom(Policy):
         wanted = world.claimed + self.claim(world, program) + margin
         return bool(wanted <= full * world.capacity)
 
-    def _equipped(self, world: World, env: str, lacking: dict[str, int]) -> bool:
+    def _equipped(self, world: World, env: str) -> bool:
         """Whether an environment is ready for one more. Where none can be made, do not wait."""
-        if env not in lacking:
-            lacking[env] = sum(p.lacks(env) for p in world.active.values())
         host = world.hosts.get(env)
         if host is None:
             return False
         if not host.warm and not host.creating:
             return True
-        return host.warm > lacking[env]
+        return host.warm > world.promised.get(env, 0)
 
     def pause(self, world: World, now: float) -> Iterator[Program]:
         while self._overflows(world) and len(world.active) > 1:
             acting = [p for p in world.active.values() if p.acting]
             if not acting:
                 return
-            yield max(acting, key=lambda p: self.rank(world, p, now))
+            yield max(acting, key=lambda p: (-p.about.priority, p.cost, p.index))
         program, first = world.boundary, world.first
         if program is None or first is None or not world.host_tokens:
             return
@@ -128,7 +127,7 @@ class Drawloom(Policy):
 
     def warm(self, world: World, env: str) -> int:
         host = world.hosts.get(env)
-        wanted = sum(p.lacks(env) for p in world.programs.values())
+        wanted = world.wanted.get(env, 0)
         return wanted if host is None else min(host.limit, wanted)
 
 

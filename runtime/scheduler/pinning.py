@@ -20,7 +20,7 @@ class Pinning(Policy):
 
     def admit(self, world: World, now: float) -> Iterator[Program]:
         waiting = [p for p in world.held() if p.ready]
-        for program in sorted(waiting, key=lambda p: self.rank(world, p, now)):
+        for program in waiting:
             computing = any(p.running for p in world.active.values())
             if computing and world.tokens + program.tokens > world.capacity:
                 return

@@ -52,8 +52,13 @@ class Policy:
     claim_early = False
     period: float | None = None
 
-    def rank(self, world: World, program: Program, now: float) -> Rank:
-        """The order of held programs; the least is admitted first."""
+    def order(self, program: Program) -> Rank:
+        """The order of an agent's new programs; it does not change while they are held."""
+        return (float(program.index),)
+
+    def rank(self, world: World, program: Program) -> Rank:
+        """The order of held programs of all agents; the least is admitted first. Of new programs
+        of one agent it must say what `order` says."""
         return (float(program.index),)
 
     def admit(self, world: World, now: float) -> Iterable[Program]:

@@ -3,7 +3,7 @@
 import heapq
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from drawloom.cost import CostModel
 from drawloom.events import HostState, ProgramSubmitted, StepReady
@@ -44,6 +44,8 @@ class Program:
         since: when it became held, or ran out of calls.
         admitted: when it first became active.
         marked: to be paused as soon as it is at a tool boundary.
+        offer: how often it was ranked among the held; the last rank counts.
+        cost: what the policy last found its end to cost.
     """
 
     about: ProgramSubmitted
@@ -63,6 +65,8 @@ class Program:
     ready: list[StepReady] = field(default_factory=list)
     started: set[str] = field(default_factory=set)
     marked: bool = False
+    offer: int = 0
+    cost: float = 0.0
     lineages: dict[str, Lineage] = field(default_factory=dict)
     envs: set[str] = field(default_factory=set)
 
@@ -93,6 +97,9 @@ class World:
         queued: seconds that the last calls waited at their engine.
         ticked: when the policy's clock last ticked.
         boundary: the program of which a call has just ended.
+        rank: the policy's order of held programs.
+        wanted: live programs that lack an environment, by its key.
+        promised: of these, the active ones.
     """
 
     programs: dict[str, Program] = field(default_factory=dict)
@@ -108,7 +115,11 @@ class World:
     queued: deque[float] = field(default_factory=lambda: deque(maxlen=128))
     ticked: float = -1.0
     boundary: Program | None = None
-    _queue: list[tuple[Rank, int, Program]] = field(default_factory=list)
+    rank: Callable[[Program], Rank] = field(default=lambda program: _by_arrival(program))
+    wanted: dict[str, int] = field(default_factory=dict)
+    promised: dict[str, int] = field(default_factory=dict)
+    _offers: list[tuple[Rank, int, int, int, Program]] = field(default_factory=list)
+    _new: dict[str, list[tuple[Rank, int, Program]]] = field(default_factory=dict)
     _ages: list[tuple[int, Program]] = field(default_factory=list)
 
     @property
@@ -117,31 +128,77 @@ class World:
         return sum(self.engines.values())
 
     def graph(self, agent: str) -> ExecutionGraph:
-        return self.graphs.setdefault(agent, ExecutionGraph(agent))
+        found = self.graphs.get(agent)
+        if found is None:
+            found = self.graphs[agent] = ExecutionGraph(agent)
+        return found
 
     # --- who is held, who is active -------------------------------------------------------
 
-    def hold(self, program: Program, rank: Rank, now: float) -> None:
-        """A program is new, or paused. Of the held ones that of least rank is `first`."""
+    def submit(self, program: Program) -> None:
+        """A program is new; it is held from now on."""
+        self.programs[program.id] = program
+        for env in program.about.envs:
+            self.wanted[env] = self.wanted.get(env, 0) + 1
+
+    def hold(self, program: Program, order: Rank, now: float) -> None:
+        """A program is new, or paused. New ones of one agent go by `order`."""
+        agent = program.about.agent
         if program.active:
             self._leave(program)
             program.claim = 0
         program.since = now
-        heapq.heappush(self._queue, (rank, program.index, program))
+        if program.begun:
+            self._offer(program)
+        else:
+            queue = self._new.setdefault(agent, [])
+            heapq.heappush(queue, (order, program.index, program))
+            if queue[0][2] is program:
+                self._offer(program)
         heapq.heappush(self._ages, (program.index, program))
+
+    def _offer(self, program: Program) -> None:
+        """Let a held program compete by the rank that it has now; only its last offer counts."""
+        program.offer += 1
+        known = self.graph(program.about.agent).programs
+        item = (self.rank(program), program.index, program.offer, known, program)
+        heapq.heappush(self._offers, item)
+
+    def _offer_next(self, agent: str) -> None:
+        """Of an agent's new programs only the first competes: what the agent's history says is the
+        same for all of them."""
+        queue = self._new.get(agent, [])
+        while queue and not self._waits(queue[0][2]):
+            heapq.heappop(queue)
+        if queue:
+            self._offer(queue[0][2])
+        else:
+            self._new.pop(agent, None)
 
     def activate(self, program: Program, now: float) -> None:
         if not program.begun:
             program.admitted = now
         program.active, program.begun, program.marked = True, True, False
+        self._no_longer_held(program)
         self.active[program.id] = program
+        for env in program.about.envs:
+            if env not in program.envs:
+                self.promised[env] = self.promised.get(env, 0) + 1
         self.tokens += program.tokens
         self.own += program.own
         self.claimed += program.claim
 
+    def _no_longer_held(self, program: Program) -> None:
+        agent = program.about.agent
+        if agent in self._new and self._new[agent][0][2] is program:
+            self._offer_next(agent)
+
     def _leave(self, program: Program) -> None:
         program.active = False
         del self.active[program.id]
+        for env in program.about.envs:
+            if env not in program.envs:
+                self.promised[env] -= 1
         self.tokens -= program.tokens
         self.own -= program.own
         self.claimed -= program.claim
@@ -164,23 +221,40 @@ class World:
             self.tokens += change
             self.own += own
 
-    def rerank(self, rank: Callable[[Program], Rank]) -> None:
-        """Order the held programs anew."""
-        self._queue = [(rank(p), p.index, p) for p in self.programs.values() if not p.active]
-        heapq.heapify(self._queue)
+    def took(self, program: Program, env: str) -> None:
+        """A program has its environment of this key; its host has one ready less."""
+        if program.lacks(env):
+            self.wanted[env] -= 1
+            if program.active:
+                self.promised[env] -= 1
+        program.envs.add(env)
+        host = self.hosts.get(env)
+        if host is not None:
+            self.hosts[env] = replace(host, warm=max(0, host.warm - 1))
 
     def end(self, program: Program) -> None:
         del self.programs[program.id]
+        for env in program.about.envs:
+            if env not in program.envs:
+                self.wanted[env] -= 1
         if program.active:
             self._leave(program)
+        else:
+            self._no_longer_held(program)
 
     @property
     def first(self) -> Program | None:
-        """The held program of least rank."""
-        while self._queue:
-            if self._waits(self._queue[0][2]):
-                return self._queue[0][2]
-            heapq.heappop(self._queue)
+        """The held program of least rank. Ranks are as old as the offers, but for the least one,
+        which is looked at again when its agent's history has grown."""
+        while self._offers:
+            _, _, offer, known, program = self._offers[0]
+            if not self._waits(program) or offer != program.offer:
+                heapq.heappop(self._offers)
+            elif known != self.graph(program.about.agent).programs:
+                heapq.heappop(self._offers)
+                self._offer(program)
+            else:
+                return program
         return None
 
     @property
@@ -197,12 +271,11 @@ class World:
 
     def held(self) -> list[Program]:
         """All held programs, by rank."""
-        found, seen = [], set()
-        for _, _, program in sorted(self._queue, key=lambda item: item[:2]):
-            if self._waits(program) and program.id not in seen:
-                seen.add(program.id)
-                found.append(program)
-        return found
+        return sorted((p for p in self.programs.values() if not p.active), key=self.rank)
+
+
+def _by_arrival(program: Program) -> Rank:
+    return (float(program.index),)
 
 
 __all__ = ["Lineage", "Program", "Rank", "World"]

@@ -30,7 +30,10 @@ class Clairvoyant(Policy):
         left = self._left[program.id]
         return left[min(program.steps, len(left) - 1)]
 
-    def rank(self, world: World, program: Program, now: float) -> Rank:
+    def order(self, program: Program) -> Rank:
+        return (self._work(program),)
+
+    def rank(self, world: World, program: Program) -> Rank:
         return (self._work(program),)
 
     def admit(self, world: World, now: float) -> Iterator[Program]:

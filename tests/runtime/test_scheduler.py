@@ -32,6 +32,7 @@ from drawloom.events import (
     ToolNamed,
     ToolStarted,
 )
+from drawloom.runtime.bench.scheduler import measure
 from drawloom.runtime.scheduler import Scheduler, make_policy, policy_names
 
 KV = 1000
@@ -188,6 +189,14 @@ def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
         make_policy("magic")
 
 
+def test_the_load_of_the_benchmark_keeps_every_policy_busy() -> None:
+    for policy in ("drawloom", "fcfs-lru", "thunder", "continuum"):
+        found = measure(policy, steps=200, live=60, running=8)
+        assert found["live"] == 60
+        assert found["running"] > 0, policy
+        assert found["median_ms"] >= 0
+
+
 class CoreMachine(RuleBasedStateMachine):
     """Random programs, steps and tools; two cores fed the same events must agree."""
 
@@ -240,6 +249,12 @@ class CoreMachine(RuleBasedStateMachine):
     @invariant()
     def somebody_runs_if_anybody_waits(self) -> None:
         assert not self.live or self.running
+
+    @invariant()
+    def the_first_is_one_that_is_held(self) -> None:
+        world = self.core.world
+        held = {name for name in self.live if name not in world.active}
+        assert (world.first.id in held) if held and world.first else not held
 
     @invariant()
     def nothing_is_kept_of_what_ended(self) -> None:

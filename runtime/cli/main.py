@@ -282,6 +282,23 @@ def bench_scheduler(*, policy: str = "drawloom,fcfs-lru", json: Json = False) ->
     return scheduler.main(policy, json)
 
 
+@bench_app.command(name="eviction")
+def bench_eviction(
+    workload: str = "swe",
+    *,
+    machine: str = "h200-8b",
+    pressure: float = 0.4,
+    seeds: int = 5,
+    programs: int = 0,
+    json: Json = False,
+) -> int:
+    """What is prefilled again when only eviction differs, beside what knows the future."""
+    from drawloom.runtime.cli import simulate
+    from drawloom.runtime.sim.compare import Scenario
+
+    return simulate.eviction(Scenario(workload, machine, pressure, False, seeds, programs), json)
+
+
 def main() -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="drawloom: %(message)s")

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from drawloom.runtime.cli import show
 from drawloom.runtime.scheduler import policy_names
-from drawloom.runtime.sim.compare import Scenario, compare
+from drawloom.runtime.sim.compare import Scenario, compare, evictions
 from drawloom.runtime.sim.reference import Clairvoyant
 
 _SHOWN = {
@@ -52,4 +52,20 @@ def main(scenario: Scenario, policy: str, json: bool) -> int:
     return 0
 
 
-__all__ = ["main"]
+def eviction(scenario: Scenario, json: bool) -> int:
+    """Raises `ConfigError` for a workload or machine that there is not."""
+    found = evictions(scenario)
+    if json:
+        show.emit({"scenario": asdict(scenario), "policies": found})
+        return 0
+    title = f"{scenario.workload} on {scenario.machine}, {scenario.pressure:g}, fcfs-lru's order"
+    table = Table("gives up", "prefilled again", "ratio", title=title)
+    names = {"farthest": "what is used last (reference)", "fcfs-lru": "what was used first"}
+    for name, row in found.items():
+        tokens = f"{row['recomputed_tokens']:,.0f} tokens"
+        table.add_row(names.get(name, name), tokens, f"{row['ratio']:.3f}")
+    show.console().print(table)
+    return 0
+
+
+__all__ = ["eviction", "main"]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from drawloom.errors import ConfigError
 from drawloom.runtime.scheduler import Policy, make_policy
+from drawloom.runtime.sim.engine import BLOCK, UNIT
+from drawloom.runtime.sim.eviction import FrozenDrawloom, accesses, farthest, replay
 from drawloom.runtime.sim.generate import generate
 from drawloom.runtime.sim.loop import Outcome, Simulation
 from drawloom.runtime.sim.presets import Machine, machine
@@ -66,6 +68,33 @@ def run_one(scenario: Scenario, policy: str, seed: int) -> Outcome:
     return Simulation(engine, chosen, drawn, scenario.host).run()
 
 
+def run_evictions(scenario: Scenario, seed: int) -> dict[str, int]:
+    """Tokens prefilled again in one seed's `fcfs-lru` log, by what gives up KV."""
+    jobs, engine = scenario.population(), scenario.engine()
+    drawn = scenario.mix(jobs).draw(seed, statistics.fmean(isolated(engine, jobs).values()))
+    simulation = Simulation(engine, make_policy("fcfs-lru"), drawn, False, record=True)
+    simulation.run()
+    log = accesses(simulation.log or [])
+    blocks = engine.kv_tokens // (UNIT * BLOCK)
+    return {
+        "farthest": UNIT * farthest(log, blocks * BLOCK),
+        "fcfs-lru": UNIT * replay(log, engine, make_policy("fcfs-lru")),
+        "drawloom": UNIT * replay(log, engine, FrozenDrawloom()),
+    }
+
+
+def evictions(scenario: Scenario) -> dict[str, dict[str, float]]:
+    """Tokens prefilled again when only eviction differs, and their ratio to the reference."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        runs = list(pool.map(run_evictions, [scenario] * scenario.seeds, range(scenario.seeds)))
+    totals = {name: sum(run[name] for run in runs) for name in runs[0]}
+    least = max(1, totals["farthest"])
+    return {
+        name: {"recomputed_tokens": total, "ratio": max(1, total) / least}
+        for name, total in totals.items()
+    }
+
+
 def compare(
     scenario: Scenario, policies: Sequence[str], progress: Progress | None = None
 ) -> dict[str, dict[str, float]]:
@@ -92,4 +121,4 @@ def compare(
     return found
 
 
-__all__ = ["Scenario", "compare", "run_one"]
+__all__ = ["Scenario", "compare", "evictions", "run_evictions", "run_one"]

@@ -14,7 +14,7 @@ from drawloom.engine.sequence import SamplingParams, Sequence
 from drawloom.runtime.sim.presets import Machine
 
 UNIT = 64
-_BLOCK = 16
+BLOCK = 16
 _EPSILON = 1e-9
 
 
@@ -54,10 +54,10 @@ class SimEngine:
         self.counters = Counters()
         self.finished: list[Work] = []
         self.now = 0.0
-        size = UNIT * _BLOCK
+        size = UNIT * BLOCK
         host_blocks = machine.host_tokens // size if host else 0
         self.cache = KVCache(
-            machine.kv_tokens // size, _BLOCK, 1.0,
+            machine.kv_tokens // size, BLOCK, 1.0,
             host_blocks=host_blocks, write_through=WriteThrough.NEVER,
         )  # fmt: skip
         self.cache.index.spill = spill
@@ -206,7 +206,7 @@ class SimEngine:
     def transfer(self) -> None:
         """Carry out what the cache decided to copy; each direction one after the other."""
         copies = self.cache.drain()
-        seconds = self.machine.cost.restore(UNIT * _BLOCK)
+        seconds = self.machine.cost.restore(UNIT * BLOCK)
         self._copier[0] = max(self._copier[0], self.now) + seconds * len(copies.spills)
         for pairs, out in ((copies.saves, 0), (copies.loads, 1)):
             for source, target in pairs:
@@ -237,4 +237,4 @@ def sequence(step: str, lineage: str, units: list[int], salt: bytes = b"") -> Se
     return Sequence(step, lineage, units, SamplingParams(max_tokens=1), salt)
 
 
-__all__ = ["UNIT", "Counters", "SimEngine", "Work", "sequence"]
+__all__ = ["BLOCK", "UNIT", "Counters", "SimEngine", "Work", "sequence"]

@@ -79,10 +79,14 @@ class _Running:
 
 
 class Simulation:
-    """One workload under one policy."""
+    """One workload under one policy. With `record`, `log` has every call that ended, the program
+    it was of and its number there; `Work.ends` is then when it ended."""
 
-    def __init__(self, machine: Machine, policy: Policy, jobs: list[Job], host: bool) -> None:
+    def __init__(
+        self, machine: Machine, policy: Policy, jobs: list[Job], host: bool, record: bool = False
+    ) -> None:
         self.machine, self.jobs = machine, jobs
+        self.log: list[tuple[Work, Job, int]] | None = [] if record else None
         self.scheduler = Scheduler(policy)
         self.scheduler.world.cost = machine.cost
         self.engine = SimEngine(machine, host, host and policy.spill)
@@ -220,6 +224,9 @@ class Simulation:
     def _finished(self, work: Work) -> None:
         running, _ = self._steps.pop(work.step)
         result, job = running.result, running.result.job
+        work.ends = self.now
+        if self.log is not None:
+            self.log.append((work, job, running.at))
         wait = work.first - work.ready
         if running.at:
             result.waits.append(wait)

@@ -1,0 +1,185 @@
+"""Eviction alone: the accesses of a `fcfs-lru` run, replayed with their order frozen.
+
+Whatever keeps KV sees the same calls start and end in the same order at the same times, with no
+host memory behind the device; what differs is only which tokens must be prefilled again.
+`farthest` is the reference: it is told every future access and gives up, token by token, what is
+used last (Bélády 1966). All tokens cost alike here, and a prefix is never used later than what
+continues it, so chains stay closed by themselves and no replacement can do with fewer; what it
+does not bound is another order of calls, or running fewer of them at a time.
+"""
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from drawloom.actions import LeaseKV, ReleaseKV
+from drawloom.engine.cache import KVCache
+from drawloom.engine.sequence import Sequence as EngineSequence
+from drawloom.errors import EngineError
+from drawloom.events import EngineUp, Event, ProgramEnded, ProgramSubmitted, StepFinished, StepReady
+from drawloom.runtime.scheduler import Policy, Scheduler
+from drawloom.runtime.scheduler.drawloom import Drawloom
+from drawloom.runtime.scheduler.world import Program, World
+from drawloom.runtime.sim.engine import BLOCK, UNIT, Work, sequence
+from drawloom.runtime.sim.loop import ENGINE
+from drawloom.runtime.sim.presets import Machine
+from drawloom.runtime.sim.workload import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A call, by numbers of `UNIT` tokens each: its prompt and then what it says. It was there at
+    `ready`, held its memory from `start` to `end`, and its prompt was computed by `first`; `last`
+    of its program."""
+
+    step: str
+    program: str
+    agent: str
+    units: tuple[int, ...]
+    prompt: int
+    ready: float
+    start: float
+    first: float
+    end: float
+    calls: tuple[str, ...]
+    last: bool
+
+
+def accesses(log: Sequence[tuple[Work, Job, int]]) -> list[Access]:
+    """What a recorded simulation did."""
+    found = []
+    for work, job, at in log:
+        last = at + 1 == len(job.calls)
+        calls = () if last else (job.calls[at].tool,)
+        prompt = work.prompt // UNIT
+        units = tuple(work.seq.tokens)
+        found.append(
+            Access(
+                work.step, job.id, job.agent, units, prompt, work.ready, work.begun,
+                work.first, work.ends, calls, last,
+            )
+        )  # fmt: skip
+    return found
+
+
+class FrozenDrawloom(Drawloom):
+    """`drawloom`'s retention under another's order: everybody runs."""
+
+    def admit(self, world: World, now: float) -> Iterator[Program]:
+        while (program := world.first) is not None:
+            yield program
+
+    def pause(self, world: World, now: float) -> Iterator[Program]:
+        return iter(())
+
+
+_END, _FIRST, _START = range(3)
+
+
+def timeline(log: Sequence[Access]) -> list[tuple[float, int, int]]:
+    """``(time, what, index)`` in order; what ends at a moment makes room for what starts then."""
+    marks = [(a.end, _END, n) for n, a in enumerate(log)]
+    marks += [(a.first, _FIRST, n) for n, a in enumerate(log)]
+    marks += [(a.start, _START, n) for n, a in enumerate(log)]
+    return sorted(marks)
+
+
+def farthest(log: Sequence[Access], capacity: int) -> int:
+    """Units prefilled again if what is used last is given up first, with `capacity` units in all.
+    Raises `EngineError` if calls that were there together do not fit."""
+    marks = [mark for mark in timeline(log) if mark[1] != _FIRST]
+    uses: dict[int, list[int]] = {}
+    for at, (_, what, index) in enumerate(marks):
+        if what == _START:
+            for unit in log[index].units:
+                uses.setdefault(unit, []).append(at)
+    held: dict[int, int] = {}
+    kept: dict[int, int] = {}
+    order: list[tuple[int, int, int]] = []
+    seen: set[int] = set()
+    again = 0
+    for at, (_, what, index) in enumerate(marks):
+        access = log[index]
+        if what == _END:
+            for depth, unit in enumerate(access.units):
+                held[unit] -= 1
+                if held[unit]:
+                    continue
+                del held[unit]
+                later = uses[unit]
+                found = bisect_right(later, at)
+                if found < len(later):  # what is never used again is given up at once
+                    kept[unit] = later[found]
+                    heapq.heappush(order, (-later[found], -depth, unit))
+            continue
+        for place, unit in enumerate(access.units):
+            resident = unit in held or kept.pop(unit, None) is not None
+            again += not resident and place < access.prompt and unit in seen
+            held[unit] = held.get(unit, 0) + 1
+        seen.update(access.units)
+        while len(held) + len(kept) > capacity:
+            if not order:
+                raise EngineError(f"{len(held)} units are held at once; {capacity} fit")
+            use, _, unit = heapq.heappop(order)
+            if kept.get(unit) == -use:
+                del kept[unit]
+    return again
+
+
+def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
+    """Units prefilled again by the engine's cache under a policy's retention."""
+    core = Scheduler(policy)
+    core.world.cost = machine.cost
+    core.handle(EngineUp(ENGINE, machine.kv_tokens), 0.0)
+    cache = KVCache(machine.kv_tokens // (UNIT * BLOCK), BLOCK, 1.0)
+    running: dict[int, EngineSequence] = {}
+    seen, known, again = set[int](), set[str](), 0
+
+    def tell(event: Event, now: float) -> None:
+        cache.lineages.expire(now)
+        for action in core.handle(event, now):
+            if isinstance(action, LeaseKV):
+                cache.lineages.lease(action.lineage, now, action.ttl, action.value)
+            elif isinstance(action, ReleaseKV):
+                cache.lineages.release(action.lineage, evict=action.evict)
+
+    for now, what, index in timeline(log):
+        a = log[index]
+        if what == _FIRST:
+            cache.computed(running[index], a.prompt)
+            continue
+        if what == _START:
+            if a.program not in known:
+                known.add(a.program)
+                tell(ProgramSubmitted(a.program, a.agent), now)
+            prompt = UNIT * a.prompt
+            tell(StepReady(a.program, a.program, a.step, "llm", ENGINE, prompt, 0), now)
+            seq = sequence(a.step, a.program, list(a.units))
+            started = cache.start(seq, cache.blocks_for(len(a.units)), False)
+            if started is None:
+                raise EngineError(f"call {a.step} does not fit beside those that run with it")
+            for source, _, _ in started:
+                cache.copied(source)
+            cache.drain()
+            again += max(0, sum(u in seen for u in a.units[: a.prompt]) - min(seq.hit, a.prompt))
+            seen.update(a.units)
+            running[index] = seq
+            continue
+        seq = running.pop(index)
+        cache.computed(seq, len(a.units))
+        cache.finish(seq)
+        context = UNIT * len(a.units)
+        tell(
+            StepFinished(
+                a.program, a.program, a.step, "llm", ENGINE, context, a.calls,
+                queued=a.start - a.ready, service=a.end - a.start, final=a.last,
+            ),
+            now,
+        )  # fmt: skip
+        if a.last:
+            tell(ProgramEnded(a.program), now)
+    return again
+
+
+__all__ = ["Access", "FrozenDrawloom", "accesses", "farthest", "replay", "timeline"]

@@ -21,6 +21,7 @@ from drawloom.runtime.scheduler.policy import Demote, Keep, Policy, Retention
 from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
 
 _FULL, _FULL_WITH_HOST = 0.95, 1.3
+_HOST = 0.6
 _DEVIATIONS = 2.0
 _CHEAPER = 0.25
 _PATIENCE = 10.0
@@ -101,6 +102,8 @@ class Drawloom(Policy):
             return
         if not program.acting or not program.active:
             return
+        if world.resting + program.own > _HOST * world.host_tokens:
+            return  # what rests would be lost, and computed again
         copying = 2 * world.cost.restore(program.own)
         if self._cost(world, first) + copying < _CHEAPER * self._cost(world, program):
             yield program

@@ -93,6 +93,7 @@ class World:
         tokens: of all conversations of these.
         own: of these, those that each has for itself.
         claimed: KV tokens that they were promised.
+        resting: KV tokens that paused programs have for themselves.
         host_tokens: KV tokens that fit into host memory behind the engines.
         queued: seconds that the last calls waited at their engine.
         ticked: when the policy's clock last ticked.
@@ -107,6 +108,7 @@ class World:
     tokens: int = 0
     own: int = 0
     claimed: int = 0
+    resting: int = 0
     engines: dict[str, int] = field(default_factory=dict)
     host_tokens: int = 0
     hosts: dict[str, HostState] = field(default_factory=dict)
@@ -149,6 +151,7 @@ class World:
             program.claim = 0
         program.since = now
         if program.begun:
+            self.resting += program.own
             self._offer(program)
         else:
             queue = self._new.setdefault(agent, [])
@@ -176,7 +179,9 @@ class World:
             self._new.pop(agent, None)
 
     def activate(self, program: Program, now: float) -> None:
-        if not program.begun:
+        if program.begun:
+            self.resting -= program.own
+        else:
             program.admitted = now
         program.active, program.begun, program.marked = True, True, False
         self._no_longer_held(program)
@@ -220,6 +225,8 @@ class World:
         if program.active:
             self.tokens += change
             self.own += own
+        elif program.begun:
+            self.resting += own
 
     def took(self, program: Program, env: str) -> None:
         """A program has its environment of this key; its host has one ready less."""
@@ -240,6 +247,7 @@ class World:
         if program.active:
             self._leave(program)
         else:
+            self.resting -= program.own if program.begun else 0
             self._no_longer_held(program)
 
     @property

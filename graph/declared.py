@@ -8,11 +8,12 @@ what really happens from then on.
 import asyncio
 import inspect
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import networkx as nx
+import numpy as np
 
 from drawloom.errors import GraphError
 
@@ -30,6 +31,7 @@ class Edge(Generic[S]):
     when: Callable[[S], bool] | None = None
     each: Callable[[S], Iterable[Any]] | None = None
     p: float | None = None
+    fan: float = 1.0
 
 
 class Graph(Generic[S]):
@@ -61,14 +63,18 @@ class Graph(Generic[S]):
         when: Callable[[S], bool] | None = None,
         each: Callable[[S], Iterable[Any]] | None = None,
         p: float | None = None,
+        fan: float = 1.0,
     ) -> None:
-        """Declare an edge; `p` is the prior probability that it is taken."""
+        """Declare an edge; `p` is the prior probability that it is taken, `fan` how many items
+        `each` is expected to have. From both the scheduler knows how much is still to come."""
         for node in (source, target):
             if self.nodes.get(node.__name__) is not node:
                 raise GraphError(f"graph {self.name}: {node.__name__!r} is not one of its nodes")
         if p is not None and not 0 < p <= 1:
             raise GraphError(f"graph {self.name}: p={p} is not a probability in (0, 1]")
-        self.edges.append(Edge(source.__name__, target.__name__, when, each, p))
+        if fan < 0 or (fan != 1.0 and each is None):
+            raise GraphError(f"graph {self.name}: fan={fan} needs an `each`, and is not negative")
+        self.edges.append(Edge(source.__name__, target.__name__, when, each, p, fan))
 
     @property
     def nx(self) -> "nx.DiGraph[Any]":
@@ -105,8 +111,41 @@ class Graph(Generic[S]):
                 out[e.source, e.target] = e.p if e.p is not None else share
         return out
 
-    async def run(self, state: S, moved: Callable[[str, str], None] = lambda a, b: None) -> S:
-        """Run from the entry until no edge is taken. `moved` hears of every edge taken.
+    def ahead(self, front: Mapping[str, int]) -> float:
+        """Executions of nodes still to come when each node of `front` is to run so many times.
+
+        Of n executions of a node, each follows its `each` edges for itself; its other edges are
+        taken once, for all of them (a join). So n executions are expected to be followed by
+        ``a n + b`` in all, themselves included; a and b solve two linear systems.
+        """
+        names, priors = list(self.nodes), self.priors()
+        place = {name: at for at, name in enumerate(names)}
+        spread, joined = np.zeros((2, len(names), len(names)))
+        likely = np.zeros_like(spread)
+        for edge in self.edges:
+            where, p = (place[edge.source], place[edge.target]), priors[edge.source, edge.target]
+            likely[where] += p
+            if edge.each is not None:
+                spread[where] += p * edge.fan
+            else:
+                joined[where] += p
+        one = np.eye(len(names))
+        try:
+            each = np.linalg.solve(one - spread, np.ones(len(names)))
+            rest = np.linalg.solve(one - likely, joined @ each)
+        except np.linalg.LinAlgError:  # a loop that by its priors never ends
+            return float(self.max_steps)
+        total = sum(each[place[name]] * count + rest[place[name]] for name, count in front.items())
+        return float(min(self.max_steps, max(0.0, total)))
+
+    async def run(
+        self,
+        state: S,
+        moved: Callable[[str, str], None] = lambda a, b: None,
+        comes: Callable[[float], None] = lambda steps: None,
+    ) -> S:
+        """Run from the entry until no edge is taken. `moved` hears of every edge taken, `comes`
+        how many executions of nodes are still to come, whenever that is known anew.
 
         Raises `GraphError` after `max_steps` nodes.
         """
@@ -116,6 +155,7 @@ class Graph(Generic[S]):
         front: dict[str, list[tuple[Any, ...]]] = {entry: [()]}
         steps = 0
         while front:
+            comes(self.ahead({name: len(several) for name, several in front.items()}))
             calls = [(name, args) for name, several in front.items() for args in several]
             steps += len(calls)
             if steps > self.max_steps:

@@ -7,6 +7,7 @@ tool) predicts the number of steps left with less than half the error of the kin
 """
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
@@ -16,7 +17,9 @@ import numpy as np
 from drawloom.graph.durations import Durations
 from drawloom.graph.forecast import Forecast
 
-START, END = "start", "end"
+START, END, FORK = "start", "end", "fork:"
+_LEARN = 0.05
+_ENOUGH, _BETTER = 8, 0.9
 _PRIOR_WEIGHT = 4.0
 _DECAY = 0.995
 _MAX_STEPS = 1000.0
@@ -41,6 +44,9 @@ class ExecutionGraph:
         usual_peak: the mean of the most KV tokens that finished programs had for themselves.
         peak_spread: the standard deviation of these.
         usual_span: the mean seconds from admission to end.
+        step_seconds: the mean seconds of service of an LLM call.
+        informed: whether the states predicted what finished programs still needed better than
+            the service that they had had.
     """
 
     def __init__(self, agent: str) -> None:
@@ -56,7 +62,14 @@ class ExecutionGraph:
         self._costs: dict[float, float] = {}
         self.shared = 0
         self._graph: nx.DiGraph[str] = nx.DiGraph()
-        self._left: dict[str, float] | None = None
+        self._left: dict[str, float] = {}
+        self._changes = 0
+        self._solved_at = -1
+        self._visits: dict[str, float] = {}
+        self._forks: dict[str, float] = {}
+        self.step_seconds = 0.0
+        self.informed = False
+        self._errors = [0.0, 0.0]
         self.programs = 0
 
     @property
@@ -75,12 +88,32 @@ class ExecutionGraph:
         for _, _, edge in self._graph.out_edges(source, data=True):
             edge["n"] *= _DECAY
         self._edge(source, target)["n"] += 1.0
+        self._visits[source] = self._visits.get(source, 0.0) + 1.0
         self._touch(source)
 
-    def finished(self, peak_context: int, service: float = 0.0, span: float = 0.0) -> None:
+    def forked(self, state: str) -> str:
+        """A conversation in `state` was forked; the state in which the branch begins."""
+        branch = f"{FORK}{state}"
+        self._forks[state] = self._forks.get(state, 0.0) + 1.0
+        self._graph.add_edge(state, branch, n=0.0, prior=0.0, p=0.0)
+        return branch
+
+    def finished(
+        self,
+        peak_context: int,
+        service: float = 0.0,
+        span: float = 0.0,
+        steps: int = 0,
+        trail: Sequence[tuple[float, float]] = (),
+    ) -> None:
         """A program ended: the most KV tokens that it had for itself, the seconds that its LLM
-        calls took, and those from its admission to its end."""
+        calls took, those from its admission to its end, how many calls there were, and at the end
+        of each the service so far and what was then expected to follow."""
+        self._judge(service, trail)
         self.programs += 1
+        if steps:
+            share = max(1 / self.programs, _LEARN)
+            self.step_seconds += share * (service / steps - self.step_seconds)
         self.contexts.append(peak_context)
         self.services.append(service)
         self.spans.append(span)
@@ -88,6 +121,20 @@ class ExecutionGraph:
         self.usual_span = fmean(self.spans)
         self._sorted = np.sort(np.array(self.services))
         self._costs.clear()
+
+    def _judge(self, service: float, trail: Sequence[tuple[float, float]]) -> None:
+        """Which would have known better what was still to come: the states, or the mean of those
+        that had come as far?"""
+        for had, expected in trail[:-1]:
+            left = service - had
+            others = self._sorted[np.searchsorted(self._sorted, had, side="right") :]
+            if not len(others):
+                continue
+            by_service = float(others.mean()) - had
+            for at, guess in enumerate((expected, by_service)):
+                self._errors[at] = _DECAY * self._errors[at] + abs(guess - left)
+        by_state, by_had = self._errors
+        self.informed = self.programs >= _ENOUGH and by_state < _BETTER * by_had
 
     def seconds_per_completion(self, attained: float) -> float | None:
         """What a program that has had `attained` seconds costs for each chance of its end: the
@@ -118,11 +165,22 @@ class ExecutionGraph:
     def steps_left(self, state: str) -> float | None:
         """LLM calls until the end, this state's own included; None when nothing is known.
 
-        Expected visits of the absorbing chain, ``(I - Q)^-1 1``.
+        Expected visits of the absorbing chain, ``(I - Q)^-1 1``; a state that forks has its
+        branches' visits as well. As new as the last change of one part in 32.
         """
-        if self._left is None:
-            self._left = self._solve()
+        if self._changes > self._solved_at + self._solved_at // 32:
+            self._left, self._solved_at = self._solve(), self._changes
         return self._left.get(state)
+
+    def service_left(self, places: Iterable[tuple[str, bool]]) -> float | None:
+        """Seconds of service that a program still needs; None when nothing is known of any of its
+        conversations. `places` are their states, and whether the call there has ended."""
+        steps, known = 0.0, False
+        for state, ended in places:
+            left = None if state == START else self.steps_left(state)
+            if left is not None:
+                steps, known = steps + left - ended, True
+        return self.step_seconds * max(0.0, steps) if known else None
 
     def forecast(self, state: str, tool: str) -> Forecast:
         """What to expect of a program that waits for `tool` in `state`."""
@@ -145,7 +203,7 @@ class ExecutionGraph:
         total = sum(d["n"] + d["prior"] for d in edges)
         for edge in edges:
             edge["p"] = (edge["n"] + edge["prior"]) / total if total else 0.0
-        self._left = None
+        self._changes += 1
 
     def _solve(self) -> dict[str, float]:
         states = [s for s in self._graph if s != END and self._graph.out_degree(s)]
@@ -154,7 +212,11 @@ class ExecutionGraph:
         for source, target, edge in self._graph.edges(data=True):
             if source in place and target in place:
                 matrix[place[source], place[target]] -= edge["p"]
-        costs = np.array([0.0 if s == START else 1.0 for s in states])
+        for state, count in self._forks.items():
+            branch = f"{FORK}{state}"
+            if state in place and branch in place:
+                matrix[place[state], place[branch]] -= count / max(1.0, self._visits.get(state, 0))
+        costs = np.array([0.0 if s == START or s.startswith(FORK) else 1.0 for s in states])
         try:
             left = np.linalg.solve(matrix, costs)
         except np.linalg.LinAlgError:  # no way out has been seen yet
@@ -162,4 +224,4 @@ class ExecutionGraph:
         return {s: float(min(_MAX_STEPS, max(1.0, left[i]))) for s, i in place.items()}
 
 
-__all__ = ["END", "START", "ExecutionGraph", "State"]
+__all__ = ["END", "FORK", "START", "ExecutionGraph", "State"]

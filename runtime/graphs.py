@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from drawloom.events import Expected
 from drawloom.graph.declared import Graph
 from drawloom.runtime.agent import Agent
 from drawloom.runtime.program import running
@@ -20,7 +21,11 @@ def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
         kind = graph.state
         if isinstance(state, dict) and not isinstance(state, kind):
             state = kind(**state)  # a resumed program's state comes from JSON
-        return await graph.run(state, learned.observe)
+
+        def comes(nodes: float) -> None:
+            program.live.emit(Expected(program.id, nodes))
+
+        return await graph.run(state, learned.observe, comes)
 
     run.__annotations__ = {"state": graph.state, "return": graph.state}
     run.__module__, run.__qualname__ = "drawloom.runtime.graphs", f"graph:{graph.name}"

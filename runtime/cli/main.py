@@ -299,6 +299,32 @@ def bench_eviction(
     return simulate.eviction(Scenario(workload, machine, pressure, False, seeds, programs), json)
 
 
+@bench_app.command(name="graphs")
+def bench_graphs(
+    workload: str = "graphs",
+    *,
+    policy: str = "drawloom",
+    machine: str = "h200-8b",
+    pressure: float = 0.4,
+    host: bool = True,
+    seeds: int = 5,
+    programs: int = 300,
+    skip: int = 200,
+    json: Json = False,
+) -> int:
+    """What declared graphs are worth: the same programs declared, learned and blind.
+
+    Args:
+        workload: graphs, planner, map-reduce or best-of-n.
+        skip: programs that are not counted; until then it learns.
+    """
+    from drawloom.runtime.cli import simulate
+    from drawloom.runtime.sim.compare import Scenario
+
+    scenario = Scenario(workload, machine, pressure, host, seeds, programs, skip)
+    return simulate.graphs(scenario, policy, json)
+
+
 def main() -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="drawloom: %(message)s")

@@ -1,6 +1,6 @@
 """`drawloom sim`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from rich.table import Table
 
@@ -68,4 +68,25 @@ def eviction(scenario: Scenario, json: bool) -> int:
     return 0
 
 
-__all__ = ["eviction", "main"]
+def graphs(scenario: Scenario, policy: str, json: bool) -> int:
+    """Raises `ConfigError` for a workload or machine that there is not."""
+    found = {
+        knows: compare(replace(scenario, knows=knows), [policy])[policy]
+        for knows in ("declared", "learned", "blind")
+    }
+    blind = found["blind"]["jct_mean_s"]
+    for row in found.values():
+        row["times_blind"] = blind / row["jct_mean_s"]
+    if json:
+        show.emit({"scenario": asdict(scenario), "policy": policy, "knows": found})
+        return 0
+    title = f"{scenario.workload} under {policy}, after {scenario.skip} programs"
+    table = Table("its graph is", "JCT mean", "p99", "beside blind", title=title)
+    for knows, row in found.items():
+        seconds = (f"{row[key]:,.0f} s" for key in ("jct_mean_s", "jct_p99_s"))
+        table.add_row(knows, *seconds, f"{row['times_blind']:.2f}x")
+    show.console().print(table)
+    return 0
+
+
+__all__ = ["eviction", "graphs", "main"]

@@ -25,6 +25,7 @@ from drawloom.actions import (
 from drawloom.events import (
     EngineUp,
     Event,
+    Expected,
     Forked,
     HostState,
     LineageEnded,
@@ -60,6 +61,7 @@ class Scheduler:
         self._hosts: dict[str, str] = {}
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             ProgramSubmitted: self._submitted,
+            Expected: self._expected,
             StepReady: self._step_ready,
             StepFinished: self._step_finished,
             ToolNamed: self._tool_named,
@@ -83,10 +85,18 @@ class Scheduler:
         if event.program in self.world.programs:
             return []
         self._arrivals += 1
-        program = Program(event, self._arrivals, now)
+        program = Program(event, self._arrivals, now, expected=event.expect_steps)
         self.world.submit(program)
         self.world.hold(program, self.policy.order(program), now)
         return [*self._rebalance(now), *self._clock(now)]
+
+    def _expected(self, event: Expected, now: float) -> list[Action]:
+        program = self.world.programs.get(event.program)
+        if program is None:
+            return []
+        program.expected = program.steps + event.steps
+        self.world.reconsider(program)
+        return self._rebalance(now)
 
     def _program_ended(self, event: ProgramEnded, now: float) -> list[Action]:
         program = self.world.programs.get(event.program)
@@ -95,7 +105,8 @@ class Scheduler:
         self.world.end(program)
         graph = self.world.graph(program.about.agent)
         if program.peak:
-            graph.finished(program.peak, program.service, now - program.admitted)
+            span = now - program.admitted
+            graph.finished(program.peak, program.service, span, program.steps, program.trail)
             self._learned(graph)
         actions: list[Action] = []
         for lineage in program.lineages.values():
@@ -183,12 +194,14 @@ class Scheduler:
             graph.durations.observe(lineage.waiting, now - lineage.since)
             lineage.waiting = None
         graph.observe(lineage.state, event.state)
-        shared = lineage.shared if lineage.context else graph.shared
+        shared = lineage.shared if lineage.context or lineage.shared else graph.shared
         self.world.resize(program, lineage, event.prompt, min(shared, event.prompt))
         lineage.state = event.state
         if program.active:
             return [self._start(program, event, now)]
         program.ready.append(event)
+        if graph.informed:
+            self.world.reconsider(program)
         return self._rebalance(now)
 
     def _start(self, program: Program, step: StepReady, now: float) -> StartStep:
@@ -211,6 +224,8 @@ class Scheduler:
         self.world.resize(program, lineage, event.context, min(shared, event.context))
         lineage.since = now
         lineage.waiting = "+".join(sorted(set(event.calls)))
+        left = self.world.graph(program.about.agent).service_left(program.places)
+        program.trail.append((program.service, left or 0.0))
         self.world.reclaim(program, self.policy.claim(self.world, program))
         if event.final:
             return []
@@ -251,7 +266,9 @@ class Scheduler:
         program = self.world.programs.get(event.program)
         parent = program.lineages.get(event.parent) if program else None
         if program is not None and parent is not None:
-            child = Lineage(event.child, event.engine, parent.state)
+            graph = self.world.graph(program.about.agent)
+            state = graph.forked(parent.state)
+            child = Lineage(event.child, event.engine, state, shared=parent.context)
             program.lineages.setdefault(event.child, child)
         return []
 

@@ -39,15 +39,25 @@ class Drawloom(Policy):
 
     def order(self, program: Program) -> Rank:
         deadline = program.about.deadline
-        return -program.about.priority, 1e18 if deadline is None else deadline, program.index
+        late = 1e18 if deadline is None else deadline
+        return -program.about.priority, late, program.about.expect_steps or 0.0, program.index
 
     def rank(self, world: World, program: Program) -> Rank:
-        priority, deadline, index = self.order(program)
+        priority, deadline, _, index = self.order(program)
         return priority, deadline, self._cost(world, program), index
 
     def _cost(self, world: World, program: Program) -> float:
-        """Seconds of the engine for each completion; 0 while nothing is known."""
-        known = world.graph(program.about.agent).seconds_per_completion(program.service)
+        """Seconds of the engine for each completion: what a declared graph says is left, or the
+        learned one where it has been right; else by what such programs took. 0 while nothing is
+        known."""
+        graph = world.graph(program.about.agent)
+        known = None
+        if program.expected is not None:
+            known = max(1.0, program.expected - program.steps) * world.step_seconds(graph)
+        elif graph.informed:
+            known = graph.service_left(program.places)
+        if known is None:
+            known = graph.seconds_per_completion(program.service)
         program.cost = 0.0 if known is None else known
         return program.cost
 

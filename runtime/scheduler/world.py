@@ -2,7 +2,7 @@
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from drawloom.cost import CostModel
@@ -46,6 +46,9 @@ class Program:
         marked: to be paused as soon as it is at a tool boundary.
         offer: how often it was ranked among the held; the last rank counts.
         cost: what the policy last found its end to cost.
+        expected: LLM calls in all, by what it declared last; None if it did not.
+        trail: at the end of each call, the service so far and the service that was expected to
+            follow it.
     """
 
     about: ProgramSubmitted
@@ -67,6 +70,8 @@ class Program:
     marked: bool = False
     offer: int = 0
     cost: float = 0.0
+    expected: float | None = None
+    trail: list[tuple[float, float]] = field(default_factory=list)
     lineages: dict[str, Lineage] = field(default_factory=dict)
     envs: set[str] = field(default_factory=set)
 
@@ -78,6 +83,11 @@ class Program:
     def acting(self) -> bool:
         """Whether none of its calls is at the engine or on its way there: a tool boundary."""
         return not self.running and not self.ready
+
+    @property
+    def places(self) -> Iterator[tuple[str, bool]]:
+        """The states of its conversations, and whether the call there has ended."""
+        return ((line.state, line.waiting is not None) for line in self.lineages.values())
 
     def lacks(self, env: str) -> bool:
         """Whether it may still ask for an environment of this key."""
@@ -134,6 +144,13 @@ class World:
         if found is None:
             found = self.graphs[agent] = ExecutionGraph(agent)
         return found
+
+    def step_seconds(self, graph: ExecutionGraph) -> float:
+        """Seconds of service of an LLM call of an agent; of all agents while it is young."""
+        if graph.step_seconds:
+            return graph.step_seconds
+        known = [other.step_seconds for other in self.graphs.values() if other.step_seconds]
+        return sum(known) / len(known) if known else 1.0
 
     # --- who is held, who is active -------------------------------------------------------
 
@@ -194,9 +211,8 @@ class World:
         self.claimed += program.claim
 
     def _no_longer_held(self, program: Program) -> None:
-        agent = program.about.agent
-        if agent in self._new and self._new[agent][0][2] is program:
-            self._offer_next(agent)
+        if self._leads(program):
+            self._offer_next(program.about.agent)
 
     def _leave(self, program: Program) -> None:
         program.active = False
@@ -249,6 +265,15 @@ class World:
         else:
             self.resting -= program.own if program.begun else 0
             self._no_longer_held(program)
+
+    def reconsider(self, program: Program) -> None:
+        """What is known of a program has changed; a held one is ranked anew, for itself."""
+        if not program.active:
+            self._offer(program)
+
+    def _leads(self, program: Program) -> bool:
+        queue = self._new.get(program.about.agent)
+        return queue is not None and queue[0][2] is program
 
     @property
     def first(self) -> Program | None:

@@ -27,7 +27,9 @@ Progress = Callable[[str, float], None]
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """A workload on a machine. `pressure` is capacity over working set; 0 is memory without end
-    for as many programs as at 0.4. `programs`: of each seed; 0 is four times those in flight."""
+    for as many programs as at 0.4. `programs`: of each seed; 0 is four times those in flight. The
+    first `skip` of them are not counted. `knows`: what the scheduler knows of agents
+    (`Simulation`)."""
 
     workload: str
     machine: str = "h200-8b"
@@ -35,6 +37,8 @@ class Scenario:
     host: bool = True
     seeds: int = 5
     programs: int = 0
+    skip: int = 0
+    knows: str = "learned"
 
     def population(self) -> list[Job]:
         """Raises `ConfigError`."""
@@ -65,7 +69,10 @@ def run_one(scenario: Scenario, policy: str, seed: int) -> Outcome:
     chosen: Policy = (
         Clairvoyant(drawn, engine.cost) if policy == Clairvoyant.name else make_policy(policy)
     )
-    return Simulation(engine, chosen, drawn, scenario.host).run()
+    simulation = Simulation(engine, chosen, drawn, scenario.host, knows=scenario.knows)
+    outcome = simulation.run()
+    late = [e for e in outcome.ended if int(e.job.id.partition(":")[0]) >= scenario.skip]
+    return replace(outcome, ended=late)
 
 
 def run_evictions(scenario: Scenario, seed: int) -> dict[str, int]:

@@ -2,7 +2,9 @@
 
 `swe`: coding agents in containers; contexts grow, now and then one is compacted. `web`: browser
 agents that send each page anew, so only the instructions are shared. `function`: many small calls
-of functions. `rl`: groups of 16 rollouts that begin with the same prompt.
+of functions. `rl`: groups of 16 rollouts that begin with the same prompt. `planner`, `map-reduce`
+and `best-of-n` have several conversations a program, and graphs that could be declared; `graphs`
+is a third of each.
 """
 
 import math
@@ -82,11 +84,94 @@ def _rl(number: int, rng: random.Random) -> Job:
     return Job(f"rl-{number}", "rl", plain, f"rl-{group}", first)
 
 
+# --- several conversations a program: what a declared graph foresees --------------------------
+
+
+def _attempt(
+    rng: random.Random, chat: int, base: int, begin: int, at: int, mean: float
+) -> list[Call]:
+    """A branch of tool calls that goes on from call `base`, numbered from `at`."""
+    calls: list[Call] = []
+    prompt, reuse = begin + rng.randint(100, 400), begin
+    for step in range(max(1, min(40, round(rng.lognormvariate(math.log(mean) - 0.18, 0.6))))):
+        output = max(8, min(1_500, round(rng.lognormvariate(math.log(150), 0.9))))
+        tool, gap = _tool(rng)
+        first = {"after": (base,), "base": base} if not step else {"after": (at + step - 1,)}
+        calls.append(Call(prompt, reuse, output, gap, tool, "work", chat, **first))
+        context = prompt + output
+        prompt, reuse = context + max(16, min(8_000, round(rng.lognormvariate(6.1, 1.2)))), context
+    return calls
+
+
+def _join(calls: list[Call], ends: list[int], base: int, site: str, more: int) -> Call:
+    """The call that waits for all branches and goes on from call `base`."""
+    context = calls[base].context
+    return Call(context + more, context, 500, 0.0, "", site, 0, tuple(ends), base)
+
+
+def _branches(rng: random.Random, calls: list[Call], width: int, mean: float) -> list[int]:
+    """Append `width` branches from the first call; the numbers of their last calls."""
+    ends = []
+    for chat in range(1, width + 1):
+        calls += _attempt(rng, chat, 0, calls[0].context, len(calls), mean)
+        ends.append(len(calls) - 1)
+    return ends
+
+
+_WIDTHS = (2, 3, 4, 6, 8, 12, 16)
+_STEPS = 6.0
+
+
+def _planner(number: int, rng: random.Random) -> Job:
+    """A plan, an executor for each of its parts, and a summary. How many parts, the plan says."""
+    shared, width = 4_000, rng.choice(_WIDTHS)
+    left = width * _STEPS + 1
+    plan = Call(shared + rng.randint(500, 3_000), 0, 400, 0.1, "plan", "plan", left=left)
+    calls = [plan]
+    ends = _branches(rng, calls, width, _STEPS)
+    calls.append(_join(calls, ends, 0, "summary", 300 * width))
+    expect = 2 + _STEPS * sum(_WIDTHS) / len(_WIDTHS)
+    return Job(f"planner-{number}", "planner", tuple(calls), "planner", shared, expect=expect)
+
+
+def _map_reduce(number: int, rng: random.Random) -> Job:
+    """A call for each document and one over all answers; how many there are is known before."""
+    shared, width = 1_000, rng.choice((4, 8, 16, 32, 48))
+    calls = [
+        Call(
+            shared + rng.randint(3_000, 12_000), 0, max(50, round(rng.gauss(250, 60))), 0.0, "",
+            "map", chat + 1, (), -1,
+        )
+        for chat in range(width)
+    ]  # fmt: skip
+    size = shared + sum(call.output for call in calls)
+    calls.append(Call(size, 0, 600, 0.0, "", "reduce", 0, tuple(range(width)), -1))
+    return Job(f"map-{number}", "map-reduce", tuple(calls), "map", shared, expect=width + 1.0)
+
+
+def _best_of(number: int, rng: random.Random) -> Job:
+    """N attempts from one beginning, and a judge; N is an argument of the program."""
+    shared, width = 3_000, rng.choice((2, 4, 8, 16))
+    calls = [Call(shared + rng.randint(500, 4_000), 0, 300, 0.1, "start", "trunk")]
+    ends = _branches(rng, calls, width, _STEPS)
+    calls.append(_join(calls, ends, 0, "judge", 400 * width))
+    expect = 2 + width * _STEPS
+    return Job(f"best-{number}", "best-of-n", tuple(calls), "best", shared, expect=expect)
+
+
+def _graphs(number: int, rng: random.Random) -> Job:
+    return (_planner, _map_reduce, _best_of)[number % 3](number, rng)
+
+
 _KINDS: dict[str, Callable[[int, random.Random], Job]] = {
     "swe": _swe,
     "web": _web,
     "function": _function,
     "rl": _rl,
+    "planner": _planner,
+    "map-reduce": _map_reduce,
+    "best-of-n": _best_of,
+    "graphs": _graphs,
 }
 
 

@@ -24,6 +24,9 @@ from drawloom.errors import EngineError
 from drawloom.events import (
     EngineUp,
     Event,
+    Expected,
+    Forked,
+    LineageEnded,
     ProgramEnded,
     ProgramSubmitted,
     StepFinished,
@@ -69,23 +72,51 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Running:
-    """A job on its way: the numbers of its context, and which call comes next."""
+    """A job on its way: which calls have ended, when, and what their contexts were as long as
+    something goes on from them."""
 
     result: Ended
-    at: int = 0
-    units: list[int] = field(default_factory=list)
-    tail: int = 0
-    work: Work | None = None
+    ended: dict[int, float] = field(default_factory=dict)
+    waits_for: list[set[int]] = field(default_factory=list)
+    heirs: list[int] = field(default_factory=list)
+    contexts: dict[int, list[int]] = field(default_factory=dict)
+    chats: set[int] = field(default_factory=lambda: {0})
+    calls_of: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Step:
+    """A call on its way. `tail` numbers of its prompt were in the context that it goes on from."""
+
+    running: _Running
+    at: int
+    work: Work
+    tail: int
+
+
+def _lineage(program: str, chat: int) -> str:
+    return f"{program}.{chat}" if chat else program
 
 
 class Simulation:
     """One workload under one policy. With `record`, `log` has every call that ended, the program
-    it was of and its number there; `Work.ends` is then when it ended."""
+    it was of and its number there; `Work.ends` is then when it ended.
+
+    What the scheduler `knows` of agents: ``declared`` (their graphs say how many calls are to
+    come), ``learned`` (their names and places, from which it learns) or ``blind`` (requests).
+    """
 
     def __init__(
-        self, machine: Machine, policy: Policy, jobs: list[Job], host: bool, record: bool = False
+        self,
+        machine: Machine,
+        policy: Policy,
+        jobs: list[Job],
+        host: bool,
+        record: bool = False,
+        knows: str = "learned",
     ) -> None:
         self.machine, self.jobs = machine, jobs
+        self.declared, self.blind = knows == "declared", knows == "blind"
         self.log: list[tuple[Work, Job, int]] | None = [] if record else None
         self.scheduler = Scheduler(policy)
         self.scheduler.world.cost = machine.cost
@@ -96,7 +127,7 @@ class Simulation:
         self._fresh_units = count(1)
         self._prefixes: dict[str, list[int]] = {}
         self._running: dict[str, _Running] = {}
-        self._steps: dict[str, tuple[_Running, Work]] = {}
+        self._steps: dict[str, _Step] = {}
         self._recomputed = self._fresh = 0
         self._done: list[Ended] = []
         self._inbox: list[Event] = []
@@ -184,33 +215,66 @@ class Simulation:
     # --- programs -------------------------------------------------------------------------
 
     def _arrive(self, job: Job) -> None:
-        self._running[job.id] = _Running(Ended(job, self.now))
-        self._tell(ProgramSubmitted(job.id, job.agent, job.tenant))
-        self._ready(job.id)
+        running = self._running[job.id] = _Running(Ended(job, self.now))
+        numbers = range(len(job.calls))
+        running.waits_for = [set(job.after(at)) for at in numbers]
+        running.heirs = [0] * len(job.calls)
+        for at in numbers:
+            if (base := job.base(at)) >= 0:
+                running.heirs[base] += 1
+            chat = job.calls[at].chat
+            running.calls_of[chat] = running.calls_of.get(chat, 0) + 1
+        expect = job.expect if self.declared else None
+        self._tell(ProgramSubmitted(job.id, self._agent(job), job.tenant, expect_steps=expect))
+        for at in numbers:
+            if not running.waits_for[at]:
+                self._ready((job.id, at))
 
-    def _ready(self, name: str) -> None:
-        """A program's next call has its input."""
+    def _agent(self, job: Job) -> str:
+        return "client" if self.blind else job.agent
+
+    def _state(self, job: Job, at: int) -> str:
+        """Where an agent is: its place, and what came before. A blind scheduler sees a request."""
+        if self.blind:
+            return "llm/"
+        before = job.base(at)
+        return f"{job.calls[at].site}/{job.calls[before].tool if before >= 0 else ''}"
+
+    def _ready(self, which: tuple[str, int]) -> None:
+        """A program's call has its input."""
+        name, at = which
         running = self._running[name]
-        job, call = running.result.job, running.result.job.calls[running.at]
-        units = self._context(running)
-        step = f"{name}#{running.at}"
-        prompt = len(units) * UNIT
-        seq = sequence(step, name, units + self._new(call.output))
-        work = Work(step, seq, prompt, call.output, 0.0, self.now)
-        running.units, running.work = seq.tokens, work
-        self._steps[step] = running, work
-        site = job.calls[running.at - 1].tool if running.at else ""
-        self._tell(StepReady(name, name, step, f"llm/{site}", ENGINE, prompt, call.output))
-
-    def _context(self, running: _Running) -> list[int]:
-        """The numbers of the next prompt: what it shares with the last context, and new ones."""
-        job, call = running.result.job, running.result.job.calls[running.at]
-        begin = running.units[: call.reuse // UNIT] if running.at else self._prefix(job)
+        job, call = running.result.job, running.result.job.calls[at]
+        lineage = _lineage(name, call.chat)
+        if call.chat not in running.chats:
+            running.chats.add(call.chat)
+            parent = job.calls[job.base(at)].chat if job.base(at) >= 0 else 0
+            self._tell(Forked(name, _lineage(name, parent), lineage, ENGINE))
+        begin = self._beginning(running, at)
         total = max(1, round(call.prompt / UNIT))
-        new = self._new(UNIT * max(0, total - len(begin)))
-        self._fresh += UNIT * (len(new) if running.at else total) + call.output
-        running.tail = len(begin)
-        return begin[:total] + new
+        begin = begin[:total]
+        new = self._new(UNIT * (total - len(begin)))
+        tail = len(begin) if job.base(at) >= 0 else 0
+        self._fresh += UNIT * (total - tail) + call.output
+        units = begin + new
+        step = f"{name}#{at}"
+        seq = sequence(step, lineage, units + self._new(call.output))
+        work = Work(step, seq, len(units) * UNIT, call.output, 0.0, self.now)
+        self._steps[step] = _Step(running, at, work, tail)
+        state = self._state(job, at)
+        self._tell(StepReady(name, lineage, step, state, ENGINE, work.prompt, call.output))
+
+    def _beginning(self, running: _Running, at: int) -> list[int]:
+        """The numbers that a prompt begins with: of the context that it goes on from."""
+        job = running.result.job
+        base = job.base(at)
+        if base < 0:
+            return self._prefix(job)
+        units = running.contexts[base][: job.calls[at].reuse // UNIT]
+        running.heirs[base] -= 1
+        if not running.heirs[base]:
+            del running.contexts[base]
+        return units
 
     def _prefix(self, job: Job) -> list[int]:
         size = job.shared // UNIT
@@ -222,41 +286,60 @@ class Simulation:
         return [next(self._fresh_units) for _ in range(-(-tokens // UNIT))]
 
     def _finished(self, work: Work) -> None:
-        running, _ = self._steps.pop(work.step)
+        step = self._steps.pop(work.step)
+        running, at = step.running, step.at
         result, job = running.result, running.result.job
         work.ends = self.now
         if self.log is not None:
-            self.log.append((work, job, running.at))
+            self.log.append((work, job, at))
         wait = work.first - work.ready
-        if running.at:
+        if running.ended:
             result.waits.append(wait)
-            self._recomputed += max(0, running.tail * UNIT - work.cached)
         else:
             result.admission = wait
-        call = job.calls[running.at]
-        last = running.at + 1 == len(job.calls)
-        calls = () if last else (call.tool,)
-        computed, seconds = work.prompt - work.cached, work.first - work.begun
-        site = job.calls[running.at - 1].tool if running.at else ""
-        self._tell(
-            StepFinished(
-                job.id, job.id, work.step, f"llm/{site}", ENGINE, len(running.units) * UNIT, calls,
-                computed, seconds, work.begun - work.ready, self.now - work.begun, last,
-            )
-        )  # fmt: skip
-        if last:
+        self._recomputed += max(0, step.tail * UNIT - work.cached)
+        running.ended[at] = self.now
+        if running.heirs[at]:
+            running.contexts[at] = work.seq.tokens
+        self._report(running, at, work)
+        call = job.calls[at]
+        running.calls_of[call.chat] -= 1
+        if len(running.ended) == len(job.calls):
             result.ended = self.now
             self._done.append(result)
             del self._running[job.id]
             self._tell(ProgramEnded(job.id))
-        else:
-            running.at += 1
-            self._at(self.now + call.gap, self._ready, job.id)
+            return
+        if not running.calls_of[call.chat] and call.chat:
+            self._tell(LineageEnded(job.id, _lineage(job.id, call.chat)))
+        if self.declared and call.left is not None:
+            self._tell(Expected(job.id, call.left))
+        for other, wanted in enumerate(running.waits_for):
+            if at in wanted:
+                wanted.discard(at)
+                if not wanted:
+                    ready = max(running.ended[n] + job.calls[n].gap for n in job.after(other))
+                    self._at(ready, self._ready, (job.id, other))
+
+    def _report(self, running: _Running, at: int, work: Work) -> None:
+        job = running.result.job
+        call, last = job.calls[at], len(running.ended) == len(job.calls)
+        over = not running.calls_of[call.chat] - 1
+        calls = () if last or over else (call.tool,)
+        computed, seconds = work.prompt - work.cached, work.first - work.begun
+        context = len(work.seq.tokens) * UNIT
+        queued, service = work.begun - work.ready, self.now - work.begun
+        self._tell(
+            StepFinished(
+                job.id, _lineage(job.id, call.chat), work.step, self._state(job, at), ENGINE,
+                context, calls, computed, seconds, queued, service, last,
+            )
+        )  # fmt: skip
 
     # --- actions --------------------------------------------------------------------------
 
     def _start(self, action: StartStep) -> None:
-        _, work = self._steps[action.step]
+        work = self._steps[action.step].work
         work.priority = action.priority
         self.engine.submit(work)
 

@@ -14,7 +14,7 @@ from drawloom.runtime.scheduler.policy import Keep, Policy, Retention
 from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
 from drawloom.runtime.sim.workload import Job
 
-_FULL = 0.95
+_FULL, _LEASE = 0.95, 600.0
 
 
 class Clairvoyant(Policy):
@@ -50,14 +50,15 @@ class Clairvoyant(Policy):
         return self._work(program)
 
     def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
-        return Keep(self._jobs[program.id].calls[program.steps - 1].gap + 1.0, lineage.context)
+        return Keep(_LEASE, lineage.context)
 
 
 def work_left(job: Job, cost: CostModel) -> list[float]:
     """Seconds of the engine that a program still wants before each of its calls, were it alone."""
-    left, total, before = [], 0.0, [0, *(call.context for call in job.calls)]
-    for call, context in zip(reversed(job.calls), reversed(before[:-1]), strict=True):
-        cached = min(call.reuse, context)
+    left, total = [], 0.0
+    for at in range(len(job.calls) - 1, -1, -1):
+        call, base = job.calls[at], job.base(at)
+        cached = min(call.reuse, job.calls[base].context if base >= 0 else 0)
         new = call.prompt - cached
         total += cost.prefill * new + cost.prefill_cached * new * (cached + new / 2)
         total += call.output * cost.decode(1, call.prompt + call.output // 2)

@@ -12,14 +12,15 @@ def isolated(machine: Machine, jobs: Sequence[Job]) -> dict[str, float]:
     """The seconds that each program takes alone on the machine, by the programs' ids."""
     cost, found = machine.cost, {}
     for job in jobs:
-        seconds, before = 0.0, 0
-        for call in job.calls:
-            cached = min(call.reuse, before)
+        seconds = []
+        for at, call in enumerate(job.calls):
+            base = job.base(at)
+            cached = min(call.reuse, job.calls[base].context if base >= 0 else 0)
             new = call.prompt - cached
-            seconds += cost.prefill * new + cost.prefill_cached * new * (cached + new / 2)
-            seconds += call.output * cost.decode(1, call.prompt + call.output // 2)
-            before = call.context
-        found[job.id] = seconds + job.gaps
+            prefill = cost.prefill * new + cost.prefill_cached * new * (cached + new / 2)
+            decode = call.output * cost.decode(1, call.prompt + call.output // 2)
+            seconds.append(prefill + decode)
+        found[job.id] = job.longest(seconds)
     return found
 
 

@@ -3,7 +3,7 @@
 import gzip
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,14 +14,26 @@ _LONGEST = 128_000
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One LLM call: `prompt` tokens, the first `reuse` of which were also in the context of the
-    call before it; `output` tokens; then `gap` seconds with `tool` until the next call."""
+    """One LLM call: `prompt` tokens, the first `reuse` of which were also in the context that it
+    goes on from; `output` tokens; then `gap` seconds with `tool` until what comes after it.
+
+    By default it goes on from the call before it, in the same conversation. A program of several
+    conversations says which (`chat`), which calls must have ended before (`after`) and whose
+    context it begins with (`base`; -1 is the program's prefix); all by their numbers. `site` is
+    its place in the agent. Once it has ended, the agent's declared graph would say that `left`
+    calls are still to come.
+    """
 
     prompt: int
     reuse: int
     output: int
     gap: float
     tool: str
+    site: str = "llm"
+    chat: int = 0
+    after: tuple[int, ...] | None = None
+    base: int | None = None
+    left: float | None = None
 
     @property
     def context(self) -> int:
@@ -31,7 +43,8 @@ class Call:
 @dataclass(frozen=True, slots=True)
 class Job:
     """A program of a workload. `prefix` names what its first prompt begins with, `shared` tokens
-    of it; equal names are equal tokens. `arrival` in seconds."""
+    of it; equal names are equal tokens. `arrival` in seconds. `expect`: the calls that its
+    declared graph foresees before anything has run."""
 
     id: str
     agent: str
@@ -40,14 +53,42 @@ class Job:
     shared: int = 0
     arrival: float = 0.0
     tenant: str = "default"
+    expect: float | None = None
+
+    def after(self, at: int) -> tuple[int, ...]:
+        """The calls that must have ended before call `at`."""
+        given = self.calls[at].after
+        return given if given is not None else (at - 1,) if at else ()
+
+    def base(self, at: int) -> int:
+        """The call whose context call `at` begins with; -1 for the program's prefix."""
+        given = self.calls[at].base
+        return at - 1 if given is None else given
 
     @property
     def peak(self) -> int:
-        return max(call.context for call in self.calls)
+        """The most tokens that its conversations have together, if all are there at the end; what
+        one begins with of another is counted once."""
+        largest: dict[int, int] = {}
+        for at, call in enumerate(self.calls):
+            base = self.base(at)
+            other = call.chat not in largest and base >= 0 and self.calls[base].chat != call.chat
+            begin = call.reuse if other else 0
+            largest[call.chat] = max(largest.get(call.chat, 0), call.context - begin)
+        return sum(largest.values())
 
     @property
     def gaps(self) -> float:
-        return sum(call.gap for call in self.calls[:-1])
+        """Seconds of gaps on the longest way through its calls."""
+        return self.longest([0.0] * len(self.calls))
+
+    def longest(self, seconds: Sequence[float]) -> float:
+        """From the first call's beginning to the last one's end, if call n takes `seconds[n]`."""
+        ends: list[float] = []
+        for at, took in enumerate(seconds):
+            ready = max((ends[n] + self.calls[n].gap for n in self.after(at)), default=0.0)
+            ends.append(ready + took)
+        return max(ends)
 
 
 def read(path: Path) -> list[Job]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ProgramSubmitted:
-    """A program wants to run. `envs` are the environment keys its tools may need."""
+    """A program wants to run. `envs` are the environment keys its tools may need; `expect_tokens`
+    and `expect_steps` what it says of itself: its largest context, its LLM calls in all."""
 
     program: str
     agent: str
@@ -14,6 +15,16 @@ class ProgramSubmitted:
     deadline: float | None = None
     envs: tuple[str, ...] = ()
     expect_tokens: int | None = None
+    expect_steps: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A program's declared graph says how many LLM calls are still to come, by what it knows now
+    (a plan was made, a branch was taken)."""
+
+    program: str
+    steps: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +142,7 @@ class HostState:
 
 Event = (
     ProgramSubmitted
+    | Expected
     | StepReady
     | StepFinished
     | ToolNamed
@@ -147,6 +159,7 @@ Event = (
 __all__ = [
     "EngineUp",
     "Event",
+    "Expected",
     "Forked",
     "HostState",
     "LineageEnded",

@@ -50,6 +50,45 @@ def test_priors_are_completed_from_what_is_given() -> None:
     assert _research().priors()["plan", "dig"] == 1.0
 
 
+async def test_it_says_how_much_is_still_to_come() -> None:
+    graph = _research()
+    heard: list[float] = []
+    await graph.run(State(), comes=heard.append)
+    # a round is plan, one dig by default, write; 0.3 of another: 3 / 0.7
+    assert heard[0] == pytest.approx(3 / 0.7)
+    # three items are known: three digs, then write, then 0.3 of a round
+    assert heard[1] == pytest.approx(3 + 1 + 0.3 * 3 / 0.7)
+    assert heard[2] == pytest.approx(1 + 0.3 * 3 / 0.7)
+    assert len(heard) == 6
+
+
+def test_a_declared_fan_counts_before_its_items_are_known() -> None:
+    graph: Graph[State] = Graph("fan", State)
+
+    async def first(s: State) -> None: ...
+    async def many(s: State, item: int) -> None: ...
+    async def last(s: State) -> None: ...
+
+    for node in (first, many, last):
+        graph.node(node)
+    graph.edge(first, many, each=lambda s: s.items, fan=8)
+    graph.edge(many, last)
+    assert graph.ahead({"first": 1}) == pytest.approx(1 + 8 + 1)
+    assert graph.ahead({"many": 5}) == pytest.approx(5 + 1)
+    with pytest.raises(GraphError, match="needs an `each`"):
+        graph.edge(first, last, fan=2)
+
+
+def test_a_loop_that_never_ends_by_its_priors_is_bounded() -> None:
+    graph: Graph[State] = Graph("loop", State, max_steps=50)
+
+    async def again(s: State) -> None: ...
+
+    graph.node(again)
+    graph.edge(again, again, when=lambda s: s.rounds < 3, p=1.0)
+    assert graph.ahead({"again": 1}) == 50
+
+
 def test_a_node_out_of_reach_is_refused() -> None:
     graph = _research()
 

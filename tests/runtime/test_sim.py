@@ -127,20 +127,62 @@ def test_a_traces_file_is_cut_at_human_turns_and_clipped(tmp_path: Path) -> None
         read(tmp_path / "bad")
 
 
-@pytest.mark.parametrize("kind", ["swe", "web", "function", "rl"])
+KINDS = ("swe", "web", "function", "rl", "planner", "map-reduce", "best-of-n", "graphs")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_generated_programs_are_ones_that_could_be(kind: str) -> None:
     jobs = generate(kind, 32, seed=1)
     assert jobs == generate(kind, 32, seed=1)
     for job in jobs:
-        assert job.calls
-        assert job.calls[0].reuse == 0
         assert job.shared <= job.calls[0].prompt
-        before = 0
-        for call in job.calls:
-            assert 0 <= call.reuse <= max(before, 0)
+        for at, call in enumerate(job.calls):
+            base = job.base(at)
+            assert base < at
+            assert all(before < at for before in job.after(at))
+            assert base < 0 or base in job.after(at) or base == 0
+            assert 0 <= call.reuse <= (job.calls[base].context if base >= 0 else 0)
             assert call.reuse <= call.prompt
             assert call.output > 0
-            before = call.context
+        assert sorted({call.chat for call in job.calls})[0] == 0
+        assert job.after(len(job.calls) - 1) or len(job.calls) == 1
+
+
+@pytest.mark.parametrize("knows", ["declared", "learned", "blind"])
+@pytest.mark.parametrize("host", [False, True])
+def test_programs_of_many_conversations_end_and_leave_nothing(knows: str, host: bool) -> None:
+    jobs = Mix(tuple(generate("graphs", 12, seed=2)), 6, 12).draw(1, 60.0)
+    simulation = Simulation(SMALL, make_policy("drawloom"), jobs, host, knows=knows)
+    outcome = simulation.run()
+    assert len(outcome.ended) == len(jobs)
+    assert outcome.counters.output == sum(c.output for j in jobs for c in j.calls)
+    world = simulation.scheduler.world
+    assert (world.tokens, world.own, world.claimed, world.resting) == (0, 0, 0, 0)
+    assert len(simulation.engine.cache.lineages) == 0
+    for ended in outcome.ended:
+        assert ended.jct >= 0.97 * isolated(SMALL, [ended.job])[ended.job.id]
+
+
+def test_branches_run_beside_each_other_and_the_join_waits_for_the_last() -> None:
+    fork = Call(1_000, 0, 64, 5.0, "t")
+    slow = Call(1_128, 1_064, 6_400, 0.0, "t", "work", 1, (0,), 0)
+    quick = Call(1_128, 1_064, 64, 0.0, "t", "work", 2, (0,), 0)
+    join = Call(2_128, 1_064, 64, 0.0, "", "join", 0, (1, 2), 0)
+    job = Job("0:j", "a", (fork, slow, quick, join))
+    assert job.peak == 2_192 + 6_464 + 128
+    (ended,) = _outcome(_run("drawloom", [job], kv=H200)).ended
+    alone = isolated(H200, [job])["0:j"]
+    chain = replace(job, calls=(fork, replace(slow, chat=0), replace(quick, after=(1,)), join))
+    assert alone < isolated(H200, [chain])["0:j"]
+    assert ended.jct == pytest.approx(alone, rel=0.05)
+
+
+def test_what_is_declared_is_worth_more_than_what_a_request_says() -> None:
+    found = {}
+    for knows in ("declared", "blind"):
+        scenario = Scenario("best-of-n", seeds=1, programs=150, skip=75, knows=knows)
+        found[knows] = compare(scenario, ["drawloom"])["drawloom"]["jct_mean_s"]
+    assert found["declared"] < 0.8 * found["blind"]
 
 
 def test_what_there_is_not_is_refused_with_what_there_is() -> None:

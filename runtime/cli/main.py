@@ -325,6 +325,27 @@ def bench_graphs(
     return simulate.graphs(scenario, policy, json)
 
 
+@bench_app.command(name="tenants")
+def bench_tenants(
+    *,
+    policy: str = "drawloom,saga,fcfs-lru",
+    machine: str = "h200-8b",
+    load: float = 0.8,
+    minutes: float = 120.0,
+    seeds: int = 5,
+    json: Json = False,
+) -> int:
+    """Ten tenants, heavy to light, on one engine: who ends within 1.5 times isolated time.
+
+    Args:
+        load: share of the saturation rate, which is measured first.
+        minutes: for how long tasks arrive.
+    """
+    from drawloom.runtime.cli import simulate
+
+    return simulate.tenants(policy.split(","), machine, load, minutes, seeds, json)
+
+
 def main() -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="drawloom: %(message)s")

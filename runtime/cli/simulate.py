@@ -8,6 +8,7 @@ from drawloom.runtime.cli import show
 from drawloom.runtime.scheduler import policy_names
 from drawloom.runtime.sim.compare import Scenario, compare, evictions
 from drawloom.runtime.sim.reference import Clairvoyant
+from drawloom.runtime.sim.tenants import CLASSES, compare_tenants
 
 _SHOWN = {
     "jct_mean_s": ("JCT mean", "{:,.0f} s"),
@@ -89,4 +90,26 @@ def graphs(scenario: Scenario, policy: str, json: bool) -> int:
     return 0
 
 
-__all__ = ["eviction", "graphs", "main"]
+def tenants(
+    policies: list[str], machine: str, load: float, minutes: float, seeds: int, json: bool
+) -> int:
+    """Raises `ConfigError` for a policy or machine that there is not."""
+    found = compare_tenants([name.strip() for name in policies], machine, load, minutes, seeds)
+    if json:
+        show.emit({"machine": machine, "load": load, "policies": found})
+        return 0
+    first = next(iter(found.values()))
+    title = (
+        f"{first['tasks']:,.0f} tasks of ten tenants on {machine} at {load:.0%} of the saturation "
+        f"rate ({first['saturation_per_min']:.2f} a minute, batch {first['saturation_batch']:.0f})"
+    )
+    table = Table("within 1.5x", *CLASSES, "all", "stretch mean", "p99", title=title)
+    for name, row in found.items():
+        shares = [row[f"slo_{kind}"] for kind in CLASSES] + [row["slo"]]
+        stretch = (f"{row[key]:.2f}" for key in ("stretch_mean", "stretch_p99"))
+        table.add_row(name, *(f"{share:.1%}" for share in shares), *stretch)
+    show.console().print(table)
+    return 0
+
+
+__all__ = ["eviction", "graphs", "main", "tenants"]

@@ -38,12 +38,17 @@ class Work:
 
 @dataclass(slots=True)
 class Counters:
+    """Tokens, and seconds in which anything was computed; `sequences` and `context` are what
+    decoded in these and its tokens, times seconds."""
+
     prompt: int = 0
     hit: int = 0
     hit_host: int = 0
     computed: int = 0
     output: int = 0
     busy: float = 0.0
+    sequences: float = 0.0
+    context: float = 0.0
 
 
 class SimEngine:
@@ -139,6 +144,8 @@ class SimEngine:
         if not self._prefills and not self._decoding:
             return
         self.counters.busy += seconds
+        self.counters.sequences += seconds * len(self._decoding)
+        self.counters.context += seconds * self._context
         if self._prefills:
             work = self._prefills[0][2]
             whole, steps = self._prefill_seconds(work)

@@ -15,6 +15,7 @@ from drawloom.actions import (
     DemoteKV,
     LeaseKV,
     PrefetchKV,
+    RefuseStep,
     ReleaseEnvs,
     ReleaseKV,
     StartStep,
@@ -23,7 +24,13 @@ from drawloom.actions import (
 )
 from drawloom.engine.base import Engine
 from drawloom.environments import Env
-from drawloom.errors import DrawloomError, SandboxDied, SandboxUnavailable, StoreError
+from drawloom.errors import (
+    ContextTooLong,
+    DrawloomError,
+    SandboxDied,
+    SandboxUnavailable,
+    StoreError,
+)
 from drawloom.events import EngineUp, Event, HostState, Tick
 from drawloom.runtime.bus import EventBus, Notice
 from drawloom.runtime.scheduler import Policy, Scheduler
@@ -64,6 +71,7 @@ class Live:
         self._does: dict[type[Any], Callable[[Any], None]] = {
             Admit: self._admit,
             StartStep: self._start_step,
+            RefuseStep: self._refuse_step,
             LeaseKV: lambda a: self._later(self._lease(a)),
             ReleaseKV: lambda a: self._later(self._release_kv(a)),
             DemoteKV: lambda a: self._later(self._demote(a)),
@@ -75,7 +83,8 @@ class Live:
         }
         if pool is not None:
             pool.on_change = self._host_changed
-        self.emit(EngineUp(engine.info.id, engine.info.kv_tokens, engine.info.host_tokens))
+        about = engine.info
+        self.emit(EngineUp(about.id, about.kv_tokens, about.host_tokens, about.max_context))
 
     def emit(self, event: Event) -> None:
         """Tell the core, and do what it says. What that sets off is told after, in order."""
@@ -116,6 +125,18 @@ class Live:
         future = self._started.pop(action.step, None)
         if future is not None and not future.done():
             future.set_result(action.priority)
+
+    def _refuse_step(self, action: RefuseStep) -> None:
+        self._decided(action)
+        future = self._started.pop(action.step, None)
+        if future is not None and not future.done():
+            future.set_exception(
+                ContextTooLong(
+                    f"the prompt has {action.prompt} tokens; this engine holds {action.room} (the "
+                    "model's context or the KV cache, whichever is smaller): shorten the prompt or "
+                    "raise kv_tokens"
+                )
+            )
 
     # --- KV -------------------------------------------------------------------------------
 

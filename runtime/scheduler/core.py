@@ -16,6 +16,7 @@ from drawloom.actions import (
     DemoteKV,
     LeaseKV,
     PrefetchKV,
+    RefuseStep,
     ReleaseEnvs,
     ReleaseKV,
     StartStep,
@@ -59,6 +60,7 @@ class Scheduler:
         self._returns: list[tuple[float, str, str, float]] = []
         self._targets: dict[str, int] = {}
         self._hosts: dict[str, str] = {}
+        self._longest: dict[str, int] = {}
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             ProgramSubmitted: self._submitted,
             Expected: self._expected,
@@ -188,6 +190,9 @@ class Scheduler:
         program = self.world.programs.get(event.program)
         if program is None:
             return []
+        room = self._longest.get(event.engine, 0)
+        if room and event.prompt >= room:  # it would be held for ever
+            return [RefuseStep(event.engine, program.id, event.step, event.prompt, room)]
         lineage = program.lineages.setdefault(event.lineage, Lineage(event.lineage, event.engine))
         graph = self.world.graph(program.about.agent)
         if lineage.waiting is not None:
@@ -305,6 +310,7 @@ class Scheduler:
 
     def _engine_up(self, event: EngineUp, now: float) -> list[Action]:
         self.world.engines[event.engine] = event.kv_tokens
+        self._longest[event.engine] = event.longest
         self.world.host_tokens += event.host_tokens
         return self._rebalance(now)
 

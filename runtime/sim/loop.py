@@ -14,6 +14,7 @@ from drawloom.actions import (
     DemoteKV,
     LeaseKV,
     PrefetchKV,
+    RefuseStep,
     ReleaseEnvs,
     ReleaseKV,
     StartStep,
@@ -134,6 +135,7 @@ class Simulation:
         self._does: dict[type[Any], Callable[[Any], object]] = {
             Admit: lambda a: None,
             StartStep: self._start,
+            RefuseStep: self._refuse,
             LeaseKV: self._lease,
             ReleaseKV: self._release,
             DemoteKV: self._demote,
@@ -146,7 +148,8 @@ class Simulation:
 
     def run(self) -> Outcome:
         """Until every program has ended. Raises `EngineError` if one never can."""
-        self._tell(EngineUp(ENGINE, self.machine.kv_tokens, self._host_tokens()))
+        room = self.machine.kv_tokens
+        self._tell(EngineUp(ENGINE, room, self._host_tokens(), room))
         for job in self.jobs:
             self._at(job.arrival, self._arrive, job)
         while len(self._done) < len(self.jobs):
@@ -342,6 +345,12 @@ class Simulation:
         work = self._steps[action.step].work
         work.priority = action.priority
         self.engine.submit(work)
+
+    def _refuse(self, action: RefuseStep) -> None:
+        raise EngineError(
+            f"program {action.program} has a prompt of {action.prompt:,} tokens; the machine holds "
+            f"{action.room:,}"
+        )
 
     def _lease(self, action: LeaseKV) -> None:
         self.engine.cache.lineages.lease(action.lineage, self.now, action.ttl, action.value)

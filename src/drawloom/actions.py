@@ -21,6 +21,18 @@ class StartStep:
 
 
 @dataclass(frozen=True, slots=True)
+class RefuseStep:
+    """An LLM call can never run: its prompt leaves no room in the longest conversation that its
+    engine can have."""
+
+    engine: str
+    program: str
+    step: str
+    prompt: int
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseKV:
     """Keep a conversation's KV for `ttl` seconds; `value` is the seconds that it saves."""
 
@@ -94,6 +106,7 @@ class ReleaseEnvs:
 Action = (
     Admit
     | StartStep
+    | RefuseStep
     | LeaseKV
     | ReleaseKV
     | DemoteKV
@@ -111,6 +124,7 @@ __all__ = [
     "DemoteKV",
     "LeaseKV",
     "PrefetchKV",
+    "RefuseStep",
     "ReleaseEnvs",
     "ReleaseKV",
     "StartStep",

@@ -117,11 +117,13 @@ class ProgramEnded:
 
 @dataclass(frozen=True, slots=True)
 class EngineUp:
-    """An engine with room for `kv_tokens` tokens is there, and for `host_tokens` behind it."""
+    """An engine with room for `kv_tokens` tokens is there, and for `host_tokens` behind it; one
+    conversation has at most `longest` (0: the engine says so itself)."""
 
     engine: str
     kv_tokens: int
     host_tokens: int = 0
+    longest: int = 0
 
 
 @dataclass(frozen=True, slots=True)

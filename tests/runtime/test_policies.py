@@ -10,6 +10,7 @@ from drawloom.actions import (
     DemoteKV,
     LeaseKV,
     PrefetchKV,
+    RefuseStep,
     ReleaseKV,
     StartStep,
     Wake,
@@ -258,6 +259,18 @@ def test_parallel_branches_are_counted_each() -> None:
     assert program.tokens == 10_226
     it.core.handle(LineageEnded("a", "a.1"), 5.0)
     assert program.tokens == 216
+
+
+@pytest.mark.parametrize("policy", ["drawloom", "fcfs-lru", "static-cap:1", "thunder"])
+def test_a_prompt_larger_than_the_machine_is_refused_at_once(policy: str) -> None:
+    it = Cluster(policy, kv=1000)
+    it.core.handle(EngineUp("e", 1000, 0, 1000), 0.0)
+    it.enter("a", 900)
+    it.submit("huge", 1.0)
+    (refused,) = it.ready("huge", 1000, 1.0)
+    assert refused == RefuseStep("e", "huge", it.last, 1000, 1000)
+    it.core.handle(ProgramEnded("huge"), 1.1)
+    assert set(it.core.world.programs) == {"a"}
 
 
 def test_tokens_that_programs_share_are_counted_once() -> None:

@@ -198,7 +198,7 @@ def test_what_there_is_not_is_refused_with_what_there_is() -> None:
 
 def test_a_program_larger_than_the_machine_is_named_and_not_waited_for() -> None:
     huge = Job("0:huge", "a", (Call(300_000, 0, 10, 0.0, "t"),))
-    with pytest.raises(EngineError, match="nothing can happen any more"):
+    with pytest.raises(EngineError, match="0:huge has a prompt of"):
         _run("fcfs-lru", [huge])
 
 

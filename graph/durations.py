@@ -6,6 +6,7 @@ only 82-88 % of some tools (research/scheduling.md §2.1).
 
 from bisect import bisect_right
 from collections import deque
+from typing import Any
 
 _KEPT = 128
 _ENOUGH = 8
@@ -26,6 +27,20 @@ class Durations:
     def observe(self, key: str, seconds: float) -> None:
         self._samples.setdefault(key, deque(maxlen=_KEPT)).append(max(0.0, seconds))
         self._all.append(max(0.0, seconds))
+
+    @property
+    def keys(self) -> list[str]:
+        """What there are samples of."""
+        return sorted(self._samples)
+
+    def saved(self) -> dict[str, Any]:
+        """As JSON; declarations are not part of it, they are made anew."""
+        return {"keys": {k: list(v) for k, v in self._samples.items()}, "all": list(self._all)}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        for key, samples in saved["keys"].items():
+            self._samples[str(key)] = deque(map(float, samples), maxlen=_KEPT)
+        self._all.extend(map(float, saved["all"]))
 
     def samples(self, key: str) -> list[float]:
         """Sorted seconds: of the key if it has enough, else the declared value, else of all."""

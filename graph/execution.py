@@ -7,19 +7,24 @@ tool) predicts the number of steps left with less than half the error of the kin
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
+from drawloom.graph.calibration import Calibration
 from drawloom.graph.durations import Durations
 from drawloom.graph.forecast import Forecast
 
 START, END, FORK = "start", "end", "fork:"
 _LEARN = 0.05
 _ENOUGH, _BETTER = 8, 0.9
+_SAVED: dict[str, Callable[[Any], Any]] = {
+    "shared": int, "step_seconds": float, "informed": bool, "programs": int
+}  # fmt: skip
 _PRIOR_WEIGHT = 4.0
 _DECAY = 0.995
 _MAX_STEPS = 1000.0
@@ -70,6 +75,7 @@ class ExecutionGraph:
         self.step_seconds = 0.0
         self.informed = False
         self._errors = [0.0, 0.0]
+        self.calibrations: dict[str, Calibration] = {}
         self.programs = 0
 
     @property
@@ -95,7 +101,8 @@ class ExecutionGraph:
         """A conversation in `state` was forked; the state in which the branch begins."""
         branch = f"{FORK}{state}"
         self._forks[state] = self._forks.get(state, 0.0) + 1.0
-        self._graph.add_edge(state, branch, n=0.0, prior=0.0, p=0.0)
+        self._edge(state, branch)
+        self._changes += 1
         return branch
 
     def finished(
@@ -117,6 +124,9 @@ class ExecutionGraph:
         self.contexts.append(peak_context)
         self.services.append(service)
         self.spans.append(span)
+        self._summarise()
+
+    def _summarise(self) -> None:
         self.usual_peak, self.peak_spread = int(fmean(self.contexts)), pstdev(self.contexts)
         self.usual_span = fmean(self.spans)
         self._sorted = np.sort(np.array(self.services))
@@ -192,6 +202,53 @@ class ExecutionGraph:
             steps_left=self.steps_left(state),
         )
 
+    def calibrate(self, forecast: Forecast, seconds: float, state: str) -> None:
+        """What was foretold when a program called a tool, and when and where it came back."""
+        self.calibrations.setdefault(forecast.tool, Calibration()).observe(forecast, seconds, state)
+
+    # --- kept across restarts -------------------------------------------------------------
+
+    @property
+    def changes(self) -> int:
+        """Grows with everything that is learned."""
+        return self._changes + self.programs
+
+    def saved(self) -> dict[str, Any]:
+        """All that was learned, as JSON."""
+        return {
+            "edges": sorted([s, t, d["n"]] for s, t, d in self._graph.edges(data=True)),
+            "visits": self._visits,
+            "forks": self._forks,
+            "durations": self.durations.saved(),
+            "contexts": list(self.contexts),
+            "services": list(self.services),
+            "spans": list(self.spans),
+            "calibrations": {tool: asdict(c) for tool, c in self.calibrations.items()},
+            **{name: getattr(self, name) for name in _SAVED},
+            "errors": self._errors,
+        }
+
+    @classmethod
+    def restore(cls, agent: str, saved: dict[str, Any]) -> "ExecutionGraph":
+        """What `saved` kept. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+        graph = cls(agent)
+        for source, target, count in saved["edges"]:
+            graph._edge(str(source), str(target))["n"] = float(count)
+        graph._visits, graph._forks = dict(saved["visits"]), dict(saved["forks"])
+        for source in list(graph._graph):
+            graph._touch(source)
+        graph.durations.restore(saved["durations"])
+        graph.contexts.extend(map(int, saved["contexts"]))
+        graph.services.extend(map(float, saved["services"]))
+        graph.spans.extend(map(float, saved["spans"]))
+        graph.calibrations = {t: Calibration(**c) for t, c in saved["calibrations"].items()}
+        for name, kind in _SAVED.items():
+            setattr(graph, name, kind(saved[name]))
+        graph._errors = [float(error) for error in saved["errors"]]
+        if graph.contexts:
+            graph._summarise()
+        return graph
+
     def _edge(self, source: str, target: str) -> dict[str, float]:
         if not self._graph.has_edge(source, target):
             self._graph.add_edge(source, target, n=0.0, prior=0.0, p=0.0)
@@ -221,7 +278,12 @@ class ExecutionGraph:
             left = np.linalg.solve(matrix, costs)
         except np.linalg.LinAlgError:  # no way out has been seen yet
             return {}
-        return {s: float(min(_MAX_STEPS, max(1.0, left[i]))) for s, i in place.items()}
+        # less than one call: by what was seen so far, branches multiply for ever
+        return {s: _bounded(float(left[i])) for s, i in place.items()}
+
+
+def _bounded(steps: float) -> float:
+    return min(_MAX_STEPS, steps) if steps > 1 - 1e-6 else _MAX_STEPS
 
 
 __all__ = ["END", "FORK", "START", "ExecutionGraph", "State"]

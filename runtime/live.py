@@ -1,6 +1,8 @@
 """The live loop: the scheduler core in front of a real engine and real environments."""
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import time
 from collections import deque
@@ -32,6 +34,7 @@ from drawloom.errors import (
     StoreError,
 )
 from drawloom.events import EngineUp, Event, HostState, Tick
+from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.bus import EventBus, Notice
 from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.store import LeaseRow, Store
@@ -40,6 +43,7 @@ from drawloom.sandbox.pool import Claimed, Pool
 log = logging.getLogger("drawloom.runtime")
 
 _FLUSH_SECONDS = 0.1
+_GRAPH_TICKS = 50
 
 
 class Live:
@@ -66,6 +70,7 @@ class Live:
         self._claims: dict[tuple[str, str], asyncio.Task[Claimed]] = {}
         self._stalled: set[tuple[str, str]] = set()
         self.env_stall = 0.0
+        self._kept: dict[str, int] = {}
         self._timers: set[asyncio.TimerHandle] = set()
         self._flusher = asyncio.create_task(self._flush())
         self._does: dict[type[Any], Callable[[Any], None]] = {
@@ -273,11 +278,30 @@ class Live:
         except DrawloomError as error:  # whoever needs the thing will meet the same error
             log.debug("a decision could not be carried out: %s", error)
 
+    async def remember(self) -> None:
+        """Go on from what earlier runtimes on this store learned of agents."""
+        for agent, saved in (await self.store.graphs()).items():
+            try:
+                graph = ExecutionGraph.restore(agent, saved)
+            except (KeyError, TypeError, ValueError) as error:
+                log.warning("what was learned of agent %s cannot be read: %r", agent, error)
+                continue
+            self.scheduler.world.graphs[agent] = graph
+            self._kept[agent] = graph.changes
+
+    async def _keep_graphs(self) -> None:
+        graphs = self.scheduler.world.graphs
+        changed = {a: g for a, g in graphs.items() if g.changes != self._kept.get(a, 0)}
+        await self.store.save_graphs({agent: graph.saved() for agent, graph in changed.items()})
+        self._kept |= {agent: graph.changes for agent, graph in changed.items()}
+
     async def _flush(self) -> None:
-        while True:
+        for tick in itertools.count(1):
             await asyncio.sleep(_FLUSH_SECONDS)
             try:
                 await self.store.flush()
+                if not tick % _GRAPH_TICKS:
+                    await self._keep_graphs()
             except StoreError as error:  # kept for the next time; steps raise it where it matters
                 log.warning("decisions could not be written: %s", error)
 
@@ -292,6 +316,8 @@ class Live:
             timer.cancel()
         self._flusher.cancel()
         await asyncio.gather(self._flusher, return_exceptions=True)
+        with contextlib.suppress(StoreError):  # it is only statistics
+            await self._keep_graphs()
 
 
 def _retrieve(task: "asyncio.Task[Claimed]") -> None:

@@ -165,6 +165,7 @@ class Runtime:
             live = Live(self._policy, engine, pool, store, self.bus, self._record)
             undo.push_async_callback(live.close)
             live.scheduler.world.cost = self._cost or live.scheduler.world.cost
+            await live.remember()
             self._live = live
             await self._sweep()
             self._undo = undo.pop_all()

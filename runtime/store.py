@@ -75,6 +75,13 @@ _leases = sa.Table(
     sa.Column("host", sa.String, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
 )
+_graphs = sa.Table(
+    "graphs",
+    _meta,
+    sa.Column("agent", sa.String, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("learned", sa.JSON, nullable=False),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,9 +296,25 @@ class Store:
     async def leases(self) -> list[LeaseRow]:
         return [LeaseRow(**row) for row in await self._read(sa.select(_leases))]
 
+    # --- what was learned of agents -------------------------------------------------------
+
+    async def save_graphs(self, learned: dict[str, dict[str, Any]]) -> None:
+        """Replace what is kept of these agents."""
+        rows = [{"agent": a, "at": time.time(), "learned": data} for a, data in learned.items()]
+        if rows:
+            gone = sa.delete(_graphs).where(_graphs.c.agent.in_(list(learned)))
+            await self._write(gone, sa.insert(_graphs).values(rows))
+
+    async def graphs(self) -> dict[str, dict[str, Any]]:
+        """What was learned, by agent; nothing in a store that is older than this."""
+        if not await self._run(lambda: sa.inspect(self._engine).has_table("graphs")):
+            return {}
+        rows = await self._read(sa.select(_graphs).order_by(_graphs.c.agent))
+        return {row["agent"]: row["learned"] for row in rows}
+
     async def flush(self) -> None:
         if self._pending:
-            await self._write(None)
+            await self._write()
 
     async def close(self) -> None:
         await self.flush()
@@ -306,12 +329,12 @@ class Store:
             self._lock.close()
             self._lock = None
 
-    async def _write(self, statement: sa.Executable | None) -> None:
+    async def _write(self, *statements: sa.Executable) -> None:
         pending, self._pending = self._pending, []
 
         def work() -> None:
             with self._engine.begin() as db:
-                if statement is not None:
+                for statement in statements:
                     db.execute(statement)
                 if pending:
                     db.execute(sa.insert(_decisions), pending)

@@ -126,6 +126,25 @@ def trace(program: str, *, store: StoreUrl = STORE, json: Json = False) -> int:
 
 
 @app.command
+def graph(
+    agent: str | None = None,
+    *,
+    store: StoreUrl = STORE,
+    calibration: bool = False,
+    json: Json = False,
+) -> int:
+    """Show what was learned of agents: where they go, how long tools take, how much is left.
+
+    Args:
+        agent: one of them; all by default.
+        calibration: show what was foretold beside what happened instead.
+    """
+    from drawloom.runtime.cli import graphs
+
+    return asyncio.run(graphs.main(store, agent, calibration, json))
+
+
+@app.command
 def serve(
     *,
     model: Model = "tinyagent",

@@ -197,7 +197,9 @@ class Scheduler:
         graph = self.world.graph(program.about.agent)
         if lineage.waiting is not None:
             graph.durations.observe(lineage.waiting, now - lineage.since)
-            lineage.waiting = None
+            if lineage.forecast is not None:
+                graph.calibrate(lineage.forecast, now - lineage.since, event.state)
+            lineage.waiting = lineage.forecast = None
         graph.observe(lineage.state, event.state)
         shared = lineage.shared if lineage.context or lineage.shared else graph.shared
         self.world.resize(program, lineage, event.prompt, min(shared, event.prompt))
@@ -229,7 +231,9 @@ class Scheduler:
         self.world.resize(program, lineage, event.context, min(shared, event.context))
         lineage.since = now
         lineage.waiting = "+".join(sorted(set(event.calls)))
-        left = self.world.graph(program.about.agent).service_left(program.places)
+        graph = self.world.graph(program.about.agent)
+        lineage.forecast = graph.forecast(lineage.state, lineage.waiting) if event.calls else None
+        left = graph.service_left(program.places)
         program.trail.append((program.service, left or 0.0))
         self.world.reclaim(program, self.policy.claim(self.world, program))
         if event.final:

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field, replace
 from drawloom.cost import CostModel
 from drawloom.events import HostState, ProgramSubmitted, StepReady
 from drawloom.graph.execution import START, ExecutionGraph
+from drawloom.graph.forecast import Forecast
 
 Rank = tuple[float, ...]
 
 
 @dataclass(slots=True)
 class Lineage:
-    """A conversation. `waiting` names the tools it waits for, `since` when it began to; it is
-    leased `until` then. Of its `context`, the first `shared` tokens are in the cache for others as
-    well."""
+    """A conversation. `waiting` names the tools it waits for, `since` when it began to, `forecast`
+    what was expected then; it is leased `until` then. Of its `context`, the first `shared` tokens
+    are in the cache for others as well."""
 
     id: str
     engine: str
@@ -24,6 +25,7 @@ class Lineage:
     context: int = 0
     shared: int = 0
     waiting: str | None = None
+    forecast: Forecast | None = None
     since: float = 0.0
     until: float = 0.0
 

@@ -44,6 +44,22 @@ def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def test_what_was_learned_outlives_the_process(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(AGENT)
+    assert json.loads(_run(tmp_path, "graph", "--json").stdout) == {}
+    for _ in range(2):
+        done = _run(tmp_path, "run", "mine:work", "--x", "1", "--sandbox", "none")
+        assert done.returncode == 0, done.stderr
+    found = json.loads(_run(tmp_path, "graph", "work", "--json").stdout)
+    assert found["work"]["programs"] == 2
+    assert found["work"]["edges"]
+    assert "2 programs" in _run(tmp_path, "graph").stdout
+    assert "within p95" in _run(tmp_path, "graph", "--calibration").stdout
+    unknown = _run(tmp_path, "graph", "nobody")
+    assert unknown.returncode == 2
+    assert "nothing was learned of agent 'nobody'" in unknown.stderr
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("cli")

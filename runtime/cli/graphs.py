@@ -1,0 +1,92 @@
+"""`drawloom graph`: what was learned of agents, and how right it was."""
+
+from dataclasses import asdict
+
+from rich.table import Table
+
+from drawloom.errors import ConfigError, StoreError
+from drawloom.graph.execution import ExecutionGraph
+from drawloom.runtime.cli import show
+from drawloom.runtime.store import Store
+
+
+async def main(url: str, agent: str | None, calibration: bool, json: bool) -> int:
+    """Raises `ConfigError` for an agent of which nothing was learned."""
+    graphs = await _read(url)
+    if agent is not None:
+        if agent not in graphs:
+            known = ", ".join(graphs) or "none"
+            raise ConfigError(f"nothing was learned of agent {agent!r} in {url}; known: {known}")
+        graphs = {agent: graphs[agent]}
+    if json:
+        found = {name: _calibrations(g) if calibration else _view(g) for name, g in graphs.items()}
+        show.emit(found)
+        return 0
+    if not graphs:
+        print("nothing was learned here yet: run a program")
+    for name, graph in graphs.items():
+        table = _calibration_table(name, graph) if calibration else _table(name, graph)
+        show.console().print(table)
+    return 0
+
+
+async def _read(url: str) -> dict[str, ExecutionGraph]:
+    try:
+        store = Store(url, write=False)
+    except StoreError:
+        return {}
+    try:
+        saved = await store.graphs()
+    finally:
+        await store.close()
+    return {name: ExecutionGraph.restore(name, data) for name, data in saved.items()}
+
+
+def _view(graph: ExecutionGraph) -> dict[str, object]:
+    return {
+        "programs": graph.programs,
+        "edges": [[s, t, d["p"]] for s, t, d in graph.nx.edges(data=True) if d["p"]],
+        "steps_left": {state: graph.steps_left(state) for state in graph.nx},
+        "seconds": {key: _seconds(graph, key) for key in graph.durations.keys},
+    }
+
+
+def _seconds(graph: ExecutionGraph, key: str) -> list[float | None]:
+    return [graph.durations.quantile(key, share) for share in (0.5, 0.95)]
+
+
+def _table(name: str, graph: ExecutionGraph) -> Table:
+    table = Table("from", "to", "p", "calls left", title=f"{name}: {graph.programs} programs")
+    for source in graph.nx:
+        left = graph.steps_left(source)
+        ahead = sorted(graph.following(source).items(), key=lambda item: -item[1])
+        for target, p in ahead:
+            if p:
+                table.add_row(source, target, f"{p:.2f}", "" if left is None else f"{left:.1f}")
+    for key in graph.durations.keys:
+        half, most = _seconds(graph, key)
+        table.add_row(f"tool {key or '(none)'}", f"{half:.2f} s, 95 % within {most:.2f} s", "", "")
+    return table
+
+
+def _calibrations(graph: ExecutionGraph) -> dict[str, object]:
+    return {tool: asdict(one) for tool, one in graph.calibrations.items()}
+
+
+def _calibration_table(name: str, graph: ExecutionGraph) -> Table:
+    title = f"{name}: foretold and found (a right forecast has 50 % and 95 %)"
+    table = Table(
+        "tool", "returns", "within p50", "within p95", "next likeliest", "its chance", title=title
+    )
+    for tool, one in graph.calibrations.items():
+        shares = (
+            one.within_p50 / max(1, one.returns),
+            one.within_p95 / max(1, one.returns),
+            one.likeliest / max(1, one.places),
+            one.chance / max(1, one.places),
+        )
+        table.add_row(tool or "(none)", str(one.returns), *(f"{share:.0%}" for share in shares))
+    return table
+
+
+__all__ = ["main"]

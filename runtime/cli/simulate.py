@@ -7,7 +7,7 @@ from rich.table import Table
 from drawloom.runtime.cli import show
 from drawloom.runtime.scheduler import policy_names
 from drawloom.runtime.sim.compare import Scenario, compare, evictions
-from drawloom.runtime.sim.reference import Clairvoyant
+from drawloom.runtime.sim.reference import Clairvoyant, knowable
 from drawloom.runtime.sim.tenants import CLASSES, compare_tenants
 
 _SHOWN = {
@@ -49,6 +49,10 @@ def main(scenario: Scenario, policy: str, json: bool) -> int:
     for name, row in sorted(found.items(), key=lambda item: item[1]["jct_mean_s"]):
         table.add_row(name, *(form.format(row[key]) for key, (_, form) in _SHOWN.items()))
     show.console().print(table)
+    share = knowable(scenario.population(), scenario.engine().cost)
+    show.note(
+        f"Whoever knows no future can win at most {share:.0%} of what the clairvoyant's order wins."
+    )
     show.note("TTFT: of later calls. Recomputed: of new tokens. SLO: JCT within 1.5 times alone.")
     return 0
 

@@ -6,10 +6,15 @@ admission to it. It does not bound what a better engine, or preemption inside a 
 and as non-preemptive packing it is no proof of an optimum.
 """
 
+import heapq
+import random
+import statistics
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from drawloom.cost import CostModel
 from drawloom.events import StepReady
+from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.scheduler.policy import Keep, Policy, Retention
 from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
 from drawloom.runtime.sim.workload import Job
@@ -53,6 +58,46 @@ class Clairvoyant(Policy):
         return Keep(_LEASE, lineage.context)
 
 
+def knowable(jobs: Sequence[Job], cost: CostModel, count: int = 300, seed: int = 0) -> float:
+    """How much of what clairvoyance wins in mean completion time can be won without it.
+
+    `count` programs drawn from `jobs`, all there at once, one after the other on one server. Who
+    knows each agent's distribution of work and what every program has had can do no better than
+    the Gittins index (Gittins 1979), here with free preemption after each call. The answer is its
+    share of the way from a random order to shortest work first: a bound for orders that know
+    neither a program's future nor its graph. Memory, batching and tools are left out.
+    """
+    rng = random.Random(seed)
+    graphs: dict[str, ExecutionGraph] = {}
+    for job in jobs:
+        graph = graphs.setdefault(job.agent, ExecutionGraph(job.agent))
+        graph.services = deque(graph.services, maxlen=None)
+        graph.finished(1, work_left(job, cost)[0])
+    drawn = [(graphs[j.agent], work_left(j, cost)) for j in rng.choices(jobs, k=count)]
+    whole = [left[0] for _, left in drawn]
+    first = [graph.seconds_per_completion(0.0) or 0.0 for graph, _ in drawn]
+    queue = [(index, number, 0) for number, index in enumerate(first)]
+    heapq.heapify(queue)
+    now = total = 0.0
+    while queue:
+        _, number, at = heapq.heappop(queue)
+        graph, left = drawn[number]
+        rest = left[at + 1] if at + 1 < len(left) else 0.0
+        now += left[at] - rest
+        if rest:
+            index = graph.seconds_per_completion(left[0] - rest) or 0.0
+            heapq.heappush(queue, (index, number, at + 1))
+        else:
+            total += now
+    shortest = _mean_completion(sorted(whole))
+    anyhow = statistics.fmean(whole) * (count + 1) / 2
+    return (anyhow - total / count) / max(1e-9, anyhow - shortest)
+
+
+def _mean_completion(works: Sequence[float]) -> float:
+    return sum(work * (len(works) - at) for at, work in enumerate(works)) / len(works)
+
+
 def work_left(job: Job, cost: CostModel) -> list[float]:
     """Seconds of the engine that a program still wants before each of its calls, were it alone."""
     left, total = [], 0.0
@@ -66,4 +111,4 @@ def work_left(job: Job, cost: CostModel) -> list[float]:
     return left[::-1]
 
 
-__all__ = ["Clairvoyant", "work_left"]
+__all__ = ["Clairvoyant", "knowable", "work_left"]

@@ -14,7 +14,7 @@ from drawloom.runtime.sim.compare import Scenario, compare
 from drawloom.runtime.sim.generate import generate
 from drawloom.runtime.sim.loop import Outcome, Simulation
 from drawloom.runtime.sim.presets import Machine, machine
-from drawloom.runtime.sim.reference import Clairvoyant, work_left
+from drawloom.runtime.sim.reference import Clairvoyant, knowable, work_left
 from drawloom.runtime.sim.report import figures, isolated
 from drawloom.runtime.sim.workload import Call, Job, Mix, in_flight, read
 
@@ -102,6 +102,22 @@ def test_knowing_the_work_that_is_left_puts_short_programs_first() -> None:
     ended = _outcome(_run(Clairvoyant.name, long + short, False, tight)).ended
     assert [e.job.id[:3] for e in ended] == ["0:l", *["1:s"] * 4, *["0:l"] * 3]
     assert work_left(long[0], H200.cost)[0] > work_left(short[0], H200.cost)[0]
+
+
+def _works(*steps: int, agent: str = "a") -> Job:
+    return Job(f"{agent}{steps}", agent, (Call(1_000, 0, 100, 0.0, "t"),) * steps[0])
+
+
+def test_what_can_be_known_is_nothing_of_likes_and_all_of_classes() -> None:
+    # two agents, each of one length: their names say all
+    classes = [_works(2, agent="short"), _works(40, agent="long")]
+    assert knowable(classes, H200.cost) == pytest.approx(1.0, abs=0.02)
+    # one agent: after two calls it is known who goes on, and the two were not in vain
+    mixed = [_works(2), _works(40)]
+    assert 0.6 < knowable(mixed, H200.cost) < 1.0
+    # lengths that say less the longer they are waited for
+    even = [_works(n) for n in range(10, 41)]
+    assert knowable(even, H200.cost) < 0.3
 
 
 def test_a_traces_file_is_cut_at_human_turns_and_clipped(tmp_path: Path) -> None:

@@ -365,6 +365,32 @@ def bench_tenants(
     return simulate.tenants(policy.split(","), machine, load, minutes, seeds, json)
 
 
+@bench_app.command(name="workflow")
+def bench_workflow(
+    workload: str = "swe",
+    *,
+    policy: str = "drawloom,static-cap:5,continuum,fcfs-lru",
+    programs: int = 24,
+    in_flight: int = 12,
+    pressure: float = 0.4,
+    tokens: float = 1 / 32,
+    host: bool = True,
+    seed: int = 0,
+    json: Json = False,
+) -> int:
+    """Replay a workload against the live engine under several policies, and in the simulator.
+
+    Args:
+        workload: a generated one by name, or a trace file.
+        tokens: what one token of the workload is scaled to; seconds are scaled so that the engine
+            is as busy between pauses as the simulator's preset.
+    """
+    from drawloom.runtime.bench import workflow
+
+    replay = workflow.Replay(workload, in_flight, programs, pressure, tokens, host, seed)
+    return workflow.main(replay, [name.strip() for name in policy.split(",")], json)
+
+
 def main() -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="drawloom: %(message)s")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from drawloom.errors import ConfigError
 from drawloom.runtime.scheduler import Policy, make_policy
-from drawloom.runtime.sim.engine import BLOCK, UNIT
+from drawloom.runtime.sim.engine import BLOCK
 from drawloom.runtime.sim.eviction import FrozenDrawloom, accesses, farthest, replay
 from drawloom.runtime.sim.generate import generate
 from drawloom.runtime.sim.loop import Outcome, Simulation
@@ -81,12 +81,13 @@ def run_evictions(scenario: Scenario, seed: int) -> dict[str, int]:
     drawn = scenario.mix(jobs).draw(seed, statistics.fmean(isolated(engine, jobs).values()))
     simulation = Simulation(engine, make_policy("fcfs-lru"), drawn, False, record=True)
     simulation.run()
-    log = accesses(simulation.log or [])
-    blocks = engine.kv_tokens // (UNIT * BLOCK)
+    log = accesses(simulation.log or [], engine.unit)
+    unit = engine.unit
+    blocks = engine.kv_tokens // (unit * BLOCK)
     return {
-        "farthest": UNIT * farthest(log, blocks * BLOCK),
-        "fcfs-lru": UNIT * replay(log, engine, make_policy("fcfs-lru")),
-        "drawloom": UNIT * replay(log, engine, FrozenDrawloom()),
+        "farthest": unit * farthest(log, blocks * BLOCK),
+        "fcfs-lru": unit * replay(log, engine, make_policy("fcfs-lru")),
+        "drawloom": unit * replay(log, engine, FrozenDrawloom()),
     }
 
 

@@ -1,8 +1,8 @@
 """An engine without tokens: the real KV cache, and time that flows between events.
 
-The cache is the engine's own (`drawloom.engine.cache`), fed with one number for every 64 tokens,
-in blocks of 16 numbers. Decoding is not stepped: while nothing changes, every running sequence
-gains tokens at the rate of the cost model. A step's output gets its blocks when the step starts,
+The cache is the engine's own (`drawloom.engine.cache`), fed with one number for every `unit`
+tokens, in blocks of 16 numbers. Decoding is not stepped: while nothing changes, every running
+sequence gains tokens at the rate of the cost model. A step's output gets its blocks when the step starts,
 so no step is preempted. Prompts are computed one after the other, by priority, beside the decodes.
 """
 
@@ -13,7 +13,6 @@ from drawloom.engine.cache import KVCache, WriteThrough
 from drawloom.engine.sequence import SamplingParams, Sequence
 from drawloom.runtime.sim.presets import Machine
 
-UNIT = 64
 BLOCK = 16
 _EPSILON = 1e-9
 
@@ -59,7 +58,7 @@ class SimEngine:
         self.counters = Counters()
         self.finished: list[Work] = []
         self.now = 0.0
-        size = UNIT * BLOCK
+        size = machine.unit * BLOCK
         host_blocks = machine.host_tokens // size if host else 0
         self.cache = KVCache(
             machine.kv_tokens // size, BLOCK, 1.0,
@@ -164,7 +163,7 @@ class SimEngine:
             _, _, work = heapq.heappop(self._prefills)
             work.first = self.now
             work.ends = self._iterations + work.output
-            self.cache.computed(work.seq, len(work.seq.tokens) - _units(work.output))
+            self.cache.computed(work.seq, len(work.seq.tokens) - self._units(work.output))
             heapq.heappush(self._decoding, (work.ends, work.order, work))
             self._context += work.prompt
         while self._decoding and self._decoding[0][0] <= self._iterations + 1e-6:
@@ -177,6 +176,9 @@ class SimEngine:
             self._blocked = -1
         if not self._decoding:
             self._context = 0.0
+
+    def _units(self, tokens: int) -> int:
+        return -(-tokens // self.machine.unit)
 
     # --- starting -------------------------------------------------------------------------
 
@@ -196,11 +198,11 @@ class SimEngine:
                 self.cache.copied(source)
             heapq.heappop(self._waiting)
             work.begun = self.now
-            work.cached = min(seq.hit * UNIT, work.prompt - 1)
+            work.cached = min(seq.hit * self.machine.unit, work.prompt - 1)
             work.left = work.prompt - work.cached
             self.counters.prompt += work.prompt
             self.counters.hit += work.cached
-            self.counters.hit_host += seq.hit_host * UNIT
+            self.counters.hit_host += seq.hit_host * self.machine.unit
             self.counters.computed += int(work.left)
             self.transfer()
             if seq.loading:
@@ -213,7 +215,7 @@ class SimEngine:
     def transfer(self) -> None:
         """Carry out what the cache decided to copy; each direction one after the other."""
         copies = self.cache.drain()
-        seconds = self.machine.cost.restore(UNIT * BLOCK)
+        seconds = self.machine.cost.restore(self.machine.unit * BLOCK)
         self._copier[0] = max(self._copier[0], self.now) + seconds * len(copies.spills)
         for pairs, out in ((copies.saves, 0), (copies.loads, 1)):
             for source, target in pairs:
@@ -236,12 +238,8 @@ class SimEngine:
             heapq.heappush(self._prefills, (work.priority, work.order, work))
 
 
-def _units(tokens: int) -> int:
-    return -(-tokens // UNIT)
-
-
 def sequence(step: str, lineage: str, units: list[int], salt: bytes = b"") -> Sequence:
     return Sequence(step, lineage, units, SamplingParams(max_tokens=1), salt)
 
 
-__all__ = ["BLOCK", "UNIT", "Counters", "SimEngine", "Work", "sequence"]
+__all__ = ["BLOCK", "Counters", "SimEngine", "Work", "sequence"]

@@ -21,7 +21,7 @@ from drawloom.events import EngineUp, Event, ProgramEnded, ProgramSubmitted, Ste
 from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.scheduler.drawloom import Drawloom
 from drawloom.runtime.scheduler.world import Program, World
-from drawloom.runtime.sim.engine import BLOCK, UNIT, Work, sequence
+from drawloom.runtime.sim.engine import BLOCK, Work, sequence
 from drawloom.runtime.sim.loop import ENGINE
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.workload import Job
@@ -29,7 +29,7 @@ from drawloom.runtime.sim.workload import Job
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A call, by numbers of `UNIT` tokens each: its prompt and then what it says. It was there at
+    """A call, by numbers of so many tokens each: its prompt and then what it says. It was there at
     `ready`, held its memory from `start` to `end`, and its prompt was computed by `first`; `last`
     of its program."""
 
@@ -46,13 +46,13 @@ class Access:
     last: bool
 
 
-def accesses(log: Sequence[tuple[Work, Job, int]]) -> list[Access]:
+def accesses(log: Sequence[tuple[Work, Job, int]], unit: int) -> list[Access]:
     """What a recorded simulation did."""
     found = []
     for work, job, at in log:
         last = at + 1 == len(job.calls)
         calls = () if last else (job.calls[at].tool,)
-        prompt = work.prompt // UNIT
+        prompt = work.prompt // unit
         units = tuple(work.seq.tokens)
         found.append(
             Access(
@@ -132,7 +132,7 @@ def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
     core = Scheduler(policy)
     core.world.cost = machine.cost
     core.handle(EngineUp(ENGINE, machine.kv_tokens), 0.0)
-    cache = KVCache(machine.kv_tokens // (UNIT * BLOCK), BLOCK, 1.0)
+    cache = KVCache(machine.kv_tokens // (machine.unit * BLOCK), BLOCK, 1.0)
     running: dict[int, EngineSequence] = {}
     seen, known, again = set[int](), set[str](), 0
 
@@ -153,7 +153,7 @@ def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
             if a.program not in known:
                 known.add(a.program)
                 tell(ProgramSubmitted(a.program, a.agent), now)
-            prompt = UNIT * a.prompt
+            prompt = machine.unit * a.prompt
             tell(StepReady(a.program, a.program, a.step, "llm", ENGINE, prompt, 0), now)
             seq = sequence(a.step, a.program, list(a.units))
             started = cache.start(seq, cache.blocks_for(len(a.units)), False)
@@ -169,7 +169,7 @@ def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
         seq = running.pop(index)
         cache.computed(seq, len(a.units))
         cache.finish(seq)
-        context = UNIT * len(a.units)
+        context = machine.unit * len(a.units)
         tell(
             StepFinished(
                 a.program, a.program, a.step, "llm", ENGINE, context, a.calls,

@@ -35,7 +35,7 @@ from drawloom.events import (
     Tick,
 )
 from drawloom.runtime.scheduler import Policy, Scheduler
-from drawloom.runtime.sim.engine import UNIT, Counters, SimEngine, Work, sequence
+from drawloom.runtime.sim.engine import Counters, SimEngine, Work, sequence
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.workload import Job
 
@@ -95,7 +95,8 @@ class _Step:
     tail: int
 
 
-def _lineage(program: str, chat: int) -> str:
+def lineage_of(program: str, chat: int) -> str:
+    """The name of a program's conversation."""
     return f"{program}.{chat}" if chat else program
 
 
@@ -116,7 +117,7 @@ class Simulation:
         record: bool = False,
         knows: str = "learned",
     ) -> None:
-        self.machine, self.jobs = machine, jobs
+        self.machine, self.jobs, self._unit = machine, jobs, machine.unit
         self.declared, self.blind = knows == "declared", knows == "blind"
         self.log: list[tuple[Work, Job, int]] | None = [] if record else None
         self.scheduler = Scheduler(policy)
@@ -248,21 +249,21 @@ class Simulation:
         name, at = which
         running = self._running[name]
         job, call = running.result.job, running.result.job.calls[at]
-        lineage = _lineage(name, call.chat)
+        lineage = lineage_of(name, call.chat)
         if call.chat not in running.chats:
             running.chats.add(call.chat)
             parent = job.calls[job.base(at)].chat if job.base(at) >= 0 else 0
-            self._tell(Forked(name, _lineage(name, parent), lineage, ENGINE))
+            self._tell(Forked(name, lineage_of(name, parent), lineage, ENGINE))
         begin = self._beginning(running, at)
-        total = max(1, round(call.prompt / UNIT))
+        total = max(1, round(call.prompt / self._unit))
         begin = begin[:total]
-        new = self._new(UNIT * (total - len(begin)))
+        new = self._new(self._unit * (total - len(begin)))
         tail = len(begin) if job.base(at) >= 0 else 0
-        self._fresh += UNIT * (total - tail) + call.output
+        self._fresh += self._unit * (total - tail) + call.output
         units = begin + new
         step = f"{name}#{at}"
         seq = sequence(step, lineage, units + self._new(call.output))
-        work = Work(step, seq, len(units) * UNIT, call.output, 0.0, self.now)
+        work = Work(step, seq, len(units) * self._unit, call.output, 0.0, self.now)
         self._steps[step] = _Step(running, at, work, tail)
         state = self._state(job, at)
         self._tell(StepReady(name, lineage, step, state, ENGINE, work.prompt, call.output))
@@ -273,20 +274,20 @@ class Simulation:
         base = job.base(at)
         if base < 0:
             return self._prefix(job)
-        units = running.contexts[base][: job.calls[at].reuse // UNIT]
+        units = running.contexts[base][: job.calls[at].reuse // self._unit]
         running.heirs[base] -= 1
         if not running.heirs[base]:
             del running.contexts[base]
         return units
 
     def _prefix(self, job: Job) -> list[int]:
-        size = job.shared // UNIT
+        size = job.shared // self._unit
         known = self._prefixes.setdefault(job.prefix, [])
         known += [next(self._fresh_units) for _ in range(size - len(known))]
         return known[:size]
 
     def _new(self, tokens: int) -> list[int]:
-        return [next(self._fresh_units) for _ in range(-(-tokens // UNIT))]
+        return [next(self._fresh_units) for _ in range(-(-tokens // self._unit))]
 
     def _finished(self, work: Work) -> None:
         step = self._steps.pop(work.step)
@@ -300,7 +301,7 @@ class Simulation:
             result.waits.append(wait)
         else:
             result.admission = wait
-        self._recomputed += max(0, step.tail * UNIT - work.cached)
+        self._recomputed += max(0, step.tail * self._unit - work.cached)
         running.ended[at] = self.now
         if running.heirs[at]:
             running.contexts[at] = work.seq.tokens
@@ -314,7 +315,7 @@ class Simulation:
             self._tell(ProgramEnded(job.id))
             return
         if not running.calls_of[call.chat] and call.chat:
-            self._tell(LineageEnded(job.id, _lineage(job.id, call.chat)))
+            self._tell(LineageEnded(job.id, lineage_of(job.id, call.chat)))
         if self.declared and call.left is not None:
             self._tell(Expected(job.id, call.left))
         for other, wanted in enumerate(running.waits_for):
@@ -330,11 +331,11 @@ class Simulation:
         over = not running.calls_of[call.chat] - 1
         calls = () if last or over else (call.tool,)
         computed, seconds = work.prompt - work.cached, work.first - work.begun
-        context = len(work.seq.tokens) * UNIT
+        context = len(work.seq.tokens) * self._unit
         queued, service = work.begun - work.ready, self.now - work.begun
         self._tell(
             StepFinished(
-                job.id, _lineage(job.id, call.chat), work.step, self._state(job, at), ENGINE,
+                job.id, lineage_of(job.id, call.chat), work.step, self._state(job, at), ENGINE,
                 context, calls, computed, seconds, queued, service, last,
             )
         )  # fmt: skip
@@ -365,4 +366,4 @@ class Simulation:
         self.engine.cache.lineages.prefetch(action.lineage)
 
 
-__all__ = ["Ended", "Outcome", "Simulation"]
+__all__ = ["ENGINE", "Ended", "Outcome", "Simulation", "lineage_of"]

@@ -20,13 +20,15 @@ from drawloom.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """An engine as the simulator sees it. `batch_tokens`: prompt tokens that one step computes."""
+    """An engine as the simulator sees it. `batch_tokens`: prompt tokens that one step computes;
+    `unit`: tokens that its cache counts as one, in blocks of 16 units."""
 
     cost: CostModel
     kv_tokens: int
     host_tokens: int
     max_sequences: int = 256
     batch_tokens: int = 8192
+    unit: int = 64
 
 
 _PRESETS = {

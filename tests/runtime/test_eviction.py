@@ -79,7 +79,7 @@ def test_a_replay_of_the_same_policy_computes_again_what_the_run_did() -> None:
     simulation = Simulation(small, make_policy("fcfs-lru"), jobs, False, record=True)
     outcome = simulation.run()
     assert simulation.log is not None
-    log = accesses(simulation.log)
+    log = accesses(simulation.log, small.unit)
     assert len(log) == sum(len(job.calls) for job in jobs)
     least = farthest(log, small.kv_tokens // 1024 * 16)
     again = replay(log, small, make_policy("fcfs-lru"))

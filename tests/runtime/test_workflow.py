@@ -1,0 +1,38 @@
+"""The live replay: what is scaled stays a program, all of them end, nothing is left behind."""
+
+import pytest
+
+from drawloom.runtime.bench.workflow import Bench, Replay, kendall, scaled
+from drawloom.runtime.sim.generate import generate
+
+
+@pytest.mark.parametrize("kind", ["swe", "web", "graphs"])
+@pytest.mark.parametrize("tokens", [1 / 8, 1 / 100])
+def test_scaled_programs_are_ones_that_could_be(kind: str, tokens: float) -> None:
+    for job in scaled(generate(kind, 16, seed=2), tokens, 0.01):
+        assert 0 <= job.shared < job.calls[0].prompt
+        for at, call in enumerate(job.calls):
+            base = job.base(at)
+            assert 0 <= call.reuse < call.prompt
+            assert call.output >= 1
+            assert base < 0 or call.reuse <= job.calls[base].context
+
+
+def test_kendall_looks_at_pairs_that_differ_by_a_tenth() -> None:
+    live = {"a": 1.0, "b": 1.05, "c": 2.0, "d": 4.0}
+    assert kendall(live, {"a": 2.0, "b": 1.0, "c": 3.0, "d": 4.0}) == 1.0
+    assert kendall(live, {"a": 1.0, "b": 1.0, "c": 5.0, "d": 4.0}) == pytest.approx(0.6)
+    assert kendall(live, {"a": 9.0, "b": 8.0, "c": 5.0, "d": 4.0}) == -1.0
+    assert kendall({"a": 1.0, "b": 1.05}, {"a": 2.0, "b": 1.0}) == 1.0
+
+
+async def test_programs_are_replayed_live_and_simulated() -> None:
+    bench = Bench(Replay("graphs", there=3, count=4, tokens=1 / 64), generate("graphs", 6))
+    calls = sum(len(job.calls) for job in bench.drawn)
+    for policy in ("fcfs-lru", "drawloom"):
+        live, simulated = await bench.live(policy), bench.simulated(policy)
+        assert live["programs"] == simulated["programs"] == 4
+        assert live["steps_per_min"] > 0
+        assert calls > 4
+        assert 0 < live["jct_p50_s"] <= live["jct_p99_s"]
+        assert live["hit_share"] <= 1

@@ -2,8 +2,9 @@
 
 The cache is the engine's own (`drawloom.engine.cache`), fed with one number for every `unit`
 tokens, in blocks of 16 numbers. Decoding is not stepped: while nothing changes, every running
-sequence gains tokens at the rate of the cost model. A step's output gets its blocks when the step starts,
-so no step is preempted. Prompts are computed one after the other, by priority, beside the decodes.
+sequence gains tokens at the rate of the cost model. A step's output gets its blocks when the step
+starts, so no step is preempted. Prompts are computed one after the other, by priority, beside the
+decodes.
 """
 
 import heapq

@@ -52,6 +52,7 @@ from drawloom.runtime.store import Store
 _VOCABULARY = 4_096
 _CONTEXT = 8_192
 _DIFFERENT = 1.1
+_ALONE = 60
 _BUSY = "h200-8b"
 
 
@@ -235,10 +236,23 @@ class Bench:
         self.kv_tokens = 16 * round(room / 16)
         self.host_tokens = 4 * self.kv_tokens if replay.host else 0
         self.machine = Machine(cost, self.kv_tokens, self.host_tokens, 64, 512, unit=1)
+        self._measure_calls()
         alone = isolated(self.machine, small)
         mix = Mix(tuple(small), replay.there, replay.count)
         self.drawn = mix.draw(replay.seed, statistics.fmean(alone.values()))
         self.alone = {job.id: alone[job.id.split(":", 1)[1]] for job in self.drawn}
+
+    def _measure_calls(self) -> None:
+        """The profile steps a core by hand; live, a call also crosses the scheduler, a thread and
+        an event loop. What a program of many small calls takes alone, beside the profile."""
+        prompts = [_ALONE + 20 * at for at in range(_ALONE)]
+        calls = tuple(Call(p, max(0, p - 15), 5, 0.0, "t") for p in prompts)
+        job = Job("0:alone", "alone", (replace(calls[0], reuse=0), *calls[1:]))
+        self.drawn, self.alone = [job], isolated(self.machine, [job])
+        found = asyncio.run(self.live("fcfs-lru"))
+        more = (found["jct_mean_s"] - self.alone[job.id]) / len(calls)
+        cost = replace(self.machine.cost, call=max(0.0, more))
+        self.machine = replace(self.machine, cost=cost)
 
     @property
     def pressure(self) -> float:

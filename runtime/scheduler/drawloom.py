@@ -1,17 +1,18 @@
 """`drawloom`: programs are admitted, ordered, kept and equipped as units.
 
-Order: the program whose end costs least goes first, by the Gittins index of what programs of its
-agent took (seconds of the engine for each completion, given what it has had); by arrival while
-nothing is known. Nobody waits for more than `_PATIENCE` times what its like take: then the oldest
-goes first. Admission: a program runs when its own KV at its usual peak fits beside those that run,
-with two standard deviations of the sum to spare (Past-Future's idea of forecasting the peak, arXiv
-2507.10150, over programs); a prefix that all share is counted once. Host memory behind the device
-lets more run, since some always wait for tools. Pause: when what runs outgrows memory all the
-same, the last in order that waits for a tool is held there; with host memory, a program at a tool
-boundary also makes room for one that costs a quarter of it. Retention: at a tool boundary KV is
-leased for as long as the tools take to return at the 95th percentile of what was observed
-(Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds waste and
-blocks nobody). What ends is dropped at once.
+Order: the program whose end costs least goes first: by the calls that its declared graph says are
+left; else by the states in which its conversations are, where these have predicted better than the
+service had; else by the Gittins index of what programs of its agent took (seconds of the engine
+for each completion, given what it has had); by arrival while nothing is known. Nobody waits for
+more than `_PATIENCE` times what its like take: then the oldest goes first. Admission: a program
+runs when its own KV at its usual peak fits beside those that run, with a standard deviation of the
+sum to spare (Past-Future's idea of forecasting the peak, arXiv 2507.10150, over programs); a prefix
+that all share is counted once. Host memory behind the device lets more run, since some always wait
+for tools. Pause: when what runs outgrows memory all the same, the last in order that waits for a
+tool is held there; with host memory, a program at a tool boundary also makes room for one that
+costs a tenth of it. Retention: at a tool boundary KV is leased for as long as the tools take to
+return at the 95th percentile of what was observed (Continuum's idea, arXiv 2511.02230; leases here
+are soft, so the time to live bounds waste and blocks nobody). What ends is dropped at once.
 """
 
 from collections.abc import Iterator
@@ -22,8 +23,8 @@ from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
 
 _FULL, _FULL_WITH_HOST = 0.95, 1.3
 _HOST = 0.6
-_DEVIATIONS = 2.0
-_CHEAPER = 0.25
+_DEVIATIONS = 1.0
+_CHEAPER = 0.1
 _PATIENCE = 10.0
 _GUESS = 0.125
 _SLACK = 1.5
@@ -85,7 +86,7 @@ class Drawloom(Policy):
         return max(program.own, seen if seen is not None else guess)
 
     def _fits(self, world: World, program: Program) -> bool:
-        """Whether one more does, should the sum of all peaks be two deviations above its mean."""
+        """Whether one more does, should the sum of all peaks be a deviation above its mean."""
         graph = world.graph(program.about.agent)
         margin = graph.shared + _DEVIATIONS * graph.peak_spread * (len(world.active) + 1) ** 0.5
         full = _FULL_WITH_HOST if world.host_tokens else _FULL

@@ -323,7 +323,7 @@ class Simulation:
                 wanted.discard(at)
                 if not wanted:
                     ready = max(running.ended[n] + job.calls[n].gap for n in job.after(other))
-                    self._at(ready, self._ready, (job.id, other))
+                    self._at(ready + self.machine.cost.call, self._ready, (job.id, other))
 
     def _report(self, running: _Running, at: int, work: Work) -> None:
         job = running.result.job

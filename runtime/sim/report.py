@@ -19,7 +19,7 @@ def isolated(machine: Machine, jobs: Sequence[Job]) -> dict[str, float]:
             new = call.prompt - cached
             prefill = cost.prefill * new + cost.prefill_cached * new * (cached + new / 2)
             decode = call.output * cost.decode(1, call.prompt + call.output // 2)
-            seconds.append(prefill + decode)
+            seconds.append(cost.call + prefill + decode)
         found[job.id] = job.longest(seconds)
     return found
 

@@ -17,6 +17,7 @@ class CostModel:
         decode_sequence: a sequence that decodes in it.
         decode_token: a token of context of these.
         copy: moving a token's KV between device and host memory.
+        call: what an LLM call takes beside its tokens, on its way to the engine and back.
     """
 
     prefill: float = 1e-4
@@ -25,6 +26,7 @@ class CostModel:
     decode_sequence: float = 0.0
     decode_token: float = 0.0
     copy: float = 0.0
+    call: float = 0.0
 
     def recompute(self, tokens: int) -> float:
         """Seconds that having `tokens` tokens in the cache saves."""

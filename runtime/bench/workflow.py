@@ -45,7 +45,7 @@ from drawloom.runtime.scheduler import make_policy
 from drawloom.runtime.sim.generate import generate
 from drawloom.runtime.sim.loop import Ended, Simulation, lineage_of
 from drawloom.runtime.sim.presets import Machine, machine
-from drawloom.runtime.sim.report import isolated, quantile
+from drawloom.runtime.sim.report import isolated, programs
 from drawloom.runtime.sim.workload import Call, Job, Mix, read
 from drawloom.runtime.store import Store
 
@@ -193,28 +193,6 @@ class Player:
         return said, usage
 
 
-def figures(ended: Sequence[Ended], alone: dict[str, float]) -> dict[str, float]:
-    """Of one policy's programs, live or simulated; seconds."""
-    jct = [one.ended - one.job.arrival for one in ended]
-    waits = [wait for one in ended for wait in one.waits]
-    stretch = [j / max(1e-9, alone[one.job.id]) for j, one in zip(jct, ended, strict=True)]
-    return {
-        "programs": len(ended),
-        "jct_mean_s": statistics.fmean(jct),
-        "jct_p50_s": quantile(jct, 0.5),
-        "jct_p95_s": quantile(jct, 0.95),
-        "jct_p99_s": quantile(jct, 0.99),
-        "jct_less_gaps_mean_s": statistics.fmean(
-            j - one.job.gaps for j, one in zip(jct, ended, strict=True)
-        ),
-        "admission_mean_s": statistics.fmean(one.admission for one in ended),
-        "ttft_p50_s": quantile(waits, 0.5),
-        "ttft_p99_s": quantile(waits, 0.99),
-        "slo_share": sum(s <= 1.5 for s in stretch) / len(stretch),
-        "stretch_max": max(stretch),
-    }
-
-
 class Bench:
     """One workload, one engine, costs measured once; policies in turn."""
 
@@ -249,7 +227,7 @@ class Bench:
         calls = tuple(Call(p, max(0, p - 15), 5, 0.0, "t") for p in prompts)
         job = Job("0:alone", "alone", (replace(calls[0], reuse=0), *calls[1:]))
         self.drawn, self.alone = [job], isolated(self.machine, [job])
-        found = asyncio.run(self.live("fcfs-lru"))
+        found = self.live("fcfs-lru")
         more = (found["jct_mean_s"] - self.alone[job.id]) / len(calls)
         cost = replace(self.machine.cost, call=max(0.0, more))
         self.machine = replace(self.machine, cost=cost)
@@ -265,8 +243,11 @@ class Bench:
             host_tokens=host_tokens,
         )  # fmt: skip
 
-    async def live(self, policy: str) -> dict[str, float]:
-        """Replay under a policy, on an engine of its own."""
+    def live(self, policy: str) -> dict[str, float]:
+        """Replay under a policy, on an engine of its own and in an event loop of its own."""
+        return asyncio.run(self._live(policy))
+
+    async def _live(self, policy: str) -> dict[str, float]:
         chosen = make_policy(policy)
         engine = LocalEngine(self._core(self.kv_tokens, self.host_tokens if chosen.spill else 0))
         store = await asyncio.to_thread(Store, "sqlite://")
@@ -283,7 +264,7 @@ class Bench:
             await live.close()
             await engine.close()
             await store.close()
-        return figures(player.ended, self.alone) | self._more(player, stats, seconds)
+        return self._figures(player.ended) | self._more(player, stats, seconds)
 
     def _more(self, player: Player, stats: EngineStats, seconds: float) -> dict[str, float]:
         hits = stats.hit_tokens + stats.hit_host_tokens
@@ -298,7 +279,10 @@ class Bench:
     def simulated(self, policy: str) -> dict[str, float]:
         """The same programs on the same costs, in virtual time."""
         simulation = Simulation(self.machine, make_policy(policy), self.drawn, self.replay.host)
-        return figures(simulation.run().ended, self.alone)
+        return self._figures(simulation.run().ended)
+
+    def _figures(self, ended: Sequence[Ended]) -> dict[str, float]:
+        return programs(ended, [self.alone[one.job.id] for one in ended])
 
 
 def main(replay: Replay, policies: Sequence[str], json: bool) -> int:
@@ -311,7 +295,7 @@ def main(replay: Replay, policies: Sequence[str], json: bool) -> int:
     live: dict[str, dict[str, float]] = {}
     simulated: dict[str, dict[str, float]] = {}
     for name in policies:
-        live[name] = asyncio.run(bench.live(name))
+        live[name] = bench.live(name)
         simulated[name] = bench.simulated(name)
         if not json:
             show.note(f"{name}: mean JCT {live[name]['jct_mean_s']:.2f} s")
@@ -381,4 +365,4 @@ def kendall(live: dict[str, float], simulated: dict[str, float]) -> float:
     return (2 * same - len(pairs)) / len(pairs) if pairs else 1.0
 
 
-__all__ = ["Bench", "Player", "Replay", "figures", "kendall", "main", "scaled"]
+__all__ = ["Bench", "Player", "Replay", "kendall", "main", "scaled"]

@@ -190,6 +190,8 @@ class Scheduler:
         program = self.world.programs.get(event.program)
         if program is None:
             return []
+        if event.step in program.started or event in program.ready:
+            return []
         room = self._longest.get(event.engine, 0)
         if room and event.prompt >= room:  # it would be held for ever
             return [RefuseStep(event.engine, program.id, event.step, event.prompt, room)]
@@ -213,7 +215,7 @@ class Scheduler:
 
     def _start(self, program: Program, step: StepReady, now: float) -> StartStep:
         program.running += 1
-        program.started.add(step.step)
+        program.started[step.step] = step.lineage
         priority = self.policy.priority(self.world, program, step, now)
         return StartStep(step.engine, step.program, step.step, priority)
 
@@ -246,8 +248,7 @@ class Scheduler:
         return actions
 
     def _served(self, program: Program, event: StepFinished, now: float) -> None:
-        if event.step in program.started:
-            program.started.discard(event.step)
+        if program.started.pop(event.step, None) is not None:
             program.running -= 1
         program.service += event.service
         program.steps += 1
@@ -288,7 +289,11 @@ class Scheduler:
             return []
         self.world.resize(program, lineage, 0, 0)
         self.world.graph(program.about.agent).observe(lineage.state, END)
-        return [self._release(program, lineage)]
+        program.ready = [step for step in program.ready if step.lineage != lineage.id]
+        for step in [s for s, of in program.started.items() if of == lineage.id]:
+            del program.started[step]  # it was given up: nobody will say that it ended
+            program.running -= 1
+        return [self._release(program, lineage), *self._rebalance(now)]
 
     def _release(self, program: Program, lineage: Lineage, keep: bool = False) -> ReleaseKV:
         evict = self.policy.evict_at_end and not keep

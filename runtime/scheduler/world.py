@@ -42,6 +42,7 @@ class Program:
         claim: KV tokens that its admission reserved.
         ready: calls that are held.
         running: calls at the engine.
+        started: these, and the conversation of each.
         service: seconds that its calls have had there.
         since: when it became held, or ran out of calls.
         admitted: when it first became active.
@@ -68,7 +69,7 @@ class Program:
     since: float = 0.0
     admitted: float = 0.0
     ready: list[StepReady] = field(default_factory=list)
-    started: set[str] = field(default_factory=set)
+    started: dict[str, str] = field(default_factory=dict)
     marked: bool = False
     offer: int = 0
     cost: float = 0.0

@@ -29,14 +29,11 @@ def quantile(values: Sequence[float], share: float) -> float:
     return found[min(len(found) - 1, int(share * len(found)))] if found else 0.0
 
 
-def figures(outcomes: Sequence[Outcome], alone: dict[str, float]) -> dict[str, float]:
-    """Of one policy over several seeds; tail figures pool them. `alone` by the trace's ids."""
-    ended: list[Ended] = [e for o in outcomes for e in o.ended]
+def programs(ended: Sequence[Ended], alone: Sequence[float]) -> dict[str, float]:
+    """What programs of one policy saw, live or simulated; `alone` are their isolated seconds."""
     jct = [e.jct for e in ended]
-    stretch = [e.jct / max(1e-9, alone[e.job.id.split(":", 1)[1]]) for e in ended]
+    stretch = [j / max(1e-9, seconds) for j, seconds in zip(jct, alone, strict=True)]
     waits = [w for e in ended for w in e.waits]
-    fresh = sum(o.fresh for o in outcomes)
-    seconds = sum(o.seconds for o in outcomes)
     return {
         "programs": len(ended),
         "jct_mean_s": statistics.fmean(jct),
@@ -47,16 +44,26 @@ def figures(outcomes: Sequence[Outcome], alone: dict[str, float]) -> dict[str, f
         "admission_mean_s": statistics.fmean(e.admission for e in ended),
         "ttft_p50_s": quantile(waits, 0.5),
         "ttft_p99_s": quantile(waits, 0.99),
+        "slo_share": sum(s <= 1.5 for s in stretch) / len(stretch),
+        "stretch_max": max(stretch),
+    }
+
+
+def figures(outcomes: Sequence[Outcome], alone: dict[str, float]) -> dict[str, float]:
+    """Of one policy over several seeds; tail figures pool them. `alone` by the trace's ids."""
+    ended: list[Ended] = [e for o in outcomes for e in o.ended]
+    fresh = sum(o.fresh for o in outcomes)
+    prompts = sum(o.counters.prompt for o in outcomes)
+    seconds = sum(o.seconds for o in outcomes)
+    return {
+        **programs(ended, [alone[e.job.id.split(":", 1)[1]] for e in ended]),
         "recomputed_share": sum(o.recomputed for o in outcomes) / max(1, fresh),
-        "hit_share": sum(o.counters.hit for o in outcomes)
-        / max(1, sum(o.counters.prompt for o in outcomes)),
+        "hit_share": sum(o.counters.hit for o in outcomes) / max(1, prompts),
         "tokens_per_s": sum(o.counters.output for o in outcomes) / seconds,
         "steps_per_min": 60 * sum(len(e.job.calls) for e in ended) / seconds,
         "busy_share": sum(o.counters.busy for o in outcomes) / seconds,
-        "slo_share": sum(s <= 1.5 for s in stretch) / len(stretch),
-        "stretch_max": max(stretch),
         "events": sum(o.events for o in outcomes),
     }
 
 
-__all__ = ["Simulation", "figures", "isolated", "quantile"]
+__all__ = ["Simulation", "figures", "isolated", "programs", "quantile"]

@@ -273,6 +273,38 @@ def test_a_prompt_larger_than_the_machine_is_refused_at_once(policy: str) -> Non
     assert set(it.core.world.programs) == {"a"}
 
 
+def test_a_branch_that_is_given_up_while_it_computes_leaves_its_program_pausable() -> None:
+    it = Cluster("drawloom", kv=20_000)
+    first = it.enter("a", 100)
+    it.core.handle(Forked("a", "a", "a.1", "e"), 0.5)
+    it.ready("a", 200, 0.5, lineage="a.1")
+    program = it.core.world.programs["a"]
+    assert program.running == 2
+    it.core.handle(LineageEnded("a", "a.1"), 1.0)  # no StepFinished will come
+    assert program.running == 1
+    it.done("a", 110, 2.0, step=first)
+    assert program.acting
+
+
+def test_a_held_branch_that_is_given_up_is_not_started_later() -> None:
+    it = Cluster("static-cap:1")
+    it.enter("a", 100)
+    it.submit("b", 0.0)
+    it.ready("b", 50, 0.0)
+    it.core.handle(Forked("b", "b", "b.1", "e"), 0.0)
+    it.ready("b", 60, 0.0, lineage="b.1")
+    it.core.handle(LineageEnded("b", "b.1"), 1.0)
+    assert _started(it.core.handle(ProgramEnded("a"), 2.0)) == ["b#2"]
+
+
+def test_a_call_that_is_announced_twice_is_started_once() -> None:
+    it = Cluster("drawloom")
+    step = it.enter("a", 100)
+    again = StepReady("a", "a", step, "llm", "e", 100, 10)
+    assert it.core.handle(again, 0.1) == []
+    assert it.core.world.programs["a"].running == 1
+
+
 def test_tokens_that_programs_share_are_counted_once() -> None:
     it = Cluster("drawloom", kv=1000)
     step = it.enter("a", 600)

@@ -21,6 +21,7 @@ from drawloom.errors import ConfigError
 from drawloom.events import (
     EngineUp,
     Event,
+    Expected,
     Forked,
     HostState,
     LineageEnded,
@@ -166,9 +167,21 @@ def test_where_no_environment_can_be_made_programs_do_not_wait_for_one() -> None
     assert _admitted(core.handle(HostState("h", "env", 0, 0, 8), 1.0)) == ["p"]
 
 
+def test_what_is_declared_to_be_short_goes_first() -> None:
+    core = _core()
+    _submit(core, "running", expect_tokens=900)
+    _submit(core, "long", expect_tokens=900, expect_steps=40.0)
+    _submit(core, "short", expect_tokens=900, expect_steps=4.0)
+    assert _admitted(core.handle(ProgramEnded("running"), 1.0)) == ["short"]
+    _submit(core, "medium", expect_tokens=900, expect_steps=20.0)
+    core.handle(Expected("long", 2.0), 2.0)  # it knows better now
+    assert _admitted(core.handle(ProgramEnded("short"), 3.0)) == ["long"]
+
+
 def test_unknown_doubled_and_late_events_are_harmless() -> None:
     core = _core()
     for event in (
+        Expected("x", 3.0),
         StepReady("x", "x:0", "s", "site", "e", 1, 1),
         StepFinished("x", "x:0", "s", "site", "e", 1, ()),
         ToolNamed("x", "t", "env"),
@@ -236,6 +249,20 @@ class CoreMachine(RuleBasedStateMachine):
             self._send(StepReady(name, f"{name}:0", "s", "site", "e", context, 10))
             self.now += seconds
             self._send(StepFinished(name, f"{name}:0", "s", "site", "e", context + 10, ("t",)))
+
+    @rule(data=st.data(), steps=st.floats(0, 1e6))
+    def expect(self, data: Any, steps: float) -> None:
+        if self.live:
+            self._send(Expected(data.draw(st.sampled_from(sorted(self.live))), steps))
+
+    @rule(data=st.data(), chat=st.integers(1, 3))
+    def fork(self, data: Any, chat: int) -> None:
+        if self.running:
+            name = data.draw(st.sampled_from(sorted(self.running)))
+            self._send(Forked(name, f"{name}:0", f"{name}:{chat}", "e"))
+            self._send(StepReady(name, f"{name}:{chat}", f"s{chat}", "branch", "e", 10, 10))
+            self._send(LineageEnded(name, f"{name}:{chat}"))
+            self._send(LineageEnded(name, f"{name}:{chat}"))
 
     @rule(data=st.data())
     def end(self, data: Any) -> None:

@@ -26,11 +26,11 @@ def test_kendall_looks_at_pairs_that_differ_by_a_tenth() -> None:
     assert kendall({"a": 1.0, "b": 1.05}, {"a": 2.0, "b": 1.0}) == 1.0
 
 
-async def test_programs_are_replayed_live_and_simulated() -> None:
+def test_programs_are_replayed_live_and_simulated() -> None:
     bench = Bench(Replay("graphs", there=3, count=4, tokens=1 / 64), generate("graphs", 6))
     calls = sum(len(job.calls) for job in bench.drawn)
     for policy in ("fcfs-lru", "drawloom"):
-        live, simulated = await bench.live(policy), bench.simulated(policy)
+        live, simulated = bench.live(policy), bench.simulated(policy)
         assert live["programs"] == simulated["programs"] == 4
         assert live["steps_per_min"] > 0
         assert calls > 4

@@ -1,0 +1,118 @@
+"""`drawloom bench`: the verbs."""
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+bench_app = App(name="bench", help="Measurements, each beside its rival in the same run.")
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead.")]
+
+
+@bench_app.command(name="engine")
+def bench_engine(*, device: str = "cpu", quick: bool = False, json: Json = False) -> int:
+    """Decode and prefill speed beside transformers, on the same random model."""
+    from drawloom.runtime.bench import engine
+
+    return engine.main(device, quick, json)
+
+
+@bench_app.command(name="scheduler")
+def bench_scheduler(*, policy: str = "drawloom,fcfs-lru", json: Json = False) -> int:
+    """What the scheduler's core costs with 10,000 live programs."""
+    from drawloom.runtime.bench import scheduler
+
+    return scheduler.main(policy, json)
+
+
+@bench_app.command(name="eviction")
+def bench_eviction(
+    workload: str = "swe",
+    *,
+    machine: str = "h200-8b",
+    pressure: float = 0.4,
+    seeds: int = 5,
+    programs: int = 0,
+    json: Json = False,
+) -> int:
+    """What is prefilled again when only eviction differs, beside what knows the future."""
+    from drawloom.runtime.cli import simulate
+    from drawloom.runtime.sim.compare import Scenario
+
+    return simulate.eviction(Scenario(workload, machine, pressure, False, seeds, programs), json)
+
+
+@bench_app.command(name="graphs")
+def bench_graphs(
+    workload: str = "graphs",
+    *,
+    policy: str = "drawloom",
+    machine: str = "h200-8b",
+    pressure: float = 0.4,
+    host: bool = True,
+    seeds: int = 5,
+    programs: int = 300,
+    skip: int = 200,
+    json: Json = False,
+) -> int:
+    """What declared graphs are worth: the same programs declared, learned and blind.
+
+    Args:
+        workload: graphs, planner, map-reduce or best-of-n.
+        skip: programs that are not counted; until then it learns.
+    """
+    from drawloom.runtime.cli import simulate
+    from drawloom.runtime.sim.compare import Scenario
+
+    scenario = Scenario(workload, machine, pressure, host, seeds, programs, skip)
+    return simulate.graphs(scenario, policy, json)
+
+
+@bench_app.command(name="tenants")
+def bench_tenants(
+    *,
+    policy: str = "drawloom,saga,fcfs-lru",
+    machine: str = "h200-8b",
+    load: float = 0.8,
+    minutes: float = 120.0,
+    seeds: int = 5,
+    json: Json = False,
+) -> int:
+    """Ten tenants, heavy to light, on one engine: who ends within 1.5 times isolated time.
+
+    Args:
+        load: share of the saturation rate, which is measured first.
+        minutes: for how long tasks arrive.
+    """
+    from drawloom.runtime.cli import simulate
+
+    return simulate.tenants(policy.split(","), machine, load, minutes, seeds, json)
+
+
+@bench_app.command(name="workflow")
+def bench_workflow(
+    workload: str = "swe",
+    *,
+    policy: str = "drawloom,static-cap:5,continuum,fcfs-lru",
+    programs: int = 24,
+    in_flight: int = 12,
+    pressure: float = 0.4,
+    tokens: float = 1 / 32,
+    host: bool = True,
+    seed: int = 0,
+    json: Json = False,
+) -> int:
+    """Replay a workload against the live engine under several policies, and in the simulator.
+
+    Args:
+        workload: a generated one by name, or a trace file.
+        tokens: what one token of the workload is scaled to; seconds are scaled so that the engine
+            is as busy between pauses as the simulator's preset.
+    """
+    from drawloom.runtime.bench import workflow
+
+    replay = workflow.Replay(workload, in_flight, programs, pressure, tokens, host, seed)
+    return workflow.main(replay, [name.strip() for name in policy.split(",")], json)
+
+
+__all__ = ["Json", "bench_app"]

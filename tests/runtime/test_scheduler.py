@@ -207,7 +207,7 @@ def test_the_load_of_the_benchmark_keeps_every_policy_busy() -> None:
         found = measure(policy, steps=200, live=60, running=8)
         assert found["live"] == 60
         assert found["running"] > 0, policy
-        assert found["median_ms"] >= 0
+        assert 0 < found["p99_ms"] <= found["max_ms"]
 
 
 class CoreMachine(RuleBasedStateMachine):

@@ -28,11 +28,10 @@ def test_kendall_looks_at_pairs_that_differ_by_a_tenth() -> None:
 
 def test_programs_are_replayed_live_and_simulated() -> None:
     bench = Bench(Replay("graphs", there=3, count=4, tokens=1 / 64), generate("graphs", 6))
-    calls = sum(len(job.calls) for job in bench.drawn)
     for policy in ("fcfs-lru", "drawloom"):
         live, simulated = bench.live(policy), bench.simulated(policy)
         assert live["programs"] == simulated["programs"] == 4
         assert live["steps_per_min"] > 0
-        assert calls > 4
+        assert live["hit_share"] > 0  # branches begin with what their trunk left behind
         assert 0 < live["jct_p50_s"] <= live["jct_p99_s"]
         assert live["hit_share"] <= 1

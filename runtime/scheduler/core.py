@@ -132,10 +132,11 @@ class Scheduler:
             actions += self._pause(program, now)
         for program in self.policy.admit(world, now):
             actions += self._activate(program, now)
-        for env in sorted(world.wanted) if world.hosts else ():
-            wanted = self.policy.warm(world, env)
-            if wanted != self._targets.get(env, 0):
+        for env in sorted(world.wanted.keys() | self._targets.keys()) if world.hosts else ():
+            wanted, before = self.policy.warm(world, env), self._targets.pop(env, 0)
+            if wanted:
                 self._targets[env] = wanted
+            if wanted != before:
                 actions.append(WarmEnv(self._hosts.get(env, ""), env, wanted))
         return actions
 

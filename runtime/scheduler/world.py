@@ -222,7 +222,7 @@ class World:
         del self.active[program.id]
         for env in program.about.envs:
             if env not in program.envs:
-                self.promised[env] -= 1
+                _one_less(self.promised, env)
         self.tokens -= program.tokens
         self.own -= program.own
         self.claimed -= program.claim
@@ -250,9 +250,9 @@ class World:
     def took(self, program: Program, env: str) -> None:
         """A program has its environment of this key; its host has one ready less."""
         if program.lacks(env):
-            self.wanted[env] -= 1
+            _one_less(self.wanted, env)
             if program.active:
-                self.promised[env] -= 1
+                _one_less(self.promised, env)
         program.envs.add(env)
         host = self.hosts.get(env)
         if host is not None:
@@ -262,7 +262,7 @@ class World:
         del self.programs[program.id]
         for env in program.about.envs:
             if env not in program.envs:
-                self.wanted[env] -= 1
+                _one_less(self.wanted, env)
         if program.active:
             self._leave(program)
         else:
@@ -308,6 +308,13 @@ class World:
     def held(self) -> list[Program]:
         """All held programs, by rank."""
         return sorted((p for p in self.programs.values() if not p.active), key=self.rank)
+
+
+def _one_less(counts: dict[str, int], key: str) -> None:
+    """Keys leave with their last one, so that what ended costs nothing."""
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
 
 
 def _by_arrival(program: Program) -> Rank:

@@ -160,6 +160,19 @@ def test_admission_waits_for_an_environment_and_claims_it_when_the_tool_is_named
     assert core.handle(ToolNamed("p", "shell", "env"), 2.1) == []
 
 
+def test_environments_that_nobody_wants_any_more_are_forgotten() -> None:
+    core = _core()
+    core.handle(HostState("h", "other", 0, 0, 8), 0.0)
+    for number in range(5):
+        _submit(core, f"p{number}", envs=(f"env{number}", "same"))
+    core.handle(ToolNamed("p0", "shell", "env0"), 1.0)
+    assert core.world.wanted["same"] == 5
+    assert "env0" not in core.world.wanted
+    actions = [a for n in range(5) for a in core.handle(ProgramEnded(f"p{n}"), 2.0)]
+    assert {a.env for a in actions if isinstance(a, WarmEnv) and not a.count} >= {"env1", "same"}
+    assert (core.world.wanted, core.world.promised, core._targets) == ({}, {}, {})
+
+
 def test_where_no_environment_can_be_made_programs_do_not_wait_for_one() -> None:
     core = _core()
     core.handle(HostState("h", "env", 0, 1, 8), 0.0)

@@ -7,12 +7,9 @@ trusts the other. First comes ``(model, config)``, answered by ``("ready", info)
 """
 
 import contextlib
-import os
 import sys
 from multiprocessing.connection import Connection
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from drawloom.engine.core import EngineCore
 from drawloom.errors import DrawloomError

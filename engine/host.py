@@ -6,7 +6,6 @@ to the event loop. It is told of everything through two methods, `_send` and `_r
 
 import asyncio
 import itertools
-import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
@@ -14,9 +13,6 @@ from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
-
-# spinning OpenMP threads cost 4-100x when another process wants the core (engines.md §4.4)
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from drawloom.engine import commands as do
 from drawloom.engine.base import Delta, EngineInfo, EngineStats, GenerateRequest

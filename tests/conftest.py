@@ -3,13 +3,14 @@
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import drawloom.engine  # noqa: F401  (before torch loads)
 
 
 @pytest.fixture(scope="session")

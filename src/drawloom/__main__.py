@@ -1,12 +1,11 @@
 """``python -m drawloom`` is ``drawloom``."""
 
-import os
 import sys
 
 
 def main() -> None:
     """The command line. Imported here so that this module costs nothing."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads, engines.md §4.4
+    import drawloom.engine  # noqa: F401  (before torch loads)
     from drawloom.runtime.cli.main import main as run
 
     sys.exit(run())

@@ -11,6 +11,7 @@ import torch
 from drawloom.engine import commands as do
 from drawloom.engine.base import GenerateRequest
 from drawloom.engine.core import EngineCore
+from drawloom.engine.ops.cpu import CpuOps
 from drawloom.engine.sequence import SamplingParams
 from drawloom.errors import ConfigError
 
@@ -115,3 +116,19 @@ def test_options_that_exclude_each_other_are_refused(llama: Any) -> None:
         llama.engine(weights="int8", deterministic=True)
     with pytest.raises(ConfigError, match="dense or int8"):
         llama.engine(weights="int3")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's books")
+def test_kernels_that_onednn_keeps_for_every_shape_do_not_pile_up() -> None:
+    ops = CpuOps()
+
+    def every_shape(first: int) -> float:
+        for inputs in range(first, first + 20):
+            linear = ops.linear(torch.zeros(512, 32 * inputs), None)
+            for rows in range(3, 17):
+                linear(torch.zeros(rows, 32 * inputs))
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+    before = every_shape(1)  # 280 shapes: more than are kept
+    after = every_shape(21)
+    assert after < before + 60, f"{before:.0f} to {after:.0f} MiB"  # 150 MiB more when each is

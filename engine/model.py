@@ -60,7 +60,10 @@ class Layer:
         rope: tuple[Tensor, Tensor],
         cache: tuple[Tensor, Tensor],
         meta: BatchMeta,
+        last: bool,
     ) -> tuple[Tensor, Tensor]:
+        """Of the `last` layer, only the rows asked for come out: all tokens have their keys and
+        values by then, and nobody reads the others' hidden states."""
         c, ops = self.config, self.ops
         h, residual = ops.rms_norm(x, self.input_norm, c.rms_eps, residual)
         q, k, v = (
@@ -70,7 +73,10 @@ class Layer:
             )
         )
         q = ops.rope_and_store(q, k, v, self.norms, rope, *cache, meta)
-        x = self.output(ops.attention(q, *cache, meta).flatten(1))
+        x = ops.attention(q, *cache, meta).flatten(1)
+        if last and meta.rows.shape[0] < x.shape[0]:
+            x, residual = x[meta.rows], residual[meta.rows]
+        x = self.output(x)
         h, residual = ops.rms_norm(x, self.post_norm, c.rms_eps, residual)
         return self.down(ops.silu_mul(self.gate_up(h))), residual
 
@@ -124,10 +130,9 @@ class Decoder:
         """Hidden states [R, H] of the rows asked for; keys and values of all [T] tokens are
         stored."""
         x, residual = F.embedding(tokens, self.embedding), None
+        rope, end = (self.rope[0], self.rope[1]), len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            x, residual = layer(x, residual, (self.rope[0], self.rope[1]), store.layer(index), meta)
-        if meta.rows.shape[0] < x.shape[0]:
-            x, residual = x[meta.rows], None if residual is None else residual[meta.rows]
+            x, residual = layer(x, residual, rope, store.layer(index), meta, index == end)
         x, _ = self.ops.rms_norm(x, self.norm, self.config.rms_eps, residual)
         return x
 

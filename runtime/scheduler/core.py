@@ -79,6 +79,7 @@ class Scheduler:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """What to do about an event at time `now` (seconds; never goes back)."""
+        self.world.pass_time(now)
         return self._handlers[type(event)](event, now)
 
     # --- programs -------------------------------------------------------------------------
@@ -97,7 +98,7 @@ class Scheduler:
         if program is None:
             return []
         program.expected = program.steps + event.steps
-        self.world.reconsider(program)
+        self.world.reconsider(program, self.policy.order(program))
         return self._rebalance(now)
 
     def _program_ended(self, event: ProgramEnded, now: float) -> list[Action]:
@@ -210,13 +211,11 @@ class Scheduler:
         if program.active:
             return [self._start(program, event, now)]
         program.ready.append(event)
-        if graph.informed:
-            self.world.reconsider(program)
+        self.world.reconsider(program, self.policy.order(program))
         return self._rebalance(now)
 
     def _start(self, program: Program, step: StepReady, now: float) -> StartStep:
-        program.running += 1
-        program.started[step.step] = step.lineage
+        self.world.start(program, step.step, step.lineage)
         priority = self.policy.priority(self.world, program, step, now)
         return StartStep(step.engine, step.program, step.step, priority)
 
@@ -249,8 +248,7 @@ class Scheduler:
         return actions
 
     def _served(self, program: Program, event: StepFinished, now: float) -> None:
-        if program.started.pop(event.step, None) is not None:
-            program.running -= 1
+        self.world.stop(program, event.step)
         program.service += event.service
         program.steps += 1
         program.since = now
@@ -292,8 +290,7 @@ class Scheduler:
         self.world.graph(program.about.agent).observe(lineage.state, END)
         program.ready = [step for step in program.ready if step.lineage != lineage.id]
         for step in [s for s, of in program.started.items() if of == lineage.id]:
-            del program.started[step]  # it was given up: nobody will say that it ended
-            program.running -= 1
+            self.world.stop(program, step)  # it was given up: nobody will say that it ended
         return [self._release(program, lineage), *self._rebalance(now)]
 
     def _release(self, program: Program, lineage: Lineage, keep: bool = False) -> ReleaseKV:

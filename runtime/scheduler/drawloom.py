@@ -2,17 +2,19 @@
 
 Order: the program whose end costs least goes first: by the calls that its declared graph says are
 left; else by the states in which its conversations are, where these have predicted better than the
-service had; else by the Gittins index of what programs of its agent took (seconds of the engine
-for each completion, given what it has had); by arrival while nothing is known. Nobody waits for
-more than `_PATIENCE` times what its like take: then the oldest goes first. Admission: a program
-runs when its own KV at its usual peak fits beside those that run, with a standard deviation of the
-sum to spare (Past-Future's idea of forecasting the peak, arXiv 2507.10150, over programs); a prefix
-that all share is counted once. Host memory behind the device lets more run, since some always wait
-for tools. Pause: when what runs outgrows memory all the same, the last in order that waits for a
-tool is held there; with host memory, a program at a tool boundary also makes room for one that
-costs a tenth of it. Retention: at a tool boundary KV is leased for as long as the tools take to
-return at the 95th percentile of what was observed (Continuum's idea, arXiv 2511.02230; leases here
-are soft, so the time to live bounds waste and blocks nobody). What ends is dropped at once.
+service had; else by the Gittins index of what programs of its agent took (seconds of the engine for
+each completion, given what it has had); its first prompt, which has to be computed, is added. Of
+what looks alike the smaller goes first, then the earlier. Nobody waits for more than `_PATIENCE`
+times what its like take: then the oldest goes first. Admission: a program runs when its own KV at
+its usual peak fits beside those that run, with a standard deviation of the sum to spare
+(Past-Future's idea of forecasting the peak, arXiv 2507.10150, over programs); a prefix that all
+share is counted once. With host memory behind the device more run, by as much as those that run
+were seen to wait for tools: then some KV is always out of the way. Pause: when what runs outgrows
+memory all the same, the last in order that waits for a tool is held there; with host memory, a
+program at a tool boundary also makes room for one that costs a tenth of it. Retention: at a tool
+boundary KV is leased for as long as the tools take to return at the 95th percentile of what was
+observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds waste
+and blocks nobody). What ends is dropped at once.
 """
 
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ from drawloom.events import StepReady
 from drawloom.runtime.scheduler.policy import Demote, Keep, Policy, Retention
 from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
 
-_FULL, _FULL_WITH_HOST = 0.95, 1.3
+_FULL, _SPARE = 0.95, 1.5
 _HOST = 0.6
 _DEVIATIONS = 1.0
 _CHEAPER = 0.1
@@ -41,11 +43,12 @@ class Drawloom(Policy):
     def order(self, program: Program) -> Rank:
         deadline = program.about.deadline
         late = 1e18 if deadline is None else deadline
-        return -program.about.priority, late, program.about.expect_steps or 0.0, program.index
+        steps = program.expected or 0.0
+        return -program.about.priority, late, steps, program.own, program.index
 
     def rank(self, world: World, program: Program) -> Rank:
-        priority, deadline, _, index = self.order(program)
-        return priority, deadline, self._cost(world, program), index
+        priority, deadline, _, own, index = self.order(program)
+        return priority, deadline, self._cost(world, program), own, index
 
     def _cost(self, world: World, program: Program) -> float:
         """Seconds of the engine for each completion: what a declared graph says is left, or the
@@ -59,7 +62,8 @@ class Drawloom(Policy):
             known = graph.service_left(program.places)
         if known is None:
             known = graph.seconds_per_completion(program.service)
-        program.cost = 0.0 if known is None else known
+        prompt = 0.0 if program.begun else world.cost.recompute(program.own)
+        program.cost = prompt + (known or 0.0)
         return program.cost
 
     # --- admission ------------------------------------------------------------------------
@@ -89,9 +93,8 @@ class Drawloom(Policy):
         """Whether one more does, should the sum of all peaks be a deviation above its mean."""
         graph = world.graph(program.about.agent)
         margin = graph.shared + _DEVIATIONS * graph.peak_spread * (len(world.active) + 1) ** 0.5
-        full = _FULL_WITH_HOST if world.host_tokens else _FULL
         wanted = world.claimed + self.claim(world, program) + margin
-        return bool(wanted <= full * world.capacity)
+        return bool(wanted <= (_FULL + self._beyond(world)) * world.capacity)
 
     def _equipped(self, world: World, env: str) -> bool:
         """Whether an environment is ready for one more. Where none can be made, do not wait."""
@@ -121,7 +124,12 @@ class Drawloom(Policy):
 
     def _overflows(self, world: World) -> bool:
         """Whether what runs has outgrown memory; with host memory its loss is cheap."""
-        return world.own > (_FULL_WITH_HOST if world.host_tokens else 1.0) * world.capacity
+        return world.own > (1.0 + self._beyond(world)) * world.capacity
+
+    def _beyond(self, world: World) -> float:
+        """The share of the device by which programs may exceed it: as much as they wait for tools,
+        if host memory takes what waits."""
+        return _SPARE * (1.0 - world.duty) if world.host_tokens else 0.0
 
     def paused(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
         return Demote() if world.host_tokens else None

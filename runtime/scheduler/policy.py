@@ -53,7 +53,8 @@ class Policy:
     period: float | None = None
 
     def order(self, program: Program) -> Rank:
-        """The order of an agent's new programs; it does not change while they are held."""
+        """The order of an agent's new programs, asked for again when a program has said more of
+        itself: its first prompt, the calls it expects."""
         return (float(program.index),)
 
     def rank(self, world: World, program: Program) -> Rank:

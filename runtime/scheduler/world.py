@@ -4,6 +4,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from math import exp
 
 from drawloom.cost import CostModel
 from drawloom.events import HostState, ProgramSubmitted, StepReady
@@ -11,6 +12,7 @@ from drawloom.graph.execution import START, ExecutionGraph
 from drawloom.graph.forecast import Forecast
 
 Rank = tuple[float, ...]
+_DUTY, _MINUTES = 0.75, 120.0
 
 
 @dataclass(slots=True)
@@ -47,6 +49,7 @@ class Program:
         since: when it became held, or ran out of calls.
         admitted: when it first became active.
         marked: to be paused as soon as it is at a tool boundary.
+        order: its place among its agent's new programs.
         offer: how often it was ranked among the held; the last rank counts.
         cost: what the policy last found its end to cost.
         expected: LLM calls in all, by what it declared last; None if it did not.
@@ -71,6 +74,7 @@ class Program:
     ready: list[StepReady] = field(default_factory=list)
     started: dict[str, str] = field(default_factory=dict)
     marked: bool = False
+    order: Rank = ()
     offer: int = 0
     cost: float = 0.0
     expected: float | None = None
@@ -109,6 +113,7 @@ class World:
         resting: KV tokens that paused programs have for themselves.
         host_tokens: KV tokens that fit into host memory behind the engines.
         queued: seconds that the last calls waited at their engine.
+        computing: active programs that have a call at an engine.
         ticked: when the policy's clock last ticked.
         boundary: the program of which a call has just ended.
         rank: the policy's order of held programs.
@@ -128,14 +133,43 @@ class World:
     graphs: dict[str, ExecutionGraph] = field(default_factory=dict)
     cost: CostModel = field(default_factory=CostModel)
     queued: deque[float] = field(default_factory=lambda: deque(maxlen=128))
+    computing: int = 0
     ticked: float = -1.0
     boundary: Program | None = None
     rank: Callable[[Program], Rank] = field(default=lambda program: _by_arrival(program))
     wanted: dict[str, int] = field(default_factory=dict)
     promised: dict[str, int] = field(default_factory=dict)
+    _duty: float = _DUTY
+    _passed: float = 0.0
     _offers: list[tuple[Rank, int, int, int, Program]] = field(default_factory=list)
     _new: dict[str, list[tuple[Rank, int, Program]]] = field(default_factory=dict)
     _ages: list[tuple[int, Program]] = field(default_factory=list)
+
+    @property
+    def duty(self) -> float:
+        """The share of active programs that have a call at an engine, over the last minutes."""
+        return self._duty
+
+    def pass_time(self, now: float) -> None:
+        """Nothing has changed until `now`."""
+        if self.active:
+            fade = exp(-(now - self._passed) / _MINUTES)
+            self._duty += (1 - fade) * (self.computing / len(self.active) - self._duty)
+        self._passed = now
+
+    def start(self, program: Program, step: str, lineage: str) -> None:
+        """A call of a program goes to its engine."""
+        self.computing += program.active and not program.running
+        program.running += 1
+        program.started[step] = lineage
+
+    def stop(self, program: Program, step: str) -> bool:
+        """It is over, or given up; False if it was not there."""
+        if program.started.pop(step, None) is None:
+            return False
+        program.running -= 1
+        self.computing -= program.active and not program.running
+        return True
 
     @property
     def capacity(self) -> int:
@@ -165,7 +199,6 @@ class World:
 
     def hold(self, program: Program, order: Rank, now: float) -> None:
         """A program is new, or paused. New ones of one agent go by `order`."""
-        agent = program.about.agent
         if program.active:
             self._leave(program)
             program.claim = 0
@@ -174,11 +207,16 @@ class World:
             self.resting += program.own
             self._offer(program)
         else:
-            queue = self._new.setdefault(agent, [])
-            heapq.heappush(queue, (order, program.index, program))
-            if queue[0][2] is program:
-                self._offer(program)
+            self._queue(program, order)
         heapq.heappush(self._ages, (program.index, program))
+
+    def _queue(self, program: Program, order: Rank) -> None:
+        """A new program waits among those of its agent, of which the first competes."""
+        program.order = order
+        queue = self._new.setdefault(program.about.agent, [])
+        heapq.heappush(queue, (order, program.index, program))
+        if queue[0][2] is program:
+            self._offer(program)
 
     def _offer(self, program: Program) -> None:
         """Let a held program compete by the rank that it has now; only its last offer counts."""
@@ -191,7 +229,7 @@ class World:
         """Of an agent's new programs only the first competes: what the agent's history says is the
         same for all of them."""
         queue = self._new.get(agent, [])
-        while queue and not self._waits(queue[0][2]):
+        while queue and not (self._waits(queue[0][2]) and queue[0][0] == queue[0][2].order):
             heapq.heappop(queue)
         if queue:
             self._offer(queue[0][2])
@@ -206,6 +244,7 @@ class World:
         program.active, program.begun, program.marked = True, True, False
         self._no_longer_held(program)
         self.active[program.id] = program
+        self.computing += program.running > 0
         for env in program.about.envs:
             if env not in program.envs:
                 self.promised[env] = self.promised.get(env, 0) + 1
@@ -220,6 +259,7 @@ class World:
     def _leave(self, program: Program) -> None:
         program.active = False
         del self.active[program.id]
+        self.computing -= program.running > 0
         for env in program.about.envs:
             if env not in program.envs:
                 _one_less(self.promised, env)
@@ -269,9 +309,17 @@ class World:
             self.resting -= program.own if program.begun else 0
             self._no_longer_held(program)
 
-    def reconsider(self, program: Program) -> None:
+    def reconsider(self, program: Program, order: Rank) -> None:
         """What is known of a program has changed; a held one is ranked anew, for itself."""
-        if not program.active:
+        if program.active:
+            return
+        if not program.begun and order != program.order:
+            led = self._leads(program)
+            self._queue(program, order)
+            if led:
+                self._offer_next(program.about.agent)
+        alone = self.graph(program.about.agent).informed  # its state says more than its agent does
+        if program.begun or alone or self._leads(program):
             self._offer(program)
 
     def _leads(self, program: Program) -> bool:

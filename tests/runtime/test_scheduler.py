@@ -191,6 +191,39 @@ def test_what_is_declared_to_be_short_goes_first() -> None:
     assert _admitted(core.handle(ProgramEnded("short"), 3.0)) == ["long"]
 
 
+def test_of_new_programs_that_look_alike_the_smallest_prompt_goes_first() -> None:
+    core = _core()
+    _submit(core, "running", expect_tokens=900)
+    for name, prompt in (("large", 600), ("small", 100), ("middle", 300)):
+        _submit(core, name, expect_tokens=900)
+        _step(core, name, prompt, 0.0)
+    _submit(core, "silent", expect_tokens=900)  # whose prompt nobody knows
+    order, running = [], "running"
+    for now in range(1, 5):
+        order += _admitted(core.handle(ProgramEnded(running), float(now)))
+        running = order[-1]
+    assert order == ["silent", "small", "middle", "large"]
+
+
+def test_with_host_memory_more_run_where_programs_wait_for_tools() -> None:
+    def admitted(seconds_at_the_engine: float) -> int:
+        core = Scheduler(make_policy("drawloom"))
+        core.handle(EngineUp("e", KV, 10 * KV), 0.0)
+        count, now = 0, 0.0
+        for turn in range(40):
+            count += len(_admitted(_submit(core, f"p{turn}", now, expect_tokens=150)))
+            running = list(core.world.active)
+            for name in running:
+                _step(core, name, 50, now)
+            now += seconds_at_the_engine
+            for name in running:
+                _finish(core, name, 60, now, "wait")
+            now += 60.0 - seconds_at_the_engine
+        return count
+
+    assert admitted(seconds_at_the_engine=60.0) < admitted(seconds_at_the_engine=1.0)
+
+
 def test_unknown_doubled_and_late_events_are_harmless() -> None:
     core = _core()
     for event in (
@@ -295,6 +328,12 @@ class CoreMachine(RuleBasedStateMachine):
         world = self.core.world
         held = {name for name in self.live if name not in world.active}
         assert (world.first.id in held) if held and world.first else not held
+
+    @invariant()
+    def what_computes_is_counted(self) -> None:
+        world = self.core.world
+        assert world.computing == sum(p.running > 0 for p in world.active.values())
+        assert 0.0 <= world.duty <= 1.0
 
     @invariant()
     def nothing_is_kept_of_what_ended(self) -> None:

@@ -89,6 +89,28 @@ def bench_tenants(
     return simulate.tenants(policy.split(","), machine, load, minutes, seeds, json)
 
 
+@bench_app.command(name="unit")
+def bench_unit(
+    workload: str,
+    *,
+    machine: str = "h200-8b",
+    pressure: float = 0.4,
+    host: bool = True,
+    seeds: int = 5,
+    programs: int = 0,
+    json: Json = False,
+) -> int:
+    """KV, environments and tool slots as one unit, beside rivals with a pool apart; ablations.
+
+    Args:
+        workload: a trace file that says what environments take to start (swe-docker).
+    """
+    from drawloom.runtime.cli import simulate
+    from drawloom.runtime.sim.compare import Scenario
+
+    return simulate.unit(Scenario(workload, machine, pressure, host, seeds, programs), json)
+
+
 @bench_app.command(name="workflow")
 def bench_workflow(
     workload: str = "swe",

@@ -9,6 +9,7 @@ from drawloom.runtime.scheduler import policy_names
 from drawloom.runtime.sim.compare import Scenario, compare, evictions
 from drawloom.runtime.sim.reference import Clairvoyant, knowable
 from drawloom.runtime.sim.tenants import CLASSES, compare_tenants
+from drawloom.runtime.sim.unit import compare_units
 
 _SHOWN = {
     "jct_mean_s": ("JCT mean", "{:,.0f} s"),
@@ -94,6 +95,36 @@ def graphs(scenario: Scenario, policy: str, json: bool) -> int:
     return 0
 
 
+def unit(scenario: Scenario, json: bool) -> int:
+    """Raises `ConfigError` for a workload or machine that there is not, or without environments."""
+
+    def progress(name: str, seconds: float) -> None:
+        if not json:
+            show.note(f"{name}: mean JCT {seconds:,.0f} s")
+
+    found = compare_units(scenario, progress)
+    ours = found["drawloom"]["jct_mean_s"]
+    for row in found.values():
+        row["times_drawloom"] = row["jct_mean_s"] / ours
+    if json:
+        show.emit({"scenario": asdict(scenario), "policies": found})
+        return 0
+    title = f"{scenario.workload}, environments for a third, tool slots for a fifth"
+    table = Table(title=title)
+    table.add_column("policy", no_wrap=True)
+    for heading in ("JCT mean", "beside drawloom", "p99", "stretch", "env stall", "in a place"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in sorted(found.items(), key=lambda item: item[1]["jct_mean_s"]):
+        table.add_row(
+            name, f"{row['jct_mean_s']:,.0f} s", f"{row['times_drawloom']:.2f}x",
+            f"{row['jct_p99_s']:,.0f} s", f"{row['stretch_max']:,.0f}",
+            f"{row['env_stall_s']:,.0f} s", f"{row['env_taken_s']:,.0f} s",
+        )  # fmt: skip
+    show.console().print(table)
+    show.note("Env stall: a program's wait for its environment. In a place: what it took of one.")
+    return 0
+
+
 def tenants(
     policies: list[str], machine: str, load: float, minutes: float, seeds: int, json: bool
 ) -> int:
@@ -116,4 +147,4 @@ def tenants(
     return 0
 
 
-__all__ = ["eviction", "graphs", "main", "tenants"]
+__all__ = ["eviction", "graphs", "main", "tenants", "unit"]

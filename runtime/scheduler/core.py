@@ -15,11 +15,13 @@ from drawloom.actions import (
     ClaimEnv,
     DemoteKV,
     LeaseKV,
+    ParkEnvs,
     PrefetchKV,
     RefuseStep,
     ReleaseEnvs,
     ReleaseKV,
     StartStep,
+    StartTool,
     Wake,
     WarmEnv,
 )
@@ -29,6 +31,7 @@ from drawloom.events import (
     Expected,
     Forked,
     HostState,
+    HostUp,
     LineageEnded,
     ProgramEnded,
     ProgramSubmitted,
@@ -37,6 +40,7 @@ from drawloom.events import (
     Tick,
     ToolFinished,
     ToolNamed,
+    ToolReady,
     ToolStarted,
 )
 from drawloom.graph.execution import END, ExecutionGraph
@@ -67,12 +71,14 @@ class Scheduler:
             StepReady: self._step_ready,
             StepFinished: self._step_finished,
             ToolNamed: self._tool_named,
+            ToolReady: self._tool_ready,
             ToolStarted: self._tool_started,
             ToolFinished: lambda event, now: [],
             Forked: self._forked,
             LineageEnded: self._lineage_ended,
             ProgramEnded: self._program_ended,
             EngineUp: self._engine_up,
+            HostUp: self._host_up,
             HostState: self._host_state,
             Tick: self._tick,
         }
@@ -145,8 +151,18 @@ class Scheduler:
         actions: list[Action] = [] if program.begun else [Admit(program.id)]
         program.claim = self.policy.claim(self.world, program)
         self.world.activate(program, now)
+        actions += self._furnish(program)
         ready, program.ready = program.ready, []
         return actions + [self._start(program, step, now) for step in ready]
+
+    def _furnish(self, program: Program) -> list[Action]:
+        """On a limited host there is room for its environments now: they are made meanwhile."""
+        if program.host is None or not self.policy.claim_early:
+            return []
+        envs = [env for env in program.about.envs if env not in program.envs]
+        for env in envs:
+            self.world.took(program, env)
+        return [ClaimEnv(program.host, program.id, env) for env in envs]
 
     def _pause(self, program: Program, now: float) -> list[Action]:
         self.world.hold(program, self.policy.order(program), now)
@@ -212,7 +228,9 @@ class Scheduler:
             return [self._start(program, event, now)]
         program.ready.append(event)
         self.world.reconsider(program, self.policy.order(program))
-        return self._rebalance(now)
+        host = self.world.park(program)
+        aside: list[Action] = [ParkEnvs(host, program.id)] if host is not None else []
+        return [*aside, *self._rebalance(now)]
 
     def _start(self, program: Program, step: StepReady, now: float) -> StartStep:
         self.world.start(program, step.step, step.lineage)
@@ -313,6 +331,19 @@ class Scheduler:
         if program is None or event.env is None or event.env in program.envs:
             return []
         self.world.took(program, event.env)
+        return self._rebalance(now)
+
+    def _tool_ready(self, event: ToolReady, now: float) -> list[Action]:
+        program = self.world.programs.get(event.program)
+        if program is None:
+            return []
+        priority = self.policy.tool(self.world, program, event, now)
+        return [StartTool(event.host, program.id, event.call, priority)]
+
+    def _host_up(self, event: HostUp, now: float) -> list[Action]:
+        self.world.slots[event.host] = event.slots
+        if event.parks:
+            self.world.parks.add(event.host)
         return self._rebalance(now)
 
     def _engine_up(self, event: EngineUp, now: float) -> list[Action]:

@@ -19,7 +19,7 @@ and blocks nobody). What ends is dropped at once.
 
 from collections.abc import Iterator
 
-from drawloom.events import StepReady
+from drawloom.events import StepReady, ToolReady
 from drawloom.runtime.scheduler.policy import Demote, Keep, Policy, Retention
 from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
 
@@ -72,7 +72,7 @@ class Drawloom(Policy):
         while (program := self._next(world, now)) is not None:
             if world.active and not self._fits(world, program):
                 return
-            if not all(self._equipped(world, env) for env in program.about.envs):
+            if not self._housed(world, program):
                 return
             yield program
 
@@ -96,6 +96,17 @@ class Drawloom(Policy):
         wanted = world.claimed + self.claim(world, program) + margin
         return bool(wanted <= (_FULL + self._beyond(world)) * world.capacity)
 
+    def _housed(self, world: World, program: Program) -> bool:
+        """Whether its environments can be there when its first tool asks for them."""
+        envs, host = program.about.envs, world.roomiest
+        if host is None:
+            return all(self._equipped(world, env) for env in envs)
+        return program.host is not None or not envs or world.room(host) >= len(envs)
+
+    def _leaves_room(self, world: World, program: Program) -> bool:
+        """Whether one that is paused makes room for environments, and no other is about to."""
+        return program.host in world.parks and not world.leaving
+
     def _equipped(self, world: World, env: str) -> bool:
         """Whether an environment is ready for one more. Where none can be made, do not wait."""
         host = world.hosts.get(env)
@@ -115,6 +126,8 @@ class Drawloom(Policy):
         if program is None or first is None or not world.host_tokens:
             return
         if not program.acting or not program.active:
+            return
+        if not self._housed(world, first) and not self._leaves_room(world, program):
             return
         if world.resting + program.own > _HOST * world.host_tokens:
             return  # what rests would be lost, and computed again
@@ -139,6 +152,11 @@ class Drawloom(Policy):
     def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
         cost = self._cost(world, program) + _TIE * program.index
         return cost - _CLASS * program.about.priority
+
+    def tool(self, world: World, program: Program, event: ToolReady, now: float) -> float:
+        """The shortest expected goes first."""
+        usual = world.graph(program.about.agent).durations.quantile(event.tool, 0.5)
+        return _UNKNOWN if usual is None else usual
 
     def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
         graph, key = world.graph(program.about.agent), lineage.waiting or ""

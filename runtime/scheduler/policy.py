@@ -9,7 +9,7 @@ one page. `runtime/scheduler/registry.py` knows them by name.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from drawloom.events import StepReady
+from drawloom.events import StepReady, ToolReady
 from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
 
 
@@ -42,7 +42,7 @@ class Policy:
     Attributes:
         spill: whether what is evicted from the device goes to host memory, where there is some.
         evict_at_end: whether the KV of what has ended is freed at once.
-        claim_early: whether an environment is claimed when a tool's name is decoded.
+        claim_early: whether an environment is claimed when a tool's name is decoded, or before.
         period: seconds between calls of `tick`; None for no clock.
     """
 
@@ -83,6 +83,10 @@ class Policy:
 
     def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
         """Of an LLM call at the engine; lower goes first, equals in order of arrival there."""
+        return 0.0
+
+    def tool(self, world: World, program: Program, event: ToolReady, now: float) -> float:
+        """The priority of a tool call at its host; lower goes first, equals by arrival there."""
         return 0.0
 
     def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:

@@ -50,6 +50,7 @@ class Program:
         admitted: when it first became active.
         marked: to be paused as soon as it is at a tool boundary.
         order: its place among its agent's new programs.
+        host: where it has room for its environments, from its first call on.
         offer: how often it was ranked among the held; the last rank counts.
         cost: what the policy last found its end to cost.
         expected: LLM calls in all, by what it declared last; None if it did not.
@@ -75,6 +76,7 @@ class Program:
     started: dict[str, str] = field(default_factory=dict)
     marked: bool = False
     order: Rank = ()
+    host: str | None = None
     offer: int = 0
     cost: float = 0.0
     expected: float | None = None
@@ -90,6 +92,11 @@ class Program:
     def acting(self) -> bool:
         """Whether none of its calls is at the engine or on its way there: a tool boundary."""
         return not self.running and not self.ready
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing at an engine, and no conversation waits for a tool."""
+        return not self.running and all(line.waiting is None for line in self.lineages.values())
 
     @property
     def places(self) -> Iterator[tuple[str, bool]]:
@@ -117,6 +124,10 @@ class World:
         ticked: when the policy's clock last ticked.
         boundary: the program of which a call has just ended.
         rank: the policy's order of held programs.
+        slots: the environments that fit on each host; only of hosts that have a limit.
+        housed: what takes room on each of these hosts.
+        parks: those of them that can put an environment aside.
+        leaving: held programs whose environments will be put aside.
         wanted: live programs that lack an environment, by its key.
         promised: of these, the active ones.
     """
@@ -130,6 +141,10 @@ class World:
     engines: dict[str, int] = field(default_factory=dict)
     host_tokens: int = 0
     hosts: dict[str, HostState] = field(default_factory=dict)
+    slots: dict[str, int] = field(default_factory=dict)
+    housed: dict[str, int] = field(default_factory=dict)
+    parks: set[str] = field(default_factory=set)
+    leaving: int = 0
     graphs: dict[str, ExecutionGraph] = field(default_factory=dict)
     cost: CostModel = field(default_factory=CostModel)
     queued: deque[float] = field(default_factory=lambda: deque(maxlen=128))
@@ -205,6 +220,7 @@ class World:
         program.since = now
         if program.begun:
             self.resting += program.own
+            self.leaving += self._goes(program)
             self._offer(program)
         else:
             self._queue(program, order)
@@ -236,7 +252,44 @@ class World:
         else:
             self._new.pop(agent, None)
 
+    @property
+    def roomiest(self) -> str | None:
+        """The limited host with the most room left, should it be none or less."""
+        return max(self.slots, key=self.room, default=None)
+
+    def room(self, host: str) -> int:
+        """The environments that still fit on a limited host."""
+        return self.slots[host] - self.housed.get(host, 0)
+
+    def _house(self, program: Program) -> None:
+        if program.about.envs and program.host is None and (host := self.roomiest) is not None:
+            program.host = host
+            self.housed[host] = self.housed.get(host, 0) + len(program.about.envs)
+
+    def park(self, program: Program) -> str | None:
+        """Where a held program's environments can be put aside now, if anywhere; they no longer
+        take room there."""
+        host = program.host
+        if host not in self.parks or not program.begun or program.active or not program.idle:
+            return None
+        self._leave_host(program)
+        for env in program.envs:
+            self.wanted[env] = self.wanted.get(env, 0) + 1
+        program.envs.clear()
+        return host
+
+    def _leave_host(self, program: Program) -> None:
+        if program.host is not None:
+            self.housed[program.host] -= len(program.about.envs)
+            self.leaving -= self._goes(program)
+            program.host = None
+
+    def _goes(self, program: Program) -> bool:
+        return program.host in self.parks and program.begun and not program.active
+
     def activate(self, program: Program, now: float) -> None:
+        self.leaving -= self._goes(program)
+        self._house(program)
         if program.begun:
             self.resting -= program.own
         else:
@@ -300,6 +353,7 @@ class World:
 
     def end(self, program: Program) -> None:
         del self.programs[program.id]
+        self._leave_host(program)
         for env in program.about.envs:
             if env not in program.envs:
                 _one_less(self.wanted, env)

@@ -13,11 +13,13 @@ from drawloom.actions import (
     ClaimEnv,
     DemoteKV,
     LeaseKV,
+    ParkEnvs,
     PrefetchKV,
     RefuseStep,
     ReleaseEnvs,
     ReleaseKV,
     StartStep,
+    StartTool,
     Wake,
     WarmEnv,
 )
@@ -33,9 +35,11 @@ from drawloom.events import (
     StepFinished,
     StepReady,
     Tick,
+    ToolReady,
 )
 from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.sim.engine import Counters, SimEngine, Work, sequence
+from drawloom.runtime.sim.hosts import HostCounters, Rooms, SimHost
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.workload import Job
 
@@ -69,15 +73,17 @@ class Outcome:
     fresh: int
     seconds: float
     events: int
+    host: HostCounters | None = None
 
 
 @dataclass(slots=True)
 class _Running:
-    """A job on its way: which calls have ended, when, and what their contexts were as long as
-    something goes on from them."""
+    """A job on its way: which calls have ended, when what follows them could go on, and what their
+    contexts were as long as something goes on from them."""
 
     result: Ended
-    ended: dict[int, float] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
+    returned: dict[int, float] = field(default_factory=dict)
     waits_for: list[set[int]] = field(default_factory=list)
     heirs: list[int] = field(default_factory=list)
     contexts: dict[int, list[int]] = field(default_factory=dict)
@@ -116,6 +122,7 @@ class Simulation:
         host: bool,
         record: bool = False,
         knows: str = "learned",
+        rooms: Rooms | None = None,
     ) -> None:
         self.machine, self.jobs, self._unit = machine, jobs, machine.unit
         self.declared, self.blind = knows == "declared", knows == "blind"
@@ -124,6 +131,8 @@ class Simulation:
         self.scheduler.world.cost = machine.cost
         self.engine = SimEngine(machine, host, host and policy.spill)
         self.now, self.events = 0.0, 0
+        self.host = None if rooms is None else SimHost(rooms, self._at)
+        self._tools: dict[str, tuple[_Running, int]] = {}
         self._agenda: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._numbers = count()
         self._fresh_units = count(1)
@@ -134,7 +143,7 @@ class Simulation:
         self._done: list[Ended] = []
         self._inbox: list[Event] = []
         self._does: dict[type[Any], Callable[[Any], object]] = {
-            Admit: lambda a: None,
+            Admit: self._admit,
             StartStep: self._start,
             RefuseStep: self._refuse,
             LeaseKV: self._lease,
@@ -143,14 +152,18 @@ class Simulation:
             PrefetchKV: self._prefetch,
             Wake: lambda a: self._at(a.at, self._tell, Tick()),
             WarmEnv: lambda a: None,
-            ClaimEnv: lambda a: None,
-            ReleaseEnvs: lambda a: None,
+            ClaimEnv: lambda a: self._claim(a.program),
+            StartTool: self._start_tool,
+            ParkEnvs: self._park,
+            ReleaseEnvs: self._give_back,
         }
 
     def run(self) -> Outcome:
         """Until every program has ended. Raises `EngineError` if one never can."""
         room = self.machine.kv_tokens
         self._tell(EngineUp(ENGINE, room, self._host_tokens(), room))
+        if self.host is not None:
+            self._tell(self.host.up)
         for job in self.jobs:
             self._at(job.arrival, self._arrive, job)
         while len(self._done) < len(self.jobs):
@@ -167,7 +180,7 @@ class Simulation:
         counters = self.engine.counters
         return Outcome(
             self.scheduler.policy.name, self._done, counters, self._recomputed, self._fresh,
-            self.now, self.events,
+            self.now, self.events, None if self.host is None else self.host.counters,
         )  # fmt: skip
 
     def _host_tokens(self) -> int:
@@ -187,11 +200,10 @@ class Simulation:
 
     def _pass(self, when: float) -> None:
         self.now = max(self.now, when)
-        self.scheduler_now()
-        self.engine.advance(self.now)
-
-    def scheduler_now(self) -> None:
         self.engine.cache.lineages.expire(self.now)
+        if self.host is not None:
+            self.host.now = self.now
+        self.engine.advance(self.now)
 
     def _settle(self) -> None:
         """What the engine finished, and what that sets off, at this same moment."""
@@ -229,7 +241,11 @@ class Simulation:
             chat = job.calls[at].chat
             running.calls_of[chat] = running.calls_of.get(chat, 0) + 1
         expect = job.expect if self.declared else None
-        self._tell(ProgramSubmitted(job.id, self._agent(job), job.tenant, expect_steps=expect))
+        envs = (job.env,) if self.host is not None and job.env else ()
+        agent = self._agent(job)
+        self._tell(ProgramSubmitted(job.id, agent, job.tenant, envs=envs, expect_steps=expect))
+        if self.host is not None and self.host.rooms.claims == "submission":
+            self._claim(job.id)
         for at in numbers:
             if not running.waits_for[at]:
                 self._ready((job.id, at))
@@ -302,7 +318,7 @@ class Simulation:
         else:
             result.admission = wait
         self._recomputed += max(0, step.tail * self._unit - work.cached)
-        running.ended[at] = self.now
+        running.ended.add(at)
         if running.heirs[at]:
             running.contexts[at] = work.seq.tokens
         self._report(running, at, work)
@@ -318,12 +334,31 @@ class Simulation:
             self._tell(LineageEnded(job.id, lineage_of(job.id, call.chat)))
         if self.declared and call.left is not None:
             self._tell(Expected(job.id, call.left))
+        if self.host is not None and job.env and call.busy:
+            self._use(running, at)
+        else:
+            self._returned(running, at, call.gap)
+
+    def _returned(self, running: _Running, at: int, rest: float) -> None:
+        """A call's tool has ended, if it had one; `rest` seconds later what follows can go on."""
+        running.returned[at] = self.now + rest
+        job = running.result.job
         for other, wanted in enumerate(running.waits_for):
             if at in wanted:
                 wanted.discard(at)
                 if not wanted:
-                    ready = max(running.ended[n] + job.calls[n].gap for n in job.after(other))
+                    ready = max(running.returned[n] for n in job.after(other))
                     self._at(ready + self.machine.cost.call, self._ready, (job.id, other))
+
+    def _use(self, running: _Running, at: int) -> None:
+        """A call's tool, in the program's environment."""
+        assert self.host is not None
+        job, call = running.result.job, running.result.job.calls[at]
+        lineage, name = lineage_of(job.id, call.chat), f"{job.id}#{at}"
+        self._tools[name] = (running, at)
+        event = ToolReady(job.id, lineage, name, call.tool, self.host.name)
+        self.host.claim(job)
+        self.host.when_ready(job, lambda: self._tell(event))
 
     def _report(self, running: _Running, at: int, work: Work) -> None:
         job = running.result.job
@@ -346,6 +381,33 @@ class Simulation:
         work = self._steps[action.step].work
         work.priority = action.priority
         self.engine.submit(work)
+
+    def _admit(self, action: Admit) -> None:
+        if self.host is not None and self.host.rooms.claims == "admission":
+            self._claim(action.program)
+
+    def _claim(self, program: str) -> None:
+        job = self._running[program].result.job
+        if self.host is not None and job.env:
+            self.host.claim(job)
+
+    def _park(self, action: ParkEnvs) -> None:
+        assert self.host is not None
+        self.host.park(action.program)
+
+    def _give_back(self, action: ReleaseEnvs) -> None:
+        if self.host is not None:
+            self.host.release(action.program)
+
+    def _start_tool(self, action: StartTool) -> None:
+        assert self.host is not None
+        running, at = self._tools.pop(action.call)
+        call = running.result.job.calls[at]
+
+        def then() -> None:
+            self._returned(running, at, call.gap - call.busy)
+
+        self.host.run(call.busy, action.priority, then)
 
     def _refuse(self, action: RefuseStep) -> None:
         raise EngineError(

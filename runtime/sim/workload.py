@@ -21,7 +21,7 @@ class Call:
     conversations says which (`chat`), which calls must have ended before (`after`) and whose
     context it begins with (`base`; -1 is the program's prefix); all by their numbers. `site` is
     its place in the agent. Once it has ended, the agent's declared graph would say that `left`
-    calls are still to come.
+    calls are still to come. `busy` seconds of the gap a tool runs in the program's environment.
     """
 
     prompt: int
@@ -34,6 +34,7 @@ class Call:
     after: tuple[int, ...] | None = None
     base: int | None = None
     left: float | None = None
+    busy: float = 0.0
 
     @property
     def context(self) -> int:
@@ -44,7 +45,8 @@ class Call:
 class Job:
     """A program of a workload. `prefix` names what its first prompt begins with, `shared` tokens
     of it; equal names are equal tokens. `arrival` in seconds. `expect`: the calls that its
-    declared graph foresees before anything has run."""
+    declared graph foresees before anything has run. `env`: the image that its tools run in, which
+    takes `env_start` seconds to start."""
 
     id: str
     agent: str
@@ -54,6 +56,9 @@ class Job:
     arrival: float = 0.0
     tenant: str = "default"
     expect: float | None = None
+    env: str = ""
+    env_start: float = 0.0
+    image_gb: float = 0.0
 
     def after(self, at: int) -> tuple[int, ...]:
         """The calls that must have ended before call `at`."""
@@ -128,7 +133,9 @@ def _call(step: dict[str, object]) -> Call:
     assert isinstance(tools, list)
     name = "+".join(sorted({str(tool["name"]) for tool in tools})) or "client"
     numbers = [int(str(step[key])) for key in ("in", "reuse", "out")]
-    return Call(numbers[0], numbers[1], max(1, numbers[2]), float(str(step["gap"] or 0.0)), name)
+    gap = float(str(step["gap"] or 0.0))
+    busy = min(gap, sum(float(tool["s"]) for tool in tools))
+    return Call(numbers[0], numbers[1], max(1, numbers[2]), gap, name, busy=busy)
 
 
 def _job(
@@ -137,7 +144,11 @@ def _job(
     first = calls[0]
     calls = [replace(first, reuse=0), *calls[1:]]  # nothing before it: its session was cut here
     shared = min(int(str(prefix["tokens"])), first.prompt)
-    return Job(f"{row['id']}/{part}", agent, tuple(calls), str(prefix["id"]), shared)
+    start, image = float(str(row.get("env_start_s") or 0)), float(str(row.get("image_gb") or 0))
+    return Job(
+        f"{row['id']}/{part}", agent, tuple(calls), str(prefix["id"]), shared,
+        env=str(row["id"]) if start else "", env_start=start, image_gb=image,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,25 @@ class ClaimEnv:
 
 
 @dataclass(frozen=True, slots=True)
+class StartTool:
+    """Give a tool call to its host; lower `priority` goes first."""
+
+    host: str
+    program: str
+    call: str
+    priority: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParkEnvs:
+    """Put a program's environments aside, so that others have their room; it will claim them again
+    as they were."""
+
+    host: str
+    program: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseEnvs:
     """Give back all that a program had."""
 
@@ -114,6 +133,8 @@ Action = (
     | Wake
     | WarmEnv
     | ClaimEnv
+    | StartTool
+    | ParkEnvs
     | ReleaseEnvs
 )
 
@@ -123,11 +144,13 @@ __all__ = [
     "ClaimEnv",
     "DemoteKV",
     "LeaseKV",
+    "ParkEnvs",
     "PrefetchKV",
     "RefuseStep",
     "ReleaseEnvs",
     "ReleaseKV",
     "StartStep",
+    "StartTool",
     "Wake",
     "WarmEnv",
 ]

@@ -73,6 +73,17 @@ class ToolNamed:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolReady:
+    """A tool call can run: its program has its environment. `call` names it for the `host`."""
+
+    program: str
+    lineage: str
+    call: str
+    tool: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class ToolStarted:
     program: str
     lineage: str
@@ -132,6 +143,16 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class HostUp:
+    """A sandbox host is there. At most `slots` environments fit on it, used or not. If it `parks`,
+    it can put one aside while nothing runs in it, and claim it again as it was."""
+
+    host: str
+    slots: int
+    parks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class HostState:
     """What a sandbox host has ready of one environment; `limit` is its pool's size."""
 
@@ -148,12 +169,14 @@ Event = (
     | StepReady
     | StepFinished
     | ToolNamed
+    | ToolReady
     | ToolStarted
     | ToolFinished
     | Forked
     | LineageEnded
     | ProgramEnded
     | EngineUp
+    | HostUp
     | HostState
     | Tick
 )
@@ -164,6 +187,7 @@ __all__ = [
     "Expected",
     "Forked",
     "HostState",
+    "HostUp",
     "LineageEnded",
     "ProgramEnded",
     "ProgramSubmitted",
@@ -172,5 +196,6 @@ __all__ = [
     "Tick",
     "ToolFinished",
     "ToolNamed",
+    "ToolReady",
     "ToolStarted",
 ]

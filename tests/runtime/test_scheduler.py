@@ -5,16 +5,18 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from drawloom.actions import (
     Action,
     Admit,
     ClaimEnv,
     LeaseKV,
+    ParkEnvs,
     ReleaseEnvs,
     ReleaseKV,
     StartStep,
+    StartTool,
     WarmEnv,
 )
 from drawloom.errors import ConfigError
@@ -24,6 +26,7 @@ from drawloom.events import (
     Expected,
     Forked,
     HostState,
+    HostUp,
     LineageEnded,
     ProgramEnded,
     ProgramSubmitted,
@@ -31,6 +34,7 @@ from drawloom.events import (
     StepReady,
     ToolFinished,
     ToolNamed,
+    ToolReady,
     ToolStarted,
 )
 from drawloom.runtime.bench.scheduler import measure
@@ -180,6 +184,63 @@ def test_where_no_environment_can_be_made_programs_do_not_wait_for_one() -> None
     assert _admitted(core.handle(HostState("h", "env", 0, 0, 8), 1.0)) == ["p"]
 
 
+def test_on_a_host_with_room_for_one_the_next_waits_and_its_environment_is_made_at_once() -> None:
+    core = _core()
+    core.handle(HostUp("h", 1), 0.0)
+    assert ClaimEnv("h", "first", "env") in _submit(core, "first", envs=("env",))
+    assert _submit(core, "second", envs=("env",)) == []
+    assert _admitted(_submit(core, "third")) == []  # it is not its turn
+    actions = core.handle(ProgramEnded("first"), 1.0)
+    assert _admitted(actions) == ["second", "third"]
+    assert ClaimEnv("h", "second", "env") in actions
+
+
+def test_a_long_program_and_its_environment_make_room_together_and_come_back_together() -> None:
+    core = _core()
+    core.handle(EngineUp("e", 0, 10 * KV), 0.0)
+    core.handle(HostUp("h", 1, parks=True), 0.0)
+    core.world.graph("agent").step_seconds = 1.0
+    _submit(core, "long", envs=("env",), expect_steps=100.0)
+    _step(core, "long", 100, 0.0)
+    _submit(core, "short", envs=("env",), expect_steps=1.0)
+    assert ParkEnvs("h", "long") not in _finish(core, "long", 110, 1.0, "tool")  # the tool runs
+    actions = _step(core, "long", 120, 2.0)
+    assert actions[0] == ParkEnvs("h", "long")
+    assert ClaimEnv("h", "short", "env") in actions
+    actions = core.handle(ProgramEnded("short"), 3.0)
+    assert ClaimEnv("h", "long", "env") in actions
+    assert [a.program for a in actions if isinstance(a, StartStep)] == ["long"]
+
+
+def test_a_host_that_cannot_put_environments_aside_keeps_its_programs() -> None:
+    core = _core()
+    core.handle(EngineUp("e", 0, 10 * KV), 0.0)
+    core.handle(HostUp("h", 1), 0.0)
+    core.world.graph("agent").step_seconds = 1.0
+    _submit(core, "long", envs=("env",), expect_steps=100.0)
+    _step(core, "long", 100, 0.0)
+    _submit(core, "short", envs=("env",), expect_steps=1.0)
+    _finish(core, "long", 110, 1.0, "tool")
+    assert "long" in core.world.active
+
+
+def test_of_the_tools_that_wait_the_shortest_goes_first() -> None:
+    core = _core()
+    _submit(core, "p")
+    durations = core.world.graph("agent").durations
+    for _ in range(8):
+        durations.observe("quick", 1.0)
+        durations.observe("slow", 100.0)
+    given = [
+        core.handle(ToolReady("p", "p:0", f"p#{tool}", tool, "h"), 0.0)
+        for tool in ("quick", "slow")
+    ]
+    assert given == [
+        [StartTool("h", "p", "p#quick", 1.0)], [StartTool("h", "p", "p#slow", 100.0)]
+    ]  # fmt: skip
+    assert core.handle(ToolReady("nobody", "x", "x#0", "quick", "h"), 0.0) == []
+
+
 def test_what_is_declared_to_be_short_goes_first() -> None:
     core = _core()
     _submit(core, "running", expect_tokens=900)
@@ -266,6 +327,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.made = 0
         self.live: dict[str, int] = {}
         self.running: set[str] = set()
+        self.places: set[tuple[str, str]] = set()
 
     def _send(self, event: Event) -> None:
         actions = self.core.handle(event, self.now)
@@ -275,18 +337,28 @@ class CoreMachine(RuleBasedStateMachine):
                 assert action.program in self.live
                 assert action.program not in self.running
                 self.running.add(action.program)
+            if isinstance(action, ClaimEnv):
+                assert (action.program, action.env) not in self.places
+                self.places.add((action.program, action.env))
+            if isinstance(action, ParkEnvs | ReleaseEnvs):
+                self.places = {place for place in self.places if place[0] != action.program}
             if isinstance(action, LeaseKV):
                 assert action.ttl > 0
                 assert action.value >= 0
 
-    @rule(tokens=st.integers(1, 2000), priority=st.integers(0, 1))
-    def submit(self, tokens: int, priority: int) -> None:
+    @initialize(memory=st.sampled_from([0, 5 * KV]), slots=st.integers(0, 3), parks=st.booleans())
+    def machines(self, memory: int, slots: int, parks: bool) -> None:
+        self._send(EngineUp("e", KV, memory))
+        if slots:
+            self._send(HostUp("h", slots, parks))
+
+    @rule(tokens=st.integers(1, 2000), priority=st.integers(0, 1), env=st.booleans())
+    def submit(self, tokens: int, priority: int, env: bool) -> None:
         self.made += 1
         name = f"p{self.made}"
         self.live[name] = tokens
-        self._send(
-            ProgramSubmitted(name, f"agent-{tokens % 3}", expect_tokens=tokens, priority=priority)
-        )
+        agent, envs = f"agent-{tokens % 3}", ("env",) if env and self.core.world.slots else ()
+        self._send(ProgramSubmitted(name, agent, "t", priority, envs=envs, expect_tokens=tokens))
 
     @rule(data=st.data(), seconds=st.floats(0, 10), context=st.integers(1, 3000))
     def turn(self, data: Any, seconds: float, context: int) -> None:
@@ -334,6 +406,13 @@ class CoreMachine(RuleBasedStateMachine):
         world = self.core.world
         assert world.computing == sum(p.running > 0 for p in world.active.values())
         assert 0.0 <= world.duty <= 1.0
+
+    @invariant()
+    def environments_fit_on_their_host(self) -> None:
+        world = self.core.world
+        assert len(self.places) == sum(world.housed.values()) <= sum(world.slots.values())
+        held = [p for p in world.programs.values() if p.begun and not p.active]
+        assert world.leaving == sum(p.host in world.parks for p in held)
 
     @invariant()
     def nothing_is_kept_of_what_ended(self) -> None:

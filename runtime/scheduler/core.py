@@ -228,7 +228,7 @@ class Scheduler:
             return [self._start(program, event, now)]
         program.ready.append(event)
         self.world.reconsider(program, self.policy.order(program))
-        host = self.world.park(program)
+        host = self.world.park(program) if self.policy.parks else None
         aside: list[Action] = [ParkEnvs(host, program.id)] if host is not None else []
         return [*aside, *self._rebalance(now)]
 

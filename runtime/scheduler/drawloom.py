@@ -39,6 +39,7 @@ class Drawloom(Policy):
     spill = True
     evict_at_end = True
     claim_early = True
+    parks = True
 
     def order(self, program: Program) -> Rank:
         deadline = program.about.deadline

@@ -43,6 +43,7 @@ class Policy:
         spill: whether what is evicted from the device goes to host memory, where there is some.
         evict_at_end: whether the KV of what has ended is freed at once.
         claim_early: whether an environment is claimed when a tool's name is decoded, or before.
+        parks: whether the environments of a paused program are put aside, where its host can.
         period: seconds between calls of `tick`; None for no clock.
     """
 
@@ -50,6 +51,7 @@ class Policy:
     spill = False
     evict_at_end = False
     claim_early = False
+    parks = False
     period: float | None = None
 
     def order(self, program: Program) -> Rank:

@@ -8,13 +8,14 @@ together with the KV of a program that it pauses, and runs the tools that end so
 its variants lacks one of these.
 """
 
+import math
 import os
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
-from drawloom.errors import ConfigError
+from drawloom.errors import ConfigError, EngineError
 from drawloom.events import ToolReady
 from drawloom.runtime.scheduler import Policy, make_policy, policy_names
 from drawloom.runtime.scheduler.drawloom import Drawloom
@@ -75,7 +76,9 @@ def _tries(scenario: Scenario) -> list[_Try]:
     return [*found, *(_Try(Clairvoyant.name, Clairvoyant.name, claims) for claims in CLAIMS)]
 
 
-def _run(scenario: Scenario, one: _Try, seed: int) -> Outcome:
+def _run(scenario: Scenario, one: _Try, seed: int) -> Outcome | None:
+    """None when a program never ends: each place is taken for one that the policy holds, and each
+    one that it lets run waits for a place."""
     jobs, engine = scenario.population(), scenario.engine()
     mix = scenario.mix(jobs)
     drawn = mix.draw(seed, statistics.fmean(isolated(engine, jobs).values()))
@@ -87,7 +90,10 @@ def _run(scenario: Scenario, one: _Try, seed: int) -> Outcome:
         policy: Policy = Clairvoyant(drawn, engine.cost)
     else:
         policy = _VARIANTS[one.policy]() if one.policy in _VARIANTS else make_policy(one.policy)
-    return Simulation(engine, policy, drawn, scenario.host, rooms=rooms).run()
+    try:
+        return Simulation(engine, policy, drawn, scenario.host, rooms=rooms).run()
+    except EngineError:
+        return None
 
 
 def compare_units(
@@ -103,13 +109,17 @@ def compare_units(
         )
     alone, found = isolated(scenario.engine(), jobs), dict[str, dict[str, float]]()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        runs: list[tuple[_Try, list[Future[Outcome]]]] = [
+        runs: list[tuple[_Try, list[Future[Outcome | None]]]] = [
             (one, [pool.submit(_run, scenario, one, seed) for seed in range(scenario.seeds)])
             for one in _tries(scenario)
         ]
         for one, several in runs:
-            row = _row([run.result() for run in several], alone)
+            outcomes = [done for run in several if (done := run.result()) is not None]
+            ended = len(outcomes) == scenario.seeds
+            row = _row(outcomes, alone) if ended else {"jct_mean_s": math.inf}
             progress(f"{one.policy} ({one.claims})", row["jct_mean_s"])
+            if not ended:
+                continue
             best = found.get(one.row)
             if best is None or row["jct_mean_s"] < best["jct_mean_s"]:
                 found[one.row] = row

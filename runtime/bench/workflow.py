@@ -39,6 +39,7 @@ from drawloom.runtime.bench.engine import shape
 from drawloom.runtime.bench.profile import profile
 from drawloom.runtime.bus import LocalBus
 from drawloom.runtime.cli import show
+from drawloom.runtime.curves import save_curves
 from drawloom.runtime.live import Live
 from drawloom.runtime.llmcall import spans
 from drawloom.runtime.scheduler import make_policy
@@ -194,11 +195,16 @@ class Player:
 
 
 class Bench:
-    """One workload, one engine, costs measured once; policies in turn."""
+    """One workload, one engine, costs measured once; policies in turn.
+
+    Attributes:
+        took: seconds of each program from its arrival to its end, of the last live run by policy.
+    """
 
     def __init__(self, replay: Replay, jobs: Sequence[Job]) -> None:
         torch.set_num_threads(1)
         self.replay = replay
+        self.took: dict[str, list[float]] = {}
         spec = shape(6, 256, _VOCABULARY, _CONTEXT)
         self._spec, self._weights = spec, dummy(spec, torch.float32)
         cost, _ = profile(self._core(_CONTEXT, _CONTEXT))
@@ -228,6 +234,7 @@ class Bench:
         job = Job("0:alone", "alone", (replace(calls[0], reuse=0), *calls[1:]))
         self.drawn, self.alone = [job], isolated(self.machine, [job])
         found = self.live("fcfs-lru")
+        self.took.clear()
         more = (found["jct_mean_s"] - self.alone[job.id]) / len(calls)
         cost = replace(self.machine.cost, call=max(0.0, more))
         self.machine = replace(self.machine, cost=cost)
@@ -264,6 +271,7 @@ class Bench:
             await live.close()
             await engine.close()
             await store.close()
+        self.took[policy] = [one.jct for one in player.ended]
         return self._figures(player.ended) | self._more(player, stats, seconds)
 
     def _more(self, player: Player, stats: EngineStats, seconds: float) -> dict[str, float]:
@@ -285,8 +293,9 @@ class Bench:
         return programs(ended, [self.alone[one.job.id] for one in ended])
 
 
-def main(replay: Replay, policies: Sequence[str], json: bool) -> int:
-    """Raises `ConfigError` for a workload or policy that there is not."""
+def main(replay: Replay, policies: Sequence[str], json: bool, plot: Path | None = None) -> int:
+    """Raises `ConfigError` for a workload or policy that there is not, or a picture that cannot be
+    written."""
     for name in policies:
         make_policy(name)
     path = Path(replay.workload)
@@ -299,6 +308,10 @@ def main(replay: Replay, policies: Sequence[str], json: bool) -> int:
         simulated[name] = bench.simulated(name)
         if not json:
             show.note(f"{name}: mean JCT {live[name]['jct_mean_s']:.2f} s")
+    if plot is not None:
+        save_curves(plot, f"{path.name}, live, {replay.count} programs", bench.took)
+        if not json:
+            show.note(f"picture: {plot}")
     means = [{n: row["jct_mean_s"] for n, row in rows.items()} for rows in (live, simulated)]
     errors = [abs(means[1][name] / means[0][name] - 1) for name in policies]
     about = {

@@ -1,5 +1,6 @@
 """`drawloom bench`: the verbs."""
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -122,6 +123,7 @@ def bench_workflow(
     tokens: float = 1 / 32,
     host: bool = True,
     seed: int = 0,
+    plot: Path | None = None,
     json: Json = False,
 ) -> int:
     """Replay a workload against the live engine under several policies, and in the simulator.
@@ -130,11 +132,12 @@ def bench_workflow(
         workload: a generated one by name, or a trace file.
         tokens: what one token of the workload is scaled to; seconds are scaled so that the engine
             is as busy between pauses as the simulator's preset.
+        plot: a PNG to write, with the share of programs that had ended by each time.
     """
     from drawloom.runtime.bench import workflow
 
     replay = workflow.Replay(workload, in_flight, programs, pressure, tokens, host, seed)
-    return workflow.main(replay, [name.strip() for name in policy.split(",")], json)
+    return workflow.main(replay, [name.strip() for name in policy.split(",")], json, plot)
 
 
 __all__ = ["Json", "bench_app"]

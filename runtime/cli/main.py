@@ -234,6 +234,7 @@ def sim(
     host: bool = True,
     seeds: int = 3,
     programs: int = 0,
+    burst: int = 1,
     json: Json = False,
 ) -> int:
     """Run a workload under several policies in virtual time.
@@ -246,11 +247,12 @@ def sim(
         host: host memory behind the device.
         seeds: draws of programs and arrivals; tail figures pool them.
         programs: of each draw; 0 is four times those in flight.
+        burst: programs that arrive at a time, at the same rate in all.
     """
     from drawloom.runtime.cli import simulate
     from drawloom.runtime.sim.compare import Scenario
 
-    scenario = Scenario(workload, machine, pressure, host, seeds, programs)
+    scenario = Scenario(workload, machine, pressure, host, seeds, programs, burst=burst)
     return simulate.main(scenario, policy, json)
 
 

@@ -29,7 +29,7 @@ class Scenario:
     """A workload on a machine. `pressure` is capacity over working set; 0 is memory without end
     for as many programs as at 0.4. `programs`: of each seed; 0 is four times those in flight. The
     first `skip` of them are not counted. `knows`: what the scheduler knows of agents
-    (`Simulation`)."""
+    (`Simulation`). `burst`: programs that arrive at a time."""
 
     workload: str
     machine: str = "h200-8b"
@@ -39,6 +39,7 @@ class Scenario:
     programs: int = 0
     skip: int = 0
     knows: str = "learned"
+    burst: int = 1
 
     def population(self) -> list[Job]:
         """Raises `ConfigError`."""
@@ -58,7 +59,9 @@ class Scenario:
                 f"{tokens:,}: name a larger machine"
             )
         there = in_flight(jobs, tokens, self.pressure or 0.4)
-        return Mix(tuple(jobs), there, self.programs or _ROUNDS * there)
+        if self.burst < 1:
+            raise ConfigError(f"{self.burst} programs cannot arrive at a time; at least one does")
+        return Mix(tuple(jobs), there, self.programs or _ROUNDS * there, self.burst)
 
 
 def run_one(scenario: Scenario, policy: str, seed: int) -> Outcome:

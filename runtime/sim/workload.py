@@ -153,7 +153,7 @@ def _job(
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Programs drawn from others, with Poisson arrivals.
+    """Programs drawn from others, with Poisson arrivals, `burst` of them at a time.
 
     `in_flight` programs are meant to be there at a time: they arrive at `in_flight` over the mean
     of `isolated`, the seconds that one takes alone.
@@ -162,12 +162,14 @@ class Mix:
     jobs: tuple[Job, ...]
     in_flight: int
     count: int
+    burst: int = 1
 
     def draw(self, seed: int, isolated: float) -> list[Job]:
         rng, now = random.Random(seed), 0.0
         drawn = []
         for number in range(self.count):
-            now += rng.expovariate(self.in_flight / isolated)
+            if number % self.burst == 0:
+                now += rng.expovariate(self.in_flight / isolated / self.burst)
             job = rng.choice(self.jobs)
             drawn.append(replace(job, id=f"{number}:{job.id}", arrival=now))
         return drawn

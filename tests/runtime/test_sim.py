@@ -226,6 +226,16 @@ def test_policies_are_compared_over_seeds_and_the_best_cap_of_a_sweep_is_shown()
     assert all(row["programs"] == 12 for row in found.values())
 
 
+def test_bursts_arrive_together_at_the_same_rate() -> None:
+    alone = Mix(tuple(JOBS), 8, 4000).draw(0, 100.0)
+    bursts = Mix(tuple(JOBS), 8, 4000, burst=10).draw(0, 100.0)
+    assert len({job.arrival for job in alone}) == 4000
+    assert len({job.arrival for job in bursts}) == 400
+    assert bursts[-1].arrival == pytest.approx(alone[-1].arrival, rel=0.2)
+    with pytest.raises(ConfigError, match="at a time"):
+        compare(Scenario("swe", burst=0), ["fcfs-lru"])
+
+
 def test_programs_in_flight_fill_memory_as_often_as_asked() -> None:
     jobs = [Job("a", "a", (Call(900, 0, 100, 0.0, "t"),))]
     assert in_flight(jobs, 10_000, 0.5) == 20

@@ -4,17 +4,17 @@ Order: the program whose end costs least goes first: by the calls that its decla
 left; else by the states in which its conversations are, where these have predicted better than the
 service had; else by the Gittins index of what programs of its agent took (seconds of the engine for
 each completion, given what it has had); its first prompt, which has to be computed, is added. Of
-what looks alike the smaller goes first, then the earlier. Nobody waits for more than `_PATIENCE`
-times what its like take: then the oldest goes first. Admission: a program runs when its own KV at
-its usual peak fits beside those that run, with a standard deviation of the sum to spare
-(Past-Future's idea of forecasting the peak, arXiv 2507.10150, over programs); a prefix that all
-share is counted once. With host memory behind the device more run, by as much as those that run
-were seen to wait for tools: then some KV is always out of the way. Pause: when what runs outgrows
-memory all the same, the last in order that waits for a tool is held there; with host memory, a
-program at a tool boundary also makes room for one that costs a tenth of it. Retention: at a tool
-boundary KV is leased for as long as the tools take to return at the 95th percentile of what was
-observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds waste
-and blocks nobody). What ends is dropped at once.
+what looks alike the smaller goes first by powers of two, then the earlier. Nobody waits for more
+than `_PATIENCE` times what its like take: then the oldest goes first. Admission: a program runs
+when its own KV at its usual peak fits beside those that run, with a standard deviation of the sum
+to spare (Past-Future's idea of forecasting the peak, arXiv 2507.10150, over programs); a prefix
+that all share is counted once. With host memory behind the device more run, by as much as those
+that run were seen to wait for tools: then some KV is always out of the way. Pause: when what runs
+outgrows memory all the same, the last in order that waits for a tool is held there; with host
+memory, a program at a tool boundary also makes room for one that costs a tenth of it. Retention: at
+a tool boundary KV is leased for as long as the tools take to return at the 95th percentile of what
+was observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds
+waste and blocks nobody). What ends is dropped at once.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from drawloom.events import StepReady, ToolReady
 from drawloom.runtime.scheduler.policy import Demote, Keep, Policy, Retention
 from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
 
-_FULL, _SPARE = 0.95, 1.5
+_FULL, _LEAST, _SPARE = 0.95, 0.35, 1.5
 _HOST = 0.6
 _DEVIATIONS = 1.0
 _CHEAPER = 0.1
@@ -45,11 +45,11 @@ class Drawloom(Policy):
         deadline = program.about.deadline
         late = 1e18 if deadline is None else deadline
         steps = program.expected or 0.0
-        return -program.about.priority, late, steps, program.own, program.index
+        return -program.about.priority, late, steps, _size(program.own), program.index
 
     def rank(self, world: World, program: Program) -> Rank:
-        priority, deadline, _, own, index = self.order(program)
-        return priority, deadline, self._cost(world, program), own, index
+        priority, deadline, _, size, index = self.order(program)
+        return priority, deadline, self._cost(world, program), size, index
 
     def _cost(self, world: World, program: Program) -> float:
         """Seconds of the engine for each completion: what a declared graph says is left, or the
@@ -63,7 +63,7 @@ class Drawloom(Policy):
             known = graph.service_left(program.places)
         if known is None:
             known = graph.seconds_per_completion(program.service)
-        prompt = 0.0 if program.begun else world.cost.recompute(program.own)
+        prompt = 0.0 if program.begun else world.cost.recompute(_size(program.own))
         program.cost = prompt + (known or 0.0)
         return program.cost
 
@@ -143,7 +143,7 @@ class Drawloom(Policy):
     def _beyond(self, world: World) -> float:
         """The share of the device by which programs may exceed it: as much as they wait for tools,
         if host memory takes what waits."""
-        return _SPARE * (1.0 - world.duty) if world.host_tokens else 0.0
+        return max(_LEAST, _SPARE * (1.0 - world.duty)) if world.host_tokens else 0.0
 
     def paused(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
         return Demote() if world.host_tokens else None
@@ -170,6 +170,12 @@ class Drawloom(Policy):
         host = world.hosts.get(env)
         wanted = world.wanted.get(env, 0)
         return wanted if host is None else min(host.limit, wanted)
+
+
+def _size(tokens: int) -> int:
+    """Prompts of one power of two are alike: to put the smaller first wins little among them, and
+    costs those that it keeps waiting their deadline."""
+    return 1 << tokens.bit_length() >> 1
 
 
 __all__ = ["Drawloom"]

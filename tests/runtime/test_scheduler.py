@@ -255,15 +255,15 @@ def test_what_is_declared_to_be_short_goes_first() -> None:
 def test_of_new_programs_that_look_alike_the_smallest_prompt_goes_first() -> None:
     core = _core()
     _submit(core, "running", expect_tokens=900)
-    for name, prompt in (("large", 600), ("small", 100), ("middle", 300)):
+    for name, prompt in (("large", 600), ("small", 100), ("middle", 300), ("alike", 290)):
         _submit(core, name, expect_tokens=900)
         _step(core, name, prompt, 0.0)
     _submit(core, "silent", expect_tokens=900)  # whose prompt nobody knows
     order, running = [], "running"
-    for now in range(1, 5):
+    for now in range(1, 6):
         order += _admitted(core.handle(ProgramEnded(running), float(now)))
         running = order[-1]
-    assert order == ["silent", "small", "middle", "large"]
+    assert order == ["silent", "small", "middle", "alike", "large"]
 
 
 def test_with_host_memory_more_run_where_programs_wait_for_tools() -> None:

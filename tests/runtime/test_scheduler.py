@@ -259,11 +259,10 @@ def test_of_new_programs_that_look_alike_the_smallest_prompt_goes_first() -> Non
         _submit(core, name, expect_tokens=900)
         _step(core, name, prompt, 0.0)
     _submit(core, "silent", expect_tokens=900)  # whose prompt nobody knows
-    order, running = [], "running"
-    for now in range(1, 6):
-        order += _admitted(core.handle(ProgramEnded(running), float(now)))
-        running = order[-1]
-    assert order == ["silent", "small", "middle", "alike", "large"]
+    order = ["running"]
+    for now in range(5):
+        order += _admitted(core.handle(ProgramEnded(order[now]), float(now)))
+    assert order == ["running", "silent", "small", "middle", "alike", "large"]
 
 
 def test_with_host_memory_more_run_where_programs_wait_for_tools() -> None:

@@ -98,11 +98,14 @@ class Drawloom(Policy):
         return bool(wanted <= (_FULL + self._beyond(world)) * world.capacity)
 
     def _housed(self, world: World, program: Program) -> bool:
-        """Whether its environments can be there when its first tool asks for them."""
+        """Whether its environments can be there when its first tool asks for them. One that wants
+        more than a host has gets a whole one."""
         envs, host = program.about.envs, world.roomiest
         if host is None:
             return all(self._equipped(world, env) for env in envs)
-        return program.host is not None or not envs or world.room(host) >= len(envs)
+        if program.host is not None or not envs:
+            return True
+        return world.room(host) >= min(len(envs), world.slots[host])
 
     def _leaves_room(self, world: World, program: Program) -> bool:
         """Whether one that is paused makes room for environments, and no other is about to."""

@@ -195,6 +195,16 @@ def test_on_a_host_with_room_for_one_the_next_waits_and_its_environment_is_made_
     assert ClaimEnv("h", "second", "env") in actions
 
 
+def test_who_wants_more_environments_than_a_host_has_gets_a_whole_one() -> None:
+    core = _core()
+    core.handle(HostUp("h", 2), 0.0)
+    _submit(core, "usual", envs=("a",))
+    assert _submit(core, "greedy", envs=("a", "b", "c")) == []
+    assert _admitted(core.handle(ProgramEnded("usual"), 1.0)) == ["greedy"]
+    assert _submit(core, "next", envs=("a",)) == []
+    assert _admitted(core.handle(ProgramEnded("greedy"), 2.0)) == ["next"]
+
+
 def test_a_long_program_and_its_environment_make_room_together_and_come_back_together() -> None:
     core = _core()
     core.handle(EngineUp("e", 0, 10 * KV), 0.0)

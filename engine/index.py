@@ -50,6 +50,13 @@ class Entry:
     users: set[str] = field(default_factory=set)
     leases: set[str] = field(default_factory=set)
 
+    def begins(self, other: "Entry | None") -> bool:
+        """Whether another block has all that this one has, and more."""
+        count = len(self.tokens)
+        return (
+            other is not None and len(other.tokens) > count and other.tokens[:count] == self.tokens
+        )
+
 
 @dataclass(slots=True, eq=False)
 class Load:
@@ -230,6 +237,13 @@ class BlockIndex:
             self.host_lru.pop(entry.host)
             if not entry.pins:
                 self._leave_host(entry)
+
+    def retire(self, entry: Entry) -> None:
+        """Forget a block that is of no use beside another, unless somebody has it: an unfinished
+        block of each turn would fill host memory otherwise."""
+        held = entry.block >= 0 and self.pool.refs(entry.block)
+        if not (held or entry.users or entry.pins or entry.saving or entry.load):
+            self.forget(entry)
 
     def _unlease_all(self, entry: Entry) -> None:
         for lineage in list(entry.leases):

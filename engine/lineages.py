@@ -114,10 +114,13 @@ class Lineages:
         record = self._records.setdefault(seq.lineage, Lineage())
         record.active = max(0, record.active - 1)
         mine = set(map(id, entries))
+        follows = {entry.parent: entry for entry in entries}
         for entry in reversed(record.entries):
             if id(entry) not in mine:  # superseded: a newer turn took another path
                 self.index.unlease(entry, seq.lineage)
                 entry.users.discard(seq.lineage)
+                if entry.begins(follows.get(entry.parent)):
+                    self.index.retire(entry)
         record.entries = entries
         known = len(record.tokens)
         if seq.computed >= known or seq.tokens[:known] != record.tokens:

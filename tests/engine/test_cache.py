@@ -272,6 +272,20 @@ def test_a_newer_turn_supersedes_the_lease_of_the_branch_it_left() -> None:
     assert cache.leased_blocks == 2
 
 
+def test_the_unfinished_block_of_a_turn_is_gone_when_a_newer_turn_has_finished_it() -> None:
+    cache = KVCache(18, SIZE, lease_budget=0.5, host_blocks=18, write_through=WriteThrough.ALL)
+    tokens, fork = list(range(2 * SIZE + 1)), list(range(SIZE + 1))
+    _turn(cache, "other", fork)
+    for end in range(SIZE + 1, len(tokens) + 1):
+        _turn(cache, "mine", tokens[:end])
+        for block, _ in cache.drain().saves:
+            cache.saved(block)
+    # two full blocks, the last token's, and the unfinished one that the other conversation is at
+    assert len(cache.index.known) == 4
+    assert cache.index.host_used == 4
+    assert _hit(cache, fork) == len(fork)
+
+
 def test_verbs_on_an_unknown_lineage_answer_missing() -> None:
     cache = KVCache(4, SIZE)
     replies = (

@@ -65,7 +65,6 @@ class ExecutionGraph:
         self.usual_span: float | None = None
         self._sorted = np.zeros(0)
         self._costs: dict[float, float] = {}
-        self._peaks = np.zeros(0)
         self.shared = 0
         self._graph: nx.DiGraph[str] = nx.DiGraph()
         self._left: dict[str, float] = {}
@@ -132,15 +131,6 @@ class ExecutionGraph:
         self.usual_span = fmean(self.spans)
         self._sorted = np.sort(np.array(self.services))
         self._costs.clear()
-        self._peaks = np.sort(np.array(self.contexts))
-
-    def peak_from(self, tokens: int) -> int | None:
-        """The mean of the most KV tokens of finished programs that came as far as `tokens`; None
-        while none has finished."""
-        if not len(self._peaks):
-            return None
-        at = int(np.searchsorted(self._peaks, tokens, side="right"))
-        return int(self._peaks[at:].mean()) if at < len(self._peaks) else tokens
 
     def _judge(self, service: float, trail: Sequence[tuple[float, float]]) -> None:
         """Which would have known better what was still to come: the states, or the mean of those

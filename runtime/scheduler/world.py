@@ -121,6 +121,7 @@ class World:
         host_tokens: KV tokens that fit into host memory behind the engines.
         queued: seconds that the last calls waited at their engine.
         computing: active programs that have a call at an engine.
+        duty: the share of active programs that compute, over the last minutes.
         ticked: when the policy's clock last ticked.
         boundary: the program of which a call has just ended.
         rank: the policy's order of held programs.
@@ -149,27 +150,22 @@ class World:
     cost: CostModel = field(default_factory=CostModel)
     queued: deque[float] = field(default_factory=lambda: deque(maxlen=128))
     computing: int = 0
+    duty: float = _DUTY
     ticked: float = -1.0
     boundary: Program | None = None
     rank: Callable[[Program], Rank] = field(default=lambda program: _by_arrival(program))
     wanted: dict[str, int] = field(default_factory=dict)
     promised: dict[str, int] = field(default_factory=dict)
-    _duty: float = _DUTY
     _passed: float = 0.0
     _offers: list[tuple[Rank, int, int, int, Program]] = field(default_factory=list)
     _new: dict[str, list[tuple[Rank, int, Program]]] = field(default_factory=dict)
     _ages: list[tuple[int, Program]] = field(default_factory=list)
 
-    @property
-    def duty(self) -> float:
-        """The share of active programs that have a call at an engine, over the last minutes."""
-        return self._duty
-
     def pass_time(self, now: float) -> None:
         """Nothing has changed until `now`."""
         if self.active:
             fade = exp(-(now - self._passed) / _MINUTES)
-            self._duty += (1 - fade) * (self.computing / len(self.active) - self._duty)
+            self.duty += (1 - fade) * (self.computing / len(self.active) - self.duty)
         self._passed = now
 
     def start(self, program: Program, step: str, lineage: str) -> None:
@@ -178,13 +174,11 @@ class World:
         program.running += 1
         program.started[step] = lineage
 
-    def stop(self, program: Program, step: str) -> bool:
-        """It is over, or given up; False if it was not there."""
-        if program.started.pop(step, None) is None:
-            return False
-        program.running -= 1
-        self.computing -= program.active and not program.running
-        return True
+    def stop(self, program: Program, step: str) -> None:
+        """It is over, or given up; nothing happens if it was not there."""
+        if program.started.pop(step, None) is not None:
+            program.running -= 1
+            self.computing -= program.active and not program.running
 
     @property
     def capacity(self) -> int:
@@ -270,7 +264,7 @@ class World:
         """Where a held program's environments can be put aside now, if anywhere; they no longer
         take room there."""
         host = program.host
-        if host not in self.parks or not program.begun or program.active or not program.idle:
+        if not self._goes(program) or not program.idle:
             return None
         self._leave_host(program)
         for env in program.envs:

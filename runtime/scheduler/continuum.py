@@ -11,7 +11,8 @@ from bisect import bisect_right
 from drawloom.events import StepReady
 from drawloom.runtime.scheduler.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Keep, Retention
-from drawloom.runtime.scheduler.world import Lineage, Program, World
+from drawloom.runtime.scheduler.program import Lineage, Program
+from drawloom.runtime.scheduler.world import World
 
 _FIRST = 1e9
 _DEFAULT = 2.0

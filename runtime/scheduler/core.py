@@ -45,7 +45,8 @@ from drawloom.events import (
 )
 from drawloom.graph.execution import END, ExecutionGraph
 from drawloom.runtime.scheduler.policy import Demote, Drop, Keep, Policy, Retention
-from drawloom.runtime.scheduler.world import Lineage, Program, World
+from drawloom.runtime.scheduler.program import Lineage, Program
+from drawloom.runtime.scheduler.world import World
 
 _GROWTH = 1.1
 
@@ -56,7 +57,7 @@ class Scheduler:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.world = World()
-        self.world.rank = lambda program: self.policy.rank(self.world, program)
+        self.world.held.rank = lambda program: self.policy.rank(self.world, program)
         self._arrivals = 0
         self._promised: dict[str, int] = {}
         self._next_tick: float | None = None
@@ -139,8 +140,13 @@ class Scheduler:
             actions += self._pause(program, now)
         for program in self.policy.admit(world, now):
             actions += self._activate(program, now)
-        for env in sorted(world.wanted.keys() | self._targets.keys()) if world.hosts else ():
-            wanted, before = self.policy.warm(world, env), self._targets.pop(env, 0)
+        return actions + (self._pools() if world.places.hosts else [])
+
+    def _pools(self) -> list[Action]:
+        """How many environments of each key are to be ready, where that has changed."""
+        actions = list[Action]()
+        for env in sorted(self.world.places.wanted.keys() | self._targets.keys()):
+            wanted, before = self.policy.warm(self.world, env), self._targets.pop(env, 0)
             if wanted:
                 self._targets[env] = wanted
             if wanted != before:
@@ -161,7 +167,7 @@ class Scheduler:
             return []
         envs = [env for env in program.about.envs if env not in program.envs]
         for env in envs:
-            self.world.took(program, env)
+            self.world.places.took(program, env)
         return [ClaimEnv(program.host, program.id, env) for env in envs]
 
     def _pause(self, program: Program, now: float) -> list[Action]:
@@ -228,7 +234,7 @@ class Scheduler:
             return [self._start(program, event, now)]
         program.ready.append(event)
         self.world.reconsider(program, self.policy.order(program))
-        host = self.world.park(program) if self.policy.parks else None
+        host = self.world.places.park(program) if self.policy.parks else None
         aside: list[Action] = [ParkEnvs(host, program.id)] if host is not None else []
         return [*aside, *self._rebalance(now)]
 
@@ -322,7 +328,7 @@ class Scheduler:
         early = self.policy.claim_early and event.env is not None
         if program is None or not early or event.env is None or event.env in program.envs:
             return []
-        self.world.took(program, event.env)
+        self.world.places.took(program, event.env)
         claim = ClaimEnv(self._hosts.get(event.env, ""), program.id, event.env)
         return [claim, *self._rebalance(now)]
 
@@ -330,7 +336,7 @@ class Scheduler:
         program = self.world.programs.get(event.program)
         if program is None or event.env is None or event.env in program.envs:
             return []
-        self.world.took(program, event.env)
+        self.world.places.took(program, event.env)
         return self._rebalance(now)
 
     def _tool_ready(self, event: ToolReady, now: float) -> list[Action]:
@@ -341,9 +347,7 @@ class Scheduler:
         return [StartTool(event.host, program.id, event.call, priority)]
 
     def _host_up(self, event: HostUp, now: float) -> list[Action]:
-        self.world.slots[event.host] = event.slots
-        if event.parks:
-            self.world.parks.add(event.host)
+        self.world.places.up(event)
         return self._rebalance(now)
 
     def _engine_up(self, event: EngineUp, now: float) -> list[Action]:
@@ -353,7 +357,7 @@ class Scheduler:
         return self._rebalance(now)
 
     def _host_state(self, event: HostState, now: float) -> list[Action]:
-        self.world.hosts[event.env] = event
+        self.world.places.hosts[event.env] = event
         self._hosts[event.env] = event.host
         return self._rebalance(now)
 

@@ -21,7 +21,8 @@ from collections.abc import Iterator
 
 from drawloom.events import StepReady, ToolReady
 from drawloom.runtime.scheduler.policy import Demote, Keep, Policy, Retention
-from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
+from drawloom.runtime.scheduler.program import Lineage, Program, Rank
+from drawloom.runtime.scheduler.world import World
 
 _FULL, _LEAST, _SPARE = 0.95, 0.35, 1.5
 _HOST = 0.6
@@ -78,12 +79,12 @@ class Drawloom(Policy):
             yield program
 
     def _next(self, world: World, now: float) -> Program | None:
-        oldest = world.oldest
+        oldest = world.held.oldest
         if oldest is not None:
             usual = world.graph(oldest.about.agent).usual_span
             if usual is not None and now - oldest.since > _PATIENCE * usual:
                 return oldest
-        return world.first
+        return world.held.first
 
     def claim(self, world: World, program: Program) -> int:
         seen = world.graph(program.about.agent).usual_peak
@@ -100,25 +101,25 @@ class Drawloom(Policy):
     def _housed(self, world: World, program: Program) -> bool:
         """Whether its environments can be there when its first tool asks for them. One that wants
         more than a host has gets a whole one."""
-        envs, host = program.about.envs, world.roomiest
+        envs, host = program.about.envs, world.places.roomiest
         if host is None:
             return all(self._equipped(world, env) for env in envs)
         if program.host is not None or not envs:
             return True
-        return world.room(host) >= min(len(envs), world.slots[host])
+        return world.places.room(host) >= min(len(envs), world.places.slots[host])
 
     def _leaves_room(self, world: World, program: Program) -> bool:
         """Whether one that is paused makes room for environments, and no other is about to."""
-        return program.host in world.parks and not world.leaving
+        return program.host in world.places.parks and not world.places.leaving
 
     def _equipped(self, world: World, env: str) -> bool:
         """Whether an environment is ready for one more. Where none can be made, do not wait."""
-        host = world.hosts.get(env)
+        host = world.places.hosts.get(env)
         if host is None:
             return False
         if not host.warm and not host.creating:
             return True
-        return host.warm > world.promised.get(env, 0)
+        return host.warm > world.places.promised.get(env, 0)
 
     def pause(self, world: World, now: float) -> Iterator[Program]:
         while self._overflows(world) and len(world.active) > 1:
@@ -126,7 +127,7 @@ class Drawloom(Policy):
             if not acting:
                 return
             yield max(acting, key=lambda p: (-p.about.priority, p.cost, p.index))
-        program, first = world.boundary, world.first
+        program, first = world.boundary, world.held.first
         if program is None or first is None or not world.host_tokens:
             return
         if not program.acting or not program.active:
@@ -170,8 +171,8 @@ class Drawloom(Policy):
         return Keep(ttl, chance * world.cost.recompute(lineage.context))
 
     def warm(self, world: World, env: str) -> int:
-        host = world.hosts.get(env)
-        wanted = world.wanted.get(env, 0)
+        host = world.places.hosts.get(env)
+        wanted = world.places.wanted.get(env, 0)
         return wanted if host is None else min(host.limit, wanted)
 
 

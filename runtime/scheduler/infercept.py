@@ -10,7 +10,8 @@ the cheaper alternative would. Calls keep their program's place in the queue.
 from drawloom.events import StepReady
 from drawloom.runtime.scheduler.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
-from drawloom.runtime.scheduler.world import Lineage, Program, World
+from drawloom.runtime.scheduler.program import Lineage, Program
+from drawloom.runtime.scheduler.world import World
 
 
 class Infercept(Pinning):

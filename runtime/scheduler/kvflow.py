@@ -6,7 +6,8 @@ is one step away; how far in seconds says the tool's median. Calls go in order o
 """
 
 from drawloom.runtime.scheduler.policy import Demote, Keep, Policy, Retention
-from drawloom.runtime.scheduler.world import Lineage, Program, World
+from drawloom.runtime.scheduler.program import Lineage, Program
+from drawloom.runtime.scheduler.world import World
 
 _LONG = 600.0
 _UNKNOWN = 5.0

@@ -9,7 +9,8 @@ nothing computes, the first one goes on whatever it breaks (their guard against 
 from collections.abc import Iterator
 
 from drawloom.runtime.scheduler.policy import Policy
-from drawloom.runtime.scheduler.world import Program, World
+from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.scheduler.world import World
 
 
 class Pinning(Policy):
@@ -19,7 +20,7 @@ class Pinning(Policy):
                 yield program
 
     def admit(self, world: World, now: float) -> Iterator[Program]:
-        waiting = [p for p in world.held() if p.ready]
+        waiting = [p for p in world.held.ranked() if p.ready]
         for program in waiting:
             computing = any(p.running for p in world.active.values())
             if computing and world.tokens + program.tokens > world.capacity:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from drawloom.events import StepReady, ToolReady
-from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
+from drawloom.runtime.scheduler.program import Lineage, Program, Rank
+from drawloom.runtime.scheduler.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Policy:
 
     def admit(self, world: World, now: float) -> Iterable[Program]:
         """The held programs that may run now. The core makes each active before it asks on."""
-        while (program := world.first) is not None:
+        while (program := world.held.first) is not None:
             yield program
 
     def claim(self, world: World, program: Program) -> int:

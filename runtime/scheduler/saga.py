@@ -13,7 +13,8 @@ import statistics
 from drawloom.events import StepReady
 from drawloom.runtime.scheduler.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Keep, Retention
-from drawloom.runtime.scheduler.world import Lineage, Program, World
+from drawloom.runtime.scheduler.program import Lineage, Program
+from drawloom.runtime.scheduler.world import World
 
 _ALPHA, _BETA, _GAMMA = 0.3, 0.5, 0.2
 _SOFT, _HARD = 0.7, 0.9

@@ -7,7 +7,8 @@ The baseline that the papers leave out: most of what they report is their rival 
 from collections.abc import Iterator
 
 from drawloom.runtime.scheduler.policy import Policy
-from drawloom.runtime.scheduler.world import Program, World
+from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.scheduler.world import World
 
 
 class StaticCap(Policy):
@@ -21,7 +22,7 @@ class StaticCap(Policy):
         self.name = f"static-cap:{self.programs}"
 
     def admit(self, world: World, now: float) -> Iterator[Program]:
-        while len(world.active) < self.programs and (program := world.first) is not None:
+        while len(world.active) < self.programs and (program := world.held.first) is not None:
             yield program
 
 

@@ -11,7 +11,8 @@ program's tokens count 2^-t on resume after t seconds. Pausing does nothing to t
 from collections.abc import Iterator
 
 from drawloom.runtime.scheduler.policy import Policy
-from drawloom.runtime.scheduler.world import Program, World
+from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.scheduler.world import World
 
 _TICK, _SLACK, _PATIENCE = 5.0, 100, 1800.0
 
@@ -46,14 +47,14 @@ class Thunder(Policy):
 
     def admit(self, world: World, now: float) -> Iterator[Program]:
         if world.ticked != now:
-            first = world.first
+            first = world.held.first
             if first is None or not first.ready or first.begun or self._crowd(world):
                 return
             if self._remaining(world, now) >= first.tokens + _SLACK:
                 yield first
             return
         room = self._remaining(world, now, self.decay)
-        for program in sorted(world.held(), key=_turn):
+        for program in sorted(world.held.ranked(), key=_turn):
             late = bool(program.ready) and now - program.since >= _PATIENCE
             room -= program.tokens + _SLACK
             if room < 0 and not late:

@@ -20,7 +20,8 @@ from drawloom.errors import EngineError
 from drawloom.events import EngineUp, Event, ProgramEnded, ProgramSubmitted, StepFinished, StepReady
 from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.scheduler.drawloom import Drawloom
-from drawloom.runtime.scheduler.world import Program, World
+from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.scheduler.world import World
 from drawloom.runtime.sim.engine import BLOCK, Work, sequence
 from drawloom.runtime.sim.loop import ENGINE
 from drawloom.runtime.sim.presets import Machine
@@ -67,7 +68,7 @@ class FrozenDrawloom(Drawloom):
     """`drawloom`'s retention under another's order: everybody runs."""
 
     def admit(self, world: World, now: float) -> Iterator[Program]:
-        while (program := world.first) is not None:
+        while (program := world.held.first) is not None:
             yield program
 
     def pause(self, world: World, now: float) -> Iterator[Program]:

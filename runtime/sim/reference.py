@@ -16,7 +16,8 @@ from drawloom.cost import CostModel
 from drawloom.events import StepReady
 from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.scheduler.policy import Keep, Policy, Retention
-from drawloom.runtime.scheduler.world import Lineage, Program, Rank, World
+from drawloom.runtime.scheduler.program import Lineage, Program, Rank
+from drawloom.runtime.scheduler.world import World
 from drawloom.runtime.sim.workload import Job
 
 _FULL, _LEASE = 0.95, 600.0
@@ -42,7 +43,7 @@ class Clairvoyant(Policy):
         return (self._work(program),)
 
     def admit(self, world: World, now: float) -> Iterator[Program]:
-        while (program := world.first) is not None:
+        while (program := world.held.first) is not None:
             need = self.claim(world, program)
             if world.active and world.claimed + need > _FULL * world.capacity:
                 return

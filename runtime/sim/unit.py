@@ -19,7 +19,8 @@ from drawloom.errors import ConfigError, EngineError
 from drawloom.events import ToolReady
 from drawloom.runtime.scheduler import Policy, make_policy, policy_names
 from drawloom.runtime.scheduler.drawloom import Drawloom
-from drawloom.runtime.scheduler.world import Program, World
+from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.scheduler.world import World
 from drawloom.runtime.sim.compare import Scenario
 from drawloom.runtime.sim.hosts import CLAIMS, Rooms
 from drawloom.runtime.sim.loop import Outcome, Simulation

@@ -170,11 +170,11 @@ def test_environments_that_nobody_wants_any_more_are_forgotten() -> None:
     for number in range(5):
         _submit(core, f"p{number}", envs=(f"env{number}", "same"))
     core.handle(ToolNamed("p0", "shell", "env0"), 1.0)
-    assert core.world.wanted["same"] == 5
-    assert "env0" not in core.world.wanted
+    assert core.world.places.wanted["same"] == 5
+    assert "env0" not in core.world.places.wanted
     actions = [a for n in range(5) for a in core.handle(ProgramEnded(f"p{n}"), 2.0)]
     assert {a.env for a in actions if isinstance(a, WarmEnv) and not a.count} >= {"env1", "same"}
-    assert (core.world.wanted, core.world.promised, core._targets) == ({}, {}, {})
+    assert (core.world.places.wanted, core.world.places.promised, core._targets) == ({}, {}, {})
 
 
 def test_where_no_environment_can_be_made_programs_do_not_wait_for_one() -> None:
@@ -366,7 +366,8 @@ class CoreMachine(RuleBasedStateMachine):
         self.made += 1
         name = f"p{self.made}"
         self.live[name] = tokens
-        agent, envs = f"agent-{tokens % 3}", ("env",) if env and self.core.world.slots else ()
+        agent, limited = f"agent-{tokens % 3}", self.core.world.places.slots
+        envs = ("env",) if env and limited else ()
         self._send(ProgramSubmitted(name, agent, "t", priority, envs=envs, expect_tokens=tokens))
 
     @rule(data=st.data(), seconds=st.floats(0, 10), context=st.integers(1, 3000))
@@ -408,7 +409,7 @@ class CoreMachine(RuleBasedStateMachine):
     def the_first_is_one_that_is_held(self) -> None:
         world = self.core.world
         held = {name for name in self.live if name not in world.active}
-        assert (world.first.id in held) if held and world.first else not held
+        assert (world.held.first.id in held) if held and world.held.first else not held
 
     @invariant()
     def what_computes_is_counted(self) -> None:
@@ -418,10 +419,10 @@ class CoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def environments_fit_on_their_host(self) -> None:
-        world = self.core.world
-        assert len(self.places) == sum(world.housed.values()) <= sum(world.slots.values())
+        world, places = self.core.world, self.core.world.places
+        assert len(self.places) == sum(places.housed.values()) <= sum(places.slots.values())
         held = [p for p in world.programs.values() if p.begun and not p.active]
-        assert world.leaving == sum(p.host in world.parks for p in held)
+        assert places.leaving == sum(p.host in places.parks for p in held)
 
     @invariant()
     def nothing_is_kept_of_what_ended(self) -> None:

@@ -152,7 +152,7 @@ def test_everybody_ends_under_every_policy_and_gives_everything_back(
     assert len(outcome.ended) == len(jobs)
     world = simulation.scheduler.world
     assert not world.programs
-    assert sum(world.housed.values()) == world.leaving == world.computing == 0
+    assert sum(world.places.housed.values()) == world.places.leaving == world.computing == 0
     counters = outcome.host
     assert counters is not None
     assert counters.ran == pytest.approx(3.0 * (sum(steps) - len(steps)))

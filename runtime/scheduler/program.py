@@ -1,0 +1,106 @@
+"""A program and its conversations, as the scheduler sees them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from drawloom.events import ProgramSubmitted, StepReady
+from drawloom.graph.execution import START
+from drawloom.graph.forecast import Forecast
+
+Rank = tuple[float, ...]
+
+
+@dataclass(slots=True)
+class Lineage:
+    """A conversation. `waiting` names the tools it waits for, `since` when it began to, `forecast`
+    what was expected then; it is leased `until` then. Of its `context`, the first `shared` tokens
+    are in the cache for others as well."""
+
+    id: str
+    engine: str
+    state: str = START
+    context: int = 0
+    shared: int = 0
+    waiting: str | None = None
+    forecast: Forecast | None = None
+    since: float = 0.0
+    until: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Program:
+    """A program from submission to end.
+
+    Attributes:
+        active: its calls go to the engine; else they are held, before admission or while paused.
+        begun: it was active at some time.
+        tokens: of all its live conversations.
+        own: of these, those that no other program has as well.
+        claim: KV tokens that its admission reserved.
+        ready: calls that are held.
+        running: calls at the engine.
+        started: these, and the conversation of each.
+        service: seconds that its calls have had there.
+        since: when it became held, or ran out of calls.
+        admitted: when it first became active.
+        marked: to be paused as soon as it is at a tool boundary.
+        order: its place among its agent's new programs.
+        host: where it has room for its environments, from its first call on.
+        offer: how often it was ranked among the held; the last rank counts.
+        cost: what the policy last found its end to cost.
+        expected: LLM calls in all, by what it declared last; None if it did not.
+        trail: at the end of each call, the service so far and the service that was expected to
+            follow it.
+    """
+
+    about: ProgramSubmitted
+    index: int
+    submitted: float
+    active: bool = False
+    begun: bool = False
+    peak: int = 0
+    tokens: int = 0
+    own: int = 0
+    claim: int = 0
+    running: int = 0
+    steps: int = 0
+    service: float = 0.0
+    since: float = 0.0
+    admitted: float = 0.0
+    ready: list[StepReady] = field(default_factory=list)
+    started: dict[str, str] = field(default_factory=dict)
+    marked: bool = False
+    order: Rank = ()
+    host: str | None = None
+    offer: int = 0
+    cost: float = 0.0
+    expected: float | None = None
+    trail: list[tuple[float, float]] = field(default_factory=list)
+    lineages: dict[str, Lineage] = field(default_factory=dict)
+    envs: set[str] = field(default_factory=set)
+
+    @property
+    def id(self) -> str:
+        return self.about.program
+
+    @property
+    def acting(self) -> bool:
+        """Whether none of its calls is at the engine or on its way there: a tool boundary."""
+        return not self.running and not self.ready
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing at an engine, and no conversation waits for a tool."""
+        return not self.running and all(line.waiting is None for line in self.lineages.values())
+
+    @property
+    def places(self) -> Iterator[tuple[str, bool]]:
+        """The states of its conversations, and whether the call there has ended."""
+        return ((line.state, line.waiting is not None) for line in self.lineages.values())
+
+    def lacks(self, env: str) -> bool:
+        """Whether it may still ask for an environment of this key."""
+        return env in self.about.envs and env not in self.envs
+
+
+__all__ = ["Lineage", "Program", "Rank"]

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -23,7 +23,7 @@ from drawloom.errors import (
     SandboxError,
     SandboxUnavailable,
 )
-from drawloom.events import ProgramEnded, ProgramSubmitted
+from drawloom.events import ProgramEnded, ProgramSubmitted, TenantShare
 from drawloom.ids import new_id
 from drawloom.runtime.agent import Agent
 from drawloom.runtime.budget import Account, Usage
@@ -103,6 +103,7 @@ class Runtime:
         isolate: run the engine in a process of its own, whose crash fails no program.
         record: keep the scheduler's decisions in the store.
         cost: what computing costs here, measured by `drawloom profile`; learnt otherwise.
+        tenants: weights and limits of tenants; others have weight 1 and no limit.
 
     Raises on entry: `CheckpointError`, `StoreError`, `SandboxUnavailable`, `ConfigError`.
     """
@@ -123,13 +124,14 @@ class Runtime:
         isolate: bool = False,
         record: bool = True,
         cost: CostModel | None = None,
+        tenants: Iterable[TenantShare] = (),
     ) -> None:
         self._policy = make_policy(policy)
         self._model, self._url, self._sandbox, self._docker = model, store, sandbox, docker
         self._pool_size, self._kv_tokens, self._device = pool, kv_tokens, device
         self._template = template
         self._config, self._isolate, self._record = engine, isolate, record
-        self._cost = cost
+        self._cost, self._tenants = cost, tuple(tenants)
         self._runs: dict[str, Run[Any]] = {}
         self._live: Live | None = None
         self.bus: EventBus = LocalBus()
@@ -165,6 +167,8 @@ class Runtime:
             live = Live(self._policy, engine, pool, store, self.bus, self._record)
             undo.push_async_callback(live.close)
             live.scheduler.world.cost = self._cost or live.scheduler.world.cost
+            for share in self._tenants:
+                live.emit(share)
             await live.remember()
             self._live = live
             await self._sweep()

@@ -160,6 +160,7 @@ def serve(
     always_usage: bool = False,
     isolate: bool = False,
     cost: Path | None = None,
+    tenant: list[str] | None = None,
 ) -> int:
     """Serve a model over HTTP, on the wire that OpenAI's clients speak.
 
@@ -174,8 +175,11 @@ def serve(
         always_usage: end every stream with its usage, asked for or not.
         isolate: run the engine in a process of its own, whose crash fails no request.
         cost: what computing costs here, as `drawloom profile --out` wrote it.
+        tenant: what one may have, as NAME:weight=2,programs=8,kv_tokens=100000; any of the three.
+            Requests say whose they are with the header x-tenant, which nobody checks.
     """
     from drawloom.engine.config import EngineConfig
+    from drawloom.events import TenantShare
     from drawloom.runtime.bench import profile as profiles
     from drawloom.runtime.runtime import Runtime
     from drawloom.runtime.server import serve as server
@@ -191,6 +195,7 @@ def serve(
         isolate=isolate,
         record=False,
         cost=profiles.load(cost) if cost is not None else None,
+        tenants=map(TenantShare.parse, tenant or ()),
     )
     listener = server.bind(host, port)
     serving = server.serve(

@@ -37,6 +37,7 @@ from drawloom.events import (
     ProgramSubmitted,
     StepFinished,
     StepReady,
+    TenantShare,
     Tick,
     ToolFinished,
     ToolNamed,
@@ -81,6 +82,7 @@ class Scheduler:
             EngineUp: self._engine_up,
             HostUp: self._host_up,
             HostState: self._host_state,
+            TenantShare: self._tenant_share,
             Tick: self._tick,
         }
 
@@ -274,6 +276,7 @@ class Scheduler:
     def _served(self, program: Program, event: StepFinished, now: float) -> None:
         self.world.stop(program, event.step)
         program.service += event.service
+        self.world.tenants.serve(program, event.service)
         program.steps += 1
         program.since = now
         self.world.queued.append(event.queued)
@@ -354,6 +357,11 @@ class Scheduler:
         self.world.engines[event.engine] = event.kv_tokens
         self._longest[event.engine] = event.longest
         self.world.host_tokens += event.host_tokens
+        return self._rebalance(now)
+
+    def _tenant_share(self, event: TenantShare, now: float) -> list[Action]:
+        self.world.tenants.share(event)
+        self.world.held.freed(event.tenant)
         return self._rebalance(now)
 
     def _host_state(self, event: HostState, now: float) -> list[Action]:

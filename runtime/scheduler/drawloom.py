@@ -5,7 +5,9 @@ left; else by the states in which its conversations are, where these have predic
 service had; else by the Gittins index of what programs of its agent took (seconds of the engine for
 each completion, given what it has had); its first prompt, which has to be computed, is added. Of
 what looks alike the smaller goes first by powers of two, then the earlier. Nobody waits for more
-than `_PATIENCE` times what its like take: then the oldest goes first. Admission: a program runs
+than `_PATIENCE` times what its like take: then the oldest goes first. Between tenants service is
+shared by weight: none is admitted whose tenant has had more than that of another that waits, by
+what `_AHEAD` programs take. Admission: a program runs
 when its own KV at its usual peak fits beside those that run, with a standard deviation of the sum
 to spare (Past-Future's idea of forecasting the peak, arXiv 2507.10150, over programs); a prefix
 that all share is counted once. With host memory behind the device more run, by as much as those
@@ -20,6 +22,7 @@ waste and blocks nobody). What ends is dropped at once.
 from collections.abc import Iterator
 
 from drawloom.events import StepReady, ToolReady
+from drawloom.runtime.scheduler.held import Held, Lane
 from drawloom.runtime.scheduler.policy import Demote, Keep, Policy, Retention
 from drawloom.runtime.scheduler.program import Lineage, Program, Rank
 from drawloom.runtime.scheduler.world import World
@@ -29,6 +32,7 @@ _HOST = 0.6
 _DEVIATIONS = 1.0
 _CHEAPER = 0.1
 _PATIENCE = 10.0
+_AHEAD = 2.0
 _GUESS = 0.125
 _SLACK = 1.5
 _SHORTEST, _LONGEST, _UNKNOWN = 1.0, 60.0, 30.0
@@ -79,12 +83,25 @@ class Drawloom(Policy):
             yield program
 
     def _next(self, world: World, now: float) -> Program | None:
-        oldest = world.held.oldest
+        """The first, unless its tenant is too far ahead of another that waits."""
+        first, needy = self._turn(world, world.held, now), world.held.neediest
+        if first is None or needy is None:
+            return first
+        ahead = world.tenants.of(first).attained - needy.tenant.attained
+        if ahead <= _AHEAD * world.tenants.usual:
+            return first
+        other = self._turn(world, needy, now)
+        behind = other is None or other.about.priority < first.about.priority
+        return first if behind else other
+
+    def _turn(self, world: World, held: Held | Lane, now: float) -> Program | None:
+        """Of these the first, or the oldest when it has waited for too long."""
+        oldest = held.oldest
         if oldest is not None:
             usual = world.graph(oldest.about.agent).usual_span
             if usual is not None and now - oldest.since > _PATIENCE * usual:
                 return oldest
-        return world.held.first
+        return held.first
 
     def claim(self, world: World, program: Program) -> int:
         seen = world.graph(program.about.agent).usual_peak
@@ -127,7 +144,7 @@ class Drawloom(Policy):
             if not acting:
                 return
             yield max(acting, key=lambda p: (-p.about.priority, p.cost, p.index))
-        program, first = world.boundary, world.held.first
+        program, first = world.boundary, self._next(world, now)
         if program is None or first is None or not world.host_tokens:
             return
         if not program.acting or not program.active:

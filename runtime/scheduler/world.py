@@ -8,6 +8,7 @@ from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.scheduler.held import Held
 from drawloom.runtime.scheduler.places import Places
 from drawloom.runtime.scheduler.program import Lineage, Program, Rank
+from drawloom.runtime.scheduler.tenants import Tenants
 
 _DUTY, _MINUTES = 0.75, 120.0
 
@@ -19,6 +20,7 @@ class World:
         programs: all that are not over.
         active: those whose calls go to the engine, in the order in which they became so.
         held: the others.
+        tenants: what each of them was given, and may have.
         tokens: of all conversations of active programs.
         own: of these, those that each has for itself.
         claimed: KV tokens that they were promised.
@@ -38,7 +40,8 @@ class World:
     def __init__(self) -> None:
         self.programs: dict[str, Program] = {}
         self.active: dict[str, Program] = {}
-        self.held = Held(lambda program: self.graph(program.about.agent))
+        self.tenants = Tenants()
+        self.held = Held(lambda program: self.graph(program.about.agent), self.tenants)
         self.tokens = self.own = self.claimed = self.resting = 0
         self.engines: dict[str, int] = {}
         self.host_tokens = 0
@@ -94,6 +97,7 @@ class World:
         """A program is new; it is held from now on."""
         self.programs[program.id] = program
         self.places.submit(program)
+        self.tenants.submit(program)
 
     def hold(self, program: Program, order: Rank, now: float) -> None:
         """A program is new, or paused. New ones of one agent go by `order`."""
@@ -116,6 +120,7 @@ class World:
         program.active, program.begun, program.marked = True, True, False
         self.held.remove(program)
         self.active[program.id] = program
+        self.tenants.activate(program)
         self.computing += program.running > 0
         self.tokens += program.tokens
         self.own += program.own
@@ -126,14 +131,18 @@ class World:
         del self.active[program.id]
         self.computing -= program.running > 0
         self.places.deactivate(program)
+        self.tenants.deactivate(program)
+        self.held.freed(program.about.tenant)
         self.tokens -= program.tokens
         self.own -= program.own
         self.claimed -= program.claim
 
     def reclaim(self, program: Program, claim: int) -> None:
         """Promise a program another number of KV tokens."""
-        if program.active:
+        if program.active and claim != program.claim:
             self.claimed += claim - program.claim
+            self.tenants.reclaim(program, claim - program.claim)
+            self.held.freed(program.about.tenant)
         program.claim = claim
 
     def resize(self, program: Program, lineage: Lineage, context: int, shared: int) -> None:
@@ -159,6 +168,7 @@ class World:
         else:
             self.resting -= program.own if program.begun else 0
             self.held.remove(program)
+        self.tenants.end(program)
 
     def reconsider(self, program: Program, order: Rank) -> None:
         """What is known of a program has changed; a held one is ranked anew, for itself."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         SandboxError,
         ToolError,
     )
+    from drawloom.events import TenantShare
     from drawloom.graph.declared import Graph
     from drawloom.runtime.agent import Agent, agent
     from drawloom.runtime.budget import Budget
@@ -45,6 +46,7 @@ _HOMES = {
     "SamplingParams": "engine.sequence",
     "Sandbox": "environments",
     "SandboxError": "errors",
+    "TenantShare": "events",
     "Tool": "tools.tool",
     "ToolCall": "tools.calls",
     "ToolError": "errors",
@@ -89,6 +91,7 @@ __all__ = [
     "SamplingParams",
     "Sandbox",
     "SandboxError",
+    "TenantShare",
     "Tool",
     "ToolCall",
     "ToolError",

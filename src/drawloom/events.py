@@ -1,6 +1,9 @@
 """What the scheduler hears. Every event names its program, and its engine or host."""
 
+import math
 from dataclasses import dataclass
+
+from drawloom.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,42 @@ class EngineUp:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantShare:
+    """What a tenant may have from now on: service by its `weight` where others wait as well, at
+    most `programs` at a time, and none more once those that run were promised `kv_tokens`.
+    Raises `ConfigError` for a weight, or a limit, under which nothing would ever run."""
+
+    tenant: str
+    weight: float = 1.0
+    programs: int | None = None
+    kv_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ConfigError(f"tenant {self.tenant!r}: a weight is above 0, not {self.weight:g}")
+        for name, limit in (("programs", self.programs), ("kv_tokens", self.kv_tokens)):
+            if limit is not None and limit < 1:
+                raise ConfigError(f"tenant {self.tenant!r}: {name}={limit} lets nothing run")
+
+    @classmethod
+    def parse(cls, text: str) -> "TenantShare":
+        """From ``NAME:weight=2,programs=8,kv_tokens=100000``. Raises `ConfigError`."""
+        name, _, rest = text.partition(":")
+        kinds: dict[str, type] = {"weight": float, "programs": int, "kv_tokens": int}
+        try:
+            pairs = dict(part.split("=") for part in rest.split(",") if part)
+            values = {key: kinds[key](value) for key, value in pairs.items()}
+        except (KeyError, ValueError):
+            raise ConfigError(
+                f"tenant {text!r}: write NAME:weight=2,programs=8,kv_tokens=100000, "
+                "any of the three"
+            ) from None
+        if not name:
+            raise ConfigError(f"tenant {text!r} has no name")
+        return cls(name, **values)
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time is what the scheduler asked to be woken at."""
 
@@ -178,6 +217,7 @@ Event = (
     | EngineUp
     | HostUp
     | HostState
+    | TenantShare
     | Tick
 )
 
@@ -193,6 +233,7 @@ __all__ = [
     "ProgramSubmitted",
     "StepFinished",
     "StepReady",
+    "TenantShare",
     "Tick",
     "ToolFinished",
     "ToolNamed",

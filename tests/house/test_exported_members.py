@@ -5,8 +5,8 @@ import drawloom
 PUBLIC = [
     "Agent", "Budget", "BudgetExceeded", "Chat", "DrawloomError", "EngineError", "Env",
     "ExecResult", "Graph", "ReplayMismatch", "Run", "Runtime", "SamplingParams", "Sandbox",
-    "SandboxError", "Tool", "ToolCall", "ToolError", "ToolResult", "Turn", "agent", "best_of",
-    "gather", "graph_agent", "tool",
+    "SandboxError", "TenantShare", "Tool", "ToolCall", "ToolError", "ToolResult", "Turn", "agent",
+    "best_of", "gather", "graph_agent", "tool",
 ]  # fmt: skip
 
 

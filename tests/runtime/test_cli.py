@@ -191,8 +191,11 @@ def test_profile_writes_a_cost_model_that_serve_reads(folder: Path) -> None:
 
 
 def test_serve_says_where_it_is_and_ends_with_ctrl_c(folder: Path) -> None:
-    words = ["serve", "--port", "0", "--isolate", "--cost", "none.json"]
+    words = ["serve", "--port", "0", "--isolate", "--tenant", "lab:weight=2", "--cost", "none.json"]
     assert _run(folder, *words).returncode == 2
+    refused = _run(folder, "serve", "--tenant", "lab:programs=0")
+    assert refused.returncode == 2
+    assert "lets nothing run" in refused.stderr
     with subprocess.Popen(
         [sys.executable, "-m", "drawloom", *words[:-2]], cwd=folder, stderr=subprocess.PIPE,
         text=True, preexec_fn=_hears_ctrl_c,

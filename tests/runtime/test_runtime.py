@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drawloom import Env, Runtime, Sandbox, agent, tool
+from drawloom import Env, Runtime, Sandbox, TenantShare, agent, tool
 from drawloom.errors import SandboxUnavailable, StoreError
 from drawloom.runtime.demo import tasks
 from drawloom.runtime.demo.agent import solve
@@ -78,3 +78,27 @@ async def test_what_is_declared_is_used_until_it_was_seen() -> None:
         assert work.env is not None
         assert runtime.live.pool is not None
         assert sum(runtime.live.pool.counts(work.env.key)) == 2
+
+
+async def test_a_tenant_has_no_more_programs_at_a_time_than_it_may() -> None:
+    there = {"small": 0, "big": 0}
+    most = dict(there)
+
+    async def stay(tenant: str) -> None:
+        there[tenant] += 1
+        most[tenant] = max(most[tenant], there[tenant])
+        await asyncio.sleep(0.05)
+        there[tenant] -= 1
+
+    @agent(tenant="small")
+    async def small() -> None:
+        await stay("small")
+
+    @agent(tenant="big")
+    async def big() -> None:
+        await stay("big")
+
+    async with Runtime(sandbox="none", tenants=[TenantShare("small", programs=2)]) as runtime:
+        await asyncio.gather(*(runtime.run(work) for _ in range(6) for work in (small, big)))
+    assert most["small"] == 2
+    assert most["big"] > 2

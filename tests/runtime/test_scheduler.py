@@ -32,6 +32,7 @@ from drawloom.events import (
     ProgramSubmitted,
     StepFinished,
     StepReady,
+    TenantShare,
     ToolFinished,
     ToolNamed,
     ToolReady,
@@ -346,6 +347,8 @@ class CoreMachine(RuleBasedStateMachine):
                 assert action.program in self.live
                 assert action.program not in self.running
                 self.running.add(action.program)
+                tenant = self.core.world.tenants.of(self.core.world.programs[action.program])
+                assert tenant.active <= (tenant.share.programs or len(self.live))
             if isinstance(action, ClaimEnv):
                 assert (action.program, action.env) not in self.places
                 self.places.add((action.program, action.env))
@@ -361,14 +364,21 @@ class CoreMachine(RuleBasedStateMachine):
         if slots:
             self._send(HostUp("h", slots, parks))
 
-    @rule(tokens=st.integers(1, 2000), priority=st.integers(0, 1), env=st.booleans())
-    def submit(self, tokens: int, priority: int, env: bool) -> None:
+    @rule(tenant=st.sampled_from("abc"), programs=st.none() | st.integers(1, 3))
+    def share(self, tenant: str, programs: int | None) -> None:
+        self._send(TenantShare(tenant, 1.0 + (programs or 0), programs))
+
+    @rule(
+        tokens=st.integers(1, 2000), priority=st.integers(0, 1), env=st.booleans(),
+        tenant=st.sampled_from("abc"),
+    )  # fmt: skip
+    def submit(self, tokens: int, priority: int, env: bool, tenant: str) -> None:
         self.made += 1
         name = f"p{self.made}"
         self.live[name] = tokens
         agent, limited = f"agent-{tokens % 3}", self.core.world.places.slots
         envs = ("env",) if env and limited else ()
-        self._send(ProgramSubmitted(name, agent, "t", priority, envs=envs, expect_tokens=tokens))
+        self._send(ProgramSubmitted(name, agent, tenant, priority, envs=envs, expect_tokens=tokens))
 
     @rule(data=st.data(), seconds=st.floats(0, 10), context=st.integers(1, 3000))
     def turn(self, data: Any, seconds: float, context: int) -> None:
@@ -408,8 +418,27 @@ class CoreMachine(RuleBasedStateMachine):
     @invariant()
     def the_first_is_one_that_is_held(self) -> None:
         world = self.core.world
-        held = {name for name in self.live if name not in world.active}
-        assert (world.held.first.id in held) if held and world.held.first else not held
+        waits = [p for p in world.programs.values() if not p.active]
+        assert world.held.programs == {p.id: p for p in waits}
+        free = [p for p in waits if not world.tenants.of(p).full]
+        needy = world.held.neediest
+        if not free:
+            assert (world.held.first, world.held.oldest, needy) == (None, None, None)
+            return
+        assert world.held.first in free
+        assert world.held.oldest is min(free, key=lambda p: p.index)
+        assert needy is not None
+        assert needy.tenant.attained == min(world.tenants.of(p).attained for p in free)
+
+    @invariant()
+    def tenants_are_counted(self) -> None:
+        world = self.core.world
+        for name in {p.about.tenant for p in world.programs.values()}:
+            mine = [p for p in world.active.values() if p.about.tenant == name]
+            tenant = world.tenants.named(name)
+            assert (tenant.active, tenant.claimed) == (len(mine), sum(p.claim for p in mine))
+            live = sum(p.about.tenant == name for p in world.programs.values())
+            assert tenant.live == live
 
     @invariant()
     def what_computes_is_counted(self) -> None:

@@ -240,6 +240,8 @@ def sim(
     seeds: int = 3,
     programs: int = 0,
     burst: int = 1,
+    replicas: int = 1,
+    routing: str = "affine",
     json: Json = False,
 ) -> int:
     """Run a workload under several policies in virtual time.
@@ -253,11 +255,17 @@ def sim(
         seeds: draws of programs and arrivals; tail figures pool them.
         programs: of each draw; 0 is four times those in flight.
         burst: programs that arrive at a time, at the same rate in all.
+        replicas: engines, with as many times the programs in flight.
+        routing: affine (a program stays with its KV, moves with it, and is stolen by engines with
+            nothing to do), sticky (stays), or scatter (each call where there is least to do).
     """
     from drawloom.runtime.cli import simulate
     from drawloom.runtime.sim.compare import Scenario
 
-    scenario = Scenario(workload, machine, pressure, host, seeds, programs, burst=burst)
+    scenario = Scenario(
+        workload, machine, pressure, host, seeds, programs,
+        burst=burst, replicas=replicas, routing=routing,
+    )  # fmt: skip
     return simulate.main(scenario, policy, json)
 
 

@@ -43,12 +43,16 @@ def main(scenario: Scenario, policy: str, json: bool) -> int:
     pressure = f"capacity / working set {scenario.pressure:g}" if scenario.pressure else "no limit"
     host = "host memory" if scenario.host else "no host memory"
     title = f"{scenario.workload} on {scenario.machine}, {pressure}, {host}, {scenario.seeds} seeds"
+    shown = dict(_SHOWN)
+    if scenario.replicas > 1:
+        title += f", {scenario.replicas} replicas, {scenario.routing}"
+        shown["moves"] = ("moves", "{:.1f}")
     table = Table(title=title)
     table.add_column("policy", no_wrap=True)
-    for heading, _ in _SHOWN.values():
+    for heading, _ in shown.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in sorted(found.items(), key=lambda item: item[1]["jct_mean_s"]):
-        table.add_row(name, *(form.format(row[key]) for key, (_, form) in _SHOWN.items()))
+        table.add_row(name, *(form.format(row[key]) for key, (_, form) in shown.items()))
     show.console().print(table)
     share = knowable(scenario.population(), scenario.engine().cost)
     show.note(

@@ -7,6 +7,7 @@ under a virtual clock.
 
 import heapq
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from drawloom.actions import (
@@ -53,19 +54,16 @@ _GROWTH = 1.1
 
 
 class Scheduler:
-    """Keeps the world, asks the policy."""
+    """Keeps the world of one engine, asks the policy; `beside` is another engine's world."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, beside: World | None = None) -> None:
         self.policy = policy
-        self.world = World()
+        self.world = World(beside)
         self.world.held.rank = lambda program: self.policy.rank(self.world, program)
-        self._arrivals = 0
         self._promised: dict[str, int] = {}
         self._next_tick: float | None = None
         self._wakes: list[float] = []
         self._returns: list[tuple[float, str, str, float]] = []
-        self._targets: dict[str, int] = {}
-        self._hosts: dict[str, str] = {}
         self._longest: dict[str, int] = {}
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             ProgramSubmitted: self._submitted,
@@ -96,11 +94,10 @@ class Scheduler:
     def _submitted(self, event: ProgramSubmitted, now: float) -> list[Action]:
         if event.program in self.world.programs:
             return []
-        self._arrivals += 1
-        program = Program(event, self._arrivals, now, expected=event.expect_steps)
+        program = Program(event, next(self.world.arrivals), now, expected=event.expect_steps)
         self.world.submit(program)
         self.world.hold(program, self.policy.order(program), now)
-        return [*self._rebalance(now), *self._clock(now)]
+        return [*self.rebalance(now), *self._clock(now)]
 
     def _expected(self, event: Expected, now: float) -> list[Action]:
         program = self.world.programs.get(event.program)
@@ -108,7 +105,7 @@ class Scheduler:
             return []
         program.expected = program.steps + event.steps
         self.world.reconsider(program, self.policy.order(program))
-        return self._rebalance(now)
+        return self.rebalance(now)
 
     def _program_ended(self, event: ProgramEnded, now: float) -> list[Action]:
         program = self.world.programs.get(event.program)
@@ -124,7 +121,7 @@ class Scheduler:
         for lineage in program.lineages.values():
             graph.observe(lineage.state, END)
             actions.append(self._release(program, lineage, event.keep))
-        return [*actions, ReleaseEnvs(program.id), *self._rebalance(now)]
+        return [*actions, ReleaseEnvs(program.id), *self.rebalance(now)]
 
     def _learned(self, graph: ExecutionGraph) -> None:
         """Each time that an agent's history has grown by a tenth, its active programs are promised
@@ -135,7 +132,7 @@ class Scheduler:
                 if program.about.agent == graph.agent:
                     self.world.reclaim(program, self.policy.claim(self.world, program))
 
-    def _rebalance(self, now: float) -> list[Action]:
+    def rebalance(self, now: float) -> list[Action]:
         """Pauses, admissions and warm targets, after anything that may have changed them."""
         world, actions = self.world, list[Action]()
         for program in self.policy.pause(world, now):
@@ -146,14 +143,18 @@ class Scheduler:
 
     def _pools(self) -> list[Action]:
         """How many environments of each key are to be ready, where that has changed."""
-        actions = list[Action]()
-        for env in sorted(self.world.places.wanted.keys() | self._targets.keys()):
-            wanted, before = self.policy.warm(self.world, env), self._targets.pop(env, 0)
+        places, actions = self.world.places, list[Action]()
+        for env in sorted(places.wanted.keys() | places.targets.keys()):
+            wanted, before = self.policy.warm(self.world, env), places.targets.pop(env, 0)
             if wanted:
-                self._targets[env] = wanted
+                places.targets[env] = wanted
             if wanted != before:
-                actions.append(WarmEnv(self._hosts.get(env, ""), env, wanted))
+                actions.append(WarmEnv(self._host_of(env), env, wanted))
         return actions
+
+    def _host_of(self, env: str) -> str:
+        host = self.world.places.hosts.get(env)
+        return host.host if host is not None else ""
 
     def _activate(self, program: Program, now: float) -> list[Action]:
         actions: list[Action] = [] if program.begun else [Admit(program.id)]
@@ -179,6 +180,20 @@ class Scheduler:
             what = self.policy.paused(self.world, program, lineage, now)
             actions += self._keep(program, lineage, what, now)
         return actions
+
+    # --- programs that change their engine ------------------------------------------------
+
+    def withdraw(self, program: Program) -> None:
+        """A program leaves, at a tool boundary; it goes on at another engine."""
+        self.world.withdraw(program)
+
+    def accept(self, program: Program, engine: str, now: float) -> list[Action]:
+        """A program comes from another engine, its KV on its way if it has any."""
+        program.ready = [replace(step, engine=engine) for step in program.ready]
+        for lineage in program.lineages.values():
+            lineage.engine = engine
+        self.world.accept(program, self.policy.order(program))
+        return [*self.rebalance(now), *self._clock(now)]
 
     # --- time -----------------------------------------------------------------------------
 
@@ -207,7 +222,7 @@ class Scheduler:
         if self._next_tick is not None and self._next_tick <= now:
             self._next_tick, self.world.ticked = None, now
             self.policy.tick(self.world, now)
-            actions += self._rebalance(now)
+            actions += self.rebalance(now)
         return actions + self._clock(now)
 
     # --- LLM calls ------------------------------------------------------------------------
@@ -238,7 +253,7 @@ class Scheduler:
         self.world.reconsider(program, self.policy.order(program))
         host = self.world.places.park(program) if self.policy.parks else None
         aside: list[Action] = [ParkEnvs(host, program.id)] if host is not None else []
-        return [*aside, *self._rebalance(now)]
+        return [*aside, *self.rebalance(now)]
 
     def _start(self, program: Program, step: StepReady, now: float) -> StartStep:
         self.world.start(program, step.step, step.lineage)
@@ -269,7 +284,7 @@ class Scheduler:
         what = self.policy.retain(self.world, program, lineage, now)
         actions = self._keep(program, lineage, what, now)
         self.world.boundary = program
-        actions += self._rebalance(now)
+        actions += self.rebalance(now)
         self.world.boundary = None
         return actions
 
@@ -318,7 +333,7 @@ class Scheduler:
         program.ready = [step for step in program.ready if step.lineage != lineage.id]
         for step in [s for s, of in program.started.items() if of == lineage.id]:
             self.world.stop(program, step)  # it was given up: nobody will say that it ended
-        return [self._release(program, lineage), *self._rebalance(now)]
+        return [self._release(program, lineage), *self.rebalance(now)]
 
     def _release(self, program: Program, lineage: Lineage, keep: bool = False) -> ReleaseKV:
         evict = self.policy.evict_at_end and not keep
@@ -332,15 +347,15 @@ class Scheduler:
         if program is None or not early or event.env is None or event.env in program.envs:
             return []
         self.world.places.took(program, event.env)
-        claim = ClaimEnv(self._hosts.get(event.env, ""), program.id, event.env)
-        return [claim, *self._rebalance(now)]
+        claim = ClaimEnv(self._host_of(event.env), program.id, event.env)
+        return [claim, *self.rebalance(now)]
 
     def _tool_started(self, event: ToolStarted, now: float) -> list[Action]:
         program = self.world.programs.get(event.program)
         if program is None or event.env is None or event.env in program.envs:
             return []
         self.world.places.took(program, event.env)
-        return self._rebalance(now)
+        return self.rebalance(now)
 
     def _tool_ready(self, event: ToolReady, now: float) -> list[Action]:
         program = self.world.programs.get(event.program)
@@ -351,23 +366,21 @@ class Scheduler:
 
     def _host_up(self, event: HostUp, now: float) -> list[Action]:
         self.world.places.up(event)
-        return self._rebalance(now)
+        return self.rebalance(now)
 
     def _engine_up(self, event: EngineUp, now: float) -> list[Action]:
         self.world.engines[event.engine] = event.kv_tokens
         self._longest[event.engine] = event.longest
         self.world.host_tokens += event.host_tokens
-        return self._rebalance(now)
+        return self.rebalance(now)
 
     def _tenant_share(self, event: TenantShare, now: float) -> list[Action]:
         self.world.tenants.share(event)
-        self.world.held.freed(event.tenant)
-        return self._rebalance(now)
+        return self.rebalance(now)
 
     def _host_state(self, event: HostState, now: float) -> list[Action]:
         self.world.places.hosts[event.env] = event
-        self._hosts[event.env] = event.host
-        return self._rebalance(now)
+        return self.rebalance(now)
 
 
 __all__ = ["Scheduler"]

@@ -108,6 +108,9 @@ class Drawloom(Policy):
         guess = program.about.expect_tokens or int(_GUESS * world.capacity)
         return max(program.own, seen if seen is not None else guess)
 
+    def takes(self, world: World, program: Program) -> bool:
+        return not world.active or self._fits(world, program)
+
     def _fits(self, world: World, program: Program) -> bool:
         """Whether one more does, should the sum of all peaks be a deviation above its mean."""
         graph = world.graph(program.about.agent)

@@ -22,10 +22,14 @@ class Pinning(Policy):
     def admit(self, world: World, now: float) -> Iterator[Program]:
         waiting = [p for p in world.held.ranked() if p.ready]
         for program in waiting:
-            computing = any(p.running for p in world.active.values())
-            if computing and world.tokens + program.tokens > world.capacity:
+            if not self.takes(world, program):
                 return
             yield program
+
+    def takes(self, world: World, program: Program) -> bool:
+        computing = any(p.running for p in world.active.values())
+        fits = world.tokens + program.tokens <= world.capacity
+        return bool(program.ready) and (fits or not computing)
 
 
 __all__ = ["Pinning"]

@@ -18,6 +18,7 @@ class Places:
         housed: what takes room on each of these hosts.
         parks: those of them that can put an environment aside.
         leaving: held programs whose environments will be put aside.
+        targets: how many of each environment the pools were asked to have ready.
     """
 
     hosts: dict[str, HostState] = field(default_factory=dict)
@@ -27,6 +28,7 @@ class Places:
     housed: dict[str, int] = field(default_factory=dict)
     parks: set[str] = field(default_factory=set)
     leaving: int = 0
+    targets: dict[str, int] = field(default_factory=dict)
 
     def up(self, host: HostUp) -> None:
         """A host is there, or has another limit now."""
@@ -69,6 +71,10 @@ class Places:
     def hold(self, program: Program) -> None:
         """A program that has run is held now."""
         self.leaving += self._goes(program)
+
+    def unhold(self, program: Program) -> None:
+        """It is on its way to another engine."""
+        self.leaving -= self._goes(program)
 
     def took(self, program: Program, env: str) -> None:
         """A program has its environment of this key; its host has one ready less."""

@@ -70,6 +70,11 @@ class Policy:
         while (program := world.held.first) is not None:
             yield program
 
+    def takes(self, world: World, program: Program) -> bool:
+        """Whether a program that another engine holds would run here at once. Where nobody is held
+        back this is not asked."""
+        return True
+
     def claim(self, world: World, program: Program) -> int:
         """The KV tokens that a program is promised. Asked when it becomes active, after each of
         its calls, and when its agent's history has grown."""

@@ -25,5 +25,8 @@ class StaticCap(Policy):
         while len(world.active) < self.programs and (program := world.held.first) is not None:
             yield program
 
+    def takes(self, world: World, program: Program) -> bool:
+        return len(world.active) < self.programs
+
 
 __all__ = ["StaticCap"]

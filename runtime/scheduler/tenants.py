@@ -8,6 +8,7 @@ policy's affair.
 """
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from drawloom.events import TenantShare
@@ -54,6 +55,7 @@ class Tenants:
         self._shares: dict[str, TenantShare] = {}
         self._known: dict[str, Tenant] = {}
         self._gone: list[tuple[float, str]] = []
+        self._watchers: list[Callable[[str], None]] = []
         self._ended = 0
         self.most = self.usual = 0.0
 
@@ -68,11 +70,20 @@ class Tenants:
             found = self._known[name] = Tenant(share)
         return found
 
+    def watch(self, freed: Callable[[str], None]) -> None:
+        """Whom to tell when a tenant may have more than just before."""
+        self._watchers.append(freed)
+
+    def _freed(self, name: str) -> None:
+        for freed in self._watchers:
+            freed(name)
+
     def share(self, share: TenantShare) -> None:
         """From now on a tenant has this weight and these limits."""
         self._shares[share.tenant] = share
         if share.tenant in self._known:
             self._known[share.tenant].share = share
+        self._freed(share.tenant)
 
     def queues(self, program: Program, neediest: float | None) -> None:
         """The first program of a tenant waits. Before it none did; of those that wait already the
@@ -95,9 +106,15 @@ class Tenants:
         tenant = self.of(program)
         tenant.active -= 1
         tenant.claimed -= program.claim
+        if tenant.limited:
+            self._freed(program.about.tenant)
 
     def reclaim(self, program: Program, change: int) -> None:
-        self.of(program).claimed += change
+        """An active program was promised so many KV tokens more."""
+        tenant = self.of(program)
+        tenant.claimed += change
+        if tenant.limited:
+            self._freed(program.about.tenant)
 
     def serve(self, program: Program, seconds: float) -> None:
         """A program's call has had so many seconds of an engine."""

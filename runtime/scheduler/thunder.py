@@ -61,6 +61,11 @@ class Thunder(Policy):
                 return
             yield program
 
+    def takes(self, world: World, program: Program) -> bool:
+        """New ones go straight in; who is paused waits for the clock."""
+        room = self._remaining(world, world.ticked) >= program.tokens + _SLACK
+        return room and bool(program.ready) and not program.begun
+
     def _crowd(self, world: World) -> bool:
         """Whether more than one program is held."""
         return len(world.programs) - len(world.active) > 1

@@ -1,6 +1,8 @@
 """What the scheduler knows: programs, engines, environments and graphs."""
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import count
 from math import exp
 
 from drawloom.cost import CostModel
@@ -14,7 +16,8 @@ _DUTY, _MINUTES = 0.75, 120.0
 
 
 class World:
-    """Kept by the core, read by policies.
+    """Kept by the core, read by policies. What several engines' worlds share, they have of the one
+    that they are made `beside`: tenants, environments, graphs and the count of arrivals.
 
     Attributes:
         programs: all that are not over.
@@ -37,16 +40,18 @@ class World:
         boundary: the program of which a call has just ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, beside: "World | None" = None) -> None:
+        self.arrivals: Iterator[int] = beside.arrivals if beside else count(1)
+        self.tenants: Tenants = beside.tenants if beside else Tenants()
+        self.places: Places = beside.places if beside else Places()
+        self.graphs: dict[str, ExecutionGraph] = beside.graphs if beside else {}
         self.programs: dict[str, Program] = {}
         self.active: dict[str, Program] = {}
-        self.tenants = Tenants()
         self.held = Held(lambda program: self.graph(program.about.agent), self.tenants)
+        self.tenants.watch(self.held.freed)
         self.tokens = self.own = self.claimed = self.resting = 0
         self.engines: dict[str, int] = {}
         self.host_tokens = 0
-        self.places = Places()
-        self.graphs: dict[str, ExecutionGraph] = {}
         self.cost = CostModel()
         self.queued: deque[float] = deque(maxlen=128)
         self.computing, self.duty = 0, _DUTY
@@ -132,7 +137,6 @@ class World:
         self.computing -= program.running > 0
         self.places.deactivate(program)
         self.tenants.deactivate(program)
-        self.held.freed(program.about.tenant)
         self.tokens -= program.tokens
         self.own -= program.own
         self.claimed -= program.claim
@@ -142,7 +146,6 @@ class World:
         if program.active and claim != program.claim:
             self.claimed += claim - program.claim
             self.tenants.reclaim(program, claim - program.claim)
-            self.held.freed(program.about.tenant)
         program.claim = claim
 
     def resize(self, program: Program, lineage: Lineage, context: int, shared: int) -> None:
@@ -169,6 +172,23 @@ class World:
             self.resting -= program.own if program.begun else 0
             self.held.remove(program)
         self.tenants.end(program)
+
+    def withdraw(self, program: Program) -> None:
+        """A program at a tool boundary goes to another world."""
+        del self.programs[program.id]
+        if program.active:
+            self._leave(program)
+            program.claim = 0
+            return
+        self.held.remove(program)
+        if program.begun:
+            self.resting -= program.own
+            self.places.unhold(program)
+
+    def accept(self, program: Program, order: Rank) -> None:
+        """A program comes from another world; it is held until it is activated here."""
+        self.programs[program.id] = program
+        self.hold(program, order, program.since)
 
     def reconsider(self, program: Program, order: Rank) -> None:
         """What is known of a program has changed; a held one is ranked anew, for itself."""

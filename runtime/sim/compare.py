@@ -9,6 +9,7 @@ from pathlib import Path
 
 from drawloom.errors import ConfigError
 from drawloom.runtime.scheduler import Policy, make_policy
+from drawloom.runtime.scheduler.fleet import ROUTING
 from drawloom.runtime.sim.engine import BLOCK
 from drawloom.runtime.sim.eviction import FrozenDrawloom, accesses, farthest, replay
 from drawloom.runtime.sim.generate import generate
@@ -29,7 +30,8 @@ class Scenario:
     """A workload on a machine. `pressure` is capacity over working set; 0 is memory without end
     for as many programs as at 0.4. `programs`: of each seed; 0 is four times those in flight. The
     first `skip` of them are not counted. `knows`: what the scheduler knows of agents
-    (`Simulation`). `burst`: programs that arrive at a time."""
+    (`Simulation`). `burst`: programs that arrive at a time. `replicas`: engines, each with so many
+    programs in flight; `routing`: how programs find theirs (`Fleet`)."""
 
     workload: str
     machine: str = "h200-8b"
@@ -40,6 +42,8 @@ class Scenario:
     skip: int = 0
     knows: str = "learned"
     burst: int = 1
+    replicas: int = 1
+    routing: str = "affine"
 
     def population(self) -> list[Job]:
         """Raises `ConfigError`."""
@@ -58,7 +62,11 @@ class Scenario:
                 f"a program of {self.workload} has {largest:,} tokens; {self.machine} holds "
                 f"{tokens:,}: name a larger machine"
             )
-        there = in_flight(jobs, tokens, self.pressure or 0.4)
+        there = self.replicas * in_flight(jobs, tokens, self.pressure or 0.4)
+        if self.replicas < 1:
+            raise ConfigError(f"{self.replicas} replicas run nothing; there is at least one")
+        if self.routing not in ROUTING:
+            raise ConfigError(f"routing {self.routing!r}: choose {', '.join(ROUTING)}")
         if self.burst < 1:
             raise ConfigError(f"{self.burst} programs cannot arrive at a time; at least one does")
         return Mix(tuple(jobs), there, self.programs or _ROUNDS * there, self.burst)
@@ -72,7 +80,10 @@ def run_one(scenario: Scenario, policy: str, seed: int) -> Outcome:
     chosen: Policy = (
         Clairvoyant(drawn, engine.cost) if policy == Clairvoyant.name else make_policy(policy)
     )
-    simulation = Simulation(engine, chosen, drawn, scenario.host, knows=scenario.knows)
+    simulation = Simulation(
+        engine, chosen, drawn, scenario.host, knows=scenario.knows,
+        replicas=scenario.replicas, routing=scenario.routing,
+    )  # fmt: skip
     outcome = simulation.run()
     late = [e for e in outcome.ended if int(e.job.id.partition(":")[0]) >= scenario.skip]
     return replace(outcome, ended=late)
@@ -112,7 +123,7 @@ def compare(
     """The figures of each policy; `static-cap` without a number is the best of a sweep."""
     jobs = scenario.population()
     alone, there = isolated(scenario.engine(), jobs), scenario.mix(jobs).in_flight
-    caps = sorted({max(1, round(share * there)) for share in _SWEEP})
+    caps = sorted({max(1, round(share * there / scenario.replicas)) for share in _SWEEP})
     names = {p: [f"{p}:{n}" for n in caps] if p == "static-cap" else [p] for p in policies}
     for name in {n for several in names.values() for n in several} - {Clairvoyant.name}:
         make_policy(name)  # an unknown one is refused before anything runs

@@ -23,7 +23,6 @@ from drawloom.runtime.scheduler.drawloom import Drawloom
 from drawloom.runtime.scheduler.program import Program
 from drawloom.runtime.scheduler.world import World
 from drawloom.runtime.sim.engine import BLOCK, Work, sequence
-from drawloom.runtime.sim.loop import ENGINE
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.workload import Job
 
@@ -75,6 +74,7 @@ class FrozenDrawloom(Drawloom):
         return iter(())
 
 
+_ENGINE = "sim"
 _END, _FIRST, _START = range(3)
 
 
@@ -132,7 +132,7 @@ def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
     """Units prefilled again by the engine's cache under a policy's retention."""
     core = Scheduler(policy)
     core.world.cost = machine.cost
-    core.handle(EngineUp(ENGINE, machine.kv_tokens), 0.0)
+    core.handle(EngineUp(_ENGINE, machine.kv_tokens), 0.0)
     cache = KVCache(machine.kv_tokens // (machine.unit * BLOCK), BLOCK, 1.0)
     running: dict[int, EngineSequence] = {}
     seen, known, again = set[int](), set[str](), 0
@@ -155,7 +155,7 @@ def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
                 known.add(a.program)
                 tell(ProgramSubmitted(a.program, a.agent), now)
             prompt = machine.unit * a.prompt
-            tell(StepReady(a.program, a.program, a.step, "llm", ENGINE, prompt, 0), now)
+            tell(StepReady(a.program, a.program, a.step, "llm", _ENGINE, prompt, 0), now)
             seq = sequence(a.step, a.program, list(a.units))
             started = cache.start(seq, cache.blocks_for(len(a.units)), False)
             if started is None:
@@ -173,7 +173,7 @@ def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
         context = machine.unit * len(a.units)
         tell(
             StepFinished(
-                a.program, a.program, a.step, "llm", ENGINE, context, a.calls,
+                a.program, a.program, a.step, "llm", _ENGINE, context, a.calls,
                 queued=a.start - a.ready, service=a.end - a.start, final=a.last,
             ),
             now,

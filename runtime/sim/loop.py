@@ -13,6 +13,7 @@ from drawloom.actions import (
     ClaimEnv,
     DemoteKV,
     LeaseKV,
+    MoveKV,
     ParkEnvs,
     PrefetchKV,
     RefuseStep,
@@ -38,12 +39,12 @@ from drawloom.events import (
     ToolReady,
 )
 from drawloom.runtime.scheduler import Policy, Scheduler
-from drawloom.runtime.sim.engine import Counters, SimEngine, Work, sequence
+from drawloom.runtime.scheduler.fleet import Fleet
+from drawloom.runtime.sim.engine import Counters, Work, sequence
+from drawloom.runtime.sim.engines import Engines
 from drawloom.runtime.sim.hosts import HostCounters, Rooms, SimHost
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.workload import Job
-
-ENGINE = "sim"
 
 
 @dataclass(slots=True)
@@ -64,7 +65,8 @@ class Ended:
 
 @dataclass(slots=True)
 class Outcome:
-    """One run. `recomputed` prompt tokens had been in a cache before, `fresh` tokens had not."""
+    """One run. `recomputed` prompt tokens had been in a cache before, `fresh` tokens had not.
+    Programs made `moves` between engines, with `moved` KV tokens."""
 
     policy: str
     ended: list[Ended]
@@ -74,6 +76,8 @@ class Outcome:
     seconds: float
     events: int
     host: HostCounters | None = None
+    moves: int = 0
+    moved: int = 0
 
 
 @dataclass(slots=True)
@@ -112,6 +116,7 @@ class Simulation:
 
     What the scheduler `knows` of agents: ``declared`` (their graphs say how many calls are to
     come), ``learned`` (their names and places, from which it learns) or ``blind`` (requests).
+    With `replicas` engines, `routing` is how programs find theirs (`Fleet`).
     """
 
     def __init__(
@@ -123,13 +128,16 @@ class Simulation:
         record: bool = False,
         knows: str = "learned",
         rooms: Rooms | None = None,
+        replicas: int = 1,
+        routing: str = "affine",
     ) -> None:
         self.machine, self.jobs, self._unit = machine, jobs, machine.unit
         self.declared, self.blind = knows == "declared", knows == "blind"
         self.log: list[tuple[Work, Job, int]] | None = [] if record else None
-        self.scheduler = Scheduler(policy)
-        self.scheduler.world.cost = machine.cost
-        self.engine = SimEngine(machine, host, host and policy.spill)
+        self.scheduler = Fleet(policy, routing) if replicas > 1 else Scheduler(policy)
+        self.engines = Engines(machine, host, host and policy.spill, replicas)
+        self._home = next(iter(self.engines.all))
+        self._memory = machine.host_tokens if host else 0
         self.now, self.events = 0.0, 0
         self.host = None if rooms is None else SimHost(rooms, self._at)
         self._tools: dict[str, tuple[_Running, int]] = {}
@@ -142,6 +150,7 @@ class Simulation:
         self._recomputed = self._fresh = 0
         self._done: list[Ended] = []
         self._inbox: list[Event] = []
+        self._coming: dict[str, tuple[str, float]] = {}
         self._does: dict[type[Any], Callable[[Any], object]] = {
             Admit: self._admit,
             StartStep: self._start,
@@ -150,6 +159,7 @@ class Simulation:
             ReleaseKV: self._release,
             DemoteKV: self._demote,
             PrefetchKV: self._prefetch,
+            MoveKV: self._move,
             Wake: lambda a: self._at(a.at, self._tell, Tick()),
             WarmEnv: lambda a: None,
             ClaimEnv: lambda a: self._claim(a.program),
@@ -161,36 +171,44 @@ class Simulation:
     def run(self) -> Outcome:
         """Until every program has ended. Raises `EngineError` if one never can."""
         room = self.machine.kv_tokens
-        self._tell(EngineUp(ENGINE, room, self._host_tokens(), room))
+        for name in self.engines.all:
+            self._tell(EngineUp(name, room, self._memory, room))
+        for core in self.cores:
+            core.world.cost = self.machine.cost
         if self.host is not None:
             self._tell(self.host.up)
         for job in self.jobs:
             self._at(job.arrival, self._arrive, job)
         while len(self._done) < len(self.jobs):
-            soon = self.engine.next_event()
+            soon = self.engines.next_event()
             if self._agenda and (soon is None or self._agenda[0][0] <= soon):
                 when, _, do, what = heapq.heappop(self._agenda)
                 self._pass(when)
                 do(what)
             elif soon is not None:
                 self._pass(soon)
+                self.engines.due()
             else:
                 raise EngineError(self._stuck())
             self._settle()
-        counters = self.engine.counters
+        moves = self.scheduler.moves if isinstance(self.scheduler, Fleet) else 0
         return Outcome(
-            self.scheduler.policy.name, self._done, counters, self._recomputed, self._fresh,
-            self.now, self.events, None if self.host is None else self.host.counters,
+            self.scheduler.policy.name, self._done, self.engines.counters, self._recomputed,
+            self._fresh, self.now, self.events,
+            None if self.host is None else self.host.counters, moves, self.engines.moved,
         )  # fmt: skip
 
-    def _host_tokens(self) -> int:
-        return self.machine.host_tokens if self.engine.host else 0
+    @property
+    def cores(self) -> list[Scheduler]:
+        """Of each engine."""
+        one = self.scheduler
+        return list(one.engines.values()) if isinstance(one, Fleet) else [one]
 
     def _stuck(self) -> str:
-        held = len(self.scheduler.world.programs) - len(self.scheduler.world.active)
+        held = sum(len(core.world.held.programs) for core in self.cores)
         return (
             f"after {self.now:,.0f} s nothing can happen any more: {len(self._done)} programs of "
-            f"{len(self.jobs)} are done, {held} are held, {self.engine.waiting} calls wait"
+            f"{len(self.jobs)} are done, {held} are held, {self.engines.waiting} calls wait"
         )
 
     # --- time -----------------------------------------------------------------------------
@@ -199,19 +217,15 @@ class Simulation:
         heapq.heappush(self._agenda, (max(when, self.now), next(self._numbers), do, what))
 
     def _pass(self, when: float) -> None:
-        self.now = max(self.now, when)
-        self.engine.cache.lineages.expire(self.now)
+        self.now = self.engines.now = max(self.now, when)
         if self.host is not None:
             self.host.now = self.now
-        self.engine.advance(self.now)
 
     def _settle(self) -> None:
-        """What the engine finished, and what that sets off, at this same moment."""
-        while self.engine.finished:
-            for work in self.engine.finished[:]:
-                self.engine.finished.remove(work)
+        """What engines finished, and what that sets off, at this same moment."""
+        while ended := self.engines.settle():
+            for work in ended:
                 self._finished(work)
-            self.engine.advance(self.now)
 
     def _tell(self, event: Event) -> None:
         self._inbox.append(event)
@@ -222,8 +236,6 @@ class Simulation:
             for action in self.scheduler.handle(self._inbox[0], self.now):
                 self._do(action)
             self._inbox.pop(0)
-        self.engine.transfer()
-        self.engine.advance(self.now)
 
     def _do(self, action: Action) -> None:
         self._does[type(action)](action)
@@ -269,7 +281,7 @@ class Simulation:
         if call.chat not in running.chats:
             running.chats.add(call.chat)
             parent = job.calls[job.base(at)].chat if job.base(at) >= 0 else 0
-            self._tell(Forked(name, lineage_of(name, parent), lineage, ENGINE))
+            self._tell(Forked(name, lineage_of(name, parent), lineage, self._home))
         begin = self._beginning(running, at)
         total = max(1, round(call.prompt / self._unit))
         begin = begin[:total]
@@ -282,7 +294,7 @@ class Simulation:
         work = Work(step, seq, len(units) * self._unit, call.output, 0.0, self.now)
         self._steps[step] = _Step(running, at, work, tail)
         state = self._state(job, at)
-        self._tell(StepReady(name, lineage, step, state, ENGINE, work.prompt, call.output))
+        self._tell(StepReady(name, lineage, step, state, self._home, work.prompt, call.output))
 
     def _beginning(self, running: _Running, at: int) -> list[int]:
         """The numbers that a prompt begins with: of the context that it goes on from."""
@@ -370,7 +382,7 @@ class Simulation:
         queued, service = work.begun - work.ready, self.now - work.begun
         self._tell(
             StepFinished(
-                job.id, lineage_of(job.id, call.chat), work.step, self._state(job, at), ENGINE,
+                job.id, lineage_of(job.id, call.chat), work.step, self._state(job, at), self._home,
                 context, calls, computed, seconds, queued, service, last,
             )
         )  # fmt: skip
@@ -380,7 +392,15 @@ class Simulation:
     def _start(self, action: StartStep) -> None:
         work = self._steps[action.step].work
         work.priority = action.priority
-        self.engine.submit(work)
+        _, there = self._coming.get(work.seq.lineage, ("", self.now))  # its KV is on its way
+        if there > self.now:
+            self._at(there, self._submit, (action.engine, work))
+        else:
+            self._submit((action.engine, work))
+
+    def _submit(self, what: tuple[str, Work]) -> None:
+        engine, work = what
+        self.engines.at(engine).submit(work)
 
     def _admit(self, action: Admit) -> None:
         if self.host is not None and self.host.rooms.claims == "admission":
@@ -416,16 +436,31 @@ class Simulation:
         )
 
     def _lease(self, action: LeaseKV) -> None:
-        self.engine.cache.lineages.lease(action.lineage, self.now, action.ttl, action.value)
+        lineages = self.engines.at(action.engine).cache.lineages
+        lineages.lease(action.lineage, self.now, action.ttl, action.value)
 
     def _release(self, action: ReleaseKV) -> None:
-        self.engine.cache.lineages.release(action.lineage, evict=action.evict)
+        lineages = self.engines.at(action.engine).cache.lineages
+        lineages.release(action.lineage, evict=action.evict)
+        if self._coming.get(action.lineage, ("", 0.0))[0] == action.engine:
+            del self._coming[action.lineage]
 
     def _demote(self, action: DemoteKV) -> None:
-        self.engine.cache.lineages.demote(action.lineage)
+        self.engines.at(action.engine).cache.lineages.demote(action.lineage)
 
     def _prefetch(self, action: PrefetchKV) -> None:
-        self.engine.cache.lineages.prefetch(action.lineage)
+        self.engines.at(action.engine).cache.lineages.prefetch(action.lineage)
+
+    def _move(self, action: MoveKV) -> None:
+        units, there = self.engines.move(action.engine, action.lineage)
+        self._coming[action.lineage] = (action.target, there)
+        self._at(there, self._moved, (action, units, there))
+
+    def _moved(self, what: tuple[MoveKV, list[int], float]) -> None:
+        action, units, there = what
+        if self._coming.get(action.lineage) == (action.target, there):  # it has not ended
+            del self._coming[action.lineage]
+            self.engines.arrive(action.target, action.lineage, units)
 
 
-__all__ = ["ENGINE", "Ended", "Outcome", "Simulation", "lineage_of"]
+__all__ = ["Ended", "Outcome", "Simulation", "lineage_of"]

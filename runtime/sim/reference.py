@@ -44,10 +44,13 @@ class Clairvoyant(Policy):
 
     def admit(self, world: World, now: float) -> Iterator[Program]:
         while (program := world.held.first) is not None:
-            need = self.claim(world, program)
-            if world.active and world.claimed + need > _FULL * world.capacity:
+            if not self.takes(world, program):
                 return
             yield program
+
+    def takes(self, world: World, program: Program) -> bool:
+        need = self.claim(world, program)
+        return not world.active or world.claimed + need <= _FULL * world.capacity
 
     def claim(self, world: World, program: Program) -> int:
         return self._jobs[program.id].peak

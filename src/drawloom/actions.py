@@ -72,6 +72,16 @@ class PrefetchKV:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveKV:
+    """Bring a conversation's KV from one engine to another; its next call is there."""
+
+    engine: str
+    target: str
+    program: str
+    lineage: str
+
+
+@dataclass(frozen=True, slots=True)
 class Wake:
     """Send a `Tick` at this time, the scheduler's own."""
 
@@ -130,6 +140,7 @@ Action = (
     | ReleaseKV
     | DemoteKV
     | PrefetchKV
+    | MoveKV
     | Wake
     | WarmEnv
     | ClaimEnv
@@ -144,6 +155,7 @@ __all__ = [
     "ClaimEnv",
     "DemoteKV",
     "LeaseKV",
+    "MoveKV",
     "ParkEnvs",
     "PrefetchKV",
     "RefuseStep",

@@ -175,7 +175,8 @@ def test_environments_that_nobody_wants_any_more_are_forgotten() -> None:
     assert "env0" not in core.world.places.wanted
     actions = [a for n in range(5) for a in core.handle(ProgramEnded(f"p{n}"), 2.0)]
     assert {a.env for a in actions if isinstance(a, WarmEnv) and not a.count} >= {"env1", "same"}
-    assert (core.world.places.wanted, core.world.places.promised, core._targets) == ({}, {}, {})
+    places = core.world.places
+    assert (places.wanted, places.promised, places.targets) == ({}, {}, {})
 
 
 def test_where_no_environment_can_be_made_programs_do_not_wait_for_one() -> None:

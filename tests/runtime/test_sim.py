@@ -42,6 +42,17 @@ def _outcome(ran: tuple[Simulation, Outcome]) -> Outcome:
     return ran[1]
 
 
+def _is_empty(simulation: Simulation) -> None:
+    for core in simulation.cores:
+        world = core.world
+        assert not world.programs
+        assert (world.tokens, world.own, world.claimed, world.resting) == (0, 0, 0, 0)
+    for engine in simulation.engines.all.values():
+        engine.cache.check([])
+        assert len(engine.cache.lineages) == 0
+        assert engine.cache.held_blocks == 0
+
+
 @pytest.mark.parametrize("host", [False, True])
 @pytest.mark.parametrize("name", [*policy_names(), "static-cap:3", Clairvoyant.name])
 def test_every_program_ends_under_every_policy_and_leaves_nothing(name: str, host: bool) -> None:
@@ -49,12 +60,7 @@ def test_every_program_ends_under_every_policy_and_leaves_nothing(name: str, hos
     simulation, outcome = _run(name, jobs, host)
     assert sorted(e.job.id for e in outcome.ended) == sorted(j.id for j in jobs)
     assert outcome.counters.output == sum(c.output for j in jobs for c in j.calls)
-    assert not simulation.scheduler.world.programs
-    world = simulation.scheduler.world
-    assert (world.tokens, world.own, world.claimed) == (0, 0, 0)
-    simulation.engine.cache.check([])
-    assert len(simulation.engine.cache.lineages) == 0
-    assert simulation.engine.cache.held_blocks == 0
+    _is_empty(simulation)
 
 
 def test_the_same_seed_is_the_same_run() -> None:
@@ -172,9 +178,9 @@ def test_programs_of_many_conversations_end_and_leave_nothing(knows: str, host: 
     outcome = simulation.run()
     assert len(outcome.ended) == len(jobs)
     assert outcome.counters.output == sum(c.output for j in jobs for c in j.calls)
-    world = simulation.scheduler.world
+    world = simulation.cores[0].world
     assert (world.tokens, world.own, world.claimed, world.resting) == (0, 0, 0, 0)
-    assert len(simulation.engine.cache.lineages) == 0
+    _is_empty(simulation)
     for ended in outcome.ended:
         assert ended.jct >= 0.97 * isolated(SMALL, [ended.job])[ended.job.id]
 

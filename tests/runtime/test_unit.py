@@ -150,7 +150,7 @@ def test_everybody_ends_under_every_policy_and_gives_everything_back(
     simulation = Simulation(H200, make_policy(policy), jobs, host=True, rooms=rooms)
     outcome = simulation.run()
     assert len(outcome.ended) == len(jobs)
-    world = simulation.scheduler.world
+    world = simulation.cores[0].world
     assert not world.programs
     assert sum(world.places.housed.values()) == world.places.leaving == world.computing == 0
     counters = outcome.host

@@ -1,0 +1,264 @@
+"""Several engines: a program is at one of them at a time, moves with its KV, and none idles while
+another holds programs back."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from drawloom.actions import Action, Admit, MoveKV, ReleaseKV, StartStep
+from drawloom.errors import ConfigError
+from drawloom.events import (
+    EngineUp,
+    Event,
+    ProgramEnded,
+    ProgramSubmitted,
+    StepFinished,
+    StepReady,
+    TenantShare,
+)
+from drawloom.runtime.scheduler import make_policy, policy_names
+from drawloom.runtime.scheduler.fleet import ROUTING, Fleet
+from drawloom.runtime.sim.compare import Scenario, compare
+from drawloom.runtime.sim.generate import generate
+from drawloom.runtime.sim.loop import Outcome, Simulation
+from drawloom.runtime.sim.presets import machine
+from drawloom.runtime.sim.workload import Mix
+
+SMALL = replace(machine("h200-8b"), kv_tokens=200_000, host_tokens=800_000)
+JOBS = Mix(tuple(generate("swe", 16, seed=3)), 24, 40).draw(0, 100.0)
+KV = 1000
+
+
+def _run(policy: str, routing: str = "affine", replicas: int = 3) -> tuple[Simulation, Outcome]:
+    simulation = Simulation(
+        SMALL, make_policy(policy), JOBS, True, replicas=replicas, routing=routing
+    )
+    return simulation, simulation.run()
+
+
+@pytest.mark.parametrize("routing", ROUTING)
+@pytest.mark.parametrize("policy", [*policy_names(), "static-cap:3"])
+def test_every_program_ends_and_every_engine_is_left_empty(policy: str, routing: str) -> None:
+    simulation, outcome = _run(policy, routing)
+    assert sorted(e.job.id for e in outcome.ended) == sorted(j.id for j in JOBS)
+    assert outcome.counters.output == sum(c.output for j in JOBS for c in j.calls)
+    for core in simulation.cores:
+        world = core.world
+        assert (world.programs, world.tokens, world.own, world.claimed) == ({}, 0, 0, 0)
+        assert world.resting == world.computing == 0
+    for engine in simulation.engines.all.values():
+        engine.cache.check([])
+        assert len(engine.cache.lineages) == 0
+        assert engine.counters.output > 0
+
+
+def test_kv_goes_with_a_program_and_stays_behind_where_calls_are_scattered() -> None:
+    stays = _run("atlas", "sticky")[1]
+    moves, scatters = _run("atlas")[1], _run("atlas", "scatter")[1]
+    assert stays.moves == 0
+    assert 0 < moves.moves < scatters.moves
+    assert moves.moved > 0
+    assert scatters.moved == 0
+    assert scatters.recomputed > 2 * moves.recomputed
+
+
+def test_one_engine_in_a_fleet_is_an_engine() -> None:
+    fleet = Simulation(SMALL, make_policy("drawloom"), JOBS, True, replicas=2)
+    alone = Simulation(SMALL, make_policy("drawloom"), JOBS, True)
+    fleet.scheduler = Fleet(make_policy("drawloom"))
+    fleet.engines, fleet._home = alone.engines, alone._home
+    lone = Simulation(SMALL, make_policy("drawloom"), JOBS, True).run()
+    assert [(e.job.id, e.ended) for e in fleet.run().ended] == [
+        (e.job.id, e.ended) for e in lone.ended
+    ]
+
+
+def test_more_engines_are_not_slower() -> None:
+    scenario = Scenario("swe", pressure=0.4, seeds=1, programs=60)
+    one = compare(scenario, ["drawloom"])["drawloom"]
+    two = compare(replace(scenario, replicas=2), ["drawloom"])["drawloom"]
+    assert two["programs"] == one["programs"] == 60
+    assert two["jct_mean_s"] < one["jct_mean_s"]
+
+
+def test_a_fleet_of_none_and_an_unknown_routing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="run nothing"):
+        compare(Scenario("swe", replicas=0), ["drawloom"])
+    with pytest.raises(ConfigError, match="affine, sticky, scatter"):
+        compare(Scenario("swe", replicas=2, routing="random"), ["drawloom"])
+
+
+# --- the core ---------------------------------------------------------------------------------
+
+
+def _fleet(*engines: str, routing: str = "affine", memory: int = 0) -> Fleet:
+    fleet = Fleet(make_policy("drawloom"), routing)
+    for name in engines:
+        fleet.handle(EngineUp(name, KV, memory), 0.0)
+    return fleet
+
+
+def _submit(fleet: Fleet, name: str, tokens: int = 900, now: float = 0.0) -> list[Action]:
+    return fleet.handle(ProgramSubmitted(name, "agent", expect_tokens=tokens), now)
+
+
+def _ready(fleet: Fleet, name: str, prompt: int = 100, now: float = 0.0) -> list[Action]:
+    return fleet.handle(StepReady(name, name, f"{name}#0", "llm", "?", prompt, 10), now)
+
+
+def _started(actions: list[Action]) -> list[tuple[str, str]]:
+    return [(a.engine, a.program) for a in actions if isinstance(a, StartStep)]
+
+
+def _end_all(fleet: Fleet, engine: str) -> list[Action]:
+    there = [name for name, home in fleet._homes.items() if home == engine]
+    return [a for name in there for a in fleet.handle(ProgramEnded(name), 1.0)]
+
+
+def test_new_programs_go_where_least_was_given_and_stay_there() -> None:
+    fleet = _fleet("a", "b")
+    homes = {}
+    for name in ("p", "q"):
+        _submit(fleet, name)
+        ((homes[name], _),) = _started(_ready(fleet, name))
+    assert set(homes.values()) == {"a", "b"}
+    for name, home in homes.items():
+        fleet.handle(StepFinished(name, name, f"{name}#0", "llm", "?", 110, ("t",)), 1.0)
+        assert _started(_ready(fleet, name, 120, 2.0)) == [(home, name)]
+
+
+def test_an_engine_with_nothing_to_do_takes_what_another_holds() -> None:
+    fleet = _fleet("a", "b")
+    for name in ("p", "q", "r", "s"):  # two run, two are held
+        _submit(fleet, name)
+        _ready(fleet, name)
+    held = [n for core in fleet.engines.values() for n in core.world.held.programs]
+    assert sorted(held) == ["r", "s"]
+    busy = fleet._homes["r"]
+    (other,) = {"a", "b"} - {busy}
+    actions = _end_all(fleet, other)
+    assert (other, "r") in _started(actions)
+    assert not any(isinstance(a, MoveKV) for a in actions)  # it had none yet
+
+
+def test_without_stealing_it_waits_for_its_own() -> None:
+    fleet = _fleet("a", "b", routing="sticky")
+    for name in ("p", "q", "r", "s"):
+        _submit(fleet, name)
+        _ready(fleet, name)
+    (other,) = {"a", "b"} - {fleet._homes["r"]}
+    actions = _end_all(fleet, other)
+    assert "r" not in [name for _, name in _started(actions)]
+
+
+def test_limits_of_a_tenant_hold_over_all_engines() -> None:
+    fleet = _fleet("a", "b", "c")
+    fleet.handle(TenantShare("default", programs=2), 0.0)
+    admitted = [a.program for n in "pqrs" for a in _submit(fleet, n) if isinstance(a, Admit)]
+    assert len(admitted) == 2
+    actions = fleet.handle(ProgramEnded(admitted[0]), 1.0)
+    (next_one,) = [a.program for a in actions if isinstance(a, Admit)]
+    assert next_one in {"r", "s"}
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """Random programs on several engines; two fleets fed the same events must agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.made = 0.0, 0
+        self.live: set[str] = set()
+        self.steps: dict[str, str] = {}
+        self.homes: dict[str, str] = {}
+
+    @initialize(
+        engines=st.integers(1, 3),
+        policy=st.sampled_from(["drawloom", "saga", "fcfs-lru", "static-cap:2", "thunder"]),
+        routing=st.sampled_from(ROUTING), memory=st.sampled_from([0, 5 * KV]),
+    )  # fmt: skip
+    def engines(self, engines: int, policy: str, routing: str, memory: int) -> None:
+        self.fleet = Fleet(make_policy(policy), routing)
+        self.twin = Fleet(make_policy(policy), routing)
+        for number in range(engines):
+            self._send(EngineUp(f"e{number}", KV, memory))
+
+    def _send(self, event: Event) -> None:
+        actions = self.fleet.handle(event, self.now)
+        assert self.twin.handle(event, self.now) == actions
+        for action in actions:
+            if isinstance(action, StartStep):
+                assert action.program in self.live
+                assert self.steps.pop(action.step) == "ready"
+                self.steps[action.step] = action.engine
+                self.homes[action.program] = action.engine
+            if isinstance(action, MoveKV):
+                assert action.engine != action.target
+                assert self.homes.get(action.program) == action.engine, "its KV was elsewhere"
+                self.homes[action.program] = action.target
+            if isinstance(action, ReleaseKV):
+                assert action.engine in self.fleet.engines
+
+    @rule(tokens=st.integers(1, 2000), tenant=st.sampled_from("ab"))
+    def submit(self, tokens: int, tenant: str) -> None:
+        self.made += 1
+        name = f"p{self.made}"
+        self.live.add(name)
+        self._send(ProgramSubmitted(name, f"agent-{tokens % 3}", tenant, expect_tokens=tokens))
+        self.steps[f"{name}#0"] = "ready"
+        self._send(StepReady(name, name, f"{name}#0", "llm", "?", tokens % 900 + 1, 10))
+
+    @rule(data=st.data(), seconds=st.floats(0, 10), more=st.integers(1, 300))
+    def turn(self, data: Any, seconds: float, more: int) -> None:
+        running = sorted(step for step, at in self.steps.items() if at != "ready")
+        if not running:
+            return
+        step = data.draw(st.sampled_from(running))
+        name, _, number = step.partition("#")
+        del self.steps[step]
+        self.now += seconds
+        end = StepFinished(name, name, step, "llm", "?", 100 + more, ("t",), service=seconds)
+        self._send(end)
+        self.now += seconds
+        after = f"{name}#{int(number) + 1}"
+        self.steps[after] = "ready"
+        self._send(StepReady(name, name, after, "llm/t", "?", 100 + more, 10))
+
+    @rule(data=st.data())
+    def end(self, data: Any) -> None:
+        if self.live:
+            name = data.draw(st.sampled_from(sorted(self.live)))
+            self.live.discard(name)
+            self.steps = {s: at for s, at in self.steps.items() if s.partition("#")[0] != name}
+            self.homes.pop(name, None)
+            self._send(ProgramEnded(name))
+            self._send(ProgramEnded(name))
+
+    @invariant()
+    def a_program_is_at_one_engine(self) -> None:
+        if not hasattr(self, "fleet"):
+            return
+        found = [name for core in self.fleet.engines.values() for name in core.world.programs]
+        assert sorted(found) == sorted(self.live)
+        for name, core in self.fleet.engines.items():
+            assert all(self.fleet._homes[p] == name for p in core.world.programs)
+            sizes = [self.fleet._sizes[p] for p in core.world.programs]
+            assert self.fleet._given[name] == sum(sizes)
+
+    @invariant()
+    def books_are_kept_at_every_engine(self) -> None:
+        for core in self.fleet.engines.values() if hasattr(self, "fleet") else ():
+            active = core.world.active.values()
+            assert core.world.tokens == sum(p.tokens for p in active)
+            assert core.world.own == sum(p.own for p in active)
+            assert core.world.claimed == sum(p.claim for p in active)
+            assert core.world.computing == sum(p.running > 0 for p in active)
+            resting = [p.own for p in core.world.held.programs.values() if p.begun]
+            assert core.world.resting == sum(resting)
+
+
+FleetMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFleet = FleetMachine.TestCase

@@ -86,11 +86,11 @@ class LlmCall:
             self._take(piece)
         await self._record(ready)
         context = len(self.prompt) + len(self.output)
-        names = tuple(c.name for c in self.calls)
+        kinds = tuple(c.kind for c in self.calls)
         cached = self.usage.cached_tokens if self.usage else 0
         live.emit(
             StepFinished(
-                program.id, self.program.full(self.name), step, self.state, engine, context, names,
+                program.id, self.program.full(self.name), step, self.state, engine, context, kinds,
                 len(self.prompt) - cached, *spans(self.usage),
             )
         )  # fmt: skip

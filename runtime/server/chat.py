@@ -231,6 +231,7 @@ class ChatCompletion:
                 self.place.lineage.tool = piece.name
             elif isinstance(piece, Closed):
                 call = piece.call
+                self.place.lineage.kinds.append(call.kind)
                 raw = json.dumps(call.arguments) if call.error is None else call.raw
                 function = {"name": call.name, "arguments": raw}
                 choice.calls.append({"id": call.id, "type": "function", "function": function})

@@ -36,6 +36,7 @@ class Lineage:
     text: str = ""
     ids: list[int] = field(default_factory=list)
     tool: str = ""
+    kinds: list[str] = field(default_factory=list)
     busy: bool = True
 
 
@@ -213,7 +214,7 @@ class Programs:
         self._steps += 1
         step = f"{program.id}:{self._steps}"
         engine, state = live.engine.info.id, f"http|{place.lineage.tool}"
-        place.lineage.tool = ""
+        place.lineage.tool, place.lineage.kinds = "", []
         await self._admission(program)
         start = live.expect_start(step)
         prompt = len(place.tokens)
@@ -250,7 +251,7 @@ class Programs:
         self.live.emit(
             StepFinished(
                 place.program.id, lineage, step, state, self.live.engine.info.id, context,
-                (place.lineage.tool,) if place.lineage.tool else ("client",), computed,
+                tuple(place.lineage.kinds) or ("client",), computed,
                 *spans(usage),
                 final=not place.program.named and place.program.running == 1,
             )

@@ -45,7 +45,8 @@ class StepReady:
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
-    """An LLM call ended with a context of `context` tokens; `calls` are the tools it asked for.
+    """An LLM call ended with a context of `context` tokens; `calls` are the tools it asked for, as
+    ``tool`` or, where the arguments say more of how long it takes, ``tool:bucket``.
 
     It was `queued` seconds at its engine, then had `service` seconds there; of these, `computed`
     prompt tokens took `seconds` to prefill. After a `final` one its program has nothing to do

@@ -124,7 +124,7 @@ def test_kv_is_leased_for_as_long_as_the_tool_was_seen_to_take() -> None:
         (lease,) = _finish(core, "p", 120, now + 1, "shell")
         now += 5.0
     assert isinstance(lease, LeaseKV)
-    assert lease.ttl == pytest.approx(1.5 * 4.0)
+    assert lease.ttl == pytest.approx(1.5 * 4.0, rel=0.02)
     assert lease.value > 0
 
 
@@ -247,9 +247,11 @@ def test_of_the_tools_that_wait_the_shortest_goes_first() -> None:
         core.handle(ToolReady("p", "p:0", f"p#{tool}", tool, "h"), 0.0)
         for tool in ("quick", "slow")
     ]
-    assert given == [
-        [StartTool("h", "p", "p#quick", 1.0)], [StartTool("h", "p", "p#slow", 100.0)]
-    ]  # fmt: skip
+    (quick,), (slow,) = given
+    assert isinstance(quick, StartTool)
+    assert isinstance(slow, StartTool)
+    assert (quick.call, slow.call) == ("p#quick", "p#slow")
+    assert quick.priority < slow.priority
     assert core.handle(ToolReady("nobody", "x", "x#0", "quick", "h"), 0.0) == []
 
 

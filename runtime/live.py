@@ -6,7 +6,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +21,7 @@ from drawloom.actions import (
     ReleaseEnvs,
     ReleaseKV,
     StartStep,
+    StartTool,
     Wake,
     WarmEnv,
 )
@@ -33,10 +34,11 @@ from drawloom.errors import (
     SandboxUnavailable,
     StoreError,
 )
-from drawloom.events import EngineUp, Event, HostState, Tick
+from drawloom.events import EngineUp, Event, HostState, HostUp, Tick, ToolReady
 from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.bus import EventBus, Notice
 from drawloom.runtime.scheduler import Policy, Scheduler
+from drawloom.runtime.slots import ToolSlots
 from drawloom.runtime.store import LeaseRow, Store
 from drawloom.sandbox.pool import Claimed, Pool
 
@@ -57,6 +59,7 @@ class Live:
         store: Store,
         bus: EventBus,
         record: bool = True,
+        tool_slots: int | None = None,
     ) -> None:
         self.scheduler = Scheduler(policy)
         self._record = record
@@ -66,6 +69,8 @@ class Live:
         self._emitting = False
         self._admitted: dict[str, asyncio.Future[None]] = {}
         self._started: dict[str, asyncio.Future[float]] = {}
+        self._slots = None if tool_slots is None else ToolSlots(tool_slots)
+        self._tools: dict[str, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._claims: dict[tuple[str, str], asyncio.Task[Claimed]] = {}
         self._stalled: set[tuple[str, str]] = set()
@@ -76,6 +81,7 @@ class Live:
         self._does: dict[type[Any], Callable[[Any], None]] = {
             Admit: self._admit,
             StartStep: self._start_step,
+            StartTool: self._start_tool,
             RefuseStep: self._refuse_step,
             LeaseKV: lambda a: self._later(self._lease(a)),
             ReleaseKV: lambda a: self._later(self._release_kv(a)),
@@ -88,6 +94,8 @@ class Live:
         }
         if pool is not None:
             pool.on_change = self._host_changed
+            if pool.most is not None:
+                self.emit(HostUp(pool.provider.host, pool.most))
         about = engine.info
         self.emit(EngineUp(about.id, about.kv_tokens, about.host_tokens, about.max_context))
 
@@ -130,6 +138,31 @@ class Live:
         future = self._started.pop(action.step, None)
         if future is not None and not future.done():
             future.set_result(action.priority)
+
+    @contextlib.asynccontextmanager
+    async def tool_slot(
+        self, program: str, lineage: str, call: str, tool: str
+    ) -> AsyncIterator[None]:
+        """A tool call runs in its environment, when it is its turn where slots are limited."""
+        if self._slots is None or self.pool is None:
+            yield
+            return
+        name = f"{program}:{call}"
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tools[name] = future
+        try:
+            self.emit(ToolReady(program, lineage, name, tool, self.pool.provider.host))
+            await future
+            yield
+        finally:
+            self._tools.pop(name, None)
+            if future.done() and not future.cancelled():
+                self._slots.leave()
+
+    def _start_tool(self, action: StartTool) -> None:
+        future = self._tools.get(action.call)
+        if future is not None and self._slots is not None:
+            self._slots.ask(future, action.priority)
 
     def _refuse_step(self, action: RefuseStep) -> None:
         self._decided(action)

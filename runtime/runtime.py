@@ -96,6 +96,9 @@ class Runtime:
             ``process``, ``none``, or a `Provider`.
         docker: the Docker engine's URL; by default as the environment says.
         pool: most environments kept ready, over all kinds.
+        containers: most environments at a time, in use or ready; programs wait for a place before
+            they start. Needs a policy that admits by places (`drawloom`). By default no limit.
+        tool_slots: most tool calls at a time in all environments; by default no limit.
         kv_tokens: tokens of KV cache; 0 takes what fits.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         template: how chats are rendered, for an `Engine` that brings no checkpoint folder.
@@ -125,6 +128,8 @@ class Runtime:
         record: bool = True,
         cost: CostModel | None = None,
         tenants: Iterable[TenantShare] = (),
+        containers: int | None = None,
+        tool_slots: int | None = None,
     ) -> None:
         self._policy = make_policy(policy)
         self._model, self._url, self._sandbox, self._docker = model, store, sandbox, docker
@@ -132,6 +137,15 @@ class Runtime:
         self._template = template
         self._config, self._isolate, self._record = engine, isolate, record
         self._cost, self._tenants = cost, tuple(tenants)
+        self._containers, self._tool_slots = containers, tool_slots
+        for name, limit in (("containers", containers), ("tool_slots", tool_slots)):
+            if limit is not None and limit < 1:
+                raise ConfigError(f"{name}={limit}: nothing could run; leave it out for no limit")
+        if containers is not None and not self._policy.houses:
+            raise ConfigError(
+                f"containers={containers}: policy {policy!r} does not admit programs by places, so "
+                "they could wait for each other's for ever; choose drawloom, or leave it out"
+            )
         self._runs: dict[str, Run[Any]] = {}
         self._live: Live | None = None
         self.bus: EventBus = LocalBus()
@@ -161,10 +175,12 @@ class Runtime:
             engine = await self._open_engine()
             undo.push_async_callback(engine.close)
             provider = await self._open_provider(store.id)
-            pool = Pool(provider, limit=self._pool_size) if provider is not None else None
+            pool = self._open_pool(provider) if provider is not None else None
             if pool is not None:
                 undo.push_async_callback(pool.close)
-            live = Live(self._policy, engine, pool, store, self.bus, self._record)
+            live = Live(
+                self._policy, engine, pool, store, self.bus, self._record, self._tool_slots
+            )  # fmt: skip
             undo.push_async_callback(live.close)
             live.scheduler.world.cost = self._cost or live.scheduler.world.cost
             for share in self._tenants:
@@ -190,7 +206,9 @@ class Runtime:
     # --- programs -------------------------------------------------------------------------
 
     async def start(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> Run[R]:
-        """Start a program. Raises `ConfigError` if its arguments are not JSON."""
+        """Start a program. Raises `ConfigError` if its arguments are not JSON, or it needs more
+        environments than there may be."""
+        self._may_house(agent)
         try:
             arguments = to_jsonable_python({"args": list(args), "kwargs": kwargs})
         except PydanticSerializationError as error:
@@ -216,6 +234,7 @@ class Runtime:
         Raises `StoreError` for an unknown program, `ConfigError` for one that is done, and
         `SandboxError` for one whose environment is gone: that one has failed.
         """
+        self._may_house(agent)
         row = await self.store.program(id)
         if id in self._runs:
             raise ConfigError(f"program {id} is running here already")
@@ -232,6 +251,13 @@ class Runtime:
             raise
         arguments = row.arguments
         return self._launch(id, agent, arguments["args"], arguments["kwargs"], replay, adopted)
+
+    def _may_house(self, agent: Agent[..., Any]) -> None:
+        wanted, most = len(_envs(agent)), self._containers
+        if most is not None and wanted > most:
+            raise ConfigError(
+                f"agent {agent.name} uses {wanted} environments, and containers={most}: raise it"
+            )
 
     def _launch(
         self,
@@ -323,6 +349,11 @@ class Runtime:
         self._template = self._template or ChatTemplate.load(path)
         return await asyncio.to_thread(host.load, str(path), config)
 
+    def _open_pool(self, provider: Provider) -> Pool:
+        most = self._containers
+        ready = self._pool_size if most is None else min(self._pool_size, most)
+        return Pool(provider, limit=ready, most=most)
+
     async def _open_provider(self, owner: str) -> Provider | None:
         kind = self._sandbox
         if not isinstance(kind, str):
@@ -393,10 +424,13 @@ def _envs(agent: Agent[..., Any]) -> list[Env]:
 
 @contextlib.asynccontextmanager
 async def _deadline(seconds: float | None) -> AsyncIterator[None]:
+    scope = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds):
+        async with scope:
             yield
     except TimeoutError:
+        if not scope.expired():  # the agent's own
+            raise
         raise BudgetExceeded(f"the budget of {seconds:g} seconds is spent") from None
 
 

@@ -128,7 +128,11 @@ async def _step(
             claimed = await live.claim(tool.env, program.id)
             wait = time.monotonic() - began
             box = StepSandbox(claimed.box, f"{program.id}:{call.id}", tool.timeout)
-        value = await _attempts(tool, call, box)
+            full = program.full(lineage)
+            async with live.tool_slot(program.id, full, call.id, call.kind):
+                value = await _attempts(tool, call, box)
+        else:
+            value = await _attempts(tool, call, None)
     except Exception as failure:
         error = failure
     seconds = time.monotonic() - began
@@ -168,10 +172,13 @@ async def _attempts(tool: Tool[..., Any], call: ToolCall, box: StepSandbox | Non
 async def _once(tool: Tool[..., Any], call: ToolCall, box: StepSandbox | None) -> Any:
     limit = None if tool.timeout is None else tool.timeout + (_GRACE if box else 0.0)
     token = tool_host.set(None)  # a tool that calls a tool calls a function
+    scope = asyncio.timeout(limit)
     try:
-        async with asyncio.timeout(limit):
+        async with scope:
             return await tool.run(call.arguments, box)
     except TimeoutError:
+        if not scope.expired():  # the tool's own
+            raise
         raise ToolTimeout(f"timed out after {tool.timeout:g} s") from None
     finally:
         tool_host.reset(token)

@@ -64,23 +64,32 @@ class Claimed:
 
 
 class Pool:
-    """Environments of one provider; `on_change` hears of every move of a key's ready count."""
+    """Environments of one provider; `on_change` hears of every move of a key's ready count.
+
+    Args:
+        limit: most environments kept ready.
+        most: most environments at all, from before one is made until it is destroyed; a ready one
+            that nobody asked for gives way to one that somebody needs. None: no limit.
+    """
 
     def __init__(
         self,
         provider: Provider,
         *,
         limit: int = 8,
+        most: int | None = None,
         on_change: Callable[[str, int, int], None] = lambda key, warm, creating: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.provider = provider
-        self.limit = limit
+        self.limit, self.most = limit, most
+        self.there = self._evicting = 0
         self.counters = PoolCounters()
         self.on_change = on_change
         self._clock = clock
         self._shelves: dict[str, _Shelf] = {}
         self._claimed: dict[tuple[str, str], Claimed] = {}
+        self._queue: deque[_Shelf] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._keeper = asyncio.create_task(self._keep_alive())
@@ -96,7 +105,9 @@ class Pool:
 
     def warm(self, env: Env, count: int) -> None:
         """Keep `count` environments ready, within the limit over all keys. Returns at once."""
-        self._shelf(env).target = count
+        shelf = self._shelf(env)
+        shelf.target = count
+        self._withdraw(shelf)
         self._fill(env.key)
 
     async def claim(self, env: Env, program: str) -> Claimed:
@@ -137,6 +148,7 @@ class Pool:
     async def adopt(self, env: Env, program: str, sandbox: str) -> Claimed:
         """Take over the environment that a dead owner's program had. Raises `SandboxDied`."""
         box = await self.provider.adopt(env, sandbox)
+        self.there += 1
         lease = EnvLease(sandbox, program, self.provider.host, env.key, True, 0.0, 0.0)
         box.touched = True
         claimed = self._claimed[(program, env.key)] = Claimed(box, lease)
@@ -198,17 +210,44 @@ class Pool:
         finally:
             with contextlib.suppress(ValueError):
                 shelf.waiting.remove(future)
+            self._withdraw(shelf)
+
+    def _withdraw(self, shelf: _Shelf) -> None:
+        """Nobody may want any more what has no room yet."""
+        wanted = len(shelf.waiting) + max(0, shelf.target - len(shelf.warm))
+        while shelf.creating > wanted and shelf in self._queue:
+            self._queue.remove(shelf)
+            shelf.creating -= 1
 
     def _fill(self, key: str) -> None:
         shelf = self._shelves[key]
         total = sum(len(s.warm) + s.creating for s in self._shelves.values())
         mine = len(shelf.warm) + shelf.creating - len(shelf.waiting)
-        for _ in range(min(shelf.target - mine, self.limit - total)):
+        room = self.limit - total
+        if self.most is not None:
+            room = min(room, self.most - self.there - len(self._queue))
+        for _ in range(min(shelf.target - mine, room)):
             self._spawn(shelf)
 
     def _spawn(self, shelf: _Shelf) -> None:
+        """Make one, as soon as there is room for it."""
         shelf.creating += 1
-        self._track(self._create(shelf))
+        self._queue.append(shelf)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        while self._queue:
+            if self.most is None or self.there < self.most:
+                self.there += 1
+                self._track(self._create(self._queue.popleft()))
+                continue
+            idle = [s for s in self._shelves.values() if s.warm and not s.waiting]
+            if not idle or self._evicting:
+                return
+            shelf = min(idle, key=lambda s: s.warm[0].ready)
+            self._evicting += 1
+            self._track(self._destroy(shelf.warm.popleft().box, evicted=True))
+            self._changed(shelf)
 
     def _track(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -222,10 +261,12 @@ class Pool:
         except DrawloomError as error:
             shelf.creating -= 1
             self.counters.failed += 1
+            self._gone()
             self._refuse(shelf, error)
             return
         except BaseException:
             shelf.creating -= 1
+            self._gone()
             raise
         shelf.creating -= 1
         self.counters.created += 1
@@ -237,8 +278,11 @@ class Pool:
             future = shelf.waiting.popleft()
             if not future.done():
                 future.set_result(warm)
+                self._withdraw(shelf)
                 return
         shelf.warm.append(warm)
+        self._withdraw(shelf)
+        self._make_room()
         self._changed(shelf)
 
     def _refuse(self, shelf: _Shelf, error: DrawloomError) -> None:
@@ -252,12 +296,24 @@ class Pool:
         log.warning("no warm environment of %s: %s", shelf.env.image, error)
         self._changed(shelf)
 
-    async def _destroy(self, box: LiveSandbox) -> None:
+    async def _destroy(self, box: LiveSandbox, *, evicted: bool = False) -> None:
         try:
             await box.destroy()
             self.counters.destroyed += 1
         except SandboxError as error:
             log.warning("environment %s could not be removed: %s", box.id, error)
+        finally:
+            self._evicting -= evicted
+            self._gone()
+
+    def _gone(self) -> None:
+        """One is no longer there; who waits for its room gets it, else targets are met again."""
+        self.there -= 1
+        if self._closed or self.most is None:
+            return
+        self._make_room()
+        for key in list(self._shelves):
+            self._fill(key)
 
     def _account_idle(self, shelf: _Shelf) -> None:
         now = self._clock()

@@ -44,6 +44,7 @@ class Drawloom(Policy):
     spill = True
     evict_at_end = True
     claim_early = True
+    houses = True
     parks = True
 
     def order(self, program: Program) -> Rank:

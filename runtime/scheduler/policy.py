@@ -44,6 +44,8 @@ class Policy:
         spill: whether what is evicted from the device goes to host memory, where there is some.
         evict_at_end: whether the KV of what has ended is freed at once.
         claim_early: whether an environment is claimed when a tool's name is decoded, or before.
+        houses: whether it admits no more programs than their environments have room on a limited
+            host.
         parks: whether the environments of a paused program are put aside, where its host can.
         period: seconds between calls of `tick`; None for no clock.
     """
@@ -52,6 +54,7 @@ class Policy:
     spill = False
     evict_at_end = False
     claim_early = False
+    houses = False
     parks = False
     period: float | None = None
 

@@ -54,6 +54,13 @@ async def hang() -> str:
 
 
 @tool
+async def gives_up() -> str:
+    async with asyncio.timeout(0.01):
+        await asyncio.sleep(60)
+    return "never"
+
+
+@tool
 async def broken() -> str:
     raise ValueError("boom")
 
@@ -71,7 +78,7 @@ async def chatty() -> str:
     return "x" * 1000
 
 
-TOOLS = (look, change, hang, broken, flaky, chatty)
+TOOLS = (look, change, hang, gives_up, broken, flaky, chatty)
 
 
 @agent(system="s", tools=TOOLS, max_tokens=200)
@@ -111,6 +118,7 @@ async def test_results_go_back_to_the_model_in_order(open_runtime: Any) -> None:
         (call("look"), "error: invalid arguments: what"),
         (call("broken"), "error: ValueError: boom"),
         (call("hang"), "error: timed out after 0.05 s"),
+        (call("gives_up"), "error: TimeoutError"),
         (call("flaky"), "at last"),
         (call("chatty"), "x" * 10 + "\n… 980 characters cut …\n" + "x" * 10),
     ],

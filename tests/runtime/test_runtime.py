@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from drawloom import Env, Runtime, Sandbox, TenantShare, agent, tool
-from drawloom.errors import SandboxUnavailable, StoreError
+from drawloom import Budget, BudgetExceeded, Env, Runtime, Sandbox, TenantShare, agent, tool
+from drawloom.errors import ConfigError, SandboxUnavailable, StoreError
 from drawloom.runtime.demo import tasks
 from drawloom.runtime.demo.agent import solve
 from drawloom.sandbox.base import Provider
@@ -73,7 +73,9 @@ async def test_what_is_declared_is_used_until_it_was_seen() -> None:
 
     async with Runtime(sandbox="process") as runtime:
         run = await runtime.start(idle)
-        assert runtime.live.scheduler.world.graph("idle").forecast("s", "work").seconds_p50 == 7.0
+        assert runtime.live.scheduler.world.graph("idle").forecast(
+            "s", "work"
+        ).seconds_p50 == pytest.approx(7.0, rel=0.02)
         await run.result()
         assert work.env is not None
         assert runtime.live.pool is not None
@@ -102,3 +104,105 @@ async def test_a_tenant_has_no_more_programs_at_a_time_than_it_may() -> None:
         await asyncio.gather(*(runtime.run(work) for _ in range(6) for work in (small, big)))
     assert most["small"] == 2
     assert most["big"] > 2
+
+
+async def test_a_timeout_of_the_agent_s_own_is_not_its_budget_s() -> None:
+    @agent(budget=Budget(seconds=30))
+    async def late() -> None:
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(5)
+
+    @agent(budget=Budget(seconds=0.01))
+    async def spent() -> None:
+        await asyncio.sleep(5)
+
+    async with Runtime(sandbox="none") as runtime:
+        with pytest.raises(TimeoutError):
+            await runtime.run(late)
+        with pytest.raises(BudgetExceeded):
+            await runtime.run(spent)
+
+
+class _Crowd:
+    """How many are there at a time, and at most."""
+
+    def __init__(self) -> None:
+        self.there = self.most = 0
+
+    def __enter__(self) -> None:
+        self.there += 1
+        self.most = max(self.most, self.there)
+
+    def __exit__(self, *error: object) -> None:
+        self.there -= 1
+
+
+async def test_no_more_containers_than_there_may_be_and_nobody_waits_for_ever() -> None:
+    crowd = _Crowd()
+
+    @tool(env=Env("any"))
+    async def work(box: Sandbox) -> str:
+        return (await box.sh("echo done")).text
+
+    @agent(tools=[work])
+    async def busy() -> str:
+        with crowd:
+            return str(await work())
+
+    async with Runtime(sandbox="process", containers=2) as runtime:
+        done = await asyncio.gather(*(runtime.run(busy) for _ in range(6)))
+        pool = runtime.live.pool
+        assert pool is not None
+        assert pool.there <= 2
+        assert pool.counters.claims == 6
+    assert set(done) == {"done\n"}
+    assert crowd.most == 2
+
+
+async def test_tool_calls_take_turns_where_slots_are_limited() -> None:
+    crowd = _Crowd()
+
+    @tool(env=Env("any"))
+    async def work(box: Sandbox, seconds: float) -> str:
+        with crowd:
+            await asyncio.sleep(seconds)
+        return "done"
+
+    @agent(tools=[work])
+    async def busy() -> None:
+        await work(0.02)
+        await work(0.02)
+
+    @agent(tools=[work])
+    async def gives_up() -> None:
+        async with asyncio.timeout(0.01):
+            await work(5.0)
+
+    async with Runtime(sandbox="process", tool_slots=1) as runtime:
+        with pytest.raises(TimeoutError):
+            await runtime.run(gives_up)
+        run = await runtime.start(busy)
+        await asyncio.gather(*(runtime.run(busy) for _ in range(3)), run.result())
+    assert crowd.most == 1
+
+
+async def test_limits_under_which_nothing_could_run_are_refused() -> None:
+    @tool(env=Env("one"))
+    async def first(box: Sandbox) -> str:
+        return ""
+
+    @tool(env=Env("two"))
+    async def second(box: Sandbox) -> str:
+        return ""
+
+    @agent(tools=[first, second])
+    async def both() -> None: ...
+
+    for options in ({"containers": 0}, {"tool_slots": 0}):
+        with pytest.raises(ConfigError, match="nothing could run"):
+            Runtime(**options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="choose drawloom"):
+        Runtime(containers=2, policy="thunder")
+    async with Runtime(sandbox="process", containers=1) as runtime:
+        with pytest.raises(ConfigError, match="uses 2 environments"):
+            await runtime.start(both)

@@ -1,6 +1,7 @@
 """The warm pool, over a provider that takes no time and fails when told."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 
 import pytest
@@ -21,15 +22,21 @@ class FakeProvider:
 
     def __init__(self) -> None:
         self.live: set[str] = set()
-        self.made = 0
+        self.made = self.there = self.most = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self.failure: SandboxError | None = None
 
     async def create(self, env: Env, id: str) -> LiveSandbox:
-        await self.gate.wait()
-        if self.failure is not None:
-            raise self.failure
+        self.there += 1
+        self.most = max(self.most, self.there)
+        try:
+            await self.gate.wait()
+            if self.failure is not None:
+                raise self.failure
+        except BaseException:
+            self.there -= 1
+            raise
         self.made += 1
         self.live.add(id)
         provider = self
@@ -37,6 +44,8 @@ class FakeProvider:
         class Box(LiveSandbox):
             async def destroy(self) -> None:
                 await super().destroy()
+                await asyncio.sleep(0)
+                provider.there -= self.id in provider.live
                 provider.live.discard(self.id)
 
         async def write(data: bytes) -> None: ...
@@ -171,3 +180,99 @@ async def test_every_change_is_told(provider: FakeProvider) -> None:
     await pool.close()
     assert seen[0] == (1, 0)
     assert (0, 0) in seen or (0, 1) in seen
+
+
+# --- at most so many -------------------------------------------------------------------------
+
+OTHER = Env("other")
+
+
+@pytest.fixture
+async def small(provider: FakeProvider) -> AsyncIterator[Pool]:
+    made = Pool(provider, limit=3, most=2)
+    yield made
+    await made.close()
+    assert provider.most <= 2
+    assert (provider.there, made.there) == (0, 0)
+
+
+async def test_beyond_the_limit_a_claim_waits_until_one_is_gone(small: Pool) -> None:
+    first = await small.claim(ENV, "p")
+    await small.claim(ENV, "q")
+    third = asyncio.create_task(small.claim(ENV, "r"))
+    await _settle()
+    assert not third.done()
+    first.box.touched = True
+    await small.release("p")
+    assert (await third).lease.program == "r"
+
+
+async def test_a_ready_one_that_nobody_wants_gives_way(small: Pool, provider: FakeProvider) -> None:
+    small.warm(ENV, 3)
+    await _settle()
+    assert small.counts(ENV.key) == (2, 0)  # no more than there may be
+    claimed = await small.claim(OTHER, "p")
+    assert claimed.lease.key == OTHER.key
+    await _settle()
+    assert small.counts(ENV.key) == (1, 0)
+    claimed.box.touched = True
+    await small.release("p")
+    await _settle()
+    assert small.counts(ENV.key) == (2, 0)  # its target is met again
+    assert provider.made == 4
+
+
+async def test_who_waits_for_room_and_gives_up_leaves_none_taken(small: Pool) -> None:
+    held = [await small.claim(ENV, name) for name in ("p", "q")]
+    waiting = [asyncio.create_task(small.claim(OTHER, name)) for name in ("r", "s")]
+    await _settle()
+    waiting[0].cancel()
+    await _settle()
+    for one in held:
+        one.box.touched = True
+    await asyncio.gather(small.release("p"), small.release("q"))
+    await waiting[1]
+    await _settle()
+    assert small.there == 1
+
+
+async def test_a_failure_frees_its_room(small: Pool, provider: FakeProvider) -> None:
+    provider.failure = ImageNotFound("gone")
+    for _ in range(5):
+        with pytest.raises(ImageNotFound):
+            await small.claim(ENV, "p")
+    provider.failure = None
+    await asyncio.gather(small.claim(ENV, "p"), small.claim(ENV, "q"))
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_limit_holds_whatever_comes_and_goes(small: Pool, seed: int) -> None:
+    rng = random.Random(seed)
+    live: dict[str, asyncio.Task[object]] = {}
+    for number in range(300):
+        if live and rng.random() < 0.5:
+            name = rng.choice(sorted(live))
+            task = live.pop(name)
+            if task.done():
+                await small.release(name)
+            else:
+                task.cancel()
+        else:
+            env, name = rng.choice((ENV, OTHER)), f"p{number}"
+            live[name] = asyncio.create_task(_use(small, env, name, rng.random() < 0.5))
+        if rng.random() < 0.2:
+            small.warm(rng.choice((ENV, OTHER)), rng.randrange(3))
+        for _ in range(rng.randrange(4)):
+            await asyncio.sleep(0)
+        assert small.there <= 2
+    for name, task in live.items():
+        if not task.done():
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await small.release(name)
+    await _settle()
+    await asyncio.gather(small.claim(ENV, "last"), small.claim(OTHER, "last"))
+
+
+async def _use(pool: Pool, env: Env, program: str, touch: bool) -> None:
+    (await pool.claim(env, program)).box.touched = touch

@@ -7,7 +7,7 @@ from rich.table import Table
 from drawloom.runtime.cli import show
 from drawloom.runtime.scheduler import policy_names
 from drawloom.runtime.sim.compare import Scenario, compare, evictions
-from drawloom.runtime.sim.reference import Clairvoyant, knowable
+from drawloom.runtime.sim.reference import Clairvoyant, fastest, knowable
 from drawloom.runtime.sim.tenants import CLASSES, compare_tenants
 from drawloom.runtime.sim.unit import compare_units
 
@@ -54,9 +54,14 @@ def main(scenario: Scenario, policy: str, json: bool) -> int:
     for name, row in sorted(found.items(), key=lambda item: item[1]["jct_mean_s"]):
         table.add_row(name, *(form.format(row[key]) for key, (_, form) in shown.items()))
     show.console().print(table)
-    share = knowable(scenario.population(), scenario.engine().cost)
+    jobs, engine = scenario.population(), scenario.engine()
+    share = knowable(jobs, engine.cost)
     show.note(
         f"Whoever knows no future can win at most {share:.0%} of what the clairvoyant's order wins."
+    )
+    show.note(
+        f"No schedule makes more than {scenario.replicas * fastest(jobs, engine):,.0f} tokens a "
+        "second of such programs here, were memory always full."
     )
     show.note("TTFT: of later calls. Recomputed: of new tokens. SLO: JCT within 1.5 times alone.")
     return 0

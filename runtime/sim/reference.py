@@ -18,6 +18,7 @@ from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.scheduler.policy import Keep, Policy, Retention
 from drawloom.runtime.scheduler.program import Lineage, Program, Rank
 from drawloom.runtime.scheduler.world import World
+from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.workload import Job
 
 _FULL, _LEASE = 0.95, 600.0
@@ -102,6 +103,30 @@ def _mean_completion(works: Sequence[float]) -> float:
     return sum(work * (len(works) - at) for at, work in enumerate(works)) / len(works)
 
 
+def fastest(jobs: Sequence[Job], machine: Machine) -> float:
+    """The tokens a second that no schedule exceeds, were all of `jobs` there at once and memory
+    always full: every prompt is computed once (what programs share once for all of them), every
+    token is decoded over its context, and a step decodes no more sequences than have room for what
+    is their own. Tools, arrivals and the end, when few are left, are not counted.
+    """
+    cost, seen, output, seconds, context = machine.cost, set[str](), 0, 0.0, 0.0
+    for job in jobs:
+        shared = job.shared
+        for at, call in enumerate(job.calls):
+            base = job.base(at)
+            cached = min(call.reuse, job.calls[base].context) if base >= 0 else 0
+            if base < 0 and job.prefix in seen:
+                cached = shared
+            new, mean = max(0, call.prompt - cached), call.prompt + call.output / 2
+            seconds += cost.prefill * new + cost.prefill_cached * new * (cached + new / 2)
+            seconds += call.output * (cost.decode_sequence + cost.decode_token * mean)
+            context += call.output * max(0.0, mean - shared)
+            output += call.output
+        seen.add(job.prefix)
+    steps = max(context / machine.kv_tokens, output / machine.max_sequences)
+    return output / (seconds + cost.step * steps)
+
+
 def work_left(job: Job, cost: CostModel) -> list[float]:
     """Seconds of the engine that a program still wants before each of its calls, were it alone."""
     left, total = [], 0.0
@@ -115,4 +140,4 @@ def work_left(job: Job, cost: CostModel) -> list[float]:
     return left[::-1]
 
 
-__all__ = ["Clairvoyant", "knowable", "work_left"]
+__all__ = ["Clairvoyant", "fastest", "knowable", "work_left"]

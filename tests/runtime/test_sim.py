@@ -14,7 +14,7 @@ from drawloom.runtime.sim.compare import Scenario, compare
 from drawloom.runtime.sim.generate import generate
 from drawloom.runtime.sim.loop import Outcome, Simulation
 from drawloom.runtime.sim.presets import Machine, machine
-from drawloom.runtime.sim.reference import Clairvoyant, knowable, work_left
+from drawloom.runtime.sim.reference import Clairvoyant, fastest, knowable, work_left
 from drawloom.runtime.sim.report import figures, isolated
 from drawloom.runtime.sim.workload import Call, Job, Mix, in_flight, read
 
@@ -61,6 +61,17 @@ def test_every_program_ends_under_every_policy_and_leaves_nothing(name: str, hos
     assert sorted(e.job.id for e in outcome.ended) == sorted(j.id for j in jobs)
     assert outcome.counters.output == sum(c.output for j in jobs for c in j.calls)
     _is_empty(simulation)
+
+
+@pytest.mark.parametrize("name", ["fcfs-lru", "static-cap:3", "static-cap:12", "drawloom"])
+@pytest.mark.parametrize("kind", ["swe", "rl", "web"])
+def test_nothing_is_faster_than_what_no_schedule_exceeds(name: str, kind: str) -> None:
+    jobs = [replace(j, arrival=0.0) for j in Mix(tuple(generate(kind, 32)), 16, 24).draw(0, 100.0)]
+    outcome = _outcome(_run(name, jobs))
+    most = fastest(jobs, SMALL)
+    assert outcome.counters.output / outcome.seconds < most
+    if name == "static-cap:12" and kind == "web":  # nothing waits, nothing is lost: close to it
+        assert outcome.counters.output / outcome.counters.busy > 0.4 * most
 
 
 def test_the_same_seed_is_the_same_run() -> None:

@@ -9,7 +9,6 @@ programs, each on an empty cache.
 """
 
 import asyncio
-import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,39 +20,31 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from drawloom.engine.base import EngineStats, GenerateRequest, Usage
+from drawloom.cost import CostModel
+from drawloom.engine.base import EngineStats
 from drawloom.engine.checkpoint import dummy
 from drawloom.engine.core import EngineCore
 from drawloom.engine.local import LocalEngine
-from drawloom.engine.sequence import SamplingParams
-from drawloom.events import (
-    Forked,
-    LineageEnded,
-    ProgramEnded,
-    ProgramSubmitted,
-    StepFinished,
-    StepReady,
-)
 from drawloom.runtime.bench.engine import engine as make_core
 from drawloom.runtime.bench.engine import shape
+from drawloom.runtime.bench.player import VOCABULARY, Player
 from drawloom.runtime.bench.profile import profile
 from drawloom.runtime.bus import LocalBus
 from drawloom.runtime.cli import show
 from drawloom.runtime.curves import save_curves
 from drawloom.runtime.live import Live
-from drawloom.runtime.llmcall import spans
 from drawloom.runtime.scheduler import make_policy
 from drawloom.runtime.sim.generate import generate
-from drawloom.runtime.sim.loop import Ended, Simulation, lineage_of
+from drawloom.runtime.sim.loop import Ended, Simulation
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.report import isolated, programs
 from drawloom.runtime.sim.workload import Call, Job, Mix, read
 from drawloom.runtime.store import Store
 
-_VOCABULARY = 4_096
 _CONTEXT = 8_192
 _DIFFERENT = 1.1
-_ALONE = 60
+_CALLS, _CROWD, _TRIES = 20, 6, 3
+_SAMPLED = 0.02
 _BUSY = "h200-8b"
 
 
@@ -90,110 +81,6 @@ def _scaled(job: Job, tokens: float, seconds: float) -> Job:
     return replace(job, calls=tuple(calls), shared=shared, arrival=job.arrival * seconds)
 
 
-class Player:
-    """Plays programs against a live loop, and notes when each step was ready, begun and done."""
-
-    def __init__(self, live: Live, jobs: Sequence[Job]) -> None:
-        self.live, self.jobs = live, jobs
-        self.rng = random.Random(1)
-        self.ended: list[Ended] = []
-        self.fresh = self.recomputed = self.output = 0
-        self._prefixes: dict[str, list[int]] = {}
-
-    async def run(self) -> None:
-        self.began = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for job in self.jobs:
-                group.create_task(self._program(job))
-
-    def _now(self) -> float:
-        return time.monotonic() - self.began
-
-    async def _program(self, job: Job) -> None:
-        await asyncio.sleep(max(0.0, job.arrival - self._now()))
-        result = Ended(job, self._now())
-        self.live.emit(ProgramSubmitted(job.id, job.agent, job.tenant))
-        done = [asyncio.Event() for _ in job.calls]
-        contexts: dict[int, list[int]] = {}
-        left = dict.fromkeys((call.chat for call in job.calls), 0)
-        for call in job.calls:
-            left[call.chat] += 1
-        async with asyncio.TaskGroup() as group:
-            for at in range(len(job.calls)):
-                group.create_task(self._call(result, at, done, contexts, left))
-        result.ended = self._now()
-        self.ended.append(result)
-        self.live.emit(ProgramEnded(job.id))
-
-    async def _call(
-        self,
-        result: Ended,
-        at: int,
-        done: list[asyncio.Event],
-        contexts: dict[int, list[int]],
-        left: dict[int, int],
-    ) -> None:
-        job, call = result.job, result.job.calls[at]
-        for before in job.after(at):
-            await done[before].wait()
-        await asyncio.sleep(max((job.calls[n].gap for n in job.after(at)), default=0.0))
-        base, lineage = job.base(at), lineage_of(job.id, call.chat)
-        if base >= 0 and job.calls[base].chat != call.chat:
-            parent, engine = lineage_of(job.id, job.calls[base].chat), self.live.engine.info.id
-            self.live.emit(Forked(job.id, parent, lineage, engine))
-            self.live.fork(parent, lineage)
-        begin = contexts[base][: call.reuse] if base >= 0 else self._prefix(job)
-        new = [self.rng.randrange(3, _VOCABULARY) for _ in range(call.prompt - len(begin))]
-        tokens, ready = begin + new, self._now()
-        said, usage = await self._generate(job, at, lineage, tokens)
-        contexts[at] = tokens + said
-        left[call.chat] -= 1
-        wait = usage.first - self.began - ready
-        known = len(begin) if base >= 0 else 0
-        self.recomputed += max(0, known - usage.cached_tokens)
-        self.fresh += len(tokens) - known + len(said)
-        self.output += len(said)
-        if at:
-            result.waits.append(wait)
-        else:
-            result.admission = wait
-        if not left[call.chat] and call.chat:
-            self.live.emit(LineageEnded(job.id, lineage))
-        done[at].set()
-
-    def _prefix(self, job: Job) -> list[int]:
-        known = self._prefixes.setdefault(job.prefix, [])
-        known += [self.rng.randrange(3, _VOCABULARY) for _ in range(job.shared - len(known))]
-        return known[: job.shared]
-
-    async def _generate(
-        self, job: Job, at: int, lineage: str, tokens: list[int]
-    ) -> tuple[list[int], Usage]:
-        live, call, engine = self.live, job.calls[at], self.live.engine.info.id
-        step, before = f"{job.id}#{at}", job.base(at)
-        state = f"{call.site}/{job.calls[before].tool if before >= 0 else ''}"
-        start = live.expect_start(step)
-        live.emit(StepReady(job.id, lineage, step, state, engine, len(tokens), call.output))
-        priority = await start
-        params = SamplingParams(max_tokens=call.output, ignore_eos=True)
-        request = GenerateRequest(step, lineage, tuple(tokens), params, priority)
-        said: list[int] = []
-        usage: Usage | None = None
-        async for delta in live.engine.generate(request):
-            said += delta.tokens
-            usage = delta.usage or usage
-        assert usage is not None
-        last = at + 1 == len(job.calls)
-        live.emit(
-            StepFinished(
-                job.id, lineage, step, state, engine, len(tokens) + len(said),
-                () if last else (call.tool,), len(tokens) - usage.cached_tokens, *spans(usage),
-                final=last,
-            )
-        )  # fmt: skip
-        return said, usage
-
-
 class Bench:
     """One workload, one engine, costs measured once; policies in turn.
 
@@ -205,7 +92,7 @@ class Bench:
         torch.set_num_threads(1)
         self.replay = replay
         self.took: dict[str, list[float]] = {}
-        spec = shape(6, 256, _VOCABULARY, _CONTEXT)
+        spec = shape(6, 256, VOCABULARY, _CONTEXT)
         self._spec, self._weights = spec, dummy(spec, torch.float32)
         cost, _ = profile(self._core(_CONTEXT, _CONTEXT))
         small = scaled(jobs, replay.tokens, 1.0)
@@ -220,24 +107,48 @@ class Bench:
         self.kv_tokens = 16 * round(room / 16)
         self.host_tokens = 4 * self.kv_tokens if replay.host else 0
         self.machine = Machine(cost, self.kv_tokens, self.host_tokens, 64, 512, unit=1)
-        self._measure_calls()
+        self._measure_overheads(round(_mean_prompt(small)))
         alone = isolated(self.machine, small)
         mix = Mix(tuple(small), replay.there, replay.count)
         self.drawn = mix.draw(replay.seed, statistics.fmean(alone.values()))
         self.alone = {job.id: alone[job.id.split(":", 1)[1]] for job in self.drawn}
 
-    def _measure_calls(self) -> None:
-        """The profile steps a core by hand; live, a call also crosses the scheduler, a thread and
-        an event loop. What a program of many small calls takes alone, beside the profile."""
-        prompts = [_ALONE + 20 * at for at in range(_ALONE)]
-        calls = tuple(Call(p, max(0, p - 15), 5, 0.0, "t") for p in prompts)
-        job = Job("0:alone", "alone", (replace(calls[0], reuse=0), *calls[1:]))
-        self.drawn, self.alone = [job], isolated(self.machine, [job])
-        found = self.live("fcfs-lru")
-        self.took.clear()
-        more = (found["jct_mean_s"] - self.alone[job.id]) / len(calls)
-        cost = replace(self.machine.cost, call=max(0.0, more))
+    def _measure_overheads(self, context: int) -> None:
+        """The profile steps a core by hand; live, each step also crosses a thread, each call the
+        scheduler and an event loop, and streams share an interpreter with the engine. What that
+        takes is the difference to small programs of calls over about `context` tokens: alone with
+        few and with many tokens a call, and several at a time."""
+        few, many, crowd = 2, 32, 8
+        short, long = (self._excess([self._small(context, n)]) for n in (few, many))
+        step = max(0.0, (long - short) / (many - few))
+        cost = self.machine.cost
+        call = max(0.0, short - (few + 1) * step)
+        self._cost = replace(cost, step=cost.step + step, call=cost.call + call)
+        jobs = [replace(self._small(context, crowd), id=f"{n}:small") for n in range(_CROWD)]
+        for _ in range(_TRIES):
+            more = self._excess(jobs) / (crowd * len(jobs))
+            sequence = max(0.0, self._cost.decode_sequence + more)
+            self._cost = replace(self._cost, decode_sequence=sequence)
+
+    @property
+    def _cost(self) -> CostModel:
+        return self.machine.cost
+
+    @_cost.setter
+    def _cost(self, cost: CostModel) -> None:
         self.machine = replace(self.machine, cost=cost)
+
+    def _small(self, context: int, output: int) -> Job:
+        prompts = [max(64, context // 2) + (output + 16) * at for at in range(_CALLS)]
+        calls = [Call(p, p - 16 if at else 0, output, 0.0, "t") for at, p in enumerate(prompts)]
+        return Job("0:small", "small", tuple(calls))
+
+    def _excess(self, jobs: list[Job]) -> float:
+        """Seconds that a call takes longer live than simulated."""
+        self.drawn, self.alone = jobs, dict.fromkeys((job.id for job in jobs), 1.0)
+        found = statistics.median(self.live("fcfs-lru")["jct_mean_s"] for _ in range(_TRIES))
+        self.took.clear()
+        return (found - self.simulated("fcfs-lru")["jct_mean_s"]) / _CALLS
 
     @property
     def pressure(self) -> float:
@@ -262,17 +173,21 @@ class Bench:
         live.scheduler.world.cost = self.machine.cost
         player = Player(live, self.drawn)
         began = time.monotonic()
+        idle = asyncio.create_task(_leased(engine))
         try:
             await player.run()
             seconds = time.monotonic() - began
+            idle.cancel()
             await live.settle()
             stats = await engine.stats()
         finally:
+            idle.cancel()
             await live.close()
             await engine.close()
             await store.close()
         self.took[policy] = [one.jct for one in player.ended]
-        return self._figures(player.ended) | self._more(player, stats, seconds)
+        held = {"held_idle_block_s": await idle}
+        return self._figures(player.ended) | self._more(player, stats, seconds) | held
 
     def _more(self, player: Player, stats: EngineStats, seconds: float) -> dict[str, float]:
         hits = stats.hit_tokens + stats.hit_host_tokens
@@ -291,6 +206,18 @@ class Bench:
 
     def _figures(self, ended: Sequence[Ended]) -> dict[str, float]:
         return programs(ended, [self.alone[one.job.id] for one in ended])
+
+
+async def _leased(engine: LocalEngine) -> float:
+    """Block-seconds under lease, of conversations that wait for a tool, until it is cancelled."""
+    total, at = 0.0, time.monotonic()
+    try:
+        while True:
+            await asyncio.sleep(_SAMPLED)
+            leased, now = (await engine.stats()).leased_blocks, time.monotonic()
+            total, at = total + leased * (now - at), now
+    except asyncio.CancelledError:
+        return total
 
 
 def main(replay: Replay, policies: Sequence[str], json: bool, plot: Path | None = None) -> int:
@@ -335,6 +262,7 @@ _SHOWN = {
     "tokens_per_s": ("tokens/s", "{:.0f}"), "steps_per_min": ("steps/min", "{:,.0f}"),
     "recomputed_share": ("recomputed", "{:.1%}"), "hit_share": ("hits", "{:.0%}"),
     "slo_share": ("SLO", "{:.0%}"), "stretch_max": ("stretch", "{:.0f}"),
+    "fairness": ("fairness", "{:.2f}"), "held_idle_block_s": ("held idle", "{:,.0f}"),
     "preemptions": ("preempted", "{:.0f}"),
 }  # fmt: skip
 
@@ -357,9 +285,17 @@ def _print(
         table.add_row(name, *cells, f"{simulated[name]['jct_mean_s']:.2f}")
     show.console().print(table)
     show.note(
+        "SLO: JCT within 1.5 times alone. Fairness: Jain's index of JCT over alone. Held idle: "
+        "block-seconds under lease while tools run."
+    )
+    show.note(
         f"live against simulated: Kendall tau {about['kendall_tau']:.2f} over pairs that differ by "
         f"more than a tenth, mean error of mean JCT {about['jct_error_mean']:.0%}"
     )
+
+
+def _mean_prompt(jobs: Sequence[Job]) -> float:
+    return statistics.fmean(call.prompt for job in jobs for call in job.calls)
 
 
 def _gaps(jobs: Sequence[Job]) -> float:
@@ -378,4 +314,4 @@ def kendall(live: dict[str, float], simulated: dict[str, float]) -> float:
     return (2 * same - len(pairs)) / len(pairs) if pairs else 1.0
 
 
-__all__ = ["Bench", "Player", "Replay", "kendall", "main", "scaled"]
+__all__ = ["Bench", "Replay", "kendall", "main", "scaled"]

@@ -121,11 +121,13 @@ class SimEngine:
         return cost.decode(len(self._decoding), int(self._context))
 
     def _prefill_seconds(self, work: Work) -> tuple[float, float]:
-        """What is left of a prompt: its seconds, and the steps that it spans."""
+        """What is left of a prompt: its seconds, and the steps that it spans; all of it at least
+        one."""
         cost = self.machine.cost
         new, done = work.left, work.prompt - work.left
         alone = cost.prefill * new + cost.prefill_cached * new * (done + new / 2)
-        steps = new / self.machine.batch_tokens
+        whole = work.prompt - work.cached
+        steps = max(new / self.machine.batch_tokens, new / whole)
         return max(_EPSILON, alone + steps * self._beside()), steps
 
     def _span(self) -> float:

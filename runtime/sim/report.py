@@ -30,7 +30,8 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def programs(ended: Sequence[Ended], alone: Sequence[float]) -> dict[str, float]:
-    """What programs of one policy saw, live or simulated; `alone` are their isolated seconds."""
+    """What programs of one policy saw, live or simulated; `alone` are their isolated seconds.
+    Fairness is Jain's index of the stretches: 1 if all were slowed alike, 1/n if one alone was."""
     jct = [e.jct for e in ended]
     stretch = [j / max(1e-9, seconds) for j, seconds in zip(jct, alone, strict=True)]
     waits = [w for e in ended for w in e.waits]
@@ -46,6 +47,7 @@ def programs(ended: Sequence[Ended], alone: Sequence[float]) -> dict[str, float]
         "ttft_p99_s": quantile(waits, 0.99),
         "slo_share": sum(s <= 1.5 for s in stretch) / len(stretch),
         "stretch_max": max(stretch),
+        "fairness": sum(stretch) ** 2 / (len(stretch) * sum(s * s for s in stretch)),
     }
 
 

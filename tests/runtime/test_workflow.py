@@ -35,3 +35,5 @@ def test_programs_are_replayed_live_and_simulated() -> None:
         assert live["hit_share"] > 0  # branches begin with what their trunk left behind
         assert 0 < live["jct_p50_s"] <= live["jct_p99_s"]
         assert live["hit_share"] <= 1
+        assert 0 < live["fairness"] <= 1
+        assert (live["held_idle_block_s"] > 0) == (policy == "drawloom")

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
@@ -17,19 +17,18 @@ from drawloom.engine.config import EngineConfig
 from drawloom.environments import Env
 from drawloom.errors import (
     BudgetExceeded,
-    Cancelled,
     ConfigError,
-    ReplayMismatch,
     SandboxError,
-    SandboxUnavailable,
 )
 from drawloom.events import ProgramEnded, ProgramSubmitted, TenantShare
 from drawloom.ids import new_id
 from drawloom.runtime.agent import Agent
-from drawloom.runtime.budget import Account, Usage
-from drawloom.runtime.bus import EventBus, LocalBus, Notice
+from drawloom.runtime.budget import Account
+from drawloom.runtime.bus import EventBus, LocalBus
 from drawloom.runtime.live import Live
+from drawloom.runtime.opening import TINY, model_folder, open_engine, open_provider
 from drawloom.runtime.program import Program, current_program
+from drawloom.runtime.run import Run
 from drawloom.runtime.scheduler import make_policy
 from drawloom.runtime.store import StepRow, Store
 from drawloom.sandbox.base import Provider
@@ -40,49 +39,6 @@ from drawloom.tools.tool import tool_host
 P = ParamSpec("P")
 R = TypeVar("R")
 log = logging.getLogger("drawloom.runtime")
-
-TINY = "tinyagent"
-
-
-class Run(Generic[R]):
-    """A program that was started."""
-
-    def __init__(self, program: Program, task: "asyncio.Task[R]", bus: EventBus) -> None:
-        self._program, self._task, self._bus = program, task, bus
-
-    @property
-    def id(self) -> str:
-        return self._program.id
-
-    @property
-    def done(self) -> bool:
-        return self._task.done()
-
-    @property
-    def usage(self) -> Usage:
-        return self._program.account.usage
-
-    async def result(self) -> R:
-        """What the agent returns. Raises what it raised, `Cancelled` if it was cancelled."""
-        try:
-            return await asyncio.shield(self._task)
-        except asyncio.CancelledError:
-            if self._task.cancelled():
-                raise Cancelled(f"program {self.id} was cancelled") from None
-            raise
-
-    async def cancel(self) -> None:
-        """Stop it. When this returns everything it held is free."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    async def events(self) -> AsyncIterator[Notice]:
-        """What happens to it from now on."""
-        async for notice in self._bus.subscribe():
-            if notice.program == self.id:
-                yield notice
-                if notice.kind == "program.ended":
-                    return
 
 
 class Runtime:
@@ -174,7 +130,7 @@ class Runtime:
             undo.push_async_callback(store.close)
             engine = await self._open_engine()
             undo.push_async_callback(engine.close)
-            provider = await self._open_provider(store.id)
+            provider = await open_provider(self._sandbox, store.id, self._docker)
             pool = self._open_pool(provider) if provider is not None else None
             if pool is not None:
                 undo.push_async_callback(pool.close)
@@ -338,41 +294,15 @@ class Runtime:
     async def _open_engine(self) -> Engine:
         if not isinstance(self._model, str):
             return self._model
-        from drawloom.engine.checkpoint import resolve
-        from drawloom.engine.local import LocalEngine
-        from drawloom.engine.process import ProcessEngine
-
-        folder = str(tiny_model()) if self._model == TINY else self._model
         config = self._config or EngineConfig(device=self._device, kv_tokens=self._kv_tokens)
-        host = ProcessEngine if self._isolate else LocalEngine
-        path = await asyncio.to_thread(resolve, folder)
-        self._template = self._template or ChatTemplate.load(path)
-        return await asyncio.to_thread(host.load, str(path), config)
+        folder = await model_folder(self._model)
+        self._template = self._template or ChatTemplate.load(folder)
+        return await open_engine(folder, config, self._isolate)
 
     def _open_pool(self, provider: Provider) -> Pool:
         most = self._containers
         ready = self._pool_size if most is None else min(self._pool_size, most)
         return Pool(provider, limit=ready, most=most)
-
-    async def _open_provider(self, owner: str) -> Provider | None:
-        kind = self._sandbox
-        if not isinstance(kind, str):
-            return kind
-        if kind not in ("auto", "docker", "process", "none"):
-            raise ConfigError(f"sandbox {kind!r}: choose auto, docker, process or none")
-        if kind in ("auto", "docker"):
-            from drawloom.sandbox.docker import DockerProvider
-
-            try:
-                return await asyncio.to_thread(DockerProvider, owner, self._docker)
-            except SandboxUnavailable:
-                if kind == "docker":
-                    raise
-        if kind == "none":
-            return None
-        from drawloom.sandbox.process import ProcessProvider
-
-        return ProcessProvider(owner)
 
     async def _sweep(self) -> None:
         """Remove what a killed owner of this store left behind and no program can come back to."""
@@ -411,13 +341,6 @@ class Runtime:
         return not leases or (pool is not None and pool.provider.keeps_running)
 
 
-def tiny_model() -> Any:
-    """The folder of the model in the box."""
-    from pathlib import Path
-
-    return Path(__file__).parent / "demo" / "model"
-
-
 def _envs(agent: Agent[..., Any]) -> list[Env]:
     return list({t.env.key: t.env for t in agent.tools if t.env is not None}.values())
 
@@ -439,4 +362,4 @@ def _retrieve(task: "asyncio.Task[Any]") -> None:
         task.exception()  # it is in the store; nobody may be waiting for it
 
 
-__all__ = ["TINY", "ReplayMismatch", "Run", "Runtime", "tiny_model"]
+__all__ = ["Runtime"]

@@ -30,7 +30,7 @@ from drawloom.runtime.bench.lean import Lean
 from drawloom.runtime.bench.returns import Crowd, crowd, decode_step, first_token, returning, run
 from drawloom.runtime.bench.rival import Transformers
 from drawloom.runtime.cli import show
-from drawloom.runtime.runtime import tiny_model
+from drawloom.runtime.opening import tiny_model
 
 _PROMPT, _OUTPUT = 64, 48
 _PREFILL = 512

@@ -11,7 +11,7 @@ from rich.table import Table
 from drawloom.errors import SandboxUnavailable
 from drawloom.native import cache_folder
 from drawloom.runtime.cli import show
-from drawloom.runtime.runtime import tiny_model
+from drawloom.runtime.opening import tiny_model
 from drawloom.sandbox.daemon import PrivateDaemon, answers
 from drawloom.sandbox.helper import helper_path
 

@@ -10,7 +10,7 @@ from drawloom.engine.config import EngineConfig, ModelConfig
 from drawloom.engine.loading import load
 from drawloom.runtime.bench import profile
 from drawloom.runtime.cli import show
-from drawloom.runtime.runtime import TINY, tiny_model
+from drawloom.runtime.opening import TINY, tiny_model
 
 _KV_TOKENS = 24 * 1024
 

@@ -19,7 +19,8 @@ from drawloom.runtime.agent import Agent
 from drawloom.runtime.cli import show
 from drawloom.runtime.graphs import graph_agent
 from drawloom.runtime.picture import terminal
-from drawloom.runtime.runtime import Run, Runtime
+from drawloom.runtime.run import Run
+from drawloom.runtime.runtime import Runtime
 from drawloom.runtime.store import Store
 from drawloom.runtime.timeline import read_track
 

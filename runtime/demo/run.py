@@ -17,8 +17,9 @@ from drawloom.engine.base import EngineStats
 from drawloom.errors import DrawloomError
 from drawloom.runtime.demo.agent import solve
 from drawloom.runtime.demo.tasks import FAMILIES, Task, make_task
+from drawloom.runtime.opening import TINY
 from drawloom.runtime.picture import Panel
-from drawloom.runtime.runtime import TINY, Runtime
+from drawloom.runtime.runtime import Runtime
 from drawloom.runtime.timeline import Activity, Track, make_track
 from drawloom.sandbox.daemon import PrivateDaemon, answers
 from drawloom.sandbox.images import build_box

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from drawloom.runtime.combine import best_of, gather
     from drawloom.runtime.graphs import graph_agent
     from drawloom.runtime.llmcall import Turn
-    from drawloom.runtime.runtime import Run, Runtime
+    from drawloom.runtime.run import Run
+    from drawloom.runtime.runtime import Runtime
     from drawloom.tools.calls import ToolCall, ToolResult
     from drawloom.tools.tool import Tool, tool
 
@@ -41,7 +42,7 @@ _HOMES = {
     "ExecResult": "environments",
     "Graph": "graph.declared",
     "ReplayMismatch": "errors",
-    "Run": "runtime.runtime",
+    "Run": "runtime.run",
     "Runtime": "runtime.runtime",
     "SamplingParams": "engine.sequence",
     "Sandbox": "environments",

@@ -10,7 +10,8 @@ from drawloom.engine.base import Delta, EngineInfo, EngineStats, GenerateRequest
 from drawloom.engine.sequence import FinishReason
 from drawloom.engine.tokenizer import Tokenizer
 from drawloom.leases import KVReply, LeaseStatus
-from drawloom.runtime.runtime import Runtime, tiny_model
+from drawloom.runtime.opening import tiny_model
+from drawloom.runtime.runtime import Runtime
 from drawloom.tools.template import ChatTemplate
 
 Script = Callable[[str], str]

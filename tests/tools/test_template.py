@@ -7,7 +7,7 @@ import pytest
 
 from drawloom.errors import CheckpointError, ConfigError
 from drawloom.runtime.demo import tasks
-from drawloom.runtime.runtime import tiny_model
+from drawloom.runtime.opening import tiny_model
 from drawloom.tools.template import ChatTemplate, Message
 
 SCHEMAS = [tool.schema for tool in tasks.TOOLS]

@@ -1,0 +1,59 @@
+"""What a runtime opens: an engine by the name of its model, a sandbox provider by its kind."""
+
+import asyncio
+from pathlib import Path
+
+from drawloom.engine.base import Engine
+from drawloom.engine.config import EngineConfig
+from drawloom.errors import ConfigError, SandboxUnavailable
+from drawloom.sandbox.base import Provider
+
+TINY = "tinyagent"
+
+
+def tiny_model() -> Path:
+    """The folder of the model in the box."""
+    return Path(__file__).parent / "demo" / "model"
+
+
+async def model_folder(model: str) -> Path:
+    """Where the checkpoint is: of a folder, a hub id or the model in the box. Raises
+    `CheckpointError`."""
+    from drawloom.engine.checkpoint import resolve
+
+    return await asyncio.to_thread(resolve, str(tiny_model()) if model == TINY else model)
+
+
+async def open_engine(folder: Path, config: EngineConfig, isolate: bool) -> Engine:
+    """The embedded engine for a checkpoint; in a process of its own if `isolate`. Raises
+    `CheckpointError`."""
+    from drawloom.engine.local import LocalEngine
+    from drawloom.engine.process import ProcessEngine
+
+    host = ProcessEngine if isolate else LocalEngine
+    return await asyncio.to_thread(host.load, str(folder), config)
+
+
+async def open_provider(kind: str | Provider, owner: str, docker: str | None) -> Provider | None:
+    """Docker, local processes or none, by name; ``auto`` is Docker if an engine answers. Raises
+    `ConfigError` for another name, `SandboxUnavailable` where Docker was named and is not there."""
+    if not isinstance(kind, str):
+        return kind
+    if kind not in ("auto", "docker", "process", "none"):
+        raise ConfigError(f"sandbox {kind!r}: choose auto, docker, process or none")
+    if kind in ("auto", "docker"):
+        from drawloom.sandbox.docker import DockerProvider
+
+        try:
+            return await asyncio.to_thread(DockerProvider, owner, docker)
+        except SandboxUnavailable:
+            if kind == "docker":
+                raise
+    if kind == "none":
+        return None
+    from drawloom.sandbox.process import ProcessProvider
+
+    return ProcessProvider(owner)
+
+
+__all__ = ["TINY", "model_folder", "open_engine", "open_provider", "tiny_model"]

@@ -18,7 +18,7 @@ from drawloom.events import (
 )
 from drawloom.runtime.live import Live
 from drawloom.runtime.llmcall import spans
-from drawloom.runtime.sim.loop import Ended, lineage_of
+from drawloom.runtime.sim.running import Ended, lineage_of
 from drawloom.runtime.sim.workload import Job
 
 VOCABULARY = 4_096

@@ -35,9 +35,10 @@ from drawloom.runtime.curves import save_curves
 from drawloom.runtime.live import Live
 from drawloom.runtime.scheduler import make_policy
 from drawloom.runtime.sim.generate import generate
-from drawloom.runtime.sim.loop import Ended, Simulation
+from drawloom.runtime.sim.loop import Simulation
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.report import isolated, programs
+from drawloom.runtime.sim.running import Ended
 from drawloom.runtime.sim.workload import Call, Job, Mix, read
 from drawloom.runtime.store import Store
 

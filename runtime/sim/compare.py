@@ -13,10 +13,11 @@ from drawloom.runtime.scheduler.fleet import ROUTING
 from drawloom.runtime.sim.engine import BLOCK
 from drawloom.runtime.sim.eviction import FrozenDrawloom, accesses, farthest, replay
 from drawloom.runtime.sim.generate import generate
-from drawloom.runtime.sim.loop import Outcome, Simulation
+from drawloom.runtime.sim.loop import Simulation
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.reference import Clairvoyant
 from drawloom.runtime.sim.report import figures, isolated
+from drawloom.runtime.sim.running import Outcome
 from drawloom.runtime.sim.workload import Job, Mix, in_flight, read
 
 _ROUNDS = 4

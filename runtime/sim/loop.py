@@ -3,7 +3,7 @@ cache are the ones that run live; only the seconds are computed instead of spent
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -40,74 +40,22 @@ from drawloom.events import (
 )
 from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.scheduler.fleet import Fleet
-from drawloom.runtime.sim.engine import Counters, Work, sequence
+from drawloom.runtime.sim.engine import Work, sequence
 from drawloom.runtime.sim.engines import Engines
-from drawloom.runtime.sim.hosts import HostCounters, Rooms, SimHost
+from drawloom.runtime.sim.hosts import Rooms, SimHost
 from drawloom.runtime.sim.presets import Machine
+from drawloom.runtime.sim.running import Ended, Outcome, Prompts, Running, lineage_of
 from drawloom.runtime.sim.workload import Job
-
-
-@dataclass(slots=True)
-class Ended:
-    """What became of a program; seconds. `waits` are from ready to the first token of its later
-    calls, `admission` of its first."""
-
-    job: Job
-    began: float
-    ended: float = 0.0
-    admission: float = 0.0
-    waits: list[float] = field(default_factory=list)
-
-    @property
-    def jct(self) -> float:
-        return self.ended - self.job.arrival
-
-
-@dataclass(slots=True)
-class Outcome:
-    """One run. `recomputed` prompt tokens had been in a cache before, `fresh` tokens had not.
-    Programs made `moves` between engines, with `moved` KV tokens."""
-
-    policy: str
-    ended: list[Ended]
-    counters: Counters
-    recomputed: int
-    fresh: int
-    seconds: float
-    events: int
-    host: HostCounters | None = None
-    moves: int = 0
-    moved: int = 0
-
-
-@dataclass(slots=True)
-class _Running:
-    """A job on its way: which calls have ended, when what follows them could go on, and what their
-    contexts were as long as something goes on from them."""
-
-    result: Ended
-    ended: set[int] = field(default_factory=set)
-    returned: dict[int, float] = field(default_factory=dict)
-    waits_for: list[set[int]] = field(default_factory=list)
-    heirs: list[int] = field(default_factory=list)
-    contexts: dict[int, list[int]] = field(default_factory=dict)
-    chats: set[int] = field(default_factory=lambda: {0})
-    calls_of: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Step:
     """A call on its way. `tail` numbers of its prompt were in the context that it goes on from."""
 
-    running: _Running
+    running: Running
     at: int
     work: Work
     tail: int
-
-
-def lineage_of(program: str, chat: int) -> str:
-    """The name of a program's conversation."""
-    return f"{program}.{chat}" if chat else program
 
 
 class Simulation:
@@ -140,12 +88,11 @@ class Simulation:
         self._memory = machine.host_tokens if host else 0
         self.now, self.events = 0.0, 0
         self.host = None if rooms is None else SimHost(rooms, self._at)
-        self._tools: dict[str, tuple[_Running, int]] = {}
+        self._tools: dict[str, tuple[Running, int]] = {}
         self._agenda: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._numbers = count()
-        self._fresh_units = count(1)
-        self._prefixes: dict[str, list[int]] = {}
-        self._running: dict[str, _Running] = {}
+        self._prompts = Prompts(machine.unit)
+        self._running: dict[str, Running] = {}
         self._steps: dict[str, _Step] = {}
         self._recomputed = self._fresh = 0
         self._done: list[Ended] = []
@@ -243,24 +190,15 @@ class Simulation:
     # --- programs -------------------------------------------------------------------------
 
     def _arrive(self, job: Job) -> None:
-        running = self._running[job.id] = _Running(Ended(job, self.now))
-        numbers = range(len(job.calls))
-        running.waits_for = [set(job.after(at)) for at in numbers]
-        running.heirs = [0] * len(job.calls)
-        for at in numbers:
-            if (base := job.base(at)) >= 0:
-                running.heirs[base] += 1
-            chat = job.calls[at].chat
-            running.calls_of[chat] = running.calls_of.get(chat, 0) + 1
+        running = self._running[job.id] = Running(job, self.now)
         expect = job.expect if self.declared else None
         envs = (job.env,) if self.host is not None and job.env else ()
         agent = self._agent(job)
         self._tell(ProgramSubmitted(job.id, agent, job.tenant, envs=envs, expect_steps=expect))
         if self.host is not None and self.host.rooms.claims == "submission":
             self._claim(job.id)
-        for at in numbers:
-            if not running.waits_for[at]:
-                self._ready((job.id, at))
+        for at in running.first:
+            self._ready((job.id, at))
 
     def _agent(self, job: Job) -> str:
         return "client" if self.blind else job.agent
@@ -276,51 +214,25 @@ class Simulation:
         """A program's call has its input."""
         name, at = which
         running = self._running[name]
-        job, call = running.result.job, running.result.job.calls[at]
+        job, call = running.job, running.job.calls[at]
         lineage = lineage_of(name, call.chat)
         if call.chat not in running.chats:
             running.chats.add(call.chat)
             parent = job.calls[job.base(at)].chat if job.base(at) >= 0 else 0
             self._tell(Forked(name, lineage_of(name, parent), lineage, self._home))
-        begin = self._beginning(running, at)
-        total = max(1, round(call.prompt / self._unit))
-        begin = begin[:total]
-        new = self._new(self._unit * (total - len(begin)))
-        tail = len(begin) if job.base(at) >= 0 else 0
-        self._fresh += self._unit * (total - tail) + call.output
-        units = begin + new
+        units, tail = self._prompts.of(running, at)
+        self._fresh += self._unit * (len(units) - tail) + call.output
         step = f"{name}#{at}"
-        seq = sequence(step, lineage, units + self._new(call.output))
+        seq = sequence(step, lineage, units + self._prompts.new(call.output))
         work = Work(step, seq, len(units) * self._unit, call.output, 0.0, self.now)
         self._steps[step] = _Step(running, at, work, tail)
         state = self._state(job, at)
         self._tell(StepReady(name, lineage, step, state, self._home, work.prompt, call.output))
 
-    def _beginning(self, running: _Running, at: int) -> list[int]:
-        """The numbers that a prompt begins with: of the context that it goes on from."""
-        job = running.result.job
-        base = job.base(at)
-        if base < 0:
-            return self._prefix(job)
-        units = running.contexts[base][: job.calls[at].reuse // self._unit]
-        running.heirs[base] -= 1
-        if not running.heirs[base]:
-            del running.contexts[base]
-        return units
-
-    def _prefix(self, job: Job) -> list[int]:
-        size = job.shared // self._unit
-        known = self._prefixes.setdefault(job.prefix, [])
-        known += [next(self._fresh_units) for _ in range(size - len(known))]
-        return known[:size]
-
-    def _new(self, tokens: int) -> list[int]:
-        return [next(self._fresh_units) for _ in range(-(-tokens // self._unit))]
-
     def _finished(self, work: Work) -> None:
         step = self._steps.pop(work.step)
         running, at = step.running, step.at
-        result, job = running.result, running.result.job
+        result, job = running.result, running.job
         work.ends = self.now
         if self.log is not None:
             self.log.append((work, job, at))
@@ -330,13 +242,10 @@ class Simulation:
         else:
             result.admission = wait
         self._recomputed += max(0, step.tail * self._unit - work.cached)
-        running.ended.add(at)
-        if running.heirs[at]:
-            running.contexts[at] = work.seq.tokens
+        running.finished(at, work.seq.tokens)
         self._report(running, at, work)
         call = job.calls[at]
-        running.calls_of[call.chat] -= 1
-        if len(running.ended) == len(job.calls):
+        if running.done:
             result.ended = self.now
             self._done.append(result)
             del self._running[job.id]
@@ -351,31 +260,26 @@ class Simulation:
         else:
             self._returned(running, at, call.gap)
 
-    def _returned(self, running: _Running, at: int, rest: float) -> None:
+    def _returned(self, running: Running, at: int, rest: float) -> None:
         """A call's tool has ended, if it had one; `rest` seconds later what follows can go on."""
-        running.returned[at] = self.now + rest
-        job = running.result.job
-        for other, wanted in enumerate(running.waits_for):
-            if at in wanted:
-                wanted.discard(at)
-                if not wanted:
-                    ready = max(running.returned[n] for n in job.after(other))
-                    self._at(ready + self.machine.cost.call, self._ready, (job.id, other))
+        for other, ready in running.returned(at, self.now + rest):
+            when = ready + self.machine.cost.call
+            self._at(when, self._ready, (running.job.id, other))
 
-    def _use(self, running: _Running, at: int) -> None:
+    def _use(self, running: Running, at: int) -> None:
         """A call's tool, in the program's environment."""
         assert self.host is not None
-        job, call = running.result.job, running.result.job.calls[at]
+        job, call = running.job, running.job.calls[at]
         lineage, name = lineage_of(job.id, call.chat), f"{job.id}#{at}"
         self._tools[name] = (running, at)
         event = ToolReady(job.id, lineage, name, call.tool, self.host.name)
         self.host.claim(job)
         self.host.when_ready(job, lambda: self._tell(event))
 
-    def _report(self, running: _Running, at: int, work: Work) -> None:
-        job = running.result.job
-        call, last = job.calls[at], len(running.ended) == len(job.calls)
-        over = not running.calls_of[call.chat] - 1
+    def _report(self, running: Running, at: int, work: Work) -> None:
+        job = running.job
+        call, last = job.calls[at], running.done
+        over = not running.calls_of[call.chat]
         calls = () if last or over else (call.tool,)
         computed, seconds = work.prompt - work.cached, work.first - work.begun
         context = len(work.seq.tokens) * self._unit
@@ -422,7 +326,7 @@ class Simulation:
     def _start_tool(self, action: StartTool) -> None:
         assert self.host is not None
         running, at = self._tools.pop(action.call)
-        call = running.result.job.calls[at]
+        call = running.job.calls[at]
 
         def then() -> None:
             self._returned(running, at, call.gap - call.busy)
@@ -463,4 +367,4 @@ class Simulation:
             self.engines.arrive(action.target, action.lineage, units)
 
 
-__all__ = ["Ended", "Outcome", "Simulation", "lineage_of"]
+__all__ = ["Simulation"]

@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Sequence
 
-from drawloom.runtime.sim.loop import Ended, Outcome, Simulation
 from drawloom.runtime.sim.presets import Machine
+from drawloom.runtime.sim.running import Ended, Outcome
 from drawloom.runtime.sim.workload import Job
 
 
@@ -70,4 +70,4 @@ def figures(outcomes: Sequence[Outcome], alone: dict[str, float]) -> dict[str, f
     }
 
 
-__all__ = ["Simulation", "figures", "isolated", "programs", "quantile"]
+__all__ = ["figures", "isolated", "programs", "quantile"]

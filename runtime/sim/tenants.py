@@ -13,9 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 from drawloom.runtime.scheduler import make_policy
-from drawloom.runtime.sim.loop import Ended, Simulation
+from drawloom.runtime.sim.loop import Simulation
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.report import quantile
+from drawloom.runtime.sim.running import Ended
 from drawloom.runtime.sim.workload import Call, Job
 
 CLASSES = {"heavy": (3, 100, 16.0), "medium": (4, 30, 8.0), "light": (3, 10, 4.0)}

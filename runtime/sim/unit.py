@@ -23,9 +23,10 @@ from drawloom.runtime.scheduler.program import Program
 from drawloom.runtime.scheduler.world import World
 from drawloom.runtime.sim.compare import Scenario
 from drawloom.runtime.sim.hosts import CLAIMS, Rooms
-from drawloom.runtime.sim.loop import Outcome, Simulation
+from drawloom.runtime.sim.loop import Simulation
 from drawloom.runtime.sim.reference import Clairvoyant
 from drawloom.runtime.sim.report import figures, isolated
+from drawloom.runtime.sim.running import Outcome
 
 _SLOTS, _TOOLS = 1 / 3, 1 / 5
 _CAPS = (0.2, 0.25, 0.33, 0.4, 0.55)

@@ -24,8 +24,9 @@ from drawloom.runtime.scheduler import make_policy, policy_names
 from drawloom.runtime.scheduler.fleet import ROUTING, Fleet
 from drawloom.runtime.sim.compare import Scenario, compare
 from drawloom.runtime.sim.generate import generate
-from drawloom.runtime.sim.loop import Outcome, Simulation
+from drawloom.runtime.sim.loop import Simulation
 from drawloom.runtime.sim.presets import machine
+from drawloom.runtime.sim.running import Outcome
 from drawloom.runtime.sim.workload import Mix
 
 SMALL = replace(machine("h200-8b"), kv_tokens=200_000, host_tokens=800_000)

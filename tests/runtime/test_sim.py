@@ -12,10 +12,11 @@ from drawloom.errors import ConfigError, EngineError
 from drawloom.runtime.scheduler import Policy, make_policy, policy_names
 from drawloom.runtime.sim.compare import Scenario, compare
 from drawloom.runtime.sim.generate import generate
-from drawloom.runtime.sim.loop import Outcome, Simulation
+from drawloom.runtime.sim.loop import Simulation
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.reference import Clairvoyant, fastest, knowable, work_left
 from drawloom.runtime.sim.report import figures, isolated
+from drawloom.runtime.sim.running import Outcome
 from drawloom.runtime.sim.workload import Call, Job, Mix, in_flight, read
 
 H200 = machine("h200-8b")

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from drawloom.actions import Action, MoveKV, ReleaseKV
-from drawloom.errors import ConfigError
+from drawloom.errors import ConfigError, EngineError
 from drawloom.events import (
     EngineUp,
     Event,
@@ -43,7 +43,7 @@ class Fleet:
             call of a program that has no other running goes to the engine with the least to do,
             and its KV stays behind.
 
-    Raises `ConfigError` for another routing.
+    Raises `ConfigError` for another routing, `EngineError` for a program before any engine is up.
     """
 
     def __init__(self, policy: Policy, routing: str = "affine") -> None:
@@ -73,7 +73,7 @@ class Fleet:
             actions = for_all(event, now)
             self._backlog = {name for name, one in self.engines.items() if one.world.held.programs}
             return actions + self._steal(now)
-        if isinstance(event, ProgramSubmitted) and self.engines:
+        if isinstance(event, ProgramSubmitted):
             self._settle(event)
         home = self._homes.get(event.program)
         if home is None:
@@ -137,6 +137,8 @@ class Fleet:
         """A new program's home is the engine to which least was given, for its size."""
         if event.program in self._homes:
             return
+        if not self.engines:
+            raise EngineError(f"program {event.program} has nowhere to go: no engine is up")
         home = min(self.engines, key=self._share)
         world = self.engines[home].world
         usual = world.graph(event.agent).usual_peak

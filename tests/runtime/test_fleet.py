@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from drawloom.actions import Action, Admit, MoveKV, ReleaseKV, StartStep
-from drawloom.errors import ConfigError
+from drawloom.errors import ConfigError, EngineError
 from drawloom.events import (
     EngineUp,
     Event,
@@ -144,6 +144,11 @@ def test_an_engine_with_nothing_to_do_takes_what_another_holds() -> None:
     actions = _end_all(fleet, other)
     assert (other, "r") in _started(actions)
     assert not any(isinstance(a, MoveKV) for a in actions)  # it had none yet
+
+
+def test_a_program_before_any_engine_is_told_so() -> None:
+    with pytest.raises(EngineError, match="no engine is up"):
+        _submit(_fleet(), "p")
 
 
 def test_without_stealing_it_waits_for_its_own() -> None:

@@ -143,6 +143,7 @@ class Simulation:
             self.scheduler.policy.name, self._done, self.engines.counters, self._recomputed,
             self._fresh, self.now, self.events,
             None if self.host is None else self.host.counters, moves, self.engines.moved,
+            len(self.engines.all),
         )  # fmt: skip
 
     @property

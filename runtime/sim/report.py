@@ -63,7 +63,7 @@ def figures(outcomes: Sequence[Outcome], alone: dict[str, float]) -> dict[str, f
         "hit_share": sum(o.counters.hit for o in outcomes) / max(1, prompts),
         "tokens_per_s": sum(o.counters.output for o in outcomes) / seconds,
         "steps_per_min": 60 * sum(len(e.job.calls) for e in ended) / seconds,
-        "busy_share": sum(o.counters.busy for o in outcomes) / seconds,
+        "busy_share": sum(o.counters.busy / o.engines for o in outcomes) / seconds,
         "moves": sum(o.moves for o in outcomes) / max(1, len(ended)),
         "moved_tokens": sum(o.moved for o in outcomes) / max(1, len(ended)),
         "events": sum(o.events for o in outcomes),

@@ -27,7 +27,7 @@ class Ended:
 @dataclass(slots=True)
 class Outcome:
     """One run. `recomputed` prompt tokens had been in a cache before, `fresh` tokens had not.
-    Programs made `moves` between engines, with `moved` KV tokens."""
+    Programs made `moves` between `engines`, with `moved` KV tokens."""
 
     policy: str
     ended: list[Ended]
@@ -39,6 +39,7 @@ class Outcome:
     host: HostCounters | None = None
     moves: int = 0
     moved: int = 0
+    engines: int = 1
 
 
 def lineage_of(program: str, chat: int) -> str:

@@ -84,6 +84,7 @@ def test_more_engines_are_not_slower() -> None:
     two = compare(replace(scenario, replicas=2), ["drawloom"])["drawloom"]
     assert two["programs"] == one["programs"] == 60
     assert two["jct_mean_s"] < one["jct_mean_s"]
+    assert 0 < two["busy_share"] <= 1
 
 
 def test_a_fleet_of_none_and_an_unknown_routing_are_refused() -> None:

@@ -11,7 +11,7 @@ programs, each on an empty cache.
 import asyncio
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -93,6 +93,7 @@ class Bench:
         torch.set_num_threads(1)
         self.replay = replay
         self.took: dict[str, list[float]] = {}
+        self._sizes = 1
         spec = shape(6, 256, VOCABULARY, _CONTEXT)
         self._spec, self._weights = spec, dummy(spec, torch.float32)
         cost, _ = profile(self._core(_CONTEXT, _CONTEXT))
@@ -120,14 +121,14 @@ class Bench:
         takes is the difference to small programs of calls over about `context` tokens: alone with
         few and with many tokens a call, and several at a time."""
         few, many, crowd = 2, 32, 8
-        short, long = (self._excess([self._small(context, n)]) for n in (few, many))
+        short = self._excess(lambda: [self._small(context, few)])
+        long = self._excess(lambda: [self._small(context, many)])
         step = max(0.0, (long - short) / (many - few))
         cost = self.machine.cost
         call = max(0.0, short - (few + 1) * step)
         self._cost = replace(cost, step=cost.step + step, call=cost.call + call)
-        jobs = [replace(self._small(context, crowd), id=f"{n}:small") for n in range(_CROWD)]
         for _ in range(_TRIES):
-            more = self._excess(jobs) / (crowd * len(jobs))
+            more = self._excess(lambda: self._crowd(context, crowd)) / (crowd * _CROWD)
             sequence = max(0.0, self._cost.decode_sequence + more)
             self._cost = replace(self._cost, decode_sequence=sequence)
 
@@ -140,16 +141,29 @@ class Bench:
         self.machine = replace(self.machine, cost=cost)
 
     def _small(self, context: int, output: int) -> Job:
-        prompts = [max(64, context // 2) + (output + 16) * at for at in range(_CALLS)]
-        calls = [Call(p, p - 16 if at else 0, output, 0.0, "t") for at, p in enumerate(prompts)]
+        """Prompts add another number of tokens each time, as a workload's do: for every new one a
+        CPU's products are prepared anew, which a profile of few sizes does not see."""
+        calls, prompt, kept = list[Call](), max(64, context // 2), 0
+        for _ in range(_CALLS):
+            calls.append(Call(prompt, kept, output, 0.0, "t"))
+            self._sizes = (self._sizes * 5 + 3) % 64
+            kept = prompt + output
+            prompt = kept + 1 + self._sizes // 2
         return Job("0:small", "small", tuple(calls))
 
-    def _excess(self, jobs: list[Job]) -> float:
-        """Seconds that a call takes longer live than simulated."""
-        self.drawn, self.alone = jobs, dict.fromkeys((job.id for job in jobs), 1.0)
-        found = statistics.median(self.live("fcfs-lru")["jct_mean_s"] for _ in range(_TRIES))
+    def _crowd(self, context: int, output: int) -> list[Job]:
+        return [replace(self._small(context, output), id=f"{n}:small") for n in range(_CROWD)]
+
+    def _excess(self, draw: Callable[[], list[Job]]) -> float:
+        """Seconds that a call takes longer live than simulated, the median of some tries."""
+        found = []
+        for _ in range(_TRIES):
+            self.drawn = draw()
+            self.alone = dict.fromkeys((job.id for job in self.drawn), 1.0)
+            rows = (self.live("fcfs-lru"), self.simulated("fcfs-lru"))
+            found.append((rows[0]["jct_mean_s"] - rows[1]["jct_mean_s"]) / _CALLS)
         self.took.clear()
-        return (found - self.simulated("fcfs-lru")["jct_mean_s"]) / _CALLS
+        return statistics.median(found)
 
     @property
     def pressure(self) -> float:

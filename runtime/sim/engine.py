@@ -8,6 +8,7 @@ decodes.
 """
 
 import heapq
+import math
 from dataclasses import dataclass
 
 from drawloom.engine.cache import KVCache, WriteThrough
@@ -150,16 +151,25 @@ class SimEngine:
         self.counters.context += seconds * self._context
         if self._prefills:
             work = self._prefills[0][2]
-            whole, steps = self._prefill_seconds(work)
-            share = min(1.0, seconds / whole)
-            work.left -= share * work.left
-            passed = share * steps
-            if share > 1 - 1e-12:
-                work.left = 0.0
+            passed = self._compute(work, seconds)
         else:
             passed = seconds / self._beside()
         self._iterations += passed
         self._context += passed * len(self._decoding)
+
+    def _compute(self, work: Work, seconds: float) -> float:
+        """A prompt is computed for so long; the steps that pass. Later tokens attend to more, so
+        what n more take grows with n squared."""
+        whole, steps = self._prefill_seconds(work)
+        if seconds >= whole * (1 - 1e-12):
+            work.left = 0.0
+            return steps
+        cost, pace = self.machine.cost, steps / work.left
+        done = work.prompt - work.left
+        each = cost.prefill + cost.prefill_cached * done + pace * self._beside()
+        more = 2 * seconds / (each + math.sqrt(each * each + 2 * cost.prefill_cached * seconds))
+        work.left -= more
+        return more * pace
 
     def _complete(self) -> None:
         while self._prefills and self._prefills[0][2].left < 1e-6:

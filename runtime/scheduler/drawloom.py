@@ -7,7 +7,7 @@ each completion, given what it has had); its first prompt, which has to be compu
 what looks alike the smaller goes first by powers of two, then the earlier. Nobody waits for more
 than `_PATIENCE` times what its like take: then the oldest goes first. Between tenants service is
 shared by weight: none is admitted whose tenant has had more than that of another that waits, by
-what `_AHEAD` programs take. Admission: a program runs
+what `ahead` programs take. Admission: a program runs
 when its own KV at its usual peak fits beside those that run, with a standard deviation of the sum
 to spare (Past-Future's idea of forecasting the peak, arXiv 2507.10150, over programs); a prefix
 that all share is counted once. With host memory behind the device more run, by as much as those
@@ -32,7 +32,6 @@ _HOST = 0.6
 _DEVIATIONS = 1.0
 _CHEAPER = 0.1
 _PATIENCE = 10.0
-_AHEAD = 2.0
 _GUESS = 0.125
 _SLACK = 1.5
 _SHORTEST, _LONGEST, _UNKNOWN = 1.0, 60.0, 30.0
@@ -46,6 +45,7 @@ class Drawloom(Policy):
     claim_early = True
     houses = True
     parks = True
+    ahead = 16.0
 
     def order(self, program: Program) -> Rank:
         deadline = program.about.deadline
@@ -89,7 +89,7 @@ class Drawloom(Policy):
         if first is None or needy is None:
             return first
         ahead = world.tenants.of(first).attained - needy.tenant.attained
-        if ahead <= _AHEAD * world.tenants.usual:
+        if ahead <= self.ahead * world.tenants.usual:
             return first
         other = self._turn(world, needy, now)
         behind = other is None or other.about.priority < first.about.priority

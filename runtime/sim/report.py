@@ -17,7 +17,9 @@ def isolated(machine: Machine, jobs: Sequence[Job]) -> dict[str, float]:
             base = job.base(at)
             cached = min(call.reuse, job.calls[base].context if base >= 0 else 0)
             new = call.prompt - cached
+            steps = max(1.0, new / machine.batch_tokens)
             prefill = cost.prefill * new + cost.prefill_cached * new * (cached + new / 2)
+            prefill += steps * cost.step
             decode = call.output * cost.decode(1, call.prompt + call.output // 2)
             seconds.append(cost.call + prefill + decode)
         found[job.id] = job.longest(seconds)

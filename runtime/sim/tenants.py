@@ -101,6 +101,7 @@ def isolated(engine: Machine, jobs: Sequence[Job], full: Saturation) -> dict[str
         for call in job.calls:
             new = call.prompt - call.reuse
             prefill = cost.prefill * new + cost.prefill_cached * new * (call.reuse + new / 2)
+            prefill += max(1.0, new / engine.batch_tokens) * step
             seconds.append(prefill + call.output * step)
         found[job.id] = job.longest(seconds)
     return found

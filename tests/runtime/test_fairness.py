@@ -17,14 +17,17 @@ from drawloom.events import (
     StepReady,
     TenantShare,
 )
-from drawloom.runtime.scheduler import Scheduler, make_policy
+from drawloom.runtime.scheduler import Scheduler
+from drawloom.runtime.scheduler.drawloom import Drawloom
 
 
 class _Line:
     """A machine that runs one program at a time; each is one call of so many seconds."""
 
     def __init__(self, *shares: TenantShare, at_a_time: int = 1) -> None:
-        self.core = Scheduler(make_policy("drawloom"))
+        policy = Drawloom()
+        policy.ahead = 2.0  # so that a few programs show it
+        self.core = Scheduler(policy)
         self.now, self.made = 0.0, 0
         self.admitted: list[str] = []
         self.served: defaultdict[str, float] = defaultdict(float)

@@ -37,7 +37,7 @@ class Durations:
 
     def observe(self, key: str, seconds: float) -> None:
         tools = tools_of(key)
-        for name in {key, tools, _ALL}:
+        for name in dict.fromkeys((_ALL, tools, key)):
             sketch = self._sketches.get(name)
             if sketch is None:
                 if name not in (tools, _ALL) and len(self._sketches) >= _KEYS:

@@ -36,9 +36,9 @@ class Sketch:
             self._counts /= self._weight
             self._weight = 1.0
 
-    def merge(self, other: "Sketch", share: float = 1.0) -> None:
-        """Add what another one has observed, at `share` of its weight."""
-        self._counts += other._counts * (share * self._weight / other._weight)
+    def merge(self, other: "Sketch") -> None:
+        """Add what another one has observed."""
+        self._counts += other._counts * (self._weight / other._weight)
         self._sums = None
 
     @property

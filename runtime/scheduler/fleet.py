@@ -79,7 +79,7 @@ class Fleet:
         if home is None:
             return []
         actions = self._at_home(event, home, now)
-        return actions + (self._steal(now) if self.routing == "affine" else [])
+        return actions + self._steal(now)
 
     def _at_home(self, event: Any, home: str, now: float) -> list[Action]:
         """An event of a program, which may go elsewhere on the way."""
@@ -174,10 +174,10 @@ class Fleet:
     def _steal(self, now: float) -> list[Action]:
         """Engines that hold nobody back take programs that others hold."""
         actions = list[Action]()
+        if self.routing != "affine":
+            return actions
         while self._backlog and len(self._backlog) < len(self.engines):
-            victim = max(
-                self._backlog, key=lambda name: len(self.engines[name].world.held.programs)
-            )
+            victim = max(self._backlog, key=self._waiting)
             program = self.engines[victim].world.held.first
             thief = min(self.engines.keys() - self._backlog, key=lambda n: (self._load(n), n))
             if program is None or not self.policy.takes(self.engines[thief].world, program):

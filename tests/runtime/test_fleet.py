@@ -59,6 +59,7 @@ def test_every_program_ends_and_every_engine_is_left_empty(policy: str, routing:
 
 def test_kv_goes_with_a_program_and_stays_behind_where_calls_are_scattered() -> None:
     stays = _run("atlas", "sticky")[1]
+    assert _run("thunder", "sticky")[1].moves == 0  # its clock wakes everybody
     moves, scatters = _run("atlas")[1], _run("atlas", "scatter")[1]
     assert stays.moves == 0
     assert 0 < moves.moves < scatters.moves

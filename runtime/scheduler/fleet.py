@@ -195,7 +195,7 @@ class Fleet:
         self._given[target] += self._sizes[name]
         actions = list[Action]()
         for lineage in program.lineages.values() if program.begun else ():
-            if self.routing != "scatter":
+            if self.routing != "scatter" and program.steps:  # before, there is none
                 actions.append(MoveKV(source, target, name, lineage.id))
             actions.append(ReleaseKV(source, name, lineage.id, self.policy.evict_at_end))
         self.engines[source].withdraw(program)

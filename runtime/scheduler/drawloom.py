@@ -4,19 +4,20 @@ Order: the program whose end costs least goes first: by the calls that its decla
 left; else by the states in which its conversations are, where these have predicted better than the
 service had; else by the Gittins index of what programs of its agent took (seconds of the engine for
 each completion, given what it has had); its first prompt, which has to be computed, is added. Of
-what looks alike the smaller goes first by powers of two, then the earlier. Nobody waits for more
-than `_PATIENCE` times what its like take: then the oldest goes first. Between tenants service is
-shared by weight: none is admitted whose tenant has had more than that of another that waits, by
-what `ahead` programs take. Admission: a program runs
-when its own KV at its usual peak fits beside those that run, with a standard deviation of the sum
-to spare (Past-Future's idea of forecasting the peak, arXiv 2507.10150, over programs); a prefix
-that all share is counted once. With host memory behind the device more run, by as much as those
-that run were seen to wait for tools: then some KV is always out of the way. Pause: when what runs
-outgrows memory all the same, the last in order that waits for a tool is held there; with host
-memory, a program at a tool boundary also makes room for one that costs a tenth of it. Retention: at
-a tool boundary KV is leased for as long as the tools take to return at the 95th percentile of what
-was observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds
-waste and blocks nobody). What ends is dropped at once.
+what looks alike the smaller prompt goes first, then the earlier. Nobody waits for more than
+`_PATIENCE` times what its like take: then the oldest goes first. Between tenants service is shared
+by weight: none is admitted whose tenant has had more than that of another that waits, by what
+`ahead` programs take. Admission: a program runs when its own KV at its usual peak fits beside
+those that run, with a standard deviation of the sum to spare (Past-Future's idea of forecasting
+the peak, arXiv 2507.10150, over programs); a prefix that all share is counted once. With host
+memory behind the device, where what is too much is lost to nobody, it is promised what it will
+hold on average from now on, half way to its peak, and more run, by as much as those that run were
+seen to wait for tools: then some KV is always out of the way. Pause: when what runs outgrows
+memory all the same, the last in order that waits for a tool is held there; with host memory, a
+program at a tool boundary also makes room for one that costs a tenth of it. Retention: at a tool
+boundary KV is leased for as long as the tools take to return at the 95th percentile of what was
+observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds waste
+and blocks nobody). What ends is dropped at once.
 """
 
 from collections.abc import Iterator
@@ -27,8 +28,9 @@ from drawloom.runtime.scheduler.policy import Demote, Keep, Policy, Retention
 from drawloom.runtime.scheduler.program import Lineage, Program, Rank
 from drawloom.runtime.scheduler.world import World
 
-_FULL, _LEAST, _SPARE = 0.95, 0.35, 1.5
+_FULL, _LEAST, _SPARE = 0.95, 0.5, 1.5
 _HOST = 0.6
+_HALF_WAY = 0.5
 _DEVIATIONS = 1.0
 _CHEAPER = 0.1
 _PATIENCE = 10.0
@@ -51,7 +53,7 @@ class Drawloom(Policy):
         deadline = program.about.deadline
         late = 1e18 if deadline is None else deadline
         steps = program.expected or 0.0
-        return -program.about.priority, late, steps, _size(program.own), program.index
+        return -program.about.priority, late, steps, program.own, program.index
 
     def rank(self, world: World, program: Program) -> Rank:
         priority, deadline, _, size, index = self.order(program)
@@ -69,7 +71,7 @@ class Drawloom(Policy):
             known = graph.service_left(program.places)
         if known is None:
             known = graph.seconds_per_completion(program.service)
-        prompt = 0.0 if program.begun else world.cost.recompute(_size(program.own))
+        prompt = 0.0 if program.begun else world.cost.recompute(program.own)
         program.cost = prompt + (known or 0.0)
         return program.cost
 
@@ -107,13 +109,14 @@ class Drawloom(Policy):
     def claim(self, world: World, program: Program) -> int:
         seen = world.graph(program.about.agent).usual_peak
         guess = program.about.expect_tokens or int(_GUESS * world.capacity)
-        return max(program.own, seen if seen is not None else guess)
+        growth = max(0, (seen if seen is not None else guess) - program.own)
+        return program.own + int(growth * (_HALF_WAY if world.host_tokens else 1.0))
 
     def takes(self, world: World, program: Program) -> bool:
         return not world.active or self._fits(world, program)
 
     def _fits(self, world: World, program: Program) -> bool:
-        """Whether one more does, should the sum of all peaks be a deviation above its mean."""
+        """Whether one more does, should all together be a deviation above what is usual."""
         graph = world.graph(program.about.agent)
         margin = graph.shared + _DEVIATIONS * graph.peak_spread * (len(world.active) + 1) ** 0.5
         wanted = world.claimed + self.claim(world, program) + margin
@@ -195,12 +198,6 @@ class Drawloom(Policy):
         host = world.places.hosts.get(env)
         wanted = world.places.wanted.get(env, 0)
         return wanted if host is None else min(host.limit, wanted)
-
-
-def _size(tokens: int) -> int:
-    """Prompts of one power of two are alike: to put the smaller first wins little among them, and
-    costs those that it keeps waiting their deadline."""
-    return 1 << tokens.bit_length() >> 1
 
 
 __all__ = ["Drawloom"]

@@ -269,7 +269,7 @@ def test_what_is_declared_to_be_short_goes_first() -> None:
 def test_of_new_programs_that_look_alike_the_smallest_prompt_goes_first() -> None:
     core = _core()
     _submit(core, "running", expect_tokens=900)
-    for name, prompt in (("large", 600), ("small", 100), ("middle", 300), ("alike", 290)):
+    for name, prompt in (("large", 600), ("small", 100), ("middle", 300), ("alike", 300)):
         _submit(core, name, expect_tokens=900)
         _step(core, name, prompt, 0.0)
     _submit(core, "silent", expect_tokens=900)  # whose prompt nobody knows
@@ -296,6 +296,16 @@ def test_with_host_memory_more_run_where_programs_wait_for_tools() -> None:
         return count
 
     assert admitted(seconds_at_the_engine=60.0) < admitted(seconds_at_the_engine=1.0)
+
+
+def test_with_host_memory_a_program_is_promised_half_the_way_to_its_peak() -> None:
+    claims = []
+    for host_tokens in (0, 10 * KV):
+        core = Scheduler(make_policy("drawloom"))
+        core.handle(EngineUp("e", KV, host_tokens), 0.0)
+        _submit(core, "p", expect_tokens=900)
+        claims.append(core.world.claimed)
+    assert claims == [900, 450]
 
 
 def test_unknown_doubled_and_late_events_are_harmless() -> None:

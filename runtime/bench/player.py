@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from drawloom.engine.base import GenerateRequest, Usage
 from drawloom.engine.sequence import SamplingParams
+from drawloom.environments import Env
 from drawloom.events import (
     Forked,
     LineageEnded,
@@ -15,6 +16,7 @@ from drawloom.events import (
     ProgramSubmitted,
     StepFinished,
     StepReady,
+    ToolNamed,
 )
 from drawloom.runtime.live import Live
 from drawloom.runtime.llmcall import spans
@@ -46,7 +48,11 @@ class Player:
     async def _program(self, job: Job) -> None:
         await asyncio.sleep(max(0.0, job.arrival - self._now()))
         result = Ended(job, self._now())
-        self.live.emit(ProgramSubmitted(job.id, job.agent, job.tenant))
+        env = self.env(job)
+        if env is not None:
+            self.live.know(env)
+        keys = () if env is None else (env.key,)
+        self.live.emit(ProgramSubmitted(job.id, job.agent, job.tenant, envs=keys))
         done = [asyncio.Event() for _ in job.calls]
         contexts: dict[int, list[int]] = {}
         left = dict.fromkeys((call.chat for call in job.calls), 0)
@@ -93,7 +99,14 @@ class Player:
             result.admission = wait
         if not left[call.chat] and call.chat:
             self.live.emit(LineageEnded(job.id, lineage))
+        if call.busy and (env := self.env(job)) is not None:
+            self.live.emit(ToolNamed(job.id, call.tool, env.key))
+            (await self.live.claim(env, job.id)).box.touched = True
         done[at].set()
+
+    def env(self, job: Job) -> Env | None:
+        """Where its tools run; None where nothing has environments."""
+        return Env(job.env) if self.live.pool is not None and job.env else None
 
     def _prefix(self, job: Job) -> list[int]:
         known = self._prefixes.setdefault(job.prefix, [])

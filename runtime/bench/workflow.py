@@ -9,10 +9,11 @@ programs, each on an empty cache.
 """
 
 import asyncio
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,61 +26,35 @@ from drawloom.engine.base import EngineStats
 from drawloom.engine.checkpoint import dummy
 from drawloom.engine.core import EngineCore
 from drawloom.engine.local import LocalEngine
+from drawloom.environments import Env
 from drawloom.runtime.bench.engine import engine as make_core
 from drawloom.runtime.bench.engine import shape
 from drawloom.runtime.bench.player import VOCABULARY, Player
 from drawloom.runtime.bench.profile import profile
+from drawloom.runtime.bench.replay import Replay, mean_gaps, mean_prompt, scaled
 from drawloom.runtime.bus import LocalBus
 from drawloom.runtime.cli import show
 from drawloom.runtime.curves import save_curves
 from drawloom.runtime.live import Live
 from drawloom.runtime.scheduler import make_policy
 from drawloom.runtime.sim.generate import generate
+from drawloom.runtime.sim.hosts import Rooms
 from drawloom.runtime.sim.loop import Simulation
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.report import isolated, programs
 from drawloom.runtime.sim.running import Ended
 from drawloom.runtime.sim.workload import Call, Job, Mix, read
 from drawloom.runtime.store import Store
+from drawloom.sandbox.fake import FakeProvider
+from drawloom.sandbox.pool import Pool, PoolCounters
 
 _CONTEXT = 8_192
 _DIFFERENT = 1.1
 _CALLS, _CROWD, _TRIES = 20, 6, 3
 _SAMPLED = 0.02
 _BUSY = "h200-8b"
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """What is replayed: `there` programs at a time, `count` in all, at `pressure`; each token of
-    the workload is `tokens`, each second of a pause `seconds`."""
-
-    workload: str
-    there: int = 12
-    count: int = 36
-    pressure: float = 0.4
-    tokens: float = 1 / 32
-    host: bool = True
-    seed: int = 0
-
-
-def scaled(jobs: Sequence[Job], tokens: float, seconds: float) -> list[Job]:
-    """The same programs, smaller and quicker; contexts still begin with what they began with."""
-    return [_scaled(job, tokens, seconds) for job in jobs]
-
-
-def _scaled(job: Job, tokens: float, seconds: float) -> Job:
-    calls: list[Call] = []
-    for at, call in enumerate(job.calls):
-        base = job.base(at)
-        most = calls[base].context if base >= 0 else 10**9
-        prompt = max(2, round(call.prompt * tokens))
-        reuse = min(round(call.reuse * tokens), most, prompt - 1)
-        output = max(1, round(call.output * tokens))
-        gap = call.gap * seconds
-        calls.append(replace(call, prompt=prompt, reuse=reuse, output=output, gap=gap))
-    shared = min(round(job.shared * tokens), calls[0].prompt - 1)
-    return replace(job, calls=tuple(calls), shared=shared, arrival=job.arrival * seconds)
+_STARTS = 4
+_AMPLE = Rooms(slots=10_000, tools=10_000, starts=_STARTS, pull=math.inf, park=None)
 
 
 class Bench:
@@ -99,9 +74,9 @@ class Bench:
         cost, _ = profile(self._core(_CONTEXT, _CONTEXT))
         small = scaled(jobs, replay.tokens, 1.0)
         # as busy between its pauses as the preset's engine: pauses shrink as computing does
-        there = statistics.fmean(isolated(machine(_BUSY), jobs).values()) - _gaps(jobs)
+        there = statistics.fmean(isolated(machine(_BUSY), jobs).values()) - mean_gaps(jobs)
         quick = replace(machine(_BUSY), cost=cost)
-        here = statistics.fmean(isolated(quick, small).values()) - _gaps(small)
+        here = statistics.fmean(isolated(quick, small).values()) - mean_gaps(small)
         self.seconds = here / there
         small = scaled(jobs, replay.tokens, self.seconds)
         mean_peak = statistics.fmean(job.peak for job in small)
@@ -109,7 +84,7 @@ class Bench:
         self.kv_tokens = 16 * round(room / 16)
         self.host_tokens = 4 * self.kv_tokens if replay.host else 0
         self.machine = Machine(cost, self.kv_tokens, self.host_tokens, 64, 512, unit=1)
-        self._measure_overheads(round(_mean_prompt(small)))
+        self._measure_overheads(round(mean_prompt(small)))
         alone = isolated(self.machine, small)
         mix = Mix(tuple(small), replay.there, replay.count)
         self.drawn = mix.draw(replay.seed, statistics.fmean(alone.values()))
@@ -126,18 +101,13 @@ class Bench:
         step = max(0.0, (long - short) / (many - few))
         cost = self.machine.cost
         call = max(0.0, short - (few + 1) * step)
-        self._cost = replace(cost, step=cost.step + step, call=cost.call + call)
+        self._costs(replace(cost, step=cost.step + step, call=cost.call + call))
         for _ in range(_TRIES):
             more = self._excess(lambda: self._crowd(context, crowd)) / (crowd * _CROWD)
-            sequence = max(0.0, self._cost.decode_sequence + more)
-            self._cost = replace(self._cost, decode_sequence=sequence)
+            cost = self.machine.cost
+            self._costs(replace(cost, decode_sequence=max(0.0, cost.decode_sequence + more)))
 
-    @property
-    def _cost(self) -> CostModel:
-        return self.machine.cost
-
-    @_cost.setter
-    def _cost(self, cost: CostModel) -> None:
+    def _costs(self, cost: CostModel) -> None:
         self.machine = replace(self.machine, cost=cost)
 
     def _small(self, context: int, output: int) -> Job:
@@ -184,7 +154,8 @@ class Bench:
         chosen = make_policy(policy)
         engine = LocalEngine(self._core(self.kv_tokens, self.host_tokens if chosen.spill else 0))
         store = await asyncio.to_thread(Store, "sqlite://")
-        live = Live(chosen, engine, None, store, LocalBus(), record=False)
+        pool = self._pool() if self.replay.environments else None
+        live = Live(chosen, engine, pool, store, LocalBus(), record=False)
         live.scheduler.world.cost = self.machine.cost
         player = Player(live, self.drawn)
         began = time.monotonic()
@@ -198,11 +169,27 @@ class Bench:
         finally:
             idle.cancel()
             await live.close()
+            if pool is not None:
+                await pool.close()
             await engine.close()
             await store.close()
         self.took[policy] = [one.jct for one in player.ended]
         held = {"held_idle_block_s": await idle}
+        counters = PoolCounters() if pool is None else pool.counters
+        held |= self._environments(live.env_stall, counters.idle_seconds)
         return self._figures(player.ended) | self._more(player, stats, seconds) | held
+
+    def _pool(self) -> Pool:
+        """Environments that take as long as the workload says, a few at a time."""
+        starts = {job.env: job.env_start for job in self.drawn}
+
+        async def make(env: Env) -> None:
+            await asyncio.sleep(starts[env.image])
+
+        return Pool(FakeProvider(make, starts=_STARTS), limit=self.replay.there)
+
+    def _environments(self, stall: float, idle: float) -> dict[str, float]:
+        return {"env_stall_s": stall / len(self.drawn), "env_idle_s": idle}
 
     def _more(self, player: Player, stats: EngineStats, seconds: float) -> dict[str, float]:
         hits = stats.hit_tokens + stats.hit_host_tokens
@@ -216,8 +203,10 @@ class Bench:
 
     def simulated(self, policy: str) -> dict[str, float]:
         """The same programs on the same costs, in virtual time."""
-        simulation = Simulation(self.machine, make_policy(policy), self.drawn, self.replay.host)
-        return self._figures(simulation.run().ended)
+        rooms = _AMPLE if self.replay.environments else None
+        chosen, host = make_policy(policy), self.replay.host
+        outcome = Simulation(self.machine, chosen, self.drawn, host, rooms=rooms).run()
+        return self._figures(outcome.ended)
 
     def _figures(self, ended: Sequence[Ended]) -> dict[str, float]:
         return programs(ended, [self.alone[one.job.id] for one in ended])
@@ -278,7 +267,8 @@ _SHOWN = {
     "recomputed_share": ("recomputed", "{:.1%}"), "hit_share": ("hits", "{:.0%}"),
     "slo_share": ("SLO", "{:.0%}"), "stretch_max": ("stretch", "{:.0f}"),
     "fairness": ("fairness", "{:.2f}"), "held_idle_block_s": ("held idle", "{:,.0f}"),
-    "preemptions": ("preempted", "{:.0f}"),
+    "preemptions": ("preempted", "{:.0f}"), "env_stall_s": ("env stall", "{:.3f}"),
+    "env_idle_s": ("env idle", "{:,.1f}"),
 }  # fmt: skip
 
 
@@ -301,20 +291,13 @@ def _print(
     show.console().print(table)
     show.note(
         "SLO: JCT within 1.5 times alone. Fairness: Jain's index of JCT over alone. Held idle: "
-        "block-seconds under lease while tools run."
+        "block-seconds under lease while tools run. Env stall: what a program waits for its "
+        "environment; env idle: container-seconds ready and unused."
     )
     show.note(
         f"live against simulated: Kendall tau {about['kendall_tau']:.2f} over pairs that differ by "
         f"more than a tenth, mean error of mean JCT {about['jct_error_mean']:.0%}"
     )
-
-
-def _mean_prompt(jobs: Sequence[Job]) -> float:
-    return statistics.fmean(call.prompt for job in jobs for call in job.calls)
-
-
-def _gaps(jobs: Sequence[Job]) -> float:
-    return statistics.fmean(job.gaps for job in jobs)
 
 
 def kendall(live: dict[str, float], simulated: dict[str, float]) -> float:
@@ -329,4 +312,4 @@ def kendall(live: dict[str, float], simulated: dict[str, float]) -> float:
     return (2 * same - len(pairs)) / len(pairs) if pairs else 1.0
 
 
-__all__ = ["Bench", "Replay", "kendall", "main", "scaled"]
+__all__ = ["Bench", "kendall", "main"]

@@ -122,6 +122,7 @@ def bench_workflow(
     pressure: float = 0.4,
     tokens: float = 1 / 32,
     host: bool = True,
+    environments: bool = True,
     seed: int = 0,
     plot: Path | None = None,
     json: Json = False,
@@ -132,11 +133,13 @@ def bench_workflow(
         workload: a generated one by name, or a trace file.
         tokens: what one token of the workload is scaled to; seconds are scaled so that the engine
             is as busy between pauses as the simulator's preset.
+        environments: tools wait for theirs, where the workload says what these take to start.
         plot: a PNG to write, with the share of programs that had ended by each time.
     """
     from drawloom.runtime.bench import workflow
+    from drawloom.runtime.bench.replay import Replay
 
-    replay = workflow.Replay(workload, in_flight, programs, pressure, tokens, host, seed)
+    replay = Replay(workload, in_flight, programs, pressure, tokens, host, seed, environments)
     return workflow.main(replay, [name.strip() for name in policy.split(",")], json, plot)
 
 

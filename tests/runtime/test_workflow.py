@@ -1,8 +1,11 @@
 """The live replay: what is scaled stays a program, all of them end, nothing is left behind."""
 
+from dataclasses import replace
+
 import pytest
 
-from drawloom.runtime.bench.workflow import Bench, Replay, kendall, scaled
+from drawloom.runtime.bench.replay import Replay, scaled
+from drawloom.runtime.bench.workflow import Bench, kendall
 from drawloom.runtime.sim.generate import generate
 
 
@@ -37,3 +40,24 @@ def test_programs_are_replayed_live_and_simulated() -> None:
         assert live["hit_share"] <= 1
         assert 0 < live["fairness"] <= 1
         assert (live["held_idle_block_s"] > 0) == (policy == "drawloom")
+
+
+def test_tools_wait_for_environments_that_nothing_has_warmed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Bench, "_measure_overheads", lambda self, context: None)  # half a minute
+    jobs = [
+        replace(
+            job,
+            env=job.id,
+            env_start=40.0,
+            calls=tuple(replace(call, busy=call.gap) for call in job.calls[:6]),
+        )
+        for job in generate("swe", 6)
+    ]
+    bench = Bench(Replay("swe", there=3, count=4, tokens=1 / 256), jobs)
+    rows = {name: bench.live(name) for name in ("fcfs-lru", "drawloom")}
+    assert all(row["programs"] == 4 for row in rows.values())
+    assert rows["fcfs-lru"]["env_idle_s"] == 0
+    assert rows["fcfs-lru"]["env_stall_s"] > rows["drawloom"]["env_stall_s"]
+    assert bench.simulated("fcfs-lru")["jct_mean_s"] > bench.seconds * 40.0

@@ -8,69 +8,34 @@ import pytest
 
 from drawloom.environments import Env
 from drawloom.errors import ImageNotFound, SandboxError
-from drawloom.sandbox.base import LiveSandbox, OwnedSandbox
+from drawloom.sandbox.fake import FakeProvider
 from drawloom.sandbox.pool import Pool
-from drawloom.sandbox.wire import Wire
 
 ENV = Env("box")
 
 
-class FakeProvider:
-    """Makes environments that do nothing; `gate` holds creations back, `failure` breaks them."""
-
-    name, host, keeps_running = "fake", "here", False
+class Gated(FakeProvider):
+    """`gate` holds creations back, `failure` breaks them."""
 
     def __init__(self) -> None:
-        self.live: set[str] = set()
-        self.made = self.there = self.most = 0
+        super().__init__(self._wait)
         self.gate = asyncio.Event()
         self.gate.set()
         self.failure: SandboxError | None = None
 
-    async def create(self, env: Env, id: str) -> LiveSandbox:
-        self.there += 1
-        self.most = max(self.most, self.there)
-        try:
-            await self.gate.wait()
-            if self.failure is not None:
-                raise self.failure
-        except BaseException:
-            self.there -= 1
-            raise
-        self.made += 1
-        self.live.add(id)
-        provider = self
-
-        class Box(LiveSandbox):
-            async def destroy(self) -> None:
-                await super().destroy()
-                await asyncio.sleep(0)
-                provider.there -= self.id in provider.live
-                provider.live.discard(self.id)
-
-        async def write(data: bytes) -> None: ...
-
-        return Box(id, env, Wire(id, write))
-
-    async def adopt(self, env: Env, id: str) -> LiveSandbox:
-        return await self.create(env, id)
-
-    async def owned(self) -> list[OwnedSandbox]:
-        return [OwnedSandbox(id, "", 0.0) for id in self.live]
-
-    async def destroy(self, id: str) -> None:
-        self.live.discard(id)
-
-    async def close(self) -> None: ...
+    async def _wait(self, env: Env) -> None:
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
 
 
 @pytest.fixture
-async def provider() -> FakeProvider:
-    return FakeProvider()
+async def provider() -> Gated:
+    return Gated()
 
 
 @pytest.fixture
-async def pool(provider: FakeProvider) -> AsyncIterator[Pool]:
+async def pool(provider: Gated) -> AsyncIterator[Pool]:
     made = Pool(provider, limit=3)
     yield made
     await made.close()
@@ -113,19 +78,19 @@ async def test_a_program_keeps_the_one_it_has(pool: Pool) -> None:
 
 
 async def test_a_touched_one_is_destroyed_an_untouched_one_goes_back(
-    pool: Pool, provider: FakeProvider
+    pool: Pool, provider: Gated
 ) -> None:
     touched, untouched = await pool.claim(ENV, "p"), await pool.claim(ENV, "q")
     touched.box.touched = True
     await pool.release("p")
     await pool.release("q")
     assert pool.counts(ENV.key) == (1, 0)
-    assert provider.live == {untouched.box.id}
+    assert set(provider.live) == {untouched.box.id}
     assert (await pool.claim(ENV, "r")).box is untouched.box
 
 
 async def test_a_failure_reaches_whoever_waits_and_stops_the_filling(
-    pool: Pool, provider: FakeProvider
+    pool: Pool, provider: Gated
 ) -> None:
     provider.failure = ImageNotFound("no image")
     with pytest.raises(ImageNotFound):
@@ -138,7 +103,7 @@ async def test_a_failure_reaches_whoever_waits_and_stops_the_filling(
     assert (await pool.claim(ENV, "p")).box.alive
 
 
-async def test_a_claim_that_is_cancelled_leaks_nothing(pool: Pool, provider: FakeProvider) -> None:
+async def test_a_claim_that_is_cancelled_leaks_nothing(pool: Pool, provider: Gated) -> None:
     provider.gate.clear()
     claim = asyncio.create_task(pool.claim(ENV, "p"))
     await _settle()
@@ -150,7 +115,7 @@ async def test_a_claim_that_is_cancelled_leaks_nothing(pool: Pool, provider: Fak
     assert pool.counts(ENV.key)[0] == len(provider.live) == 1
 
 
-async def test_closing_while_creating_leaves_nothing(provider: FakeProvider) -> None:
+async def test_closing_while_creating_leaves_nothing(provider: Gated) -> None:
     pool = Pool(provider, limit=3)
     provider.gate.clear()
     pool.warm(ENV, 3)
@@ -169,7 +134,7 @@ async def test_a_dead_one_is_not_handed_out(pool: Pool) -> None:
     assert (await pool.claim(ENV, "p")).box is not dead
 
 
-async def test_every_change_is_told(provider: FakeProvider) -> None:
+async def test_every_change_is_told(provider: Gated) -> None:
     seen: list[tuple[int, int]] = []
     pool = Pool(
         provider, limit=3, on_change=lambda key, warm, creating: seen.append((warm, creating))
@@ -188,7 +153,7 @@ OTHER = Env("other")
 
 
 @pytest.fixture
-async def small(provider: FakeProvider) -> AsyncIterator[Pool]:
+async def small(provider: Gated) -> AsyncIterator[Pool]:
     made = Pool(provider, limit=3, most=2)
     yield made
     await made.close()
@@ -207,7 +172,7 @@ async def test_beyond_the_limit_a_claim_waits_until_one_is_gone(small: Pool) -> 
     assert (await third).lease.program == "r"
 
 
-async def test_a_ready_one_that_nobody_wants_gives_way(small: Pool, provider: FakeProvider) -> None:
+async def test_a_ready_one_that_nobody_wants_gives_way(small: Pool, provider: Gated) -> None:
     small.warm(ENV, 3)
     await _settle()
     assert small.counts(ENV.key) == (2, 0)  # no more than there may be
@@ -236,7 +201,7 @@ async def test_who_waits_for_room_and_gives_up_leaves_none_taken(small: Pool) ->
     assert small.there == 1
 
 
-async def test_a_failure_frees_its_room(small: Pool, provider: FakeProvider) -> None:
+async def test_a_failure_frees_its_room(small: Pool, provider: Gated) -> None:
     provider.failure = ImageNotFound("gone")
     for _ in range(5):
         with pytest.raises(ImageNotFound):

@@ -1,0 +1,105 @@
+"""Environments that only pass time: for the scheduler's benchmarks and tests.
+
+Latencies and faults are the caller's; under a virtual clock they take none. Commands do nothing
+and succeed, files are not kept.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from drawloom.environments import Env, ExecResult
+from drawloom.errors import SandboxDied
+from drawloom.sandbox.base import LiveSandbox, OwnedSandbox
+from drawloom.sandbox.wire import Wire
+
+
+class FakeSandbox(LiveSandbox):
+    """Runs nothing; it is there until it is destroyed or its provider loses it."""
+
+    def __init__(self, id: str, env: Env, provider: "FakeProvider") -> None:
+        super().__init__(id, env, Wire(id, _nowhere))
+        self._provider = provider
+
+    async def exec(
+        self,
+        *argv: str,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        key: str | None = None,
+    ) -> ExecResult:
+        if not self.alive:
+            raise SandboxDied(f"environment {self.id} is gone")
+        self.touched = True
+        return ExecResult(0, b"", 0, 0.0)
+
+    async def ping(self) -> None:
+        if not self.alive:
+            raise SandboxDied(f"environment {self.id} is gone")
+
+    async def destroy(self) -> None:
+        await self._provider.destroy(self.id)
+
+    def end(self) -> None:
+        """It is gone, whoever has it."""
+        self._wire.end("it was destroyed")
+
+
+class FakeProvider:
+    """A host of such environments.
+
+    Args:
+        make: awaited for each environment: how long making it takes, and the `SandboxError` that
+            it fails with, if any.
+        starts: environments that are made at a time.
+
+    Attributes:
+        live: the ids of those that exist.
+        made: how many there were.
+        there: how many exist or are being made; `most`: the largest that this was.
+    """
+
+    name, host, keeps_running = "fake", "here", False
+
+    def __init__(
+        self, make: Callable[[Env], Awaitable[None]] | None = None, *, starts: int = 10_000
+    ) -> None:
+        self._make = make
+        self._starts = asyncio.Semaphore(starts)
+        self.live: dict[str, FakeSandbox] = {}
+        self.made = self.there = self.most = 0
+
+    async def create(self, env: Env, id: str) -> LiveSandbox:
+        self.there += 1
+        self.most = max(self.most, self.there)
+        try:
+            async with self._starts:
+                if self._make is not None:
+                    await self._make(env)
+        except BaseException:
+            self.there -= 1
+            raise
+        self.made += 1
+        box = self.live[id] = FakeSandbox(id, env, self)
+        return box
+
+    async def adopt(self, env: Env, id: str) -> LiveSandbox:
+        if id not in self.live:
+            raise SandboxDied(f"environment {id} is gone")
+        return self.live[id]
+
+    async def owned(self) -> list[OwnedSandbox]:
+        return [OwnedSandbox(id, box.env.key, 0.0) for id, box in self.live.items()]
+
+    async def destroy(self, id: str) -> None:
+        await asyncio.sleep(0)  # as elsewhere, it is not gone at once
+        if (box := self.live.pop(id, None)) is not None:
+            self.there -= 1
+            box.end()
+
+    async def close(self) -> None: ...
+
+
+async def _nowhere(data: bytes) -> None: ...
+
+
+__all__ = ["FakeProvider", "FakeSandbox"]

@@ -11,7 +11,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 from drawloom.environments import Env
@@ -19,48 +18,11 @@ from drawloom.errors import DrawloomError, SandboxError
 from drawloom.ids import new_id
 from drawloom.leases import EnvLease
 from drawloom.sandbox.base import LiveSandbox, Provider
+from drawloom.sandbox.shelf import Claimed, PoolCounters, Shelf, Warm
 
 log = logging.getLogger("drawloom.sandbox")
 
 _PING_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class PoolCounters:
-    """Since the start. Seconds of stall are waited by programs, cold ones spent on making."""
-
-    created: int = 0
-    destroyed: int = 0
-    failed: int = 0
-    claims: int = 0
-    warm_claims: int = 0
-    stall_seconds: float = 0.0
-    cold_seconds: float = 0.0
-    idle_seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class _Warm:
-    box: LiveSandbox
-    ready: float
-    cold: float
-
-
-@dataclass(slots=True)
-class _Shelf:
-    """The environments of one key."""
-
-    env: Env
-    target: int = 0
-    warm: deque[_Warm] = field(default_factory=deque)
-    creating: int = 0
-    waiting: deque["asyncio.Future[_Warm]"] = field(default_factory=deque)
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    box: LiveSandbox
-    lease: EnvLease
 
 
 class Pool:
@@ -87,9 +49,9 @@ class Pool:
         self.counters = PoolCounters()
         self.on_change = on_change
         self._clock = clock
-        self._shelves: dict[str, _Shelf] = {}
+        self._shelves: dict[str, Shelf] = {}
         self._claimed: dict[tuple[str, str], Claimed] = {}
-        self._queue: deque[_Shelf] = deque()
+        self._queue: deque[Shelf] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._keeper = asyncio.create_task(self._keep_alive())
@@ -104,11 +66,14 @@ class Pool:
         return len(self._claimed)
 
     def warm(self, env: Env, count: int) -> None:
-        """Keep `count` environments ready, within the limit over all keys. Returns at once."""
+        """Keep `count` environments ready, within the limit over all keys. Returns at once.
+        `on_change` hears what came of it, also when that is nothing because there is no room."""
         shelf = self._shelf(env)
         shelf.target = count
         self._withdraw(shelf)
         self._fill(env.key)
+        self._changed(shelf)
+        self._fill_others()
 
     async def claim(self, env: Env, program: str) -> Claimed:
         """The program's environment: its own if it has one, else a ready one, else a new one.
@@ -129,7 +94,7 @@ class Pool:
         return self._assign(shelf, found, program, self._clock(), warm=True) if found else None
 
     def _assign(
-        self, shelf: _Shelf, found: _Warm, program: str, asked: float, *, warm: bool
+        self, shelf: Shelf, found: Warm, program: str, asked: float, *, warm: bool
     ) -> Claimed:
         key, now = shelf.env.key, self._clock()
         host = self.provider.host
@@ -143,6 +108,7 @@ class Pool:
         counters.idle_seconds += max(0.0, asked - found.ready)
         self._changed(shelf)
         self._fill(key)
+        self._fill_others()
         return claimed
 
     async def adopt(self, env: Env, program: str, sandbox: str) -> Claimed:
@@ -161,7 +127,7 @@ class Pool:
             shelf = self._shelves.get(key[1])
             box = claimed.box
             if shelf is not None and not box.touched and box.alive and not self._closed:
-                self._offer(shelf, _Warm(box, self._clock(), claimed.lease.cold))
+                self._offer(shelf, Warm(box, self._clock(), claimed.lease.cold))
             else:
                 await self._destroy(box)
 
@@ -177,7 +143,8 @@ class Pool:
         for shelf in self._shelves.values():
             for future in shelf.waiting:
                 future.cancel()
-            self._account_idle(shelf)
+            for warm in shelf.warm:
+                self._account(warm)
         self._claimed.clear()
         self._shelves.clear()
         await asyncio.gather(*(self._destroy(box) for box in boxes))
@@ -185,10 +152,10 @@ class Pool:
 
     # --- making them ----------------------------------------------------------------------
 
-    def _shelf(self, env: Env) -> _Shelf:
-        return self._shelves.setdefault(env.key, _Shelf(env))
+    def _shelf(self, env: Env) -> Shelf:
+        return self._shelves.setdefault(env.key, Shelf(env))
 
-    def _ready(self, shelf: _Shelf) -> _Warm | None:
+    def _ready(self, shelf: Shelf) -> Warm | None:
         while shelf.warm:
             found = shelf.warm.popleft()
             if found.box.alive:
@@ -196,8 +163,8 @@ class Pool:
             self._track(self._destroy(found.box))
         return None
 
-    async def _next(self, shelf: _Shelf) -> _Warm:
-        future: asyncio.Future[_Warm] = asyncio.get_running_loop().create_future()
+    async def _next(self, shelf: Shelf) -> Warm:
+        future: asyncio.Future[Warm] = asyncio.get_running_loop().create_future()
         shelf.waiting.append(future)
         if len(shelf.waiting) > shelf.creating:
             self._spawn(shelf)
@@ -212,7 +179,7 @@ class Pool:
                 shelf.waiting.remove(future)
             self._withdraw(shelf)
 
-    def _withdraw(self, shelf: _Shelf) -> None:
+    def _withdraw(self, shelf: Shelf) -> None:
         """Nobody may want any more what has no room yet."""
         wanted = len(shelf.waiting) + max(0, shelf.target - len(shelf.warm))
         while shelf.creating > wanted and shelf in self._queue:
@@ -224,12 +191,38 @@ class Pool:
         total = sum(len(s.warm) + s.creating for s in self._shelves.values())
         mine = len(shelf.warm) + shelf.creating - len(shelf.waiting)
         room = self.limit - total
+        if shelf.target - mine > room:
+            room += self._evict_unwanted(shelf.target - mine - room)
         if self.most is not None:
             room = min(room, self.most - self.there - len(self._queue))
         for _ in range(min(shelf.target - mine, room)):
             self._spawn(shelf)
 
-    def _spawn(self, shelf: _Shelf) -> None:
+    def _evict_unwanted(self, count: int) -> int:
+        """Give up to so many ready ones that are beyond their key's target; how many there were."""
+        found = 0
+        for shelf in self._shelves.values():
+            while found < count and len(shelf.warm) > shelf.target:
+                self._discard(shelf)
+                found += 1
+        return found
+
+    def _discard(self, shelf: Shelf, *, evicted: bool = False) -> None:
+        """Destroy the ready one that has waited longest."""
+        self._account(oldest := shelf.warm.popleft())
+        self._track(self._destroy(oldest.box, evicted=evicted))
+        self._changed(shelf)
+
+    def _fill_others(self) -> None:
+        """There may be room for what had none when it was asked for."""
+        for key, shelf in self._shelves.items():
+            if len(shelf.warm) + shelf.creating < shelf.target:
+                before = shelf.creating
+                self._fill(key)
+                if shelf.creating != before:
+                    self._changed(shelf)
+
+    def _spawn(self, shelf: Shelf) -> None:
         """Make one, as soon as there is room for it."""
         shelf.creating += 1
         self._queue.append(shelf)
@@ -246,15 +239,14 @@ class Pool:
                 return
             shelf = min(idle, key=lambda s: s.warm[0].ready)
             self._evicting += 1
-            self._track(self._destroy(shelf.warm.popleft().box, evicted=True))
-            self._changed(shelf)
+            self._discard(shelf, evicted=True)
 
     def _track(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _create(self, shelf: _Shelf) -> None:
+    async def _create(self, shelf: Shelf) -> None:
         began = self._clock()
         try:
             box = await self.provider.create(shelf.env, new_id("box"))
@@ -271,9 +263,9 @@ class Pool:
         shelf.creating -= 1
         self.counters.created += 1
         now = self._clock()
-        self._offer(shelf, _Warm(box, now, now - began))
+        self._offer(shelf, Warm(box, now, now - began))
 
-    def _offer(self, shelf: _Shelf, warm: _Warm) -> None:
+    def _offer(self, shelf: Shelf, warm: Warm) -> None:
         while shelf.waiting:
             future = shelf.waiting.popleft()
             if not future.done():
@@ -284,8 +276,9 @@ class Pool:
         self._withdraw(shelf)
         self._make_room()
         self._changed(shelf)
+        self._fill_others()
 
-    def _refuse(self, shelf: _Shelf, error: DrawloomError) -> None:
+    def _refuse(self, shelf: Shelf, error: DrawloomError) -> None:
         """A failure goes to whoever waits; without one the target is dropped, not retried."""
         while shelf.waiting:
             future = shelf.waiting.popleft()
@@ -295,6 +288,7 @@ class Pool:
         shelf.target = 0
         log.warning("no warm environment of %s: %s", shelf.env.image, error)
         self._changed(shelf)
+        self._fill_others()
 
     async def _destroy(self, box: LiveSandbox, *, evicted: bool = False) -> None:
         try:
@@ -312,14 +306,12 @@ class Pool:
         if self._closed or self.most is None:
             return
         self._make_room()
-        for key in list(self._shelves):
-            self._fill(key)
+        self._fill_others()
 
-    def _account_idle(self, shelf: _Shelf) -> None:
-        now = self._clock()
-        self.counters.idle_seconds += sum(now - w.ready for w in shelf.warm)
+    def _account(self, unused: Warm) -> None:
+        self.counters.idle_seconds += self._clock() - unused.ready
 
-    def _changed(self, shelf: _Shelf) -> None:
+    def _changed(self, shelf: Shelf) -> None:
         self.on_change(shelf.env.key, len(shelf.warm), shelf.creating)
 
     async def _keep_alive(self) -> None:

@@ -143,8 +143,24 @@ async def test_every_change_is_told(provider: Gated) -> None:
     await _settle()
     await pool.claim(ENV, "p")
     await pool.close()
-    assert seen[0] == (1, 0)
+    assert seen[:2] == [(0, 1), (1, 0)]
     assert (0, 0) in seen or (0, 1) in seen
+
+
+async def test_what_has_no_room_is_told_so_and_made_when_there_is(provider: Gated) -> None:
+    told: list[tuple[str, int, int]] = []
+    pool = Pool(provider, limit=1, on_change=lambda *change: told.append(change))
+    first, second = Env("first"), Env("second")
+    pool.warm(first, 1)
+    await _settle()
+    pool.warm(second, 1)
+    assert told[-1] == (second.key, 0, 0)  # else the scheduler would wait for it for ever
+    await pool.claim(first, "p")
+    pool.warm(first, 0)
+    await _settle()
+    assert pool.counts(second.key) == (1, 0)
+    assert told[-1] == (second.key, 1, 0)
+    await pool.close()
 
 
 # --- at most so many -------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from drawloom.actions import (
     ClaimEnv,
     DemoteKV,
     LeaseKV,
+    ParkEnvs,
     PrefetchKV,
     RefuseStep,
     ReleaseEnvs,
@@ -26,21 +27,19 @@ from drawloom.actions import (
     WarmEnv,
 )
 from drawloom.engine.base import Engine
-from drawloom.environments import Env
 from drawloom.errors import (
     ContextTooLong,
     DrawloomError,
-    SandboxDied,
-    SandboxUnavailable,
     StoreError,
 )
-from drawloom.events import EngineUp, Event, HostState, HostUp, Tick, ToolReady
+from drawloom.events import EngineUp, Event, Tick, ToolReady
 from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.bus import EventBus, Notice
+from drawloom.runtime.environments import Environments
 from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.slots import ToolSlots
-from drawloom.runtime.store import LeaseRow, Store
-from drawloom.sandbox.pool import Claimed, Pool
+from drawloom.runtime.store import Store
+from drawloom.sandbox.pool import Pool
 
 log = logging.getLogger("drawloom.runtime")
 
@@ -64,7 +63,6 @@ class Live:
         self.scheduler = Scheduler(policy)
         self._record = record
         self.engine, self.pool, self.store, self.bus = engine, pool, store, bus
-        self.envs: dict[str, Env] = {}
         self._events: deque[Event] = deque()
         self._emitting = False
         self._admitted: dict[str, asyncio.Future[None]] = {}
@@ -72,9 +70,6 @@ class Live:
         self._slots = None if tool_slots is None else ToolSlots(tool_slots)
         self._tools: dict[str, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._claims: dict[tuple[str, str], asyncio.Task[Claimed]] = {}
-        self._stalled: set[tuple[str, str]] = set()
-        self.env_stall = 0.0
         self._kept: dict[str, int] = {}
         self._timers: set[asyncio.TimerHandle] = set()
         self._flusher = asyncio.create_task(self._flush())
@@ -88,14 +83,12 @@ class Live:
             DemoteKV: lambda a: self._later(self._demote(a)),
             PrefetchKV: lambda a: self._later(self._prefetch(a)),
             Wake: self._wake,
-            WarmEnv: self._warm,
-            ClaimEnv: self._claim_early,
+            WarmEnv: lambda a: self.environments.warm(a.env, a.count),
+            ClaimEnv: lambda a: self.environments.claim_early(a.env, a.program),
+            ParkEnvs: self._park,
             ReleaseEnvs: self._ended,
         }
-        if pool is not None:
-            pool.on_change = self._host_changed
-            if pool.most is not None:
-                self.emit(HostUp(pool.provider.host, pool.most))
+        self.environments = Environments(pool, store, self.emit, self.note, self._later)
         about = engine.info
         self.emit(EngineUp(about.id, about.kv_tokens, about.host_tokens, about.max_context))
 
@@ -205,91 +198,13 @@ class Live:
     async def _fork(self, parent: str, child: str) -> None:
         await self.engine.fork(parent, child)
 
-    # --- environments ---------------------------------------------------------------------
-
-    def know(self, env: Env) -> None:
-        """Declare an environment that programs may ask for."""
-        if env.key not in self.envs and self.pool is not None:
-            self.envs[env.key] = env
-            warm, creating = self.pool.counts(env.key)
-            limit = self.pool.limit
-            # none is being made yet, but the first program that needs one will change that
-            self.emit(HostState(self.pool.provider.host, env.key, warm, max(1, creating), limit))
-            if env.warm:
-                self.pool.warm(env, env.warm)
-
-    async def claim(self, env: Env, program: str) -> Claimed:
-        """A program's environment; what the first of its calls waits counts as its stall.
-
-        Raises `SandboxError` when there can be none.
-        """
-        began, key = time.monotonic(), (program, env.key)
-        first = key not in self._stalled
-        self._stalled.add(key)
-        try:
-            return await asyncio.shield(self._claiming(env, program))
-        finally:
-            if first:
-                self.env_stall += time.monotonic() - began
-
-    async def adopt(self, env: Env, program: str, sandbox: str) -> None:
-        """Take over the environment that a killed owner's program had."""
-        if self.pool is None:
-            raise SandboxDied(f"environment {sandbox} needs a sandbox provider")
-        claimed = await self.pool.adopt(env, program, sandbox)
-        task = asyncio.create_task(_value(claimed))
-        self._claims[program, env.key] = task
-
-    def _claiming(self, env: Env, program: str) -> "asyncio.Task[Claimed]":
-        """One claim for each program and key, whoever asks first."""
-        key = (program, env.key)
-        task = self._claims.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception())):
-            # at once, so that no event in between can promise the same one to another program
-            ready = self.pool.claim_ready(env, program) if self.pool is not None else None
-            task = self._claims[key] = asyncio.create_task(self._claim(env, program, ready))
-        return task
-
-    async def _claim(self, env: Env, program: str, ready: Claimed | None) -> Claimed:
-        if self.pool is None:
-            raise SandboxUnavailable("this runtime has no sandbox provider: Runtime(sandbox=…)")
-        claimed = ready or await self.pool.claim(env, program)
-        lease = claimed.lease
-        name = self.pool.provider.name
-        await self.store.lease(
-            LeaseRow(lease.sandbox, program, lease.key, name, lease.host, time.time())
-        )
-        self.note(program, "env.claimed", warm=lease.warm, sandbox=lease.sandbox)
-        return claimed
-
-    def _claim_early(self, action: ClaimEnv) -> None:
-        env = self.envs.get(action.env)
-        if env is not None:
-            self._claiming(env, action.program).add_done_callback(_retrieve)
+    def _park(self, action: ParkEnvs) -> None:
+        self._decided(action)
+        self.environments.park(action.program)
 
     def _ended(self, action: ReleaseEnvs) -> None:
         self._admitted.pop(action.program, None)
-        self._later(self._release_envs(action.program))
-
-    async def _release_envs(self, program: str) -> None:
-        tasks = [self._claims.pop(key) for key in list(self._claims) if key[0] == program]
-        self._stalled = {key for key in self._stalled if key[0] != program}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self.pool is not None and tasks:
-            await self.pool.release(program)
-            await self.store.unlease(program)
-
-    def _warm(self, action: WarmEnv) -> None:
-        env = self.envs.get(action.env)
-        if env is not None and self.pool is not None:
-            self.pool.warm(env, max(env.warm, action.count))
-
-    def _host_changed(self, key: str, warm: int, creating: int) -> None:
-        if self.pool is not None:
-            host, limit = self.pool.provider.host, self.pool.limit
-            self.emit(HostState(host, key, warm, creating, limit))
+        self._later(self.environments.release(action.program))
 
     # --- book-keeping ---------------------------------------------------------------------
 
@@ -351,16 +266,6 @@ class Live:
         await asyncio.gather(self._flusher, return_exceptions=True)
         with contextlib.suppress(StoreError):  # it is only statistics
             await self._keep_graphs()
-
-
-def _retrieve(task: "asyncio.Task[Claimed]") -> None:
-    """A failure is met again by the call that needs the environment."""
-    if not task.cancelled():
-        task.exception()
-
-
-async def _value(claimed: Claimed) -> Claimed:
-    return claimed
 
 
 __all__ = ["Live"]

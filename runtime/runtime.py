@@ -227,7 +227,7 @@ class Runtime:
         program = Program(id, agent, self.live, self.template, Account(agent.budget), replay)
         program.adopted = adopted
         for env in _envs(agent):
-            self.live.know(env)
+            self.live.environments.know(env)
         learned = self.live.scheduler.world.graph(agent.name)
         for tool in agent.tools:
             if tool.expect is not None:
@@ -319,17 +319,22 @@ class Runtime:
             if box.id not in wanted:
                 log.info("removing environment %s, left by an earlier process", box.id)
                 await pool.provider.destroy(box.id)
+        for snapshot in await pool.provider.snapshots():
+            if snapshot.id not in wanted:
+                await pool.provider.discard(snapshot.id)
 
     async def _adopt(self, agent: Agent[..., Any], id: str, replay: dict[str, StepRow]) -> bool:
         """Take over the program's environments; whether calls in flight there may go on.
 
         A call without a lease never began. Raises `SandboxError` when files are lost.
         """
-        envs = {e.key: e for e in _envs(agent)}
         leases = [row for row in await self.store.leases() if row.program == id]
-        for lease in leases:
-            if lease.env in envs:
-                await self.live.adopt(envs[lease.env], id, lease.sandbox)
+        for env in _envs(agent):
+            rows = [row.sandbox for row in leases if row.env == env.key]
+            if rows:
+                await self.live.environments.adopt(env, id, rows)
+        if leases:
+            await self.live.environments.adopted(id)
         names = {t.name for t in agent.tools if t.env is not None}
         ran = [s for s in replay.values() if s.name in names and s.status == "done"]
         if not leases and any(s.detail.get("ok") for s in ran):

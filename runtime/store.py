@@ -293,6 +293,11 @@ class Store:
     async def unlease(self, program: str) -> None:
         await self._write(sa.delete(_leases).where(_leases.c.program == program))
 
+    async def retain(self, program: str, sandboxes: set[str]) -> None:
+        """Of a program's leases only those of these remain."""
+        gone = _leases.c.sandbox.not_in(sandboxes)
+        await self._write(sa.delete(_leases).where(_leases.c.program == program, gone))
+
     async def leases(self) -> list[LeaseRow]:
         return [LeaseRow(**row) for row in await self._read(sa.select(_leases))]
 

@@ -125,7 +125,7 @@ async def _step(
     try:
         _refuse_repetition(program, tool, row)
         if tool.env is not None:
-            claimed = await live.claim(tool.env, program.id)
+            claimed = await live.environments.claim(tool.env, program.id)
             wait = time.monotonic() - began
             box = StepSandbox(claimed.box, f"{program.id}:{call.id}", tool.timeout)
             full = program.full(lineage)

@@ -10,15 +10,28 @@ from drawloom.errors import SandboxDied, SandboxError
 from drawloom.sandbox.wire import Reply, Wire
 
 WORK = "/work"
+LABEL = "drawloom"
+KEPT = f"{LABEL}-snapshot"
+MAX_SNAPSHOT = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class OwnedSandbox:
-    """An environment that exists on a host, whoever remembers it."""
+    """An environment, or a snapshot of one, that exists on a host, whoever remembers it."""
 
     id: str
     key: str
     created: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The files of an environment as they were: what `fork` begins with. `size` in bytes, of what
+    was written since the image."""
+
+    id: str
+    key: str
+    size: int
 
 
 class LiveSandbox:
@@ -157,7 +170,36 @@ class Provider(Protocol):
         """Remove an environment by its id, alive or not; harmless when there is none."""
         ...
 
+    async def snapshot(self, id: str, name: str) -> Snapshot:
+        """Keep the files of environment `id` as they are, under a name, until `discard`. Its
+        processes are not kept, and stand still meanwhile where the host can do that.
+
+        Raises `SandboxDied` when it is gone, `SandboxError` when it is too large to keep.
+        """
+        ...
+
+    async def fork(self, env: Env, snapshot: str, id: str) -> LiveSandbox:
+        """A new environment with a snapshot's files, as often as is wanted. Nothing is set up
+        again. Raises `SandboxDied` when the snapshot is gone."""
+        ...
+
+    async def snapshots(self) -> list[OwnedSandbox]:
+        """The snapshots of this owner that exist on the host."""
+        ...
+
+    async def discard(self, snapshot: str) -> None:
+        """Forget a snapshot; what was forked from it goes on. Harmless when there is none."""
+        ...
+
     async def close(self) -> None: ...
+
+
+def too_large(id: str, size: int) -> str:
+    """Why an environment is not kept."""
+    return (
+        f"environment {id} has written {size >> 20:,} MiB; a snapshot takes {MAX_SNAPSHOT >> 20:,} "
+        "at most: delete caches and build products first"
+    )
 
 
 async def set_up(box: LiveSandbox) -> None:
@@ -170,4 +212,7 @@ async def set_up(box: LiveSandbox) -> None:
     box.touched = False
 
 
-__all__ = ["WORK", "LiveSandbox", "OwnedSandbox", "Provider", "set_up"]
+__all__ = [
+    "KEPT", "LABEL", "MAX_SNAPSHOT", "WORK", "LiveSandbox", "OwnedSandbox", "Provider", "Snapshot",
+    "set_up", "too_large",
+]  # fmt: skip

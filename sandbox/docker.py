@@ -7,10 +7,12 @@ A container outlives its owner by `ttl` seconds, so that a killed program finds 
 
 import asyncio
 import contextlib
+import json
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import docker
@@ -20,17 +22,27 @@ from requests.exceptions import RequestException
 from drawloom import errors
 from drawloom.environments import Env, parse_size
 from drawloom.errors import SandboxDied, SandboxError, SandboxUnavailable
-from drawloom.sandbox.base import WORK, LiveSandbox, OwnedSandbox, set_up
+from drawloom.sandbox.base import (
+    KEPT,
+    LABEL,
+    MAX_SNAPSHOT,
+    WORK,
+    LiveSandbox,
+    OwnedSandbox,
+    Snapshot,
+    set_up,
+    too_large,
+)
 from drawloom.sandbox.daemon import answers
 from drawloom.sandbox.helper import helper_path
 from drawloom.sandbox.wire import Wire
 
 T = TypeVar("T")
 
-LABEL = "drawloom"
 _HELPER = "/.drawloom/helper"
 _CREATES = 4  # the daemon serialises starts: more in flight only wait longer (§2.3)
 _ADOPT_SECONDS = 600
+_DEEPEST = 64  # overlay2 refuses the 125th layer (§2.4); flattening costs as much as 200 MB do
 
 
 class DockerSandbox(LiveSandbox):
@@ -81,10 +93,17 @@ class DockerProvider:
     name = "docker"
     keeps_running = True
 
-    def __init__(self, owner: str, url: str | None = None, ttl: float = _ADOPT_SECONDS) -> None:
-        self._owner, self._ttl = owner, ttl
+    def __init__(
+        self,
+        owner: str,
+        url: str | None = None,
+        ttl: float = _ADOPT_SECONDS,
+        deepest: int = _DEEPEST,
+    ) -> None:
+        self._owner, self._ttl, self._deepest = owner, ttl, deepest
         self._creates = asyncio.Semaphore(_CREATES)
         self._live: dict[str, DockerSandbox] = {}
+        self._leaving: set[str] = set()
         if not answers(url):
             raise SandboxUnavailable("no Docker engine answers: start dockerd, or set DOCKER_HOST")
         try:
@@ -97,8 +116,19 @@ class DockerProvider:
             raise SandboxUnavailable(f"the Docker engine refuses: {error}") from None
 
     async def create(self, env: Env, id: str) -> LiveSandbox:
+        box = await self._make(env, id, env.image)
+        await set_up(box)
+        return box
+
+    async def fork(self, env: Env, snapshot: str, id: str) -> LiveSandbox:
+        try:
+            return await self._make(env, id, f"{KEPT}:{snapshot}")
+        except errors.ImageNotFound:
+            raise SandboxDied(f"snapshot {snapshot} is gone, and its files with it") from None
+
+    async def _make(self, env: Env, id: str, image: str) -> LiveSandbox:
         async with self._creates:
-            starting = asyncio.ensure_future(self._call(lambda: self._start(env, id), env))
+            starting = asyncio.ensure_future(self._call(lambda: self._start(env, id, image), env))
             try:
                 box = await self._open(env, id, await asyncio.shield(starting))
             except (SandboxError, asyncio.CancelledError):
@@ -106,7 +136,6 @@ class DockerProvider:
                 # thread that makes the container goes on, so it is waited for, then removed
                 await asyncio.shield(self._undo(id, starting))
                 raise
-        await set_up(box)
         return box
 
     async def _undo(self, id: str, starting: "asyncio.Future[socket.socket]") -> None:
@@ -131,11 +160,11 @@ class DockerProvider:
         self._live[id] = box
         return box
 
-    def _start(self, env: Env, id: str) -> socket.socket:
+    def _start(self, env: Env, id: str, image: str) -> socket.socket:
         command = [_HELPER, "--ttl", str(int(self._ttl)), "--dir", WORK]
         memory = parse_size(env.memory)
         container = self._client.containers.create(
-            env.image,
+            image,
             entrypoint=command,
             name=f"{LABEL}-{id}",
             labels={
@@ -184,6 +213,90 @@ class DockerProvider:
         sock.setblocking(False)
         return sock
 
+    # --- snapshots ------------------------------------------------------------------------
+
+    async def snapshot(self, id: str, name: str) -> Snapshot:
+        """Its container is committed, paused meanwhile; a chain of too many layers is made one."""
+        try:
+            return await self._call(lambda: self._commit(id, name))
+        except SandboxError as error:
+            await self.discard(name)
+            if "No such container" in str(error) or "its container is" in str(error):
+                raise SandboxDied(f"environment {id} is gone, and its files with it") from None
+            raise
+
+    def _commit(self, id: str, name: str) -> Snapshot:
+        container = self._container(id)
+        (row,) = self._client.api.containers(filters={"id": container.id}, size=True)
+        size = int(row.get("SizeRw") or 0)
+        if size > MAX_SNAPSHOT:
+            raise SandboxError(too_large(id, size))
+        key, depth = container.labels[f"{LABEL}.key"], len(container.image.history()) + 1
+        labels = {
+            KEPT: name,
+            f"{LABEL}.owner": self._owner,
+            f"{LABEL}.key": key,
+            f"{LABEL}.created": str(time.time()),
+        }
+        if depth < self._deepest:
+            container.commit(repository=KEPT, tag=name, conf={"Labels": labels})
+            return Snapshot(name, key, size)
+        config = container.image.attrs["Config"]
+        changes = [f"LABEL {key}={json.dumps(value)}" for key, value in labels.items()]
+        for entry in config.get("Env") or []:
+            variable, _, value = entry.partition("=")
+            changes.append(f"ENV {variable}={json.dumps(value)}")
+        container.pause()
+        try:
+            self._client.api.import_image_from_stream(
+                _Stream(container.export()), repository=KEPT, tag=name, changes=changes
+            )
+        finally:
+            container.unpause()
+        return Snapshot(name, key, size)
+
+    async def snapshots(self) -> list[OwnedSandbox]:
+        wanted = {"label": [KEPT, f"{LABEL}.owner={self._owner}"]}
+        images = self._client.api.images
+        found = await self._call(lambda: images(filters=wanted))
+        return [
+            OwnedSandbox(
+                row["Labels"][KEPT],
+                row["Labels"][f"{LABEL}.key"],
+                float(row["Labels"][f"{LABEL}.created"]),
+            )
+            for row in found
+        ]
+
+    async def discard(self, snapshot: str) -> None:
+        """Nothing can be forked from it any more; its layers go with what was."""
+        if not await self._call(lambda: self._remove(snapshot)):
+            self._leaving.add(snapshot)
+
+    def _remove(self, snapshot: str) -> bool:
+        """Whether it is gone; it is not while a container runs from it."""
+        api = self._client.api
+        with contextlib.suppress(NotFound):
+            api.remove_image(f"{KEPT}:{snapshot}", force=True)
+        for row in api.images(filters={"label": f"{KEPT}={snapshot}"}):
+            try:
+                api.remove_image(row["Id"])
+            except NotFound:
+                continue
+            except APIError as error:
+                if error.status_code == HTTPStatus.CONFLICT:
+                    return False
+                raise
+        return True
+
+    async def _sweep(self) -> None:
+        """Try again what was in use."""
+        for snapshot in list(self._leaving):
+            self._leaving.discard(snapshot)
+            await self.discard(snapshot)
+
+    # --- what lives -----------------------------------------------------------------------
+
     async def owned(self) -> list[OwnedSandbox]:
         wanted: dict[str, str | list[str] | bool] = {"label": f"{LABEL}.owner={self._owner}"}
         listed = self._client.containers.list  # looks at each again: some may be gone by then
@@ -205,6 +318,7 @@ class DockerProvider:
         except SandboxError as error:
             if "No such container" not in str(error) and "already in progress" not in str(error):
                 raise
+        await self._sweep()
 
     async def close(self) -> None:
         for box in list(self._live.values()):
@@ -224,4 +338,14 @@ class DockerProvider:
             raise SandboxError(f"Docker: {detail}") from None
 
 
-__all__ = ["LABEL", "DockerProvider", "DockerSandbox"]
+class _Stream:
+    """What docker-py takes for a file: something that gives its pieces."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
+
+
+__all__ = ["DockerProvider", "DockerSandbox"]

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from drawloom.environments import Env, ExecResult
 from drawloom.errors import SandboxDied
-from drawloom.sandbox.base import LiveSandbox, OwnedSandbox
+from drawloom.sandbox.base import LiveSandbox, OwnedSandbox, Snapshot
 from drawloom.sandbox.wire import Wire
 
 
@@ -53,7 +53,9 @@ class FakeProvider:
         starts: environments that are made at a time.
 
     Attributes:
-        live: the ids of those that exist.
+        live: those that exist, by their ids.
+        kept: the snapshots that exist.
+        forked: which snapshots became which environments.
         made: how many there were.
         there: how many exist or are being made; `most`: the largest that this was.
     """
@@ -66,6 +68,8 @@ class FakeProvider:
         self._make = make
         self._starts = asyncio.Semaphore(starts)
         self.live: dict[str, FakeSandbox] = {}
+        self.kept: dict[str, Snapshot] = {}
+        self.forked: list[tuple[str, str]] = []
         self.made = self.there = self.most = 0
 
     async def create(self, env: Env, id: str) -> LiveSandbox:
@@ -95,6 +99,25 @@ class FakeProvider:
         if (box := self.live.pop(id, None)) is not None:
             self.there -= 1
             box.end()
+
+    async def snapshot(self, id: str, name: str) -> Snapshot:
+        if id not in self.live:
+            raise SandboxDied(f"environment {id} is gone")
+        found = self.kept[name] = Snapshot(name, self.live[id].env.key, 0)
+        return found
+
+    async def fork(self, env: Env, snapshot: str, id: str) -> LiveSandbox:
+        if snapshot not in self.kept:
+            raise SandboxDied(f"snapshot {snapshot} is gone, and its files with it")
+        box = await self.create(env, id)
+        self.forked.append((snapshot, id))
+        return box
+
+    async def snapshots(self) -> list[OwnedSandbox]:
+        return [OwnedSandbox(s.id, s.key, 0.0) for s in self.kept.values()]
+
+    async def discard(self, snapshot: str) -> None:
+        self.kept.pop(snapshot, None)
 
     async def close(self) -> None: ...
 

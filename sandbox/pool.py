@@ -2,7 +2,8 @@
 
 Who decides how many to keep warm, and when, is the scheduler; the pool carries it out and tells
 what it has. An environment that a program touched is destroyed with it; an untouched one goes
-back.
+back. One whose program is held for long is put aside: its files are kept as a snapshot, its place
+is free, and the program's next claim begins from there.
 """
 
 import asyncio
@@ -14,10 +15,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from drawloom.environments import Env
-from drawloom.errors import DrawloomError, SandboxError
+from drawloom.errors import DrawloomError, SandboxDied, SandboxError
 from drawloom.ids import new_id
 from drawloom.leases import EnvLease
-from drawloom.sandbox.base import LiveSandbox, Provider
+from drawloom.sandbox.aside import Aside, Kept, is_snapshot
+from drawloom.sandbox.base import LiveSandbox, Provider, Snapshot
 from drawloom.sandbox.shelf import Claimed, PoolCounters, Shelf, Warm
 
 log = logging.getLogger("drawloom.sandbox")
@@ -51,6 +53,8 @@ class Pool:
         self._clock = clock
         self._shelves: dict[str, Shelf] = {}
         self._claimed: dict[tuple[str, str], Claimed] = {}
+        self._aside = Aside(provider)
+        self._parking: dict[str, asyncio.Task[None]] = {}
         self._queue: deque[Shelf] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -80,16 +84,34 @@ class Pool:
 
         Raises `SandboxError` when none can be made.
         """
+        asked = self._clock()
+        if (parking := self._parking.get(program)) is not None:
+            await asyncio.shield(parking)
         known = self._claimed.get((program, env.key)) or self.claim_ready(env, program)
         if known is not None:
             return known
-        shelf, asked = self._shelf(env), self._clock()
+        if (snapshot := self._aside.kept.get((program, env.key))) is not None:
+            return await self._restore(env, program, snapshot, asked)
+        shelf = self._shelf(env)
         found = await self._next(shelf)
         return self._assign(shelf, found, program, asked, warm=False)
 
+    async def _restore(self, env: Env, program: str, snapshot: Snapshot, asked: float) -> Claimed:
+        shelf = Shelf(env, snapshot.id)
+        found = await self._next(shelf)
+        if not self._aside.restored((program, env.key), snapshot):
+            await self._destroy(found.box)
+            raise SandboxDied(f"program {program} has ended, and its environment with it")
+        found.box.touched = True
+        self.counters.restored += 1
+        return self._assign(shelf, found, program, asked, warm=False)
+
     def claim_ready(self, env: Env, program: str) -> Claimed | None:
-        """Claim an environment that is ready, at once; None when there is none."""
+        """Claim an environment that is ready, at once; None when there is none, or when the
+        program has one that was put aside."""
         shelf = self._shelf(env)
+        if program in self._parking or (program, env.key) in self._aside.kept:
+            return None
         found = self._ready(shelf)
         return self._assign(shelf, found, program, self._clock(), warm=True) if found else None
 
@@ -106,13 +128,22 @@ class Pool:
         counters.stall_seconds += now - asked
         counters.cold_seconds += found.cold
         counters.idle_seconds += max(0.0, asked - found.ready)
-        self._changed(shelf)
-        self._fill(key)
+        if shelf.snapshot is None:
+            self._changed(shelf)
+            self._fill(key)
         self._fill_others()
         return claimed
 
     async def adopt(self, env: Env, program: str, sandbox: str) -> Claimed:
-        """Take over the environment that a dead owner's program had. Raises `SandboxDied`."""
+        """Take over the environment that a dead owner's program had, or begin from the snapshot
+        that it was put aside as. Raises `SandboxDied`."""
+        if is_snapshot(sandbox):
+            self._aside.kept[program, env.key] = Snapshot(sandbox, env.key, 0)
+            try:
+                return await self.claim(env, program)
+            except SandboxError:
+                self._aside.kept.pop((program, env.key), None)
+                raise
         box = await self.provider.adopt(env, sandbox)
         self.there += 1
         lease = EnvLease(sandbox, program, self.provider.host, env.key, True, 0.0, 0.0)
@@ -120,21 +151,61 @@ class Pool:
         claimed = self._claimed[(program, env.key)] = Claimed(box, lease)
         return claimed
 
+    # --- put aside ------------------------------------------------------------------------
+
+    def park(self, program: str, kept: Kept) -> "asyncio.Task[None]":
+        """Put a program's environments aside, in which nothing runs; an untouched one goes back.
+        `kept` is awaited between the snapshot and the end of what it is of. One that cannot be
+        kept stays as it is. From this call on, the program's claims wait until that is done."""
+        parking = self._parking[program] = asyncio.create_task(self._park(program, kept))
+        parking.add_done_callback(lambda _: self._parking.pop(program, None))
+        return parking
+
+    def has(self, program: str) -> bool:
+        """Whether a program has an environment, or will have it back."""
+        return program in self._parking or bool(self.holds(program))
+
+    def holds(self, program: str) -> set[str]:
+        """The ids of a program's environments, and of the snapshots that it will go on from."""
+        live = {c.box.id for key, c in self._claimed.items() if key[0] == program}
+        return live | {s.id for key, s in self._aside.kept.items() if key[0] == program}
+
+    async def _park(self, program: str, kept: Kept) -> None:
+        for key in [k for k in self._claimed if k[0] == program]:
+            claimed = self._claimed[key]
+            if not claimed.box.touched:
+                del self._claimed[key]
+                await self._give_back(key, claimed)
+                continue
+            if not await self._aside.put(key, claimed, kept):
+                continue
+            del self._claimed[key]
+            self.counters.parked += 1
+            await self._destroy(claimed.box)
+            await self._aside.ended(key)
+
+    async def _give_back(self, key: tuple[str, str], claimed: Claimed) -> None:
+        """What was not touched may be anybody's; the rest is destroyed."""
+        shelf, box = self._shelves.get(key[1]), claimed.box
+        if shelf is not None and not box.touched and box.alive and not self._closed:
+            self._offer(shelf, Warm(box, self._clock(), claimed.lease.cold))
+        else:
+            await self._destroy(box)
+
     async def release(self, program: str) -> None:
         """End all claims of a program. What it touched is destroyed, the rest goes back."""
+        if (parking := self._parking.get(program)) is not None:
+            await asyncio.gather(asyncio.shield(parking), return_exceptions=True)
+        await self._aside.drop(program)
         for key in [k for k in self._claimed if k[0] == program]:
-            claimed = self._claimed.pop(key)
-            shelf = self._shelves.get(key[1])
-            box = claimed.box
-            if shelf is not None and not box.touched and box.alive and not self._closed:
-                self._offer(shelf, Warm(box, self._clock(), claimed.lease.cold))
-            else:
-                await self._destroy(box)
+            await self._give_back(key, self._claimed.pop(key))
+            await self._aside.ended(key)
 
     async def close(self) -> None:
         """Destroy everything that is left."""
         self._closed = True
         self._keeper.cancel()
+        await asyncio.gather(*self._parking.values(), return_exceptions=True)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, self._keeper, return_exceptions=True)
@@ -148,6 +219,7 @@ class Pool:
         self._claimed.clear()
         self._shelves.clear()
         await asyncio.gather(*(self._destroy(box) for box in boxes))
+        await self._aside.close()
         await self.provider.close()
 
     # --- making them ----------------------------------------------------------------------
@@ -249,7 +321,7 @@ class Pool:
     async def _create(self, shelf: Shelf) -> None:
         began = self._clock()
         try:
-            box = await self.provider.create(shelf.env, new_id("box"))
+            box = await self._make(shelf)
         except DrawloomError as error:
             shelf.creating -= 1
             self.counters.failed += 1
@@ -265,6 +337,11 @@ class Pool:
         now = self._clock()
         self._offer(shelf, Warm(box, now, now - began))
 
+    async def _make(self, shelf: Shelf) -> LiveSandbox:
+        if shelf.snapshot is None:
+            return await self.provider.create(shelf.env, new_id("box"))
+        return await self.provider.fork(shelf.env, shelf.snapshot, new_id("box"))
+
     def _offer(self, shelf: Shelf, warm: Warm) -> None:
         while shelf.waiting:
             future = shelf.waiting.popleft()
@@ -272,6 +349,9 @@ class Pool:
                 future.set_result(warm)
                 self._withdraw(shelf)
                 return
+        if shelf.snapshot is not None:  # whose program gave up; its snapshot is still there
+            self._track(self._destroy(warm.box))
+            return
         shelf.warm.append(warm)
         self._withdraw(shelf)
         self._make_room()
@@ -285,6 +365,8 @@ class Pool:
             if not future.done():
                 future.set_exception(error)
                 return
+        if shelf.snapshot is not None:
+            return
         shelf.target = 0
         log.warning("no warm environment of %s: %s", shelf.env.image, error)
         self._changed(shelf)

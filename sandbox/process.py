@@ -20,7 +20,14 @@ from pathlib import Path
 
 from drawloom.environments import Env, parse_size
 from drawloom.errors import SandboxDied, SandboxError
-from drawloom.sandbox.base import LiveSandbox, OwnedSandbox, set_up
+from drawloom.sandbox.base import (
+    MAX_SNAPSHOT,
+    LiveSandbox,
+    OwnedSandbox,
+    Snapshot,
+    set_up,
+    too_large,
+)
 from drawloom.sandbox.helper import helper_path
 from drawloom.sandbox.wire import Wire
 
@@ -77,22 +84,62 @@ class ProcessProvider:
         self._live: dict[str, ProcessSandbox] = {}
 
     async def create(self, env: Env, id: str) -> LiveSandbox:
+        return await self._make(env, id, None)
+
+    async def fork(self, env: Env, snapshot: str, id: str) -> LiveSandbox:
+        kept = self._kept(snapshot) / "work"
+        if not kept.is_dir():
+            raise SandboxDied(f"snapshot {snapshot} is gone, and its files with it")
+        return await self._make(env, id, kept)
+
+    async def _make(self, env: Env, id: str, files: Path | None) -> LiveSandbox:
         folder = self._base / id
         try:
-            (folder / "work").mkdir(parents=True)
-            for part in (self._base, folder):
-                part.chmod(0o711)
-            about = {"key": env.key, "created": time.time()}
-            (folder / "about.json").write_text(json.dumps(about))
+            _folder_for(folder, env.key)
+            if files is None:
+                (folder / "work").mkdir()
+            else:
+                await _copy(files, folder / "work")
+            box = await self._start(env, id)
+            if files is None:
+                await set_up(box)
         except OSError as error:
             raise SandboxError(f"no folder for an environment: {error}") from None
-        try:
-            box = await self._start(env, id)
-            await set_up(box)
         except (SandboxError, asyncio.CancelledError):
             await asyncio.shield(self.destroy(id))
             raise
         return box
+
+    # --- snapshots ------------------------------------------------------------------------
+
+    def _kept(self, snapshot: str) -> Path:
+        return self._base / "kept" / snapshot
+
+    async def snapshot(self, id: str, name: str) -> Snapshot:
+        work, kept = self._base / id / "work", self._kept(name)
+        if not work.is_dir():
+            raise SandboxDied(f"environment {id} is gone, and its files with it")
+        size = await asyncio.to_thread(_size, work)
+        if size > MAX_SNAPSHOT:
+            raise SandboxError(too_large(id, size))
+        key = json.loads((self._base / id / "about.json").read_text())["key"]
+        try:
+            _folder_for(kept, key)
+            await _copy(work, kept / "work")
+        except (SandboxError, OSError, asyncio.CancelledError):
+            await asyncio.shield(self.discard(name))
+            raise
+        return Snapshot(name, key, size)
+
+    async def snapshots(self) -> list[OwnedSandbox]:
+        return _owned(self._base / "kept")
+
+    async def discard(self, snapshot: str) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._kept(snapshot), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._kept("").rmdir()
+
+    # --- what lives -----------------------------------------------------------------------
 
     async def adopt(self, env: Env, id: str) -> LiveSandbox:
         if not (self._base / id / "work").is_dir():
@@ -145,12 +192,7 @@ class ProcessProvider:
         log.warning("no Docker: tools run as local processes; %s", held)
 
     async def owned(self) -> list[OwnedSandbox]:
-        found = []
-        for path in self._base.glob("*/about.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                about = json.loads(path.read_text())
-                found.append(OwnedSandbox(path.parent.name, about["key"], about["created"]))
-        return found
+        return _owned(self._base)
 
     async def destroy(self, id: str) -> None:
         if (box := self._live.pop(id, None)) is not None:
@@ -162,6 +204,50 @@ class ProcessProvider:
             await box.stop()
         with contextlib.suppress(OSError):
             self._base.rmdir()
+
+
+def _folder_for(folder: Path, key: str) -> None:
+    """A folder that says what it is, which others may pass through but not list."""
+    folder.mkdir(parents=True)
+    for part in (folder.parent, folder):
+        part.chmod(0o711)
+    (folder / "about.json").write_text(json.dumps({"key": key, "created": time.time()}))
+
+
+def _owned(base: Path) -> list[OwnedSandbox]:
+    found = []
+    for path in base.glob("*/about.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            about = json.loads(path.read_text())
+            found.append(OwnedSandbox(path.parent.name, about["key"], about["created"]))
+    return found
+
+
+def _size(folder: Path) -> int:
+    """Bytes on disk of all files below a folder; links are not followed."""
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(root, name)).st_blocks * 512
+    return total
+
+
+async def _copy(source: Path, target: Path) -> None:
+    """All of a folder with owners, modes, times and links as they are; where the file system can,
+    blocks are shared until one side writes. `cp`, because `shutil` follows neither of these."""
+    copying = await asyncio.create_subprocess_exec(
+        "cp", "-a", "--reflink=auto", "--", str(source), str(target),
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        _, words = await copying.communicate()
+    except asyncio.CancelledError:
+        copying.kill()
+        await copying.wait()
+        raise
+    if copying.returncode:
+        raise SandboxError(f"{source} could not be copied: {words.decode(errors='replace')}")
 
 
 __all__ = ["ProcessProvider", "ProcessSandbox"]

@@ -18,6 +18,8 @@ class PoolCounters:
     failed: int = 0
     claims: int = 0
     warm_claims: int = 0
+    parked: int = 0
+    restored: int = 0
     stall_seconds: float = 0.0
     cold_seconds: float = 0.0
     idle_seconds: float = 0.0
@@ -34,9 +36,10 @@ class Warm:
 
 @dataclass(slots=True)
 class Shelf:
-    """The environments of one key."""
+    """The environments of one key; or the one of a program that comes back from a snapshot."""
 
     env: Env
+    snapshot: str | None = None
     target: int = 0
     warm: deque[Warm] = field(default_factory=deque)
     creating: int = 0

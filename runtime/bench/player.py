@@ -50,7 +50,7 @@ class Player:
         result = Ended(job, self._now())
         env = self.env(job)
         if env is not None:
-            self.live.know(env)
+            self.live.environments.know(env)
         keys = () if env is None else (env.key,)
         self.live.emit(ProgramSubmitted(job.id, job.agent, job.tenant, envs=keys))
         done = [asyncio.Event() for _ in job.calls]
@@ -101,7 +101,7 @@ class Player:
             self.live.emit(LineageEnded(job.id, lineage))
         if call.busy and (env := self.env(job)) is not None:
             self.live.emit(ToolNamed(job.id, call.tool, env.key))
-            (await self.live.claim(env, job.id)).box.touched = True
+            (await self.live.environments.claim(env, job.id)).box.touched = True
         done[at].set()
 
     def env(self, job: Job) -> Env | None:

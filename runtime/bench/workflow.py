@@ -176,7 +176,7 @@ class Bench:
         self.took[policy] = [one.jct for one in player.ended]
         held = {"held_idle_block_s": await idle}
         counters = PoolCounters() if pool is None else pool.counters
-        held |= self._environments(live.env_stall, counters.idle_seconds)
+        held |= self._environments(live.environments.stall, counters.idle_seconds)
         return self._figures(player.ended) | self._more(player, stats, seconds) | held
 
     def _pool(self) -> Pool:

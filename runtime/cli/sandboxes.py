@@ -11,7 +11,8 @@ from rich.table import Table
 from drawloom.errors import DrawloomError, SandboxUnavailable, StoreError
 from drawloom.runtime.cli import show
 from drawloom.runtime.store import Store
-from drawloom.sandbox.base import Provider
+from drawloom.sandbox.base import KEPT, LABEL, Provider
+from drawloom.sandbox.daemon import answers
 
 
 async def ls(docker: str | None, json: bool) -> int:
@@ -56,6 +57,10 @@ async def _collect(url: str, docker: str | None) -> list[str]:
                 if box.id not in wanted:
                     await provider.destroy(box.id)
                     removed.append(box.id)
+            for snapshot in await provider.snapshots():
+                if snapshot.id not in wanted:
+                    await provider.discard(snapshot.id)
+                    removed.append(snapshot.id)
             await provider.close()
         for lease in await store.leases():
             if lease.sandbox not in wanted:
@@ -88,38 +93,40 @@ def _remove_all(docker: str | None) -> list[str]:
 
 def _containers(url: str | None, remove: bool = False) -> list[dict[str, Any]]:
     import docker
-    from docker.errors import DockerException
-    from requests.exceptions import RequestException
 
-    from drawloom.sandbox.docker import LABEL
-
-    try:
-        client = docker.DockerClient(base_url=url) if url else docker.from_env()
-        containers = client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
-    except (DockerException, RequestException) as error:
+    if not answers(url):
         if url is not None:
-            raise DrawloomError(f"no Docker engine answers at {url}: {error}") from None
+            raise DrawloomError(f"no Docker engine answers at {url}")
         return []
-    found = []
-    for container in containers:
-        labels = container.labels
-        about = {"id": labels[LABEL], "kind": "docker", "owner": labels[f"{LABEL}.owner"]}
-        found.append(about | {"created": float(labels[f"{LABEL}.created"])})
+    client = docker.DockerClient(base_url=url) if url else docker.from_env()
+    containers = client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
+    found = [_about(container.labels, LABEL, "docker") for container in containers]
+    for container in containers if remove else []:
+        container.remove(force=True, v=True)
+    for image in client.api.images(filters={"label": KEPT}):  # after what may run from them
+        found.append(_about(image["Labels"], KEPT, "docker snapshot"))
         if remove:
-            container.remove(force=True, v=True)
+            client.api.remove_image(image["Id"], force=True)
     client.close()
     return found
 
 
+def _about(labels: dict[str, str], name: str, kind: str) -> dict[str, Any]:
+    owner, created = labels[f"{LABEL}.owner"], float(labels[f"{LABEL}.created"])
+    return {"id": labels[name], "kind": kind, "owner": owner, "created": created}
+
+
 def _folders() -> list[dict[str, Any]]:
     found = []
-    for about in Path(tempfile.gettempdir()).glob("drawloom-[0-9]*/store-*/*/about.json"):
+    owners = Path(tempfile.gettempdir()).glob("drawloom-[0-9]*/store-*")
+    for about in (a for o in owners for p in ("*", "kept/*") for a in o.glob(f"{p}/about.json")):
         folder = about.parent
+        kept = folder.parent.name == "kept"
         found.append(
             {
                 "id": folder.name,
-                "kind": "process",
-                "owner": folder.parent.name,
+                "kind": "process snapshot" if kept else "process",
+                "owner": folder.parent.parent.name if kept else folder.parent.name,
                 "created": about.stat().st_mtime,
                 "path": str(folder),
             }

@@ -210,7 +210,7 @@ async def _measure(
         stats=await live.engine.stats(),
         env_claims=pool.claims if pool else 0,
         env_warm_claims=pool.warm_claims if pool else 0,
-        env_stall=live.env_stall,
+        env_stall=live.environments.stall,
         env_cold=pool.cold_seconds if pool else 0.0,
         env_idle=pool.idle_seconds if pool else 0.0,
         tracks=tuple(tracks),

@@ -24,10 +24,13 @@ async def provider(request: pytest.FixtureRequest) -> AsyncIterator[Provider]:
     else:
         from drawloom.sandbox.docker import DockerProvider
 
-        made = DockerProvider(owner, request.getfixturevalue("docker_url"))
+        # four layers at most: nested snapshots are flattened on the way
+        made = DockerProvider(owner, request.getfixturevalue("docker_url"), deepest=4)
     yield made
     for box in await made.owned():
         await made.destroy(box.id)
+    for kept in await made.snapshots():
+        await made.discard(kept.id)
     await made.close()
 
 
@@ -148,6 +151,78 @@ async def test_another_owner_adopts_it_with_its_files(provider: Provider, box: L
     assert await adopted.read("kept") == b"42"
     with pytest.raises(SandboxDied):
         await box.sh("true")
+
+
+_TREE = "cd {work} && find . -exec stat -c '%n %a %s %F' {{}} + | sort; cat a/deep/file link"
+
+
+async def _tree(box: LiveSandbox) -> str:
+    await box.write("x", b"")
+    work = (await box.sh("pwd")).text.strip()
+    return (await box.sh(_TREE.format(work=work))).text
+
+
+async def test_forks_begin_with_the_files_of_a_snapshot_and_part_from_there(
+    provider: Provider, box: LiveSandbox
+) -> None:
+    await box.sh(
+        "mkdir -p a/deep; echo 1 > a/deep/file; chmod 640 a/deep/file; ln -s a/deep/file link"
+    )
+    kept = await provider.snapshot(box.id, new_id("snap"))
+    assert [s.id for s in await provider.snapshots()] == [kept.id]
+    assert kept.key == ENV.key
+    await box.sh("echo later > a/deep/file")
+    forks = await asyncio.gather(*(provider.fork(ENV, kept.id, new_id("box")) for _ in range(4)))
+    trees = [await _tree(fork) for fork in forks]
+    assert len(set(trees)) == 1
+    assert trees[0].endswith("1\n1\n")
+    await forks[0].write("mine", b"only")
+    assert (await forks[1].sh("ls mine 2>/dev/null")).text == ""
+    assert await box.read("a/deep/file") == b"later\n"
+
+
+async def test_a_snapshot_outlives_what_it_is_of_and_forks_outlive_it(
+    provider: Provider, box: LiveSandbox
+) -> None:
+    await box.write("kept", b"42")
+    kept = await provider.snapshot(box.id, new_id("snap"))
+    await box.destroy()
+    fork = await provider.fork(ENV, kept.id, new_id("box"))
+    await provider.discard(kept.id)
+    await provider.discard(kept.id)
+    assert await fork.read("kept") == b"42"
+    await fork.destroy()
+    assert await provider.snapshots() == []
+    assert await provider.owned() == []
+    with pytest.raises(SandboxDied, match="gone"):
+        await provider.fork(ENV, kept.id, new_id("box"))
+    with pytest.raises(SandboxDied):
+        await provider.snapshot(fork.id, new_id("snap"))
+    assert await provider.owned() == []
+
+
+async def test_snapshots_of_forks_of_snapshots_keep_everything(
+    provider: Provider, box: LiveSandbox
+) -> None:
+    for turn in range(5):
+        await box.sh(f"echo {turn} >> log")
+        kept = await provider.snapshot(box.id, new_id("snap"))
+        await box.destroy()
+        box = await provider.fork(ENV, kept.id, new_id("box"))
+        await provider.discard(kept.id)
+    assert (await box.sh("cat log; echo $PATH")).text.startswith("0\n1\n2\n3\n4\n/")
+
+
+async def test_what_has_written_too_much_is_not_kept(
+    provider: Provider, box: LiveSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("docker", "process"):
+        monkeypatch.setattr(f"drawloom.sandbox.{module}.MAX_SNAPSHOT", 1 << 20)
+    await box.sh("head -c 3000000 /dev/urandom > large")
+    with pytest.raises(SandboxError, match="delete caches"):
+        await provider.snapshot(box.id, new_id("snap"))
+    assert await provider.snapshots() == []
+    assert (await box.sh("echo alive")).text == "alive\n"
 
 
 async def test_what_is_destroyed_is_gone(provider: Provider, box: LiveSandbox) -> None:

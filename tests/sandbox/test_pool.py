@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from drawloom.environments import Env
-from drawloom.errors import ImageNotFound, SandboxError
+from drawloom.errors import ImageNotFound, SandboxError, StoreError
+from drawloom.sandbox.base import Snapshot
 from drawloom.sandbox.fake import FakeProvider
-from drawloom.sandbox.pool import Pool
+from drawloom.sandbox.pool import Claimed, Pool
 
 ENV = Env("box")
 
@@ -40,6 +41,7 @@ async def pool(provider: Gated) -> AsyncIterator[Pool]:
     yield made
     await made.close()
     assert not provider.live, "an environment outlived its pool"
+    assert not provider.kept, "a snapshot outlived its pool"
 
 
 async def _settle() -> None:
@@ -175,6 +177,7 @@ async def small(provider: Gated) -> AsyncIterator[Pool]:
     await made.close()
     assert provider.most <= 2
     assert (provider.there, made.there) == (0, 0)
+    assert not provider.kept
 
 
 async def test_beyond_the_limit_a_claim_waits_until_one_is_gone(small: Pool) -> None:
@@ -226,11 +229,114 @@ async def test_a_failure_frees_its_room(small: Pool, provider: Gated) -> None:
     await asyncio.gather(small.claim(ENV, "p"), small.claim(ENV, "q"))
 
 
+# --- put aside -------------------------------------------------------------------------------
+
+
+async def _unwritten(claimed: Claimed, snapshot: Snapshot) -> None: ...
+
+
+async def test_what_is_put_aside_frees_its_place_and_comes_back_as_it_was(
+    small: Pool, provider: Gated
+) -> None:
+    first = await small.claim(ENV, "p")
+    first.box.touched = True
+    written: list[tuple[str, str, bool]] = []
+
+    async def kept(claimed: Claimed, snapshot: Snapshot) -> None:
+        written.append((claimed.box.id, snapshot.id, claimed.box.alive))
+
+    await small.park("p", kept)
+    assert not first.box.alive
+    ((was, snapshot, alive),) = written
+    assert (was, alive) == (first.box.id, True)  # written before anything is gone
+    others = [await small.claim(ENV, name) for name in ("q", "r")]
+    coming = asyncio.create_task(small.claim(ENV, "p"))
+    await _settle()
+    assert not coming.done()  # it needs a place like everyone
+    others[0].box.touched = True
+    await small.release("q")
+    back = await coming
+    assert provider.forked == [(snapshot, back.box.id)]
+    assert back.box.touched
+    assert set(provider.kept) == {snapshot}
+    await small.release("p")
+    assert not provider.kept
+    assert (small.counters.parked, small.counters.restored) == (1, 1)
+
+
+async def test_an_untouched_one_is_not_kept_but_given_back(small: Pool, provider: Gated) -> None:
+    await small.claim(ENV, "p")
+    await small.park("p", _unwritten)
+    assert not provider.kept
+    assert small.counts(ENV.key) == (1, 0)
+    assert (await small.claim(ENV, "p")).lease.warm
+
+
+async def test_one_that_cannot_be_kept_stays(small: Pool, provider: Gated) -> None:
+    claimed = await small.claim(ENV, "p")
+    claimed.box.touched = True
+
+    async def refused(claimed: Claimed, snapshot: Snapshot) -> None:
+        raise StoreError("the disk is full")
+
+    await small.park("p", refused)
+    assert (await small.claim(ENV, "p")).box is claimed.box
+    assert claimed.box.alive
+    assert not provider.kept
+
+
+async def test_a_claim_while_it_is_put_aside_waits_and_gets_its_files(
+    small: Pool, provider: Gated
+) -> None:
+    (await small.claim(ENV, "p")).box.touched = True
+    writing = asyncio.Event()
+
+    async def slowly(claimed: Claimed, snapshot: Snapshot) -> None:
+        await writing.wait()
+
+    parking = small.park("p", slowly)
+    await _settle()
+    claim = asyncio.create_task(small.claim(ENV, "p"))
+    await _settle()
+    assert not claim.done()
+    writing.set()
+    back = await claim
+    await parking
+    assert [box for _, box in provider.forked] == [back.box.id]
+
+
+async def test_a_program_that_ends_while_aside_or_on_its_way_back_leaves_nothing(
+    small: Pool, provider: Gated
+) -> None:
+    for cancel in (False, True):
+        (await small.claim(ENV, "p")).box.touched = True
+        parking = small.park("p", _unwritten)
+        if not cancel:
+            await small.release("p")  # waits until it is aside
+        await parking
+        provider.gate.clear()
+        if cancel:
+            back = asyncio.create_task(small.claim(ENV, "p"))
+            await _settle()
+            back.cancel()
+            await asyncio.gather(back, return_exceptions=True)
+            await small.release("p")
+        provider.gate.set()
+        await _settle()
+        assert not provider.kept
+    assert small.claimed == 0
+
+
 @pytest.mark.parametrize("seed", range(8))
 async def test_the_limit_holds_whatever_comes_and_goes(small: Pool, seed: int) -> None:
     rng = random.Random(seed)
     live: dict[str, asyncio.Task[object]] = {}
+    parked: list[asyncio.Task[None]] = []
     for number in range(300):
+        if live and rng.random() < 0.3:
+            name = rng.choice(sorted(live))
+            if live[name].done():
+                parked.append(small.park(name, _unwritten))
         if live and rng.random() < 0.5:
             name = rng.choice(sorted(live))
             task = live.pop(name)
@@ -251,6 +357,9 @@ async def test_the_limit_holds_whatever_comes_and_goes(small: Pool, seed: int) -
             task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await small.release(name)
+    await asyncio.gather(*parked, return_exceptions=True)
+    for number in range(300):
+        await small.release(f"p{number}")
     await _settle()
     await asyncio.gather(small.claim(ENV, "last"), small.claim(OTHER, "last"))
 

@@ -1,0 +1,192 @@
+"""The environments of live programs: claimed once, put aside, taken over, given back."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from drawloom.environments import Env
+from drawloom.errors import SandboxDied, SandboxUnavailable
+from drawloom.events import Event, HostState, HostUp
+from drawloom.runtime.store import LeaseRow, Store
+from drawloom.sandbox.aside import is_snapshot
+from drawloom.sandbox.base import Snapshot
+from drawloom.sandbox.pool import Claimed, Pool
+
+Note = Callable[..., None]
+Later = Callable[[Coroutine[Any, Any, None]], None]
+
+
+class Environments:
+    """Carries out what the core decides about environments, over one pool or none; every lease is
+    a row before anybody runs anything under it.
+
+    Args:
+        emit: tells the core.
+        note: tells whoever listens; of a program, what happened, and details.
+        later: runs in the background until the runtime settles.
+
+    Attributes:
+        stall: seconds that programs have waited for the environments of their first calls.
+    """
+
+    def __init__(
+        self,
+        pool: Pool | None,
+        store: Store,
+        emit: Callable[[Event], None],
+        note: Note,
+        later: Later,
+    ) -> None:
+        self.pool, self._store = pool, store
+        self._emit, self._note, self._later = emit, note, later
+        self._known: dict[str, Env] = {}
+        self._claims: dict[tuple[str, str], asyncio.Task[Claimed]] = {}
+        self._stalled: set[tuple[str, str]] = set()
+        self.stall = 0.0
+        if pool is not None:
+            pool.on_change = self._changed
+            if pool.most is not None:
+                emit(HostUp(pool.provider.host, pool.most, parks=True))
+
+    def know(self, env: Env) -> None:
+        """Declare an environment that programs may ask for."""
+        if self.pool is None or env.key in self._known:
+            return
+        self._known[env.key] = env
+        warm, creating = self.pool.counts(env.key)
+        # none is being made yet, but the first program that needs one will change that
+        self._changed(env.key, warm, max(1, creating))
+        if env.warm:
+            self.pool.warm(env, env.warm)
+
+    def warm(self, key: str, count: int) -> None:
+        env = self._known.get(key)
+        if env is not None and self.pool is not None:
+            self.pool.warm(env, max(env.warm, count))
+
+    def _changed(self, key: str, warm: int, creating: int) -> None:
+        if self.pool is not None:
+            self._emit(HostState(self.pool.provider.host, key, warm, creating, self.pool.limit))
+
+    # --- claims ---------------------------------------------------------------------------
+
+    async def claim(self, env: Env, program: str) -> Claimed:
+        """A program's environment; what the first of its calls waits counts as its stall.
+
+        Raises `SandboxError` when there can be none.
+        """
+        began, key = time.monotonic(), (program, env.key)
+        first = key not in self._stalled
+        self._stalled.add(key)
+        try:
+            return await asyncio.shield(self._claiming(env, program))
+        finally:
+            if first:
+                self.stall += time.monotonic() - began
+
+    def claim_early(self, key: str, program: str) -> None:
+        """A program will need an environment; a failure is met again by the call that does."""
+        env = self._known.get(key)
+        if env is not None:
+            self._claiming(env, program).add_done_callback(_retrieve)
+
+    def _claiming(self, env: Env, program: str) -> "asyncio.Task[Claimed]":
+        """One claim for each program and key, whoever asks first."""
+        key = (program, env.key)
+        task = self._claims.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            # at once, so that no event in between can promise the same one to another program
+            ready = self.pool.claim_ready(env, program) if self.pool is not None else None
+            task = self._claims[key] = asyncio.create_task(self._claim(env, program, ready))
+        return task
+
+    async def _claim(self, env: Env, program: str, ready: Claimed | None) -> Claimed:
+        if self.pool is None:
+            raise SandboxUnavailable("this runtime has no sandbox provider: Runtime(sandbox=…)")
+        claimed = ready or await self.pool.claim(env, program)
+        await self._lease(self.pool, claimed, claimed.box.id)
+        if claimed.box.touched:  # it was put aside; what it began from is no longer its own
+            await self._store.retain(program, self.pool.holds(program))
+        self._note(program, "env.claimed", warm=claimed.lease.warm, sandbox=claimed.box.id)
+        return claimed
+
+    async def _lease(self, pool: Pool, claimed: Claimed, sandbox: str) -> None:
+        lease, name = claimed.lease, pool.provider.name
+        row = LeaseRow(sandbox, lease.program, lease.key, name, lease.host, time.time())
+        await self._store.lease(row)
+
+    async def release(self, program: str) -> None:
+        """A program is over; nothing of it stays."""
+        tasks = self._cancel(program)
+        self._stalled = {key for key in self._stalled if key[0] != program}
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.pool is not None and (tasks or self.pool.has(program)):
+            await self.pool.release(program)
+            await self._store.unlease(program)
+
+    def _cancel(self, program: str) -> list["asyncio.Task[Claimed]"]:
+        tasks = [self._claims.pop(key) for key in list(self._claims) if key[0] == program]
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    # --- put aside, taken over ------------------------------------------------------------
+
+    def park(self, program: str) -> None:
+        """Put a program's environments aside. From this call on its claims wait until that is
+        done, and go on from what was kept."""
+        if self.pool is None:
+            return
+        pool = self.pool
+        self._cancel(program)
+
+        async def kept(claimed: Claimed, snapshot: Snapshot) -> None:
+            await self._lease(pool, claimed, snapshot.id)
+            self._note(program, "env.aside", sandbox=claimed.box.id, snapshot=snapshot.id)
+
+        self._later(self._parked(pool, program, pool.park(program, kept)))
+
+    async def _parked(self, pool: Pool, program: str, parking: "asyncio.Task[None]") -> None:
+        await parking
+        await self._store.retain(program, pool.holds(program))
+
+    async def adopt(self, env: Env, program: str, sandboxes: Sequence[str]) -> None:
+        """Take over the environment that a killed owner's program had. Of one that was on its way
+        aside, or back, there is a snapshot as well, with the same files: nothing ran since.
+
+        Raises `SandboxDied` when all are gone.
+        """
+        if self.pool is None:
+            raise SandboxDied(f"environment {sandboxes[0]} needs a sandbox provider")
+        claimed, last = None, SandboxDied(f"program {program} has no environment")
+        for sandbox in sorted(sandboxes, key=is_snapshot):
+            if claimed is not None:
+                await self.pool.provider.discard(sandbox)
+                continue
+            try:
+                claimed = await self.pool.adopt(env, program, sandbox)
+            except SandboxDied as died:
+                last = died
+        if claimed is None:
+            raise last
+        if claimed.box.id not in sandboxes:
+            await self._lease(self.pool, claimed, claimed.box.id)
+        self._claims[program, env.key] = asyncio.create_task(_value(claimed))
+
+    async def adopted(self, program: str) -> None:
+        """All that a program had was taken over; what it no longer has is no longer its own."""
+        if self.pool is not None:
+            await self._store.retain(program, self.pool.holds(program))
+
+
+def _retrieve(task: "asyncio.Task[Claimed]") -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+async def _value(claimed: Claimed) -> Claimed:
+    return claimed
+
+
+__all__ = ["Environments"]

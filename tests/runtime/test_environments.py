@@ -1,0 +1,153 @@
+"""Environments of live programs: put aside and back, taken over after a crash, not left behind."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drawloom import Env, Runtime, Sandbox, agent, tool
+from drawloom.actions import ParkEnvs
+from drawloom.errors import SandboxDied
+from drawloom.ids import new_id
+from drawloom.runtime.cli import sandboxes
+from drawloom.runtime.environments import Environments
+from drawloom.runtime.store import Store
+from drawloom.sandbox.aside import is_snapshot
+from drawloom.sandbox.base import Provider
+from drawloom.sandbox.docker import DockerProvider
+from drawloom.sandbox.images import BOX
+from drawloom.sandbox.pool import Pool
+from drawloom.sandbox.process import ProcessProvider
+
+ENV = Env(BOX)
+
+
+@tool(env=ENV)
+async def put(box: Sandbox, text: str) -> str:
+    await box.write("kept", text.encode())
+    return box.id
+
+
+@tool(env=ENV)
+async def get(box: Sandbox) -> tuple[str, str]:
+    return box.id, (await box.read("kept")).decode()
+
+
+@pytest.mark.parametrize("kind", ["process", pytest.param("docker", marks=pytest.mark.docker)])
+async def test_a_program_goes_on_with_the_files_of_what_was_put_aside(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    docker = request.getfixturevalue("docker_url") if kind == "docker" else None
+    async with Runtime(sandbox=kind, docker=docker, containers=1) as runtime:
+        rows: list[list[str]] = []
+
+        async def leased() -> None:
+            await runtime.live.settle()
+            rows.append([row.sandbox for row in await runtime.store.leases()])
+
+        @agent(tools=[put, get])
+        async def keeper() -> list[Any]:
+            first = await put("one")
+            (program,) = runtime.live.scheduler.world.programs
+            park = ParkEnvs("host", program)
+            runtime.live._park(park)
+            await leased()
+            second, text = await get()
+            await leased()
+            runtime.live._park(park)  # nobody waits for it to be done
+            third, again = await get()
+            return [len({first, second, third}), text, again]
+
+        assert await runtime.run(keeper) == [3, "one", "one"]
+        assert [[is_snapshot(id) for id in several] for several in rows] == [[True], [False]]
+        await runtime.live.settle()
+        assert await runtime.store.leases() == []
+        pool = runtime.live.environments.pool
+        assert pool is not None
+        assert (pool.there, pool.counters.parked, pool.counters.restored) == (0, 2, 2)
+        assert await pool.provider.snapshots() == []
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[ProcessProvider]:
+    made = ProcessProvider(new_id("store"))
+    yield made
+    assert await made.owned() == []
+    assert await made.snapshots() == []
+    await made.close()
+
+
+async def _environments(provider: ProcessProvider, store: Store) -> Environments:
+    tasks: list[asyncio.Task[None]] = []
+    return Environments(
+        Pool(provider),
+        store,
+        lambda event: None,
+        lambda program, kind, **detail: None,
+        lambda work: tasks.append(asyncio.create_task(work)),
+    )
+
+
+@pytest.mark.parametrize("survives", [True, False])
+async def test_of_a_program_killed_on_its_way_aside_what_is_there_is_taken_over(
+    provider: ProcessProvider, survives: bool
+) -> None:
+    box = await provider.create(ENV, new_id("box"))
+    await box.write("kept", b"42")
+    snapshot = await provider.snapshot(box.id, new_id("snap"))
+    if not survives:
+        await box.destroy()
+    store = Store("sqlite://")
+    environments = await _environments(provider, store)
+    await environments.adopt(ENV, "p", [snapshot.id, box.id])
+    await environments.adopted("p")
+    claimed = await environments.claim(ENV, "p")
+    assert (claimed.box.id == box.id) == survives
+    assert await claimed.box.read("kept") == b"42"
+    assert (await provider.snapshots() == []) == survives  # else it stands on the snapshot
+    await environments.release("p")
+    assert environments.pool is not None
+    await environments.pool.close()
+    await store.close()
+
+
+async def test_what_is_gone_altogether_is_said_to_be(provider: ProcessProvider) -> None:
+    store = Store("sqlite://")
+    environments = await _environments(provider, store)
+    with pytest.raises(SandboxDied, match="gone"):
+        await environments.adopt(ENV, "p", ["snap-none", "box-none"])
+    assert environments.pool is not None
+    await environments.pool.close()
+    await store.close()
+
+
+@pytest.mark.parametrize("kind", ["process", pytest.param("docker", marks=pytest.mark.docker)])
+async def test_gc_removes_snapshots_that_no_program_can_come_back_to(
+    kind: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url, docker = f"sqlite:///{tmp_path}/s.db", None
+    store = Store(url)
+    provider: Provider
+    if kind == "docker":
+        docker = request.getfixturevalue("docker_url")
+        provider = DockerProvider(store.id, docker)
+    else:
+        provider = ProcessProvider(store.id)
+    await store.close()
+    box = await provider.create(ENV, new_id("box"))
+    snapshot = await provider.snapshot(box.id, new_id("snap"))
+    await box.destroy()
+    assert await sandboxes.ls(docker, json=True) == 0
+    assert (snapshot.id, f"{kind} snapshot", store.id) in {
+        (row["id"], row["kind"], row["owner"]) for row in json.loads(capsys.readouterr().out)
+    }
+    assert await sandboxes.gc(url, docker, all=False, json=True) == 0
+    assert snapshot.id in json.loads(capsys.readouterr().out)["removed"]
+    assert await provider.snapshots() == []
+    await provider.close()

@@ -10,11 +10,9 @@ import asyncio
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-from rich.table import Table
 
 from drawloom.engine.base import GenerateRequest
 from drawloom.engine.checkpoint import dummy
@@ -29,33 +27,13 @@ from drawloom.runtime.bench.host import mock_steps, scheduler_step, server
 from drawloom.runtime.bench.lean import Lean
 from drawloom.runtime.bench.returns import Crowd, crowd, decode_step, first_token, returning, run
 from drawloom.runtime.bench.rival import Transformers
+from drawloom.runtime.bench.rows import Row, note, report
 from drawloom.runtime.cli import show
 from drawloom.runtime.opening import tiny_model
 
 _PROMPT, _OUTPUT = 64, 48
 _PREFILL = 512
 _TURNS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure, ours beside another's. `want` is the bar for `ratio`: at least, or with a
-    negative sign at most."""
-
-    what: str
-    unit: str
-    ours: float
-    other: float
-    against: str
-    want: float = 0.0
-
-    @property
-    def ratio(self) -> float:
-        return self.ours / self.other if self.other else 0.0
-
-    @property
-    def met(self) -> bool:
-        return self.ratio >= self.want if self.want >= 0 else self.ratio <= -self.want
 
 
 def shape(
@@ -91,22 +69,9 @@ def main(device: str, quick: bool, json: bool) -> int:
     for row in measure(device, quick):
         rows.append(row)
         if not json:
-            show.note(f"{row.what}: {row.ours:,.4g} {row.unit}, {row.ratio:.2f} x {row.against}")
-    if json:
-        plain = [asdict(r) | {"ratio": r.ratio, "met": r.met} for r in rows]
-        show.emit(about | {"ceilings": limits, "rows": plain})
-        return 0
-    table = Table("", "unit", "drawloom", "beside it", "", "ratio", "bar", title=str(about))
-    table.columns[0].no_wrap = table.columns[4].no_wrap = True
-    for row in rows:
-        bar = "" if not row.want else f"{'≥' if row.want > 0 else '≤'} {abs(row.want):g}"
-        mark = "" if not row.want else " ✓" if row.met else " ✗"
-        table.add_row(
-            row.what, row.unit, f"{row.ours:,.4g}", f"{row.other:,.4g}", row.against,
-            f"{row.ratio:.2f}", bar + mark,
-        )  # fmt: skip
-    show.console().print(table)
-    if limits:
+            note(row)
+    report(rows, about, json, {"ceilings": limits})
+    if limits and not json:
         show.console().print({name: round(value, 1) for name, value in limits.items()})
     return 0
 

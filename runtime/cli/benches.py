@@ -18,6 +18,14 @@ def bench_engine(*, device: str = "cpu", quick: bool = False, json: Json = False
     return engine.main(device, quick, json)
 
 
+@bench_app.command(name="sandbox")
+def bench_sandbox(*, json: Json = False) -> int:
+    """Tool environments beside plain docker-py on the same Docker engine."""
+    from drawloom.runtime.bench import sandbox
+
+    return sandbox.main(json)
+
+
 @bench_app.command(name="scheduler")
 def bench_scheduler(*, policy: str = "drawloom,fcfs-lru", json: Json = False) -> int:
     """What the scheduler's core costs with 10,000 live programs."""

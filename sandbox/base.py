@@ -111,6 +111,10 @@ class LiveSandbox:
         """Show the helper that its owner lives. Raises `SandboxDied` if it does not answer."""
         await self._wire.call(f"hello {self._unique('p')}", timeout=10.0)
 
+    def lose(self, reason: str) -> None:
+        """It is not to be used any more; whoever waits, and whoever asks, is told why."""
+        self._wire.end(reason)
+
     async def destroy(self) -> None:
         """Remove the environment and all that is in it. Harmless when it is gone already."""
         self._wire.end("it was destroyed")
@@ -168,6 +172,10 @@ class Provider(Protocol):
 
     async def destroy(self, id: str) -> None:
         """Remove an environment by its id, alive or not; harmless when there is none."""
+        ...
+
+    async def written(self) -> dict[str, int]:
+        """Bytes that each environment of this owner has written and not removed, by its id."""
         ...
 
     async def snapshot(self, id: str, name: str) -> Snapshot:

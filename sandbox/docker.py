@@ -162,7 +162,7 @@ class DockerProvider:
 
     def _start(self, env: Env, id: str, image: str) -> socket.socket:
         command = [_HELPER, "--ttl", str(int(self._ttl)), "--dir", WORK]
-        memory = parse_size(env.memory)
+        memory, disk = parse_size(env.memory), parse_size(env.disk)
         container = self._client.containers.create(
             image,
             entrypoint=command,
@@ -184,6 +184,7 @@ class DockerProvider:
             ulimits=[
                 docker.types.Ulimit(name="core", soft=0, hard=0),
                 docker.types.Ulimit(name="nofile", soft=1024, hard=1024),
+                docker.types.Ulimit(name="fsize", soft=disk, hard=disk),
             ],
             log_config=docker.types.LogConfig(type="none"),
             stdin_open=True,
@@ -212,6 +213,12 @@ class DockerProvider:
         sock = socket.socket(fileno=getattr(stream, "_sock", stream).detach())
         sock.setblocking(False)
         return sock
+
+    async def written(self) -> dict[str, int]:
+        filters: dict[str, str | list[str] | bool] = {"label": f"{LABEL}.owner={self._owner}"}
+        listed = self._client.api.containers
+        rows = await self._call(lambda: listed(filters=filters, size=True))
+        return {row["Labels"][LABEL]: int(row.get("SizeRw") or 0) for row in rows}
 
     # --- snapshots ------------------------------------------------------------------------
 

@@ -39,10 +39,6 @@ class FakeSandbox(LiveSandbox):
     async def destroy(self) -> None:
         await self._provider.destroy(self.id)
 
-    def end(self) -> None:
-        """It is gone, whoever has it."""
-        self._wire.end("it was destroyed")
-
 
 class FakeProvider:
     """A host of such environments.
@@ -56,6 +52,7 @@ class FakeProvider:
         live: those that exist, by their ids.
         kept: the snapshots that exist.
         forked: which snapshots became which environments.
+        sizes: what `written` says.
         made: how many there were.
         there: how many exist or are being made; `most`: the largest that this was.
     """
@@ -70,6 +67,7 @@ class FakeProvider:
         self.live: dict[str, FakeSandbox] = {}
         self.kept: dict[str, Snapshot] = {}
         self.forked: list[tuple[str, str]] = []
+        self.sizes: dict[str, int] = {}
         self.made = self.there = self.most = 0
 
     async def create(self, env: Env, id: str) -> LiveSandbox:
@@ -98,7 +96,10 @@ class FakeProvider:
         await asyncio.sleep(0)  # as elsewhere, it is not gone at once
         if (box := self.live.pop(id, None)) is not None:
             self.there -= 1
-            box.end()
+            box.lose("it was destroyed")
+
+    async def written(self) -> dict[str, int]:
+        return self.sizes
 
     async def snapshot(self, id: str, name: str) -> Snapshot:
         if id not in self.live:

@@ -21,10 +21,9 @@ from drawloom.leases import EnvLease
 from drawloom.sandbox.aside import Aside, Kept, is_snapshot
 from drawloom.sandbox.base import LiveSandbox, Provider, Snapshot
 from drawloom.sandbox.shelf import Claimed, PoolCounters, Shelf, Warm
+from drawloom.sandbox.watch import hold_quotas, keep_alive
 
 log = logging.getLogger("drawloom.sandbox")
-
-_PING_SECONDS = 60.0
 
 
 class Pool:
@@ -58,7 +57,10 @@ class Pool:
         self._queue: deque[Shelf] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._keeper = asyncio.create_task(self._keep_alive())
+        self._watchers = (
+            asyncio.create_task(keep_alive(self._boxes)),
+            asyncio.create_task(hold_quotas(provider, self._in_use)),
+        )
 
     def counts(self, key: str) -> tuple[int, int]:
         """Ready and still being made, of one key."""
@@ -204,13 +206,13 @@ class Pool:
     async def close(self) -> None:
         """Destroy everything that is left."""
         self._closed = True
-        self._keeper.cancel()
+        for watcher in self._watchers:
+            watcher.cancel()
         await asyncio.gather(*self._parking.values(), return_exceptions=True)
         for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._tasks, self._keeper, return_exceptions=True)
-        boxes = [c.box for c in self._claimed.values()]
-        boxes += [w.box for shelf in self._shelves.values() for w in shelf.warm]
+        await asyncio.gather(*self._tasks, *self._watchers, return_exceptions=True)
+        boxes = self._boxes()
         for shelf in self._shelves.values():
             for future in shelf.waiting:
                 future.cancel()
@@ -396,13 +398,12 @@ class Pool:
     def _changed(self, shelf: Shelf) -> None:
         self.on_change(shelf.env.key, len(shelf.warm), shelf.creating)
 
-    async def _keep_alive(self) -> None:
-        """Helpers end when nobody speaks to them for long; a dead one is noticed here."""
-        while True:
-            await asyncio.sleep(_PING_SECONDS)
-            boxes = [c.box for c in self._claimed.values()]
-            boxes += [w.box for shelf in self._shelves.values() for w in shelf.warm]
-            await asyncio.gather(*(box.ping() for box in boxes), return_exceptions=True)
+    def _boxes(self) -> list[LiveSandbox]:
+        ready = [w.box for shelf in self._shelves.values() for w in shelf.warm]
+        return [*self._in_use(), *ready]
+
+    def _in_use(self) -> list[LiveSandbox]:
+        return [claimed.box for claimed in self._claimed.values()]
 
 
 __all__ = ["Claimed", "Pool", "PoolCounters"]

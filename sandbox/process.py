@@ -110,6 +110,11 @@ class ProcessProvider:
             raise
         return box
 
+    async def written(self) -> dict[str, int]:
+        folders = [path.parent for path in self._base.glob("*/about.json")]
+        sizes = await asyncio.to_thread(lambda: [_size(f / "work") for f in folders])
+        return {f.name: size for f, size in zip(folders, sizes, strict=True)}
+
     # --- snapshots ------------------------------------------------------------------------
 
     def _kept(self, snapshot: str) -> Path:
@@ -151,14 +156,7 @@ class ProcessProvider:
         command = [str(helper_path()), "--dir", str(folder / "work"), "--isolate"]
         command += ["--memory", str(parse_size(env.memory)), "--pids", str(env.pids)]
         command += ["--network"] if env.network else []
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8"},
-            start_new_session=True,
-        )
+        process = await _spawn(command)
         stdin = process.stdin
         assert stdin is not None
 
@@ -204,6 +202,37 @@ class ProcessProvider:
             await box.stop()
         with contextlib.suppress(OSError):
             self._base.rmdir()
+
+
+async def _spawn(command: list[str]) -> asyncio.subprocess.Process:
+    """Start a helper, in a session of its own. Cancelled meanwhile, asyncio would kill it alone and
+    wait for pipes that its child in the namespaces holds: it is let start, then all are killed."""
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8"},
+            start_new_session=True,
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.shield(_kill(starting))
+        raise
+
+
+async def _kill(starting: "asyncio.Future[asyncio.subprocess.Process]") -> None:
+    process = await starting
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.stdin is not None:
+        process.stdin.close()
+    if process.stdout is not None:
+        await process.stdout.read()
+    await process.wait()
 
 
 def _folder_for(folder: Path, key: str) -> None:

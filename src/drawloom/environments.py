@@ -32,6 +32,8 @@ class Env:
         setup: shell commands run once in a new environment before it counts as ready.
         cpus: CPU cores, as a quota.
         memory: memory limit; swap is never added.
+        disk: most bytes that it may have written; beyond that it is ended. Looked at every few
+            seconds; no single file grows larger in a container.
         pids: most processes and threads at a time.
         network: False gives a loopback interface and nothing else.
         warm: environments kept ready ahead of demand, whatever the forecast says.
@@ -43,6 +45,7 @@ class Env:
     setup: tuple[str, ...] = ()
     cpus: float = 1.0
     memory: str = "512m"
+    disk: str = "2g"
     pids: int = 256
     network: bool = False
     warm: int = 0
@@ -53,6 +56,8 @@ class Env:
             raise ConfigError("Env(image=…) is empty: name the image its tools run in")
         if parse_size(self.memory) < 8 << 20:
             raise ConfigError(f"Env(memory={self.memory!r}) is under 8m: no process would start")
+        if parse_size(self.disk) < 1 << 20:
+            raise ConfigError(f"Env(disk={self.disk!r}) is under 1m: nothing could be written")
         if self.cpus <= 0 or self.pids < 8 or self.output_cap < 64 or self.warm < 0:
             raise ConfigError(f"{self}: cpus > 0, pids >= 8, output_cap >= 64 and warm >= 0")
 

@@ -10,6 +10,7 @@ from drawloom.errors import ImageNotFound, SandboxDied, SandboxError
 from drawloom.ids import new_id
 from drawloom.sandbox.base import LiveSandbox, Provider
 from drawloom.sandbox.images import BOX
+from drawloom.sandbox.watch import hold_quotas
 
 ENV = Env(BOX, memory="64m", pids=40, output_cap=4096)
 
@@ -223,6 +224,42 @@ async def test_what_has_written_too_much_is_not_kept(
         await provider.snapshot(box.id, new_id("snap"))
     assert await provider.snapshots() == []
     assert (await box.sh("echo alive")).text == "alive\n"
+
+
+async def test_what_writes_more_than_it_may_is_ended_and_its_neighbour_is_not(
+    provider: Provider,
+) -> None:
+    small = Env(BOX, disk="2m")
+    filler, neighbour = await asyncio.gather(
+        *(provider.create(small, new_id("box")) for _ in range(2))
+    )
+    watch = asyncio.create_task(hold_quotas(provider, lambda: [filler, neighbour], every=0.05))
+    await neighbour.sh("head -c 1000000 /dev/zero > some")
+    assert (await provider.written())[neighbour.id] >= 1_000_000
+    fill = asyncio.create_task(
+        filler.sh("for i in 1 2 3 4; do head -c 1000000 /dev/urandom > $i; done; sleep 60")
+    )
+    with pytest.raises(SandboxDied, match=r"may write 2m: Env\(disk"):
+        await fill
+    with pytest.raises(SandboxDied, match="may write 2m"):
+        await filler.sh("true")
+    assert (await neighbour.sh("wc -c < some")).text.strip() == "1000000"
+    while [box.id for box in await provider.owned()] != [neighbour.id]:
+        await asyncio.sleep(0.05)
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+
+
+@pytest.mark.docker
+async def test_no_file_grows_beyond_the_disk_of_its_container(docker_url: str | None) -> None:
+    from drawloom.sandbox.docker import DockerProvider
+
+    provider = DockerProvider(new_id("store"), docker_url)
+    box = await provider.create(Env(BOX, disk="1m"), new_id("box"))
+    assert (await box.sh("head -c 3000000 /dev/zero > large")).code != 0
+    assert int((await box.sh("wc -c < large")).text) <= 1 << 20
+    await box.destroy()
+    await provider.close()
 
 
 async def test_what_is_destroyed_is_gone(provider: Provider, box: LiveSandbox) -> None:

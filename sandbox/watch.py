@@ -1,0 +1,51 @@
+"""What is looked after while environments live: that their helpers hear from us, and that none
+writes more than it may."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from drawloom.environments import parse_size
+from drawloom.errors import SandboxError
+from drawloom.sandbox.base import LiveSandbox, Provider
+
+log = logging.getLogger("drawloom.sandbox")
+
+_PING_SECONDS, _DISK_SECONDS = 60.0, 5.0
+Boxes = Callable[[], Iterable[LiveSandbox]]
+
+
+async def keep_alive(boxes: Boxes, every: float = _PING_SECONDS) -> None:
+    """Helpers end when nobody speaks to them for long; a dead one is noticed here."""
+    while True:
+        await asyncio.sleep(every)
+        await asyncio.gather(*(box.ping() for box in boxes()), return_exceptions=True)
+
+
+async def hold_quotas(provider: Provider, boxes: Boxes, every: float = _DISK_SECONDS) -> None:
+    """End what has written more than its `Env.disk`. Docker cannot limit that by itself on most
+    file systems (research/sandbox.md §2.6), so it is looked at every few seconds."""
+    while True:
+        await asyncio.sleep(every)
+        if not any(boxes()):
+            continue
+        try:
+            written = await provider.written()
+        except SandboxError as error:
+            log.warning("what environments have written is not known: %s", error)
+            continue
+        over = [box for box in boxes() if written.get(box.id, 0) > parse_size(box.env.disk)]
+        await asyncio.gather(*(_end(box, written[box.id]) for box in over))
+
+
+async def _end(box: LiveSandbox, written: int) -> None:
+    reason = f"it wrote {written >> 20:,} MiB and may write {box.env.disk}: Env(disk=…)"
+    log.warning("environment %s is ended: %s", box.id, reason)
+    box.lose(reason)
+    try:
+        await box.destroy()
+    except SandboxError as error:
+        log.warning("environment %s could not be removed: %s", box.id, error)
+
+
+__all__ = ["hold_quotas", "keep_alive"]

@@ -77,7 +77,7 @@ class Pool:
         shelf = self._shelf(env)
         shelf.target = count
         self._withdraw(shelf)
-        self._fill(env.key)
+        self._fill(shelf)
         self._changed(shelf)
         self._fill_others()
 
@@ -132,7 +132,7 @@ class Pool:
         counters.idle_seconds += max(0.0, asked - found.ready)
         if shelf.snapshot is None:
             self._changed(shelf)
-            self._fill(key)
+            self._fill(shelf)
         self._fill_others()
         return claimed
 
@@ -260,26 +260,30 @@ class Pool:
             self._queue.remove(shelf)
             shelf.creating -= 1
 
-    def _fill(self, key: str) -> None:
-        shelf = self._shelves[key]
-        total = sum(len(s.warm) + s.creating for s in self._shelves.values())
-        mine = len(shelf.warm) + shelf.creating - len(shelf.waiting)
-        room = self.limit - total
-        if shelf.target - mine > room:
-            room += self._evict_unwanted(shelf.target - mine - room)
-        if self.most is not None:
-            room = min(room, self.most - self.there - len(self._queue))
-        for _ in range(min(shelf.target - mine, room)):
+    def _fill(self, shelf: Shelf) -> None:
+        """Make what its target lacks, as far as there is room. Asked anew for each: who hears of a
+        change may have asked for others meanwhile."""
+        while self._lacks(shelf) and self._places() and (self._room() or self._evict_unwanted()):
             self._spawn(shelf)
 
-    def _evict_unwanted(self, count: int) -> int:
-        """Give up to so many ready ones that are beyond their key's target; how many there were."""
-        found = 0
-        for shelf in self._shelves.values():
-            while found < count and len(shelf.warm) > shelf.target:
+    def _lacks(self, shelf: Shelf) -> bool:
+        return shelf.target > len(shelf.warm) + shelf.creating - len(shelf.waiting)
+
+    def _room(self) -> bool:
+        """Whether one more may be kept ready."""
+        return sum(len(s.warm) + s.creating for s in self._shelves.values()) < self.limit
+
+    def _places(self) -> bool:
+        """Whether one more may be there."""
+        return self.most is None or self.there + len(self._queue) < self.most
+
+    def _evict_unwanted(self) -> bool:
+        """Give up a ready one that is beyond its key's target; whether there was one."""
+        for shelf in list(self._shelves.values()):
+            if len(shelf.warm) > shelf.target:
                 self._discard(shelf)
-                found += 1
-        return found
+                return True
+        return False
 
     def _discard(self, shelf: Shelf, *, evicted: bool = False) -> None:
         """Destroy the ready one that has waited longest."""
@@ -289,12 +293,12 @@ class Pool:
 
     def _fill_others(self) -> None:
         """There may be room for what had none when it was asked for."""
-        for key, shelf in self._shelves.items():
-            if len(shelf.warm) + shelf.creating < shelf.target:
-                before = shelf.creating
-                self._fill(key)
-                if shelf.creating != before:
-                    self._changed(shelf)
+        for shelf in list(self._shelves.values()):
+            before = shelf.creating
+            if self._lacks(shelf):
+                self._fill(shelf)
+            if shelf.creating > before:
+                self._changed(shelf)
 
     def _spawn(self, shelf: Shelf) -> None:
         """Make one, as soon as there is room for it."""

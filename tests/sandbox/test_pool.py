@@ -165,6 +165,25 @@ async def test_what_has_no_room_is_told_so_and_made_when_there_is(provider: Gate
     await pool.close()
 
 
+async def test_who_hears_of_a_change_may_ask_for_more(provider: Gated) -> None:
+    names = [Env(f"env-{number}") for number in range(200)]
+    asked = iter(names)
+
+    def more(key: str, warm: int, creating: int) -> None:
+        if creating and (env := next(asked, None)) is not None:
+            made.warm(env, 1)
+
+    made = Pool(provider, limit=3, on_change=more)
+    made.warm(ENV, 1)
+    for number in range(100):
+        await made.claim(names[number], f"p{number}")
+        made.warm(names[number], 0)
+        await _settle()
+        assert sum(sum(made.counts(env.key)) for env in (ENV, *names)) <= 3
+    await made.close()
+    assert not provider.live
+
+
 # --- at most so many -------------------------------------------------------------------------
 
 OTHER = Env("other")

@@ -1,8 +1,10 @@
 """The environments of live programs: claimed once, put aside, taken over, given back."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 from drawloom.environments import Env
@@ -43,6 +45,8 @@ class Environments:
         self._known: dict[str, Env] = {}
         self._claims: dict[tuple[str, str], asyncio.Task[Claimed]] = {}
         self._stalled: set[tuple[str, str]] = set()
+        self._used: Counter[str] = Counter()
+        self._leaving: set[str] = set()
         self.stall = 0.0
         if pool is not None:
             pool.on_change = self._changed
@@ -85,6 +89,22 @@ class Environments:
             if first:
                 self.stall += time.monotonic() - began
 
+    @contextlib.asynccontextmanager
+    async def use(self, env: Env, program: str) -> AsyncIterator[Claimed]:
+        """Something runs in a program's environment; it is not put aside meanwhile.
+
+        Raises `SandboxError` when there can be none.
+        """
+        self._used[program] += 1
+        try:
+            yield await self.claim(env, program)
+        finally:
+            self._used[program] -= 1
+            if not self._used[program]:
+                del self._used[program]
+                if program in self._leaving:
+                    self.park(program)
+
     def claim_early(self, key: str, program: str) -> None:
         """A program will need an environment; a failure is met again by the call that does."""
         env = self._known.get(key)
@@ -120,6 +140,7 @@ class Environments:
         """A program is over; nothing of it stays."""
         tasks = self._cancel(program)
         self._stalled = {key for key in self._stalled if key[0] != program}
+        self._leaving.discard(program)
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.pool is not None and (tasks or self.pool.has(program)):
             await self.pool.release(program)
@@ -134,11 +155,15 @@ class Environments:
     # --- put aside, taken over ------------------------------------------------------------
 
     def park(self, program: str) -> None:
-        """Put a program's environments aside. From this call on its claims wait until that is
-        done, and go on from what was kept."""
+        """Put a program's environments aside, once nothing runs in them. From then on its claims
+        wait until that is done, and go on from what was kept."""
         if self.pool is None:
             return
+        if self._used[program]:  # by code of the agent's own, beside its conversations
+            self._leaving.add(program)
+            return
         pool = self.pool
+        self._leaving.discard(program)
         self._cancel(program)
 
         async def kept(claimed: Claimed, snapshot: Snapshot) -> None:

@@ -111,6 +111,20 @@ class _Failed(Exception):
 async def _step(
     program: Program, lineage: str, tool: Tool[..., Any], call: ToolCall, row: StepRow | None
 ) -> tuple[Any, float]:
+    async with (
+        contextlib.AsyncExitStack() as held
+    ):  # its environment stays until its result is in the store
+        return await _recorded(program, lineage, tool, call, row, held)
+
+
+async def _recorded(
+    program: Program,
+    lineage: str,
+    tool: Tool[..., Any],
+    call: ToolCall,
+    row: StepRow | None,
+    held: contextlib.AsyncExitStack,
+) -> tuple[Any, float]:
     live, usage = program.live, program.account.usage
     usage.tool_calls += 1
     intent = {"arguments": to_jsonable_python(call.arguments, fallback=str), "lineage": lineage}
@@ -125,7 +139,8 @@ async def _step(
     try:
         _refuse_repetition(program, tool, row)
         if tool.env is not None:
-            claimed = await live.environments.claim(tool.env, program.id)
+            use = live.environments.use(tool.env, program.id)
+            claimed = await held.enter_async_context(use)
             wait = time.monotonic() - began
             box = StepSandbox(claimed.box, f"{program.id}:{call.id}", tool.timeout)
             full = program.full(lineage)

@@ -71,6 +71,25 @@ async def test_a_program_goes_on_with_the_files_of_what_was_put_aside(
         assert await pool.provider.snapshots() == []
 
 
+async def test_nothing_is_put_aside_while_something_runs_in_it() -> None:
+    async with Runtime(sandbox="process", containers=1) as runtime:
+
+        @tool(env=ENV)
+        async def slow(box: Sandbox) -> str:
+            (program,) = runtime.live.scheduler.world.programs
+            runtime.live._park(ParkEnvs("host", program))
+            await runtime.live.settle()
+            return (await box.sh("echo still here")).text
+
+        @agent(tools=[put, slow, get])
+        async def keeper() -> list[Any]:
+            first, said = await put("one"), await slow()
+            second, text = await get()
+            return [first == second, said, text]
+
+        assert await runtime.run(keeper) == [False, "still here\n", "one"]
+
+
 @pytest.fixture
 async def provider() -> AsyncIterator[ProcessProvider]:
     made = ProcessProvider(new_id("store"))

@@ -46,7 +46,7 @@ class Environments:
         self._claims: dict[tuple[str, str], asyncio.Task[Claimed]] = {}
         self._stalled: set[tuple[str, str]] = set()
         self._used: Counter[str] = Counter()
-        self._leaving: set[str] = set()
+        self._away: set[str] = set()
         self.stall = 0.0
         if pool is not None:
             pool.on_change = self._changed
@@ -102,7 +102,7 @@ class Environments:
             self._used[program] -= 1
             if not self._used[program]:
                 del self._used[program]
-                if program in self._leaving:
+                if program in self._away:
                     self.park(program)
 
     def claim_early(self, key: str, program: str) -> None:
@@ -140,7 +140,7 @@ class Environments:
         """A program is over; nothing of it stays."""
         tasks = self._cancel(program)
         self._stalled = {key for key in self._stalled if key[0] != program}
-        self._leaving.discard(program)
+        self._away.discard(program)
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.pool is not None and (tasks or self.pool.has(program)):
             await self.pool.release(program)
@@ -156,14 +156,14 @@ class Environments:
 
     def park(self, program: str) -> None:
         """Put a program's environments aside, once nothing runs in them. From then on its claims
-        wait until that is done, and go on from what was kept."""
+        wait until that is done, and go on from what was kept; until the program is `back`, what
+        code of the agent's own claims beside its conversations is put aside again after use."""
         if self.pool is None:
             return
-        if self._used[program]:  # by code of the agent's own, beside its conversations
-            self._leaving.add(program)
+        self._away.add(program)
+        if self._used[program]:
             return
         pool = self.pool
-        self._leaving.discard(program)
         self._cancel(program)
 
         async def kept(claimed: Claimed, snapshot: Snapshot) -> None:
@@ -171,6 +171,10 @@ class Environments:
             self._note(program, "env.aside", sandbox=claimed.box.id, snapshot=snapshot.id)
 
         self._later(self._parked(pool, program, pool.park(program, kept)))
+
+    def back(self, program: str) -> None:
+        """A program runs again; its environments are its own to keep."""
+        self._away.discard(program)
 
     async def _parked(self, pool: Pool, program: str, parking: "asyncio.Task[None]") -> None:
         await parking

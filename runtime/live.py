@@ -128,6 +128,7 @@ class Live:
             future.set_result(None)
 
     def _start_step(self, action: StartStep) -> None:
+        self.environments.back(action.program)
         future = self._started.pop(action.step, None)
         if future is not None and not future.done():
             future.set_result(action.priority)

@@ -55,10 +55,10 @@ async def test_a_program_goes_on_with_the_files_of_what_was_put_aside(
             park = ParkEnvs("host", program)
             runtime.live._park(park)
             await leased()
-            second, text = await get()
+            second, text = await get()  # it is held still: aside again after use
+            runtime.live.environments.back(program)
+            third, again = await get()  # nobody waits until it is aside
             await leased()
-            runtime.live._park(park)  # nobody waits for it to be done
-            third, again = await get()
             return [len({first, second, third}), text, again]
 
         assert await runtime.run(keeper) == [3, "one", "one"]

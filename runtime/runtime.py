@@ -329,6 +329,11 @@ class Runtime:
         A call without a lease never began. Raises `SandboxError` when files are lost.
         """
         leases = [row for row in await self.store.leases() if row.program == id]
+        if {row.env for row in leases} - {env.key for env in _envs(agent)}:
+            raise SandboxError(
+                f"program {id} cannot be resumed: it ran in an environment that its agent no "
+                "longer declares; its image, setup and limits must be as they were"
+            )
         for env in _envs(agent):
             rows = [row.sandbox for row in leases if row.env == env.key]
             if rows:

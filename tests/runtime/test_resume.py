@@ -16,6 +16,7 @@ import pytest
 from drawloom import Chat, ReplayMismatch, Runtime, agent, tool
 from drawloom.errors import ConfigError, SandboxError
 from drawloom.runtime.cli.programs import load_agent
+from drawloom.runtime.store import LeaseRow
 
 AGENT = Path(__file__).with_name("killed_agent.py")
 
@@ -182,4 +183,7 @@ async def test_a_program_whose_files_are_lost_is_not_put_on_a_blank_disk(tmp_pat
         with pytest.raises(KeyError):
             await run.result()
         with pytest.raises(SandboxError, match="files that its steps wrote"):
+            await runtime.resume(work, run.id)
+        await runtime.store.lease(LeaseRow("box", run.id, "as it was", "process", "local", 0.0))
+        with pytest.raises(SandboxError, match="no longer declares"):
             await runtime.resume(work, run.id)

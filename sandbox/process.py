@@ -28,6 +28,7 @@ from drawloom.sandbox.base import (
     set_up,
     too_large,
 )
+from drawloom.sandbox.freeze import frozen
 from drawloom.sandbox.helper import helper_path
 from drawloom.sandbox.wire import Wire
 
@@ -48,6 +49,11 @@ class ProcessSandbox(LiveSandbox):
         while data := await self._process.stdout.read(1 << 16):
             self._wire.feed(data)
         self._wire.end("its helper ended")
+
+    @property
+    def pid(self) -> int:
+        """Of its helper, as the host sees it."""
+        return self._process.pid
 
     async def stop(self) -> None:
         """End its processes; its folder stays."""
@@ -124,13 +130,14 @@ class ProcessProvider:
         work, kept = self._base / id / "work", self._kept(name)
         if not work.is_dir():
             raise SandboxDied(f"environment {id} is gone, and its files with it")
-        size = await asyncio.to_thread(_size, work)
-        if size > MAX_SNAPSHOT:
-            raise SandboxError(too_large(id, size))
         key = json.loads((self._base / id / "about.json").read_text())["key"]
         try:
-            _folder_for(kept, key)
-            await _copy(work, kept / "work")
+            with frozen(self._live[id].pid) if id in self._live else contextlib.nullcontext():
+                size = await asyncio.to_thread(_size, work)
+                if size > MAX_SNAPSHOT:
+                    raise SandboxError(too_large(id, size))
+                _folder_for(kept, key)
+                await _copy(work, kept / "work")
         except (SandboxError, OSError, asyncio.CancelledError):
             await asyncio.shield(self.discard(name))
             raise

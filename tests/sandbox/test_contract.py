@@ -182,6 +182,23 @@ async def test_forks_begin_with_the_files_of_a_snapshot_and_part_from_there(
     assert await box.read("a/deep/file") == b"later\n"
 
 
+async def test_what_runs_stands_still_while_it_is_kept_and_goes_on(
+    provider: Provider, box: LiveSandbox
+) -> None:
+    loop = "while :; do echo >> a; echo >> b; done"  # never further apart than one line
+    await box.sh("touch b; for k in $(seq 200); do echo > f$k; done")
+    await box.sh(f"setsid sh -c '{loop}' >/dev/null 2>&1 &")
+    for _ in range(5):
+        kept = await provider.snapshot(box.id, new_id("snap"))
+        fork = await provider.fork(ENV, kept.id, new_id("box"))
+        a, b = [len(await fork.read(name)) for name in "ab"]
+        assert abs(a - b) <= 1
+        while len(await box.read("b")) <= b:
+            await asyncio.sleep(0.01)
+        await fork.destroy()
+        await provider.discard(kept.id)
+
+
 async def test_a_snapshot_outlives_what_it_is_of_and_forks_outlive_it(
     provider: Provider, box: LiveSandbox
 ) -> None:

@@ -186,7 +186,7 @@ async def test_what_runs_stands_still_while_it_is_kept_and_goes_on(
     provider: Provider, box: LiveSandbox
 ) -> None:
     loop = "while :; do echo >> a; echo >> b; done"  # never further apart than one line
-    await box.sh("touch b; for k in $(seq 200); do echo > f$k; done")
+    await box.sh("touch a b; for k in $(seq 200); do echo > f$k; done")
     await box.sh(f"setsid sh -c '{loop}' >/dev/null 2>&1 &")
     for _ in range(5):
         kept = await provider.snapshot(box.id, new_id("snap"))

@@ -133,15 +133,21 @@ class SimEngine:
 
     def _span(self) -> float:
         """Seconds until the next prompt is computed or the next sequence is complete."""
-        step = self._beside()
-        if self._prefills:
-            seconds, steps = self._prefill_seconds(self._prefills[0][2])
-            pace = steps / seconds
-        else:
-            seconds, pace = 1e18, 1 / step
-        if self._decoding and pace > 0:
-            seconds = min(seconds, (self._decoding[0][0] - self._iterations) / pace)
-        return max(seconds, 0.0)
+        needed = self._decoding[0][0] - self._iterations if self._decoding else 1e18
+        if not self._prefills:
+            return max(0.0, needed * self._beside())
+        work = self._prefills[0][2]
+        seconds, steps = self._prefill_seconds(work)
+        if needed < steps:
+            seconds = min(seconds, self._seconds_for(work, needed * work.left / steps, steps))
+        return max(0.0, seconds)
+
+    def _seconds_for(self, work: Work, tokens: float, steps: float) -> float:
+        """Until so many more tokens of a prompt are computed, what is left of it spanning so many
+        steps: the first of them are quicker than the last, as `_compute` has it."""
+        cost, done = self.machine.cost, work.prompt - work.left
+        alone = cost.prefill * tokens + cost.prefill_cached * tokens * (done + tokens / 2)
+        return alone + tokens / work.left * steps * self._beside()
 
     def _flow(self, seconds: float) -> None:
         if not self._prefills and not self._decoding:

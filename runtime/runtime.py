@@ -33,6 +33,7 @@ from drawloom.runtime.scheduler import make_policy
 from drawloom.runtime.store import StepRow, Store
 from drawloom.sandbox.base import Provider
 from drawloom.sandbox.pool import Pool
+from drawloom.sandbox.sweep import sweep
 from drawloom.tools.template import ChatTemplate
 from drawloom.tools.tool import tool_host
 
@@ -315,13 +316,8 @@ class Runtime:
                 wanted.add(lease.sandbox)
             else:
                 await self.store.unlease(lease.program)
-        for box in await pool.provider.owned():
-            if box.id not in wanted:
-                log.info("removing environment %s, left by an earlier process", box.id)
-                await pool.provider.destroy(box.id)
-        for snapshot in await pool.provider.snapshots():
-            if snapshot.id not in wanted:
-                await pool.provider.discard(snapshot.id)
+        for removed in await sweep(pool.provider, wanted):
+            log.info("removed environment %s, left by an earlier process", removed)
 
     async def _adopt(self, agent: Agent[..., Any], id: str, replay: dict[str, StepRow]) -> bool:
         """Take over the program's environments; whether calls in flight there may go on.

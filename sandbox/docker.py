@@ -167,12 +167,7 @@ class DockerProvider:
             image,
             entrypoint=command,
             name=f"{LABEL}-{id}",
-            labels={
-                LABEL: id,
-                f"{LABEL}.owner": self._owner,
-                f"{LABEL}.key": env.key,
-                f"{LABEL}.created": str(time.time()),
-            },
+            labels=self._labels(LABEL, id, env.key),
             volumes={str(helper_path()): {"bind": _HELPER, "mode": "ro"}},
             network_mode="bridge" if env.network else "none",
             cap_drop=["ALL"],
@@ -200,6 +195,10 @@ class DockerProvider:
             sock.close()
             raise
         return sock
+
+    def _labels(self, kind: str, id: str, key: str) -> dict[str, str]:
+        owner, created = f"{LABEL}.owner", f"{LABEL}.created"
+        return {kind: id, owner: self._owner, f"{LABEL}.key": key, created: str(time.time())}
 
     def _container(self, id: str) -> Any:
         container = self._client.containers.get(f"{LABEL}-{id}")
@@ -239,12 +238,7 @@ class DockerProvider:
         if size > MAX_SNAPSHOT:
             raise SandboxError(too_large(id, size))
         key, depth = container.labels[f"{LABEL}.key"], len(container.image.history()) + 1
-        labels = {
-            KEPT: name,
-            f"{LABEL}.owner": self._owner,
-            f"{LABEL}.key": key,
-            f"{LABEL}.created": str(time.time()),
-        }
+        labels = self._labels(KEPT, name, key)
         if depth < self._deepest:
             container.commit(repository=KEPT, tag=name, conf={"Labels": labels})
             return Snapshot(name, key, size)

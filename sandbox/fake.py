@@ -52,7 +52,6 @@ class FakeProvider:
         live: those that exist, by their ids.
         kept: the snapshots that exist.
         forked: which snapshots became which environments.
-        sizes: what `written` says.
         made: how many there were.
         there: how many exist or are being made; `most`: the largest that this was.
     """
@@ -67,7 +66,6 @@ class FakeProvider:
         self.live: dict[str, FakeSandbox] = {}
         self.kept: dict[str, Snapshot] = {}
         self.forked: list[tuple[str, str]] = []
-        self.sizes: dict[str, int] = {}
         self.made = self.there = self.most = 0
 
     async def create(self, env: Env, id: str) -> LiveSandbox:
@@ -99,7 +97,7 @@ class FakeProvider:
             box.lose("it was destroyed")
 
     async def written(self) -> dict[str, int]:
-        return self.sizes
+        return dict.fromkeys(self.live, 0)
 
     async def snapshot(self, id: str, name: str) -> Snapshot:
         if id not in self.live:

@@ -295,8 +295,7 @@ class Pool:
         """There may be room for what had none when it was asked for."""
         for shelf in list(self._shelves.values()):
             before = shelf.creating
-            if self._lacks(shelf):
-                self._fill(shelf)
+            self._fill(shelf)
             if shelf.creating > before:
                 self._changed(shelf)
 

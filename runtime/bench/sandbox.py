@@ -18,6 +18,7 @@ from drawloom.environments import Env
 from drawloom.ids import new_id
 from drawloom.runtime.bench.rows import Row, note, report
 from drawloom.runtime.demo.run import docker_engine
+from drawloom.runtime.sim.report import quantile
 from drawloom.sandbox.base import KEPT, LiveSandbox
 from drawloom.sandbox.docker import DockerProvider
 from drawloom.sandbox.images import BOX
@@ -116,7 +117,7 @@ class Bench:
         making = 1e3 * pool.counters.cold_seconds / max(1, pool.counters.claims)
         await pool.close()
         assert created >= _CLAIMS
-        p50, p99 = statistics.median(warm), _quantile(warm, 0.99)
+        p50, p99 = statistics.median(warm), quantile(warm, 0.99)
         return [
             Row("warm claim and first command, p50", "ms", p50, 10, "10 ms", -1),
             Row("the same, p99", "ms", p99, 50, "50 ms", -1),
@@ -141,7 +142,7 @@ class Bench:
         p50 = statistics.median(took)
         return [
             Row("a command, p50", "ms", p50, 15, "15 ms", -1),
-            Row("the same, p99", "ms", _quantile(took, 0.99), 60, "60 ms", -1),
+            Row("the same, p99", "ms", quantile(took, 0.99), 60, "60 ms", -1),
             Row("the same beside another's", "ms", p50, 1e3 * other, "exec_run"),
             Row("commands over 8 environments", "1/s", rate, 300, "300/s", 1),
             Row("the same beside another's", "1/s", rate, slow, "exec_run"),
@@ -247,10 +248,6 @@ def _used(folder: str) -> int:
     os.sync()
     found = os.statvfs(folder)
     return (found.f_blocks - found.f_bfree) * found.f_frsize
-
-
-def _quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def _memory(container: str, pid: int) -> float:

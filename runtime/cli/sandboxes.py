@@ -13,6 +13,7 @@ from drawloom.runtime.cli import show
 from drawloom.runtime.store import Store
 from drawloom.sandbox.base import KEPT, LABEL, Provider
 from drawloom.sandbox.daemon import answers
+from drawloom.sandbox.sweep import sweep
 
 
 async def ls(docker: str | None, json: bool) -> int:
@@ -53,14 +54,7 @@ async def _collect(url: str, docker: str | None) -> list[str]:
         }
         removed = []
         for provider in _providers(store.id, docker):
-            for box in await provider.owned():
-                if box.id not in wanted:
-                    await provider.destroy(box.id)
-                    removed.append(box.id)
-            for snapshot in await provider.snapshots():
-                if snapshot.id not in wanted:
-                    await provider.discard(snapshot.id)
-                    removed.append(snapshot.id)
+            removed += await sweep(provider, wanted)
             await provider.close()
         for lease in await store.leases():
             if lease.sandbox not in wanted:

@@ -5,17 +5,19 @@ import contextlib
 import hashlib
 import time
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from drawloom.environments import ExecResult
+from drawloom.environments import ExecResult, ServiceState
 from drawloom.errors import DrawloomError, SandboxDied, ToolError, ToolInterrupted, ToolTimeout
 from drawloom.events import ToolFinished, ToolStarted
 from drawloom.runtime.program import Program
 from drawloom.runtime.store import StepRow
 from drawloom.sandbox.base import LiveSandbox
+from drawloom.sandbox.verbs import Verbs
 from drawloom.tools.calls import ToolCall, ToolResult
 from drawloom.tools.tool import Tool, render, tool_host
 
@@ -23,7 +25,7 @@ _GRACE = 2.0  # an exec's own timeout comes first, so that the tool sees what wa
 _CUT = "\n… {} characters cut …\n"
 
 
-class StepSandbox:
+class StepSandbox(Verbs):
     """An environment as one step sees it: its execs are numbered, so that a resumed step asks for
     their results instead of running them twice. Implements `Sandbox`."""
 
@@ -37,25 +39,46 @@ class StepSandbox:
         return self._box.id
 
     async def exec(
-        self, *argv: str, stdin: bytes = b"", timeout: float | None = None
+        self,
+        *argv: str,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        on_output: Callable[[bytes], None] | None = None,
     ) -> ExecResult:
         key = f"{self._step}-{len(self.keys)}"
         self.keys.append(key)
         limit = timeout if timeout is not None else self._timeout
         try:
-            return await self._box.exec(*argv, stdin=stdin, timeout=limit, key=key)
+            return await self._box.exec(
+                *argv, stdin=stdin, timeout=limit, on_output=on_output, key=key
+            )
         except asyncio.CancelledError:
             await asyncio.shield(self._box.cancel(key))
             raise
 
-    async def sh(self, command: str, *, timeout: float | None = None) -> ExecResult:
-        return await self.exec("/bin/sh", "-c", command, timeout=timeout)
+    async def launch(self, key: str, *argv: str) -> None:
+        await self._box.launch(key, *argv)
+
+    async def peek(self, key: str) -> ServiceState | None:
+        return await self._box.peek(key)
+
+    async def cancel(self, key: str) -> None:
+        await self._box.cancel(key)
+
+    async def ack(self, key: str) -> None:
+        await self._box.ack(key)
 
     async def write(self, path: str, data: bytes) -> None:
         await self._box.write(path, data)
 
     async def read(self, path: str, *, limit: int = 16 << 20) -> bytes:
         return await self._box.read(path, limit=limit)
+
+    async def append(self, path: str, data: bytes, *, whole: bool = False) -> None:
+        await self._box.append(path, data, whole=whole)
+
+    async def piece(self, path: str, offset: int) -> tuple[bytes, int]:
+        return await self._box.piece(path, offset)
 
     async def forget(self) -> None:
         """The results are in the store; the helper need not keep them."""

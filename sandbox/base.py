@@ -1,12 +1,15 @@
 """The sandbox seam: providers make environments, environments run commands."""
 
+import asyncio
 import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from drawloom.environments import Env, ExecResult
+from drawloom.environments import Env, ExecResult, ServiceState
 from drawloom.errors import SandboxDied, SandboxError
+from drawloom.sandbox.verbs import PIECE, Verbs
 from drawloom.sandbox.wire import Reply, Wire
 
 WORK = "/work"
@@ -34,7 +37,7 @@ class Snapshot:
     size: int
 
 
-class LiveSandbox:
+class LiveSandbox(Verbs):
     """An environment with a helper in it. Implements `Sandbox`, and what its owner needs.
 
     `exec` takes a `key`: the helper keeps the result under it until `ack`, so an owner that lost
@@ -64,21 +67,34 @@ class LiveSandbox:
         *argv: str,
         stdin: bytes = b"",
         timeout: float | None = None,
+        on_output: Callable[[bytes], None] | None = None,
         key: str | None = None,
     ) -> ExecResult:
-        if not argv or not argv[0] or any("\0" in a for a in argv):
-            raise SandboxError("exec needs a command, and no NUL in its arguments")
-        self.touched = True
         name = key or self._unique("x")
+        head, args = self._command(name, argv, stdin, timeout, stream=on_output is not None)
         if key is not None and (kept := await self._kept(key, timeout)) is not None:
             return kept
-        args = b"\0".join(a.encode() for a in argv) + b"\0"
-        limit = 0 if timeout is None else max(1, int(timeout * 1000))
-        head = f"exec {name} {limit} {self.env.output_cap} {len(args)} {len(stdin)}"
-        result = _result(await self._wire.call(head, args, stdin, timeout=timeout), argv[0])
+        try:
+            reply = await self._wire.call(head, args, stdin, timeout=timeout, on_part=on_output)
+        except asyncio.CancelledError:
+            if key is None and self.alive:
+                await asyncio.shield(self._wire.tell(f"drop {name}"))
+            raise
+        result = _result(reply, argv[0])
         if key is None:
             await self.ack(name)
         return result
+
+    def _command(
+        self, name: str, argv: tuple[str, ...], stdin: bytes, timeout: float | None, *, stream: bool
+    ) -> tuple[str, bytes]:
+        if not argv or not argv[0] or any("\0" in a for a in argv):
+            raise SandboxError("exec needs a command, and no NUL in its arguments")
+        self.touched = True
+        args = b"\0".join(a.encode() for a in argv) + b"\0"
+        limit = 0 if timeout is None else max(1, int(timeout * 1000))
+        head = f"exec {name} {limit} {self.env.output_cap} {len(args)} {len(stdin)} {int(stream)}"
+        return head, args
 
     async def _kept(self, key: str, timeout: float | None) -> ExecResult | None:
         """The result of an exec that an earlier owner started, when it ends; None if none did."""
@@ -93,19 +109,47 @@ class LiveSandbox:
         """Kill a running exec; its result says that it timed out."""
         await self._wire.tell(f"cancel {key}")
 
-    async def sh(self, command: str, *, timeout: float | None = None) -> ExecResult:
-        return await self.exec("/bin/sh", "-c", command, timeout=timeout)
+    async def launch(self, key: str, *argv: str) -> None:
+        """Run a command without waiting for it. Raises `SandboxError` when it cannot start."""
+        head, args = self._command(key, argv, b"", None, stream=False)
+        if await self.peek(key) is not None:
+            raise SandboxError(f"{key} is there already: stop it first")
+        await self._wire.tell(head, args)
+        if await self.peek(key) is None:
+            raise SandboxError(f"{argv[0]} could not be started: too many processes")
+
+    async def peek(self, key: str) -> ServiceState | None:
+        """What a command has said so far, running or not yet acknowledged; else None."""
+        name = key.encode()
+        head = f"peek {self._unique('p')} {len(name)}"
+        reply = await self._wire.call(head, name, timeout=10.0)
+        if reply.kind == "missing":
+            return None
+        running, code, total, micros = reply.numbers
+        return ServiceState(bool(running), code, reply.data, total, micros / 1e6)
 
     async def write(self, path: str, data: bytes) -> None:
+        for at in range(0, max(1, len(data)), PIECE):
+            await self.append(path, data[at : at + PIECE], whole=at == 0)
+
+    async def append(self, path: str, data: bytes, *, whole: bool = False) -> None:
+        """Add to a file's end; or make `data` the whole file."""
         self.touched = True
         name = path.encode()
-        head = f"write {self._unique('w')} {len(name)} {len(data)}"
+        head = f"write {self._unique('w')} {len(name)} {len(data)} {int(not whole)}"
         self._check(await self._wire.call(head, name, data, timeout=60.0), path)
 
     async def read(self, path: str, *, limit: int = 16 << 20) -> bytes:
         name = path.encode()
         head = f"read {self._unique('r')} {limit} {len(name)}"
-        return self._check(await self._wire.call(head, name, timeout=60.0), path)
+        return self._check(await self._wire.call(head, name, timeout=60.0), path).data
+
+    async def piece(self, path: str, offset: int) -> tuple[bytes, int]:
+        """At most `PIECE` bytes of a file from an offset on, and how long it is now."""
+        name = path.encode()
+        head = f"piece {self._unique('r')} {PIECE} {len(name)} {offset}"
+        reply = self._check(await self._wire.call(head, name, timeout=60.0), path)
+        return reply.data, reply.numbers[2]
 
     async def ping(self) -> None:
         """Show the helper that its owner lives. Raises `SandboxDied` if it does not answer."""
@@ -123,10 +167,10 @@ class LiveSandbox:
         return f"{kind}{os.getpid()}-{next(self._numbers)}"
 
     @staticmethod
-    def _check(reply: Reply, path: str) -> bytes:
+    def _check(reply: Reply, path: str) -> Reply:
         if reply.kind == "error":
             raise SandboxError(f"{path}: {reply.data.decode(errors='replace')}")
-        return reply.data
+        return reply
 
 
 def _result(reply: Reply, what: str) -> ExecResult:

@@ -25,6 +25,7 @@ class FakeSandbox(LiveSandbox):
         *argv: str,
         stdin: bytes = b"",
         timeout: float | None = None,
+        on_output: Callable[[bytes], None] | None = None,
         key: str | None = None,
     ) -> ExecResult:
         if not self.alive:

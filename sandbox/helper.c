@@ -6,14 +6,17 @@
  *   helper [--ttl S] [--dir D] [--isolate [--network] --memory B --pids N]
  *
  * Request: one header line, then its payloads.        Reply: one header line, then its payload.
- *   exec ID TIMEOUT_MS CAP ARGS_LEN STDIN_LEN            =DL ID exit CODE TIMED_OUT TOTAL MICROS LEN
- *   write ID PATH_LEN DATA_LEN                           =DL ID ok 0 0 0 0 LEN
- *   read ID LIMIT PATH_LEN 0                             =DL ID error ERRNO 0 0 0 LEN
- *   result ID | ack ID | cancel ID | hello ID            =DL ID missing 0 0 0 0 0
+ *   exec ID TIMEOUT_MS CAP ARGS_LEN STDIN_LEN STREAM     =DL ID exit CODE TIMED_OUT TOTAL MICROS LEN
+ *   write ID PATH_LEN DATA_LEN APPEND                    =DL ID ok 0 0 SIZE 0 LEN
+ *   read ID LIMIT PATH_LEN                               =DL ID error ERRNO 0 0 0 LEN
+ *   piece ID LIMIT PATH_LEN OFFSET                       =DL ID part 0 0 0 0 LEN (of an exec)
+ *   result ID | ack ID | cancel ID | drop ID | hello ID  =DL ID missing 0 0 0 0 0
+ *   peek ASKED LEN, then the ID of an exec               =DL ASKED now RUNNING CODE TOTAL MICROS LEN
  *
  * Arguments are joined by NUL. stdout and stderr are one stream; of more than CAP bytes the first
- * and last halves are kept, here, so that a flood never leaves the environment. A result is kept
- * until it is acknowledged: an owner that died asks again with `result`. A command ends when its
+ * and last halves are kept, here, so that a flood never leaves the environment; with STREAM the first
+ * half is also told as it comes, in `part`s, because nothing can change it any more. A result is kept
+ * until it is acknowledged (`drop` kills and wants none): an owner that died asks again with `result`. A command ends when its
  * own process does, even if a child of it still holds its output. After a timeout nothing of it is
  * left: its group at once, and whatever it detached as soon as no other command runs.
  * With --isolate the helper first leaves the host behind as far as it is let: own user, mount,
@@ -51,7 +54,7 @@ struct job {
     enum state state;
     char id[NAME];
     pid_t pid;
-    int out, timed_out, code;
+    int out, timed_out, code, stream, unwanted;
     long long begun, deadline, took, total;
     size_t cap, head, tail, at; /* bytes kept in front, at the end, and where the end begins */
     char *data;
@@ -110,6 +113,7 @@ static void keep(struct job *j, const char *data, size_t size) {
     if (j->head < half) {
         size_t n = size < half - j->head ? size : half - j->head;
         memcpy(j->data + j->head, data, n);
+        if (j->stream) reply(j->id, "part", 0, 0, 0, 0, n), send_all(data, n);
         j->head += n, data += n, size -= n;
     }
     if (size > rest) data += size - rest, size = rest; /* only the last bytes can survive */
@@ -133,9 +137,8 @@ static int drain(struct job *j) {
     return 1;
 }
 
-static void report(struct job *j) {
+static void send_kept(struct job *j) {
     size_t half = j->cap / 2, rest = j->cap - half;
-    reply(j->id, "exit", j->code, j->timed_out, j->total, j->took, j->head + j->tail);
     send_all(j->data, j->head);
     if (j->tail < rest) {
         send_all(j->data + half, j->tail);
@@ -143,6 +146,17 @@ static void report(struct job *j) {
         send_all(j->data + half + j->at, rest - j->at);
         send_all(j->data + half, j->at);
     }
+}
+
+static void report(struct job *j) {
+    reply(j->id, "exit", j->code, j->timed_out, j->total, j->took, j->head + j->tail);
+    send_kept(j);
+}
+
+static void peek(const char *asked, struct job *j) {
+    int runs = j->state == RUNNING;
+    reply(asked, "now", runs, j->code, j->total, runs ? now_us() - j->begun : j->took, j->head + j->tail);
+    send_kept(j);
 }
 
 /* --- processes ---------------------------------------------------------------------------- */
@@ -170,6 +184,12 @@ static void kill_everything(void) {
     }
 }
 
+static void forget(struct job *j) {
+    free(j->data);
+    j->data = NULL;
+    j->state = j->out >= 0 ? DRAINING : UNUSED; /* a daemon may still hold its output: no SIGPIPE */
+}
+
 static void finish(struct job *j, int status) {
     int open = drain(j);
     j->code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
@@ -180,8 +200,9 @@ static void finish(struct job *j, int status) {
         kill_everything();
         sweep = 0, open = 0;
     }
-    report(j);
+    if (!j->unwanted) report(j);
     if (!open) close(j->out), j->out = -1;
+    if (j->unwanted) forget(j);
 }
 
 static void reap(void) {
@@ -231,7 +252,7 @@ static struct job *new_job(void) {
 }
 
 static void start(const char *id, long timeout_ms, size_t cap, char *args, size_t size,
-                  const char *input, size_t input_size) {
+                  const char *input, size_t input_size, int stream) {
     struct job *j = find(id) ? NULL : new_job();
     char *argv[1024];
     int argc = 0, pipes[2];
@@ -243,7 +264,8 @@ static void start(const char *id, long timeout_ms, size_t cap, char *args, size_
     if (in < 0 || write(in, input, input_size) != (ssize_t)input_size || lseek(in, 0, SEEK_SET))
         return fail(id, errno ? errno : EIO);
     if (pipe2(pipes, O_CLOEXEC)) return close(in), fail(id, errno);
-    *j = (struct job){.begun = now_us(), .cap = cap < 64 ? 64 : cap, .out = pipes[0]};
+    *j = (struct job){.begun = now_us(), .cap = cap < 64 ? 64 : cap, .out = pipes[0],
+                      .stream = stream};
     j->deadline = timeout_ms > 0 ? j->begun + timeout_ms * 1000LL : 0;
     j->data = malloc(j->cap);
     snprintf(j->id, NAME, "%s", id);
@@ -267,21 +289,15 @@ static void stop(struct job *j) {
     kill(j->pid, SIGKILL);
 }
 
-static void forget(struct job *j) {
-    free(j->data);
-    j->data = NULL;
-    j->state = j->out >= 0 ? DRAINING : UNUSED; /* a daemon may still hold its output: no SIGPIPE */
-}
-
 /* --- files -------------------------------------------------------------------------------- */
 
 static void make_parents(char *path) {
     for (char *p = path + 1; (p = strchr(p, '/')); p++) *p = 0, mkdir(path, 0777), *p = '/';
 }
 
-static void put(const char *id, char *path, const char *data, size_t size) {
+static void put(const char *id, char *path, const char *data, size_t size, int append) {
     make_parents(path);
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    int fd = open(path, O_WRONLY | O_CREAT | (append ? O_APPEND : O_TRUNC) | O_CLOEXEC, 0666);
     if (fd < 0) return fail(id, errno);
     size_t done = 0;
     while (done < size) {
@@ -297,19 +313,21 @@ static void put(const char *id, char *path, const char *data, size_t size) {
     reply(id, "ok", 0, 0, 0, 0, 0);
 }
 
-static void get(const char *id, const char *path, size_t most) {
+/* A file whole, or, from an offset on, at most so many bytes of it. */
+static void get(const char *id, const char *path, size_t most, long long offset) {
     struct stat s;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return fail(id, errno);
     if (fstat(fd, &s) || !S_ISREG(s.st_mode)) return close(fd), fail(id, S_ISDIR(s.st_mode) ? EISDIR : EINVAL);
-    if ((size_t)s.st_size > most) return close(fd), fail(id, EFBIG);
+    if (offset < 0 && (size_t)s.st_size > most) return close(fd), fail(id, EFBIG);
+    if (offset > 0 && lseek(fd, offset, SEEK_SET) < 0) return close(fd), fail(id, errno);
     char *data = malloc(most + 1);
     size_t size = 0;
     ssize_t n = data ? 1 : -1;
     while (n > 0 && size < most && (n = read(fd, data + size, most - size)) > 0) size += n;
     close(fd);
     if (n < 0) fail(id, errno);
-    else reply(id, "ok", 0, 0, 0, 0, size), send_all(data, size);
+    else reply(id, "ok", 0, 0, s.st_size, 0, size), send_all(data, size);
     free(data);
 }
 
@@ -319,15 +337,16 @@ static void get(const char *id, const char *path, size_t most) {
 static ssize_t serve(char *buffer, size_t size) {
     char *end = memchr(buffer, '\n', size < 512 ? size : 512);
     char op[16], id[NAME];
-    long long a = 0, b = 0, c = 0, d = 0;
+    long long a = 0, b = 0, c = 0, d = 0, e = 0;
     if (!end) return size >= 512 ? -1 : 0;
     *end = 0;
-    int fields = sscanf(buffer, "%15s %63s %lld %lld %lld %lld", op, id, &a, &b, &c, &d);
+    int fields = sscanf(buffer, "%15s %63s %lld %lld %lld %lld %lld", op, id, &a, &b, &c, &d, &e);
     *end = '\n';
     if (fields < 2) return end - buffer + 1; /* an empty line: an owner finding its place */
     char *body = end + 1;
     size_t have = size - (body - buffer);
-    size_t first = !strcmp(op, "exec") ? c : !strcmp(op, "write") ? a : !strcmp(op, "read") ? b : 0;
+    int reads = !strcmp(op, "read") || !strcmp(op, "piece"), peeks = !strcmp(op, "peek");
+    size_t first = !strcmp(op, "exec") ? c : !strcmp(op, "write") || peeks ? a : reads ? b : 0;
     size_t second = !strcmp(op, "exec") ? d : !strcmp(op, "write") ? b : 0;
     if (first > MAX_PAYLOAD || second > MAX_PAYLOAD) return -1;
     if (have < first + second) return 0;
@@ -336,16 +355,21 @@ static ssize_t serve(char *buffer, size_t size) {
     if (!strcmp(op, "exec")) {
         char *args = calloc(1, first + 1);
         memcpy(args, body, first);
-        start(id, a, b, args, first, body + first, second);
+        start(id, a, b, args, first, body + first, second, e != 0);
         free(args);
-    } else if (!strcmp(op, "write")) put(id, text, body + first, second);
-    else if (!strcmp(op, "read")) get(id, text, a);
+    } else if (!strcmp(op, "write")) put(id, text, body + first, second, c != 0);
+    else if (reads) get(id, text, a, op[0] == 'p' ? c : -1);
+    else if (peeks && find(text)) peek(id, find(text));
     else if (!strcmp(op, "hello")) reply(id, "ok", isolated, 0, 0, 0, 0);
     else if (!j) reply(id, "missing", 0, 0, 0, 0, 0);
     else if (!strcmp(op, "result")) {
         if (j->state == DONE) report(j); /* a running one reports when it ends */
     } else if (!strcmp(op, "ack") && j->state == DONE) forget(j);
     else if (!strcmp(op, "cancel") && j->state == RUNNING) stop(j);
+    else if (!strcmp(op, "drop")) {
+        if (j->state == DONE) forget(j);
+        else j->unwanted = 1, stop(j);
+    }
     free(text);
     return body + first + second - buffer;
 }

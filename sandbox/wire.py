@@ -29,6 +29,7 @@ class Wire:
         self._write = write
         self._lock = asyncio.Lock()
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
+        self._parts: dict[str, Callable[[bytes], None]] = {}
         self._buffer = bytearray()
         self._dead: str | None = None
 
@@ -42,18 +43,26 @@ class Wire:
         self.isolation = reply.numbers[0]
 
     async def call(
-        self, head: str, *payloads: bytes, timeout: float | None = None, lead: bytes = b""
+        self,
+        head: str,
+        *payloads: bytes,
+        timeout: float | None = None,
+        lead: bytes = b"",
+        on_part: Callable[[bytes], None] | None = None,
     ) -> Reply:
-        """Send one request and wait for its answer; `timeout` is the helper's own, in seconds.
+        """Send one request and wait for its answer; `timeout` is the helper's own, in seconds;
+        `on_part` hears what the helper says before it.
 
         Raises `SandboxDied` when the helper is gone or silent past its time.
         """
         name = head.split()[1]
         future = self._expect(name)
+        if on_part is not None:
+            self._parts[name] = on_part
         try:
             await self.tell(head, *payloads, lead=lead)
         except SandboxDied:
-            del self._waiting[name]
+            self._forget(name)
             raise
         return await self._answer(name, future, timeout)
 
@@ -66,7 +75,11 @@ class Wire:
         except TimeoutError:
             raise SandboxDied(f"{self.name}: its helper does not answer") from None
         finally:
-            self._waiting.pop(name, None)
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._waiting.pop(name, None)
+        self._parts.pop(name, None)
 
     async def tell(self, head: str, *payloads: bytes, lead: bytes = b"") -> None:
         """Send a request that has no answer."""
@@ -91,6 +104,9 @@ class Wire:
         self._buffer += data
         while (found := self._take()) is not None:
             name, reply = found
+            if reply.kind == "part":
+                self._parts.get(name, _unheard)(reply.data)
+                continue
             future = self._waiting.get(name)
             if future is not None and not future.done():
                 future.set_result(reply)
@@ -118,6 +134,9 @@ class Wire:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(SandboxDied(f"{self.name} is gone: {reason}"))
+
+
+def _unheard(data: bytes) -> None: ...
 
 
 __all__ = ["Reply", "Wire"]

@@ -7,7 +7,9 @@ rooms imports another, so what they share stands here.
 import hashlib
 import json
 import re
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from drawloom.errors import ConfigError
@@ -88,6 +90,52 @@ class ExecResult:
         return self.total_bytes > len(self.output)
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """A background process: whether it runs, else its exit code; what it said so far, its middle
+    cut out beyond the output cap; seconds that it has run."""
+
+    running: bool
+    code: int
+    output: bytes
+    total_bytes: int
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return self.output.decode(errors="replace")
+
+
+class Output(Protocol):
+    """What a command says, while it says it: ``async for text in …``, then `result`.
+
+    The pieces of text joined are `result.text`. Up to half of the output cap comes at once, the
+    rest at the end, because its middle may still be cut out.
+    """
+
+    def __aiter__(self) -> AsyncIterator[str]: ...
+
+    @property
+    def result(self) -> ExecResult:
+        """Raises `SandboxError` before the end."""
+        ...
+
+
+class Service(Protocol):
+    """A named background process of an environment; it outlives the call that started it."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def state(self) -> ServiceState:
+        """Whether it runs, and its log. Raises `SandboxError` when there is none of this name."""
+        ...
+
+    async def stop(self) -> ServiceState:
+        """Kill it with its group; its last state. Its name is free again."""
+        ...
+
+
 @runtime_checkable
 class Sandbox(Protocol):
     """A live, leased environment. Files persist between commands, processes do not survive a
@@ -97,13 +145,31 @@ class Sandbox(Protocol):
     def id(self) -> str: ...
 
     async def exec(
-        self, *argv: str, stdin: bytes = b"", timeout: float | None = None
+        self,
+        *argv: str,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        on_output: Callable[[bytes], None] | None = None,
     ) -> ExecResult:
-        """Run a command. Raises `SandboxDied` when the environment is gone."""
+        """Run a command. `on_output` is given the first half of the output cap as it comes.
+        Raises `SandboxDied` when the environment is gone."""
         ...
 
     async def sh(self, command: str, *, timeout: float | None = None) -> ExecResult:
         """Run a line of POSIX shell."""
+        ...
+
+    def stream(self, *argv: str, stdin: bytes = b"", timeout: float | None = None) -> Output:
+        """Run a command and read what it says meanwhile."""
+        ...
+
+    async def start(self, name: str, *argv: str) -> Service:
+        """Run a command in the background, until it ends or is stopped. Raises `SandboxError` when
+        one of that name runs or it cannot be started."""
+        ...
+
+    def service(self, name: str) -> Service:
+        """A background process that was started before."""
         ...
 
     async def write(self, path: str, data: bytes) -> None:
@@ -114,5 +180,16 @@ class Sandbox(Protocol):
         """Read a file of at most `limit` bytes."""
         ...
 
+    async def upload(self, local: Path, path: str) -> None:
+        """Copy a file or folder of this host to `path`. Needs `tar` in the image. Raises
+        `SandboxError`."""
+        ...
 
-__all__ = ["Env", "ExecResult", "Sandbox", "parse_size"]
+    async def download(self, path: str, local: Path, *, limit: int = 1 << 30) -> None:
+        """Copy a file or folder to `local`, which must not exist. Nothing is ever written beside
+        it: an archive with links or names that lead out, devices, or more than `limit` bytes is
+        refused whole. Needs `tar` in the image. Raises `SandboxError`."""
+        ...
+
+
+__all__ = ["Env", "ExecResult", "Output", "Sandbox", "Service", "ServiceState", "parse_size"]

@@ -1,0 +1,47 @@
+"""A command's output as it comes."""
+
+import asyncio
+import codecs
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from drawloom.environments import ExecResult
+from drawloom.errors import SandboxError
+
+Run = Callable[[Callable[[bytes], None]], Awaitable[ExecResult]]
+
+
+class Stream:
+    """Implements `Output`. Reading starts the command, giving up reading ends it."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._result: ExecResult | None = None
+
+    @property
+    def result(self) -> ExecResult:
+        if self._result is None:
+            raise SandboxError("the command has not ended: read its output to the end first")
+        return self._result
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        running = asyncio.ensure_future(self._run(pieces.put_nowait))
+        running.add_done_callback(lambda _: pieces.put_nowait(None))
+        told = 0
+        try:
+            while (piece := await pieces.get()) is not None:
+                told += len(piece)
+                if text := decoder.decode(piece):
+                    yield text
+            self._result = await running
+            if text := decoder.decode(self._result.output[told:], final=True):
+                yield text
+        finally:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError, SandboxError):
+                await running
+
+
+__all__ = ["Stream"]

@@ -14,6 +14,7 @@ class Tokenizer:
     def __init__(self, tokenizer: _Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
+        self._added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -28,6 +29,24 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def settled(self, text: str) -> list[int]:
+        """Ids that `text`, followed by anything whatever, begins with; none where that cannot be
+        known.
+
+        Held back are the start of a special token and the last pre-token; before trailing white
+        space one more, because the patterns in use split white space by what follows it.
+        """
+        whole, splitter = self._tokenizer, self._tokenizer.pre_tokenizer
+        if splitter is None or (whole.normalizer and whole.normalizer.normalize_str(text) != text):
+            return []
+        text = text[: len(text) - max((_overlap(text, a) for a in self._added), default=0)]
+        start = max((at + len(a) for a in self._added if (at := text.rfind(a)) >= 0), default=0)
+        pieces = splitter.pre_tokenize_str(text[start:])
+        while pieces and not text[start:][slice(*pieces[-1][1])].strip():
+            pieces.pop()
+        cut = start + pieces[-1][1][0] if pieces else start
+        return self.encode(text[:cut])
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=not special)

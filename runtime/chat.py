@@ -13,6 +13,7 @@ from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import ConfigError, ReplayMismatch, ToolError
 from drawloom.events import Forked
 from drawloom.graph.execution import State
+from drawloom.runtime.ahead import Ahead
 from drawloom.runtime.llmcall import LlmCall, Turn
 from drawloom.runtime.program import running
 from drawloom.runtime.toolrun import run_call
@@ -76,13 +77,20 @@ class Chat:
         """
         program = self._program
         program.account.before_tools(sum(c.id not in self._early for c in calls))
+        ahead = Ahead(program, self.lineage, calls, self._begun) if self._streams(calls) else None
         jobs = [
             self._early.pop(c.id)
             if c.id in self._early
-            else program.spawn(run_call(program, self._name, c))
-            for c in calls
+            else program.spawn(
+                run_call(program, self._name, c, ahead.heard[place] if ahead else None)
+            )
+            for place, c in enumerate(calls)
         ]
-        results: list[ToolResult] = list(await asyncio.gather(*jobs))
+        try:
+            results: list[ToolResult] = list(await asyncio.gather(*jobs))
+        finally:
+            if ahead is not None:
+                ahead.close()
         for result in results:
             content = {"role": "tool", "content": result.content, "name": result.name}
             self._new.append(content | {"tool_call_id": result.call_id})
@@ -182,6 +190,17 @@ class Chat:
         else:
             text = template.render(self._new, self._schemas)
         return self._program.live.engine.tokenizer.encode(text)
+
+    def _streams(self, calls: Sequence[ToolCall]) -> bool:
+        """Whether what these calls say can be computed before they end."""
+        tools = [self._program.tool(c.name) for c in calls if c.id not in self._early]
+        streams = any(tool is not None and tool.streams for tool in tools)
+        return streams and len(tools) == len(calls) and bool(self._ids)
+
+    def _begun(self, results: list[Message]) -> list[int]:
+        """All tokens so far, and those that the next prompt surely adds."""
+        text = self._program.template.begun([*self._new, *results], self._schemas, self._closed)
+        return [*self._ids, *self._program.live.engine.tokenizer.settled(text)]
 
     def _params(self, options: dict[str, Any]) -> SamplingParams:
         agent = self._program.agent

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -15,6 +16,7 @@ from drawloom.sandbox.aside import is_snapshot
 from drawloom.sandbox.base import Snapshot
 from drawloom.sandbox.pool import Claimed, Pool
 
+_NO_PROVIDER = "this runtime has no sandbox provider: Runtime(sandbox=…)"
 Note = Callable[..., None]
 Later = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -47,6 +49,9 @@ class Environments:
         self._stalled: set[tuple[str, str]] = set()
         self._used: Counter[str] = Counter()
         self._away: set[str] = set()
+        self._fresh: dict[str, set[str]] = {}
+        self._early: dict[tuple[str, str], asyncio.Task[Claimed]] = {}
+        self._numbers = itertools.count()
         self.stall = 0.0
         if pool is not None:
             pool.on_change = self._changed
@@ -108,8 +113,69 @@ class Environments:
     def claim_early(self, key: str, program: str) -> None:
         """A program will need an environment; a failure is met again by the call that does."""
         env = self._known.get(key)
-        if env is not None:
+        if env is None:
+            return
+        if key not in self._fresh.get(program, ()):
             self._claiming(env, program).add_done_callback(_retrieve)
+        elif (program, key) not in self._early:
+            early = self._early[program, key] = self._claim_fresh(env, program)
+            early.add_done_callback(_retrieve)
+
+    async def replace(self, env: Env, program: str) -> None:
+        """A program's environment died before anything was left in it: the next claim is of
+        another one."""
+        if self.pool is None:
+            return
+        self._claims.pop((program, env.key), None)
+        await self.pool.drop(env, program)
+        await self._store.retain(program, self.pool.holds(program))
+
+    # --- one for each call ----------------------------------------------------------------
+
+    def only_fresh(self, program: str, keys: set[str]) -> None:
+        """Of environments of these keys, each call of a program has one of its own."""
+        self._fresh[program] = keys
+
+    @contextlib.asynccontextmanager
+    async def fresh(self, env: Env, program: str) -> AsyncIterator[Claimed]:
+        """An environment for one call of a program, destroyed after it. There is no row of it: what
+        a killed owner leaves is swept, and the call was interrupted.
+
+        Raises `SandboxError` when there can be none.
+        """
+        began = time.monotonic()
+        claiming = self._early.pop((program, env.key), None)
+        if claiming is None or (claiming.done() and (claiming.cancelled() or claiming.exception())):
+            claiming = self._claim_fresh(env, program)
+        try:
+            try:
+                claimed = await asyncio.shield(claiming)
+            finally:
+                self.stall += time.monotonic() - began
+            yield claimed
+        finally:
+            self._later(self._end_fresh(claiming))
+
+    def _claim_fresh(self, env: Env, program: str) -> "asyncio.Task[Claimed]":
+        owner = f"{program}/{next(self._numbers)}"
+        ready = self.pool.claim_ready(env, owner) if self.pool is not None else None
+        return asyncio.create_task(self._get(env, program, owner, ready))
+
+    async def _end_fresh(self, claiming: "asyncio.Task[Claimed]") -> None:
+        if not claiming.done():
+            claiming.cancel()
+        (claimed,) = await asyncio.gather(claiming, return_exceptions=True)
+        if isinstance(claimed, Claimed) and self.pool is not None:
+            await self.pool.release(claimed.lease.program)
+
+    async def _get(self, env: Env, program: str, owner: str, ready: Claimed | None) -> Claimed:
+        if self.pool is None:
+            raise SandboxUnavailable(_NO_PROVIDER)
+        claimed = ready or await self.pool.claim(env, owner)
+        self._note(program, "env.claimed", warm=claimed.lease.warm, sandbox=claimed.box.id)
+        return claimed
+
+    # --- one for a program ----------------------------------------------------------------
 
     def _claiming(self, env: Env, program: str) -> "asyncio.Task[Claimed]":
         """One claim for each program and key, whoever asks first."""
@@ -123,7 +189,7 @@ class Environments:
 
     async def _claim(self, env: Env, program: str, ready: Claimed | None) -> Claimed:
         if self.pool is None:
-            raise SandboxUnavailable("this runtime has no sandbox provider: Runtime(sandbox=…)")
+            raise SandboxUnavailable(_NO_PROVIDER)
         claimed = ready or await self.pool.claim(env, program)
         await self._lease(self.pool, claimed, claimed.box.id)
         if claimed.box.touched:  # it was put aside; what it began from is no longer its own
@@ -139,6 +205,9 @@ class Environments:
     async def release(self, program: str) -> None:
         """A program is over; nothing of it stays."""
         tasks = self._cancel(program)
+        self._fresh.pop(program, None)
+        for key in [key for key in self._early if key[0] == program]:
+            await self._end_fresh(self._early.pop(key))
         self._stalled = {key for key in self._stalled if key[0] != program}
         self._away.discard(program)
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -105,6 +105,12 @@ class Live:
         finally:
             self._emitting = False
 
+    def runs(self, program: str) -> bool:
+        """Whether a program's calls go to the engine: it is admitted and neither paused nor about
+        to be."""
+        found = self.scheduler.world.active.get(program)
+        return found is not None and not found.marked
+
     def note(self, program: str, kind: str, **detail: Any) -> None:
         self.bus.publish(Notice(time.time(), program, kind, detail))
 

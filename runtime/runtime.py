@@ -229,6 +229,8 @@ class Runtime:
         program.adopted = adopted
         for env in _envs(agent):
             self.live.environments.know(env)
+        lasting = {env.key for env in _lasting(agent)}
+        self.live.environments.only_fresh(id, {e.key for e in _envs(agent)} - lasting)
         learned = self.live.scheduler.world.graph(agent.name)
         for tool in agent.tools:
             if tool.expect is not None:
@@ -325,18 +327,18 @@ class Runtime:
         A call without a lease never began. Raises `SandboxError` when files are lost.
         """
         leases = [row for row in await self.store.leases() if row.program == id]
-        if {row.env for row in leases} - {env.key for env in _envs(agent)}:
+        if {row.env for row in leases} - {env.key for env in _lasting(agent)}:
             raise SandboxError(
                 f"program {id} cannot be resumed: it ran in an environment that its agent no "
                 "longer declares; its image, setup and limits must be as they were"
             )
-        for env in _envs(agent):
+        for env in _lasting(agent):
             rows = [row.sandbox for row in leases if row.env == env.key]
             if rows:
                 await self.live.environments.adopt(env, id, rows)
         if leases:
             await self.live.environments.adopted(id)
-        names = {t.name for t in agent.tools if t.env is not None}
+        names = {t.name for t in agent.tools if t.env is not None and not t.fresh}
         ran = [s for s in replay.values() if s.name in names and s.status == "done"]
         if not leases and any(s.detail.get("ok") for s in ran):
             raise SandboxError(
@@ -349,6 +351,12 @@ class Runtime:
 
 def _envs(agent: Agent[..., Any]) -> list[Env]:
     return list({t.env.key: t.env for t in agent.tools if t.env is not None}.values())
+
+
+def _lasting(agent: Agent[..., Any]) -> list[Env]:
+    """Those whose files the calls of a program share."""
+    shared = (t.env for t in agent.tools if t.env is not None and not t.fresh)
+    return list({env.key: env for env in shared}.values())
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from drawloom.environments import ExecResult, ServiceState
 from drawloom.errors import DrawloomError, SandboxDied, ToolError, ToolInterrupted, ToolTimeout
 from drawloom.events import ToolFinished, ToolStarted
+from drawloom.runtime.ahead import Heard
 from drawloom.runtime.program import Program
 from drawloom.runtime.store import StepRow
 from drawloom.sandbox.base import LiveSandbox
@@ -21,6 +22,7 @@ from drawloom.sandbox.verbs import Verbs
 from drawloom.tools.calls import ToolCall, ToolResult
 from drawloom.tools.tool import Tool, render, tool_host
 
+_HOSTS = 3  # a call that may be repeated outlives the loss of two environments
 _GRACE = 2.0  # an exec's own timeout comes first, so that the tool sees what was printed
 _CUT = "\n… {} characters cut …\n"
 
@@ -87,8 +89,20 @@ class StepSandbox(Verbs):
                 await self._box.ack(key)
 
 
-async def run_call(program: Program, lineage: str, call: ToolCall) -> ToolResult:
-    """Run what a model asked for. Whatever goes wrong is told to the model, never raised."""
+async def run_call(
+    program: Program, lineage: str, call: ToolCall, heard: Heard | None = None
+) -> ToolResult:
+    """Run what a model asked for. Whatever goes wrong is told to the model, never raised. `heard`
+    is told what the model will surely be shown, as soon as that is known."""
+    result = await _result(program, lineage, call, heard)
+    if heard is not None:
+        heard.end(result.content)
+    return result
+
+
+async def _result(
+    program: Program, lineage: str, call: ToolCall, heard: Heard | None
+) -> ToolResult:
     row = program.recorded(call.id, "tool", call.name)
     if row is not None and row.status == "done":
         program.account.usage.tool_calls += 1
@@ -100,7 +114,7 @@ async def run_call(program: Program, lineage: str, call: ToolCall) -> ToolResult
         reason = call.error or f"there is no tool {call.name!r}; there are: {known}"
         return ToolResult(call.id, call.name, f"error: {reason}", ok=False)
     try:
-        value, seconds = await _step(program, lineage, tool, call, row)
+        value, seconds = await ToolStep(program, lineage, tool, call, row, heard).run()
     except _Failed as failure:
         return ToolResult(call.id, call.name, failure.content, False, failure.seconds)
     return ToolResult(call.id, call.name, _cut(render(value), tool.limit), True, seconds)
@@ -113,11 +127,11 @@ async def run_direct(program: Program, tool: Tool[..., Any], call: ToolCall) -> 
         program.account.usage.tool_calls += 1
         if not row.detail["ok"]:
             raise ToolError(row.detail["content"])
-        kind = typing.get_type_hints(tool.fn).get("return", Any)
+        kind = str if tool.streams else typing.get_type_hints(tool.fn).get("return", Any)
         return TypeAdapter(kind).validate_python(row.detail["value"])
     program.account.before_tools(1)
     try:
-        return (await _step(program, "", tool, call, row))[0]
+        return (await ToolStep(program, "", tool, call, row).run())[0]
     except _Failed as failure:
         raise failure.error from None
 
@@ -131,100 +145,136 @@ class _Failed(Exception):
         self.seconds = seconds
 
 
-async def _step(
-    program: Program, lineage: str, tool: Tool[..., Any], call: ToolCall, row: StepRow | None
-) -> tuple[Any, float]:
-    async with (
-        contextlib.AsyncExitStack() as held
-    ):  # its environment stays until its result is in the store
-        return await _recorded(program, lineage, tool, call, row, held)
+class ToolStep:
+    """One tool call from its intent to its record; `row` is what a killed predecessor left."""
 
+    def __init__(
+        self,
+        program: Program,
+        lineage: str,
+        tool: Tool[..., Any],
+        call: ToolCall,
+        row: StepRow | None,
+        heard: Heard | None = None,
+    ) -> None:
+        self.program, self.lineage, self.tool, self.call = program, lineage, tool, call
+        self._row, self._heard = row, heard
+        self._wait = 0.0
+        self._box: StepSandbox | None = None
 
-async def _recorded(
-    program: Program,
-    lineage: str,
-    tool: Tool[..., Any],
-    call: ToolCall,
-    row: StepRow | None,
-    held: contextlib.AsyncExitStack,
-) -> tuple[Any, float]:
-    live, usage = program.live, program.account.usage
-    usage.tool_calls += 1
-    intent = {"arguments": to_jsonable_python(call.arguments, fallback=str), "lineage": lineage}
-    if row is None:
-        await live.store.intend(program.id, call.id, tool.name, intent)
-    key = tool.env.key if tool.env is not None else None
-    live.emit(ToolStarted(program.id, program.full(lineage), tool.name, key))
-    live.note(program.id, "tool.started", tool=tool.name, step=call.id)
-    began = time.monotonic()
-    box: StepSandbox | None = None
-    value, error, wait = None, None, 0.0
-    try:
-        _refuse_repetition(program, tool, row)
-        if tool.env is not None:
-            use = live.environments.use(tool.env, program.id)
-            claimed = await held.enter_async_context(use)
-            wait = time.monotonic() - began
-            box = StepSandbox(claimed.box, f"{program.id}:{call.id}", tool.timeout)
-            full = program.full(lineage)
-            async with live.tool_slot(program.id, full, call.id, call.kind):
-                value = await _attempts(tool, call, box)
-        else:
-            value = await _attempts(tool, call, None)
-    except Exception as failure:
-        error = failure
-    seconds = time.monotonic() - began
-    content = f"error: {_words(error)}" if error else _cut(render(value), tool.limit)
-    result = {"content": content, "ok": error is None, "seconds": seconds, "env_wait": wait}
-    plain = to_jsonable_python(value, fallback=str)
-    await live.store.end_tool(program.id, call.id, intent | result | {"value": plain})
-    if box is not None:
-        await _forget(box)
-    live.emit(ToolFinished(program.id, program.full(lineage), tool.name, seconds))
-    live.note(program.id, "tool.finished", tool=tool.name, step=call.id, ok=error is None)
-    if error is not None:
-        raise _Failed(error, seconds)
-    return value, seconds
+    async def run(self) -> tuple[Any, float]:
+        """Its value and its seconds. Raises `_Failed` when it failed and that is recorded."""
+        # its environment stays until its result is in the store
+        async with contextlib.AsyncExitStack() as held:
+            return await self._recorded(held)
 
-
-def _refuse_repetition(program: Program, tool: Tool[..., Any], row: StepRow | None) -> None:
-    """A step that was in flight when its process died runs again only where that is known to be
-    harmless: the tool says so, or its environment was adopted and remembers what it ran."""
-    if row is None or tool.idempotent or (tool.env is not None and program.adopted):
-        return
-    raise ToolInterrupted("interrupted: the process died during this call, its outcome is unknown")
-
-
-async def _attempts(tool: Tool[..., Any], call: ToolCall, box: StepSandbox | None) -> Any:
-    for attempt in range(tool.retries + 1):
+    async def _recorded(self, held: contextlib.AsyncExitStack) -> tuple[Any, float]:
+        program, tool, call = self.program, self.tool, self.call
+        live, full = program.live, program.full(self.lineage)
+        program.account.usage.tool_calls += 1
+        arguments = to_jsonable_python(call.arguments, fallback=str)
+        intent = {"arguments": arguments, "lineage": self.lineage}
+        if self._row is None:
+            await live.store.intend(program.id, call.id, tool.name, intent)
+        live.emit(ToolStarted(program.id, full, tool.name, tool.env.key if tool.env else None))
+        live.note(program.id, "tool.started", tool=tool.name, step=call.id)
+        began = time.monotonic()
+        value, error = None, None
         try:
-            return await _once(tool, call, box)
-        except SandboxDied:
-            raise
-        except Exception:
-            if attempt == tool.retries:
+            self._refuse_repetition()
+            value = await self._anywhere(held)
+        except Exception as failure:
+            error = failure
+        seconds = time.monotonic() - began
+        content = f"error: {_words(error)}" if error else _cut(render(value), tool.limit)
+        result = {"content": content, "ok": error is None, "seconds": seconds}
+        plain = {"env_wait": self._wait, "value": to_jsonable_python(value, fallback=str)}
+        await live.store.end_tool(program.id, call.id, intent | result | plain)
+        if self._box is not None:
+            with contextlib.suppress(SandboxDied):  # the next call of the program will say so
+                await self._box.forget()
+        live.emit(ToolFinished(program.id, full, tool.name, seconds))
+        live.note(program.id, "tool.finished", tool=tool.name, step=call.id, ok=error is None)
+        if error is not None:
+            raise _Failed(error, seconds)
+        return value, seconds
+
+    def _refuse_repetition(self) -> None:
+        """A step that was in flight when its process died runs again only where that is known to
+        be harmless: the tool says so, or its environment was adopted and remembers what it ran."""
+        tool = self.tool
+        known = tool.env is not None and not tool.fresh and self.program.adopted
+        if self._row is None or tool.idempotent or known:
+            return
+        raise ToolInterrupted(
+            "interrupted: the process died during this call, its outcome is unknown"
+        )
+
+    async def _anywhere(self, held: contextlib.AsyncExitStack) -> Any:
+        """In an environment, and in another one when that dies, where nothing is lost by it: the
+        call may be repeated and no earlier one left files there."""
+        tool, program = self.tool, self.program
+        if tool.env is None:
+            return await self._attempts()
+        environments = program.live.environments
+        for _ in range(_HOSTS):
+            asked = time.monotonic()
+            use = environments.fresh if tool.fresh else environments.use
+            claimed = await held.enter_async_context(use(tool.env, program.id))
+            self._wait += time.monotonic() - asked
+            blank = not claimed.box.touched
+            self._box = StepSandbox(claimed.box, f"{program.id}:{self.call.id}", tool.timeout)
+            try:
+                return await self._slotted()
+            except SandboxDied as died:
+                if not tool.idempotent:
+                    raise ToolInterrupted(
+                        f"interrupted: {died}; the outcome of this call is unknown"
+                    ) from None
+                if not blank:
+                    raise
+                last = died
+                if not tool.fresh:
+                    await environments.replace(tool.env, program.id)
+        raise last
+
+    async def _slotted(self) -> Any:
+        program, call = self.program, self.call
+        slot = program.live.tool_slot(program.id, program.full(self.lineage), call.id, call.kind)
+        async with slot:
+            return await self._attempts()
+
+    async def _attempts(self) -> Any:
+        for attempt in range(self.tool.retries + 1):
+            try:
+                return await self._once()
+            except SandboxDied:
                 raise
-    raise AssertionError("unreachable")
+            except Exception:
+                if attempt == self.tool.retries:
+                    raise
+        raise AssertionError("unreachable")
 
+    async def _once(self) -> Any:
+        tool, box = self.tool, self._box
+        limit = None if tool.timeout is None else tool.timeout + (_GRACE if box else 0.0)
+        token = tool_host.set(None)  # a tool that calls a tool calls a function
+        scope = asyncio.timeout(limit)
+        if self._heard is not None:
+            self._heard.again()
+        try:
+            async with scope:
+                return await tool.run(self.call.arguments, box, self._says)
+        except TimeoutError:
+            if not scope.expired():  # the tool's own
+                raise
+            raise ToolTimeout(f"timed out after {tool.timeout:g} s") from None
+        finally:
+            tool_host.reset(token)
 
-async def _once(tool: Tool[..., Any], call: ToolCall, box: StepSandbox | None) -> Any:
-    limit = None if tool.timeout is None else tool.timeout + (_GRACE if box else 0.0)
-    token = tool_host.set(None)  # a tool that calls a tool calls a function
-    scope = asyncio.timeout(limit)
-    try:
-        async with scope:
-            return await tool.run(call.arguments, box)
-    except TimeoutError:
-        if not scope.expired():  # the tool's own
-            raise
-        raise ToolTimeout(f"timed out after {tool.timeout:g} s") from None
-    finally:
-        tool_host.reset(token)
-
-
-async def _forget(box: StepSandbox) -> None:
-    with contextlib.suppress(SandboxDied):  # the next call of the program will say so
-        await box.forget()
+    def _says(self, text: str) -> None:
+        if self._heard is not None:
+            self._heard.add(text, self.tool.limit)
 
 
 def _words(error: BaseException | None) -> str:
@@ -240,4 +290,4 @@ def _cut(text: str, limit: int | None) -> str:
     return text[:half] + _CUT.format(len(text) - 2 * half) + text[len(text) - half :]
 
 
-__all__ = ["StepSandbox", "run_call", "run_direct"]
+__all__ = ["StepSandbox", "ToolStep", "run_call", "run_direct"]

@@ -194,6 +194,13 @@ class Pool:
         else:
             await self._destroy(box)
 
+    async def drop(self, env: Env, program: str) -> None:
+        """A program gives up one environment; it is destroyed, and the next claim is anew."""
+        key = (program, env.key)
+        if (claimed := self._claimed.pop(key, None)) is not None:
+            await self._destroy(claimed.box)
+            await self._aside.ended(key)
+
     async def release(self, program: str) -> None:
         """End all claims of a program. What it touched is destroyed, the rest goes back."""
         if (parking := self._parking.get(program)) is not None:

@@ -19,6 +19,7 @@ from drawloom.tools.parsers import detect
 
 Message = dict[str, Any]
 _MARK = "\u2402drawloom\u2403"
+_GOES_ON = "\u2402…\u2403"
 
 
 class ChatTemplate:
@@ -72,6 +73,13 @@ class ChatTemplate:
         if not found:
             raise ConfigError("the chat template drops assistant turns; it cannot be continued")
         return rest.removeprefix(self.eos) if closed and self.eos else rest
+
+    def begun(self, new: list[Message], tools: list[dict[str, Any]], closed: bool) -> str:
+        """What `new` messages surely add, though the content of the last one may go on."""
+        *before, last = new
+        marked = {**last, "content": last["content"] + _GOES_ON}
+        text, found, _ = self.delta([*before, marked], tools, closed).partition(_GOES_ON)
+        return text if found else ""
 
     def _render(self, messages: list[Message], tools: list[dict[str, Any]], generate: bool) -> str:
         try:

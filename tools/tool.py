@@ -2,7 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from contextvars import ContextVar
 from functools import update_wrapper
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
@@ -34,7 +35,7 @@ class Tool(Generic[P, R]):
 
     def __init__(
         self,
-        fn: Callable[..., Awaitable[R]],
+        fn: Callable[..., Any],
         *,
         name: str | None = None,
         env: Env | None = None,
@@ -44,9 +45,11 @@ class Tool(Generic[P, R]):
         readonly: bool = False,
         idempotent: bool = False,
         limit: int | None = None,
+        fresh: bool = False,
     ) -> None:
         self.name = name or fn.__name__
-        if not inspect.iscoroutinefunction(fn):
+        self.streams = inspect.isasyncgenfunction(fn)
+        if not self.streams and not inspect.iscoroutinefunction(fn):
             raise ConfigError(f"tool {self.name}: write it as `async def`")
         if not self.name.isidentifier():
             raise ConfigError(f"tool name {self.name!r} is not an identifier")
@@ -60,6 +63,9 @@ class Tool(Generic[P, R]):
         self.readonly = readonly
         self.idempotent = idempotent or readonly
         self.limit = limit
+        self.fresh = fresh
+        if fresh and env is None:
+            raise ConfigError(f"tool {self.name} is fresh: give it an environment, env=Env(…)")
         self.signature = Signature(fn, self.name)
         if self.signature.wants_sandbox and env is None:
             raise ConfigError(f"tool {self.name} takes a Sandbox: give it one, @tool(env=Env(…))")
@@ -84,12 +90,22 @@ class Tool(Generic[P, R]):
                 f"tool {self.name} runs in an environment: call it inside a Runtime, "
                 f"or call {self.name}.fn(sandbox, …) with one of yours"
             )
-        return self.fn(*args, **kwargs)
+        return self._awaitable(self.fn(*args, **kwargs), _unheard)
 
-    def run(self, arguments: dict[str, Any], sandbox: Sandbox | None) -> Awaitable[R]:
-        """Call the function with arguments a model gave. Raises `ToolError` if they do not fit."""
+    def run(
+        self,
+        arguments: dict[str, Any],
+        sandbox: Sandbox | None,
+        heard: Callable[[str], None] | None = None,
+    ) -> Awaitable[R]:
+        """Call the function with arguments a model gave; `heard` is told what it yields, as it
+        does. Raises `ToolError` if they do not fit."""
         values = self.signature.validate(arguments)
-        return self.fn(sandbox, **values) if self.signature.wants_sandbox else self.fn(**values)
+        first = (sandbox,) if self.signature.wants_sandbox else ()
+        return self._awaitable(self.fn(*first, **values), heard or _unheard)
+
+    def _awaitable(self, called: Any, heard: Callable[[str], None]) -> Awaitable[R]:
+        return cast(Awaitable[R], _joined(called, heard) if self.streams else called)
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         names = [n for n in inspect.signature(self.fn).parameters]
@@ -113,10 +129,18 @@ class ToolDecorator(Protocol):
     def __call__(self, fn: Callable[Concatenate[Sandbox, P], Awaitable[R]], /) -> Tool[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, Awaitable[R]], /) -> Tool[P, R]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[Sandbox, P], AsyncIterator[str]], /
+    ) -> Tool[P, str]: ...
+    @overload
+    def __call__(self, fn: Callable[P, AsyncIterator[str]], /) -> Tool[P, str]: ...
 
 
 @overload
 def tool(fn: Callable[P, Awaitable[R]], /) -> Tool[P, R]: ...
+@overload
+def tool(fn: Callable[P, AsyncIterator[str]], /) -> Tool[P, str]: ...
 @overload
 def tool(
     *,
@@ -128,11 +152,15 @@ def tool(
     readonly: bool = False,
     idempotent: bool = False,
     limit: int | None = None,
+    fresh: bool = False,
 ) -> ToolDecorator: ...
 
 
-def tool(fn: Callable[..., Awaitable[Any]] | None = None, /, **options: Any) -> Any:
+def tool(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Declare a tool: ``@tool`` or ``@tool(env=…, expect=…, …)`` over an ``async def``.
+
+    One that yields strings answers with all of them joined; what it has yielded is in the model's
+    KV cache before it ends, if it comes slowly or is long.
 
     Args:
         name: what the model calls it; the function's name if not given.
@@ -143,10 +171,26 @@ def tool(fn: Callable[..., Awaitable[Any]] | None = None, /, **options: Any) -> 
         readonly: it changes nothing, so it may start while the model is still decoding.
         idempotent: running it twice is harmless, so a crash may repeat it.
         limit: most characters of its answer that the model is shown.
+        fresh: each call has an environment of its own, that nobody used before and nobody will;
+            by default all calls of a program share one, and its files.
     """
     if fn is not None:
         return Tool(fn)
     return lambda function: Tool(function, **options)
+
+
+async def _joined(pieces: Any, heard: Callable[[str], None]) -> str:
+    said: list[str] = []
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if not isinstance(piece, str):
+                raise TypeError(f"a tool that yields must yield str, not {type(piece).__name__}")
+            said.append(piece)
+            heard(piece)
+    return "".join(said)
+
+
+def _unheard(text: str) -> None: ...
 
 
 def render(value: Any) -> str:

@@ -97,7 +97,7 @@ def test_declarations_that_cannot_work_are_refused() -> None:
     for fn, words in ((plain, "async def"), (untyped, "annotation"), (variadic, "described"),
                       (boxed, "env=Env")):  # fmt: skip
         with pytest.raises(ConfigError, match=words):
-            Tool(fn)  # type: ignore[arg-type]
+            Tool(fn)
     with pytest.raises(ConfigError, match="timeout"):
         tool(timeout=0)(search.fn)
     with pytest.raises(ConfigError, match="under 8m"):

@@ -35,12 +35,19 @@ async def open_engine(folder: Path, config: EngineConfig, isolate: bool) -> Engi
 
 
 async def open_provider(kind: str | Provider, owner: str, docker: str | None) -> Provider | None:
-    """Docker, local processes or none, by name; ``auto`` is Docker if an engine answers. Raises
-    `ConfigError` for another name, `SandboxUnavailable` where Docker was named and is not there."""
+    """Docker, local processes or none, by name, or the hosts of a broker by its URL; ``auto`` is
+    Docker if an engine answers. Raises `ConfigError` for another name, `SandboxUnavailable` where
+    Docker or a broker was named and is not there."""
     if not isinstance(kind, str):
         return kind
+    if kind.startswith(("mqtt:", "mqtts:")):
+        try:
+            from drawloom.sandbox.remote.provider import RemoteProvider
+        except ImportError as error:
+            raise SandboxUnavailable(f"{error}: pip install 'drawloom[mqtt]'") from None
+        return await RemoteProvider.open(owner, kind)
     if kind not in ("auto", "docker", "process", "none"):
-        raise ConfigError(f"sandbox {kind!r}: choose auto, docker, process or none")
+        raise ConfigError(f"sandbox {kind!r}: choose auto, docker, process, none or mqtt://broker")
     if kind in ("auto", "docker"):
         from drawloom.sandbox.docker import DockerProvider
 

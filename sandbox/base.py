@@ -54,6 +54,11 @@ class LiveSandbox(Verbs):
         return self._id
 
     @property
+    def wire(self) -> Wire:
+        """The line to its helper."""
+        return self._wire
+
+    @property
     def alive(self) -> bool:
         return self._wire.alive
 
@@ -216,6 +221,10 @@ class Provider(Protocol):
 
     async def destroy(self, id: str) -> None:
         """Remove an environment by its id, alive or not; harmless when there is none."""
+        ...
+
+    async def images(self) -> list[str] | None:
+        """The names of the images on the host; None where environments are not made of them."""
         ...
 
     async def written(self) -> dict[str, int]:

@@ -213,6 +213,12 @@ class DockerProvider:
         sock.setblocking(False)
         return sock
 
+    async def images(self) -> list[str] | None:
+        found = await self._call(self._client.api.images)
+        names = {tag for row in found for tag in row.get("RepoTags") or ()}
+        latest = {tag.removesuffix(":latest") for tag in names}
+        return sorted(t for t in names | latest if t != "<none>:<none>" and not t.startswith(KEPT))
+
     async def written(self) -> dict[str, int]:
         filters: dict[str, str | list[str] | bool] = {"label": f"{LABEL}.owner={self._owner}"}
         listed = self._client.api.containers

@@ -95,6 +95,9 @@ class FakeProvider:
             self.there -= 1
             box.lose("it was destroyed")
 
+    async def images(self) -> list[str] | None:
+        return None
+
     async def written(self) -> dict[str, int]:
         return dict.fromkeys(self.live, 0)
 

@@ -116,6 +116,9 @@ class ProcessProvider:
             raise
         return box
 
+    async def images(self) -> list[str] | None:
+        return None
+
     async def written(self) -> dict[str, int]:
         folders = [path.parent for path in self._base.glob("*/about.json")]
         sizes = await asyncio.to_thread(lambda: [_size(f / "work") for f in folders])

@@ -299,6 +299,32 @@ def gc(
     return asyncio.run(sandboxes.gc(store, docker, all, json))
 
 
+@sandbox_app.command
+def host(
+    *,
+    broker: str,
+    name: str = "",
+    most: int = 32,
+    sandbox: Kind = "auto",
+    docker: str | None = None,
+    network: bool = False,
+    lease: float = 6.0,
+) -> int:
+    """Offer this machine's environments to runtimes: Runtime(sandbox="mqtt://…").
+
+    Args:
+        broker: mqtt[s]://[user@]host[:port][/prefix][?ca=file]; password: DRAWLOOM_MQTT_PASSWORD.
+        name: what it is called; by default the machine's name.
+        most: most environments at a time, of all runtimes.
+        network: let environments have a network where they ask for one.
+        lease: seconds without contact to a runtime after which all that it runs here is ended.
+    """
+    from drawloom.runtime.cli import sandboxes
+
+    options = sandboxes.HostOptions(name, sandbox, most, network, lease)
+    return asyncio.run(sandboxes.host(broker, docker, options))
+
+
 def main() -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="drawloom: %(message)s")

@@ -1,19 +1,35 @@
-"""Commands over tool environments: ls, gc."""
+"""Commands over tool environments: ls, gc, host."""
 
+import asyncio
 import shutil
+import signal
+import socket
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from drawloom.errors import DrawloomError, SandboxUnavailable, StoreError
+from drawloom.errors import ConfigError, DrawloomError, SandboxUnavailable, StoreError
 from drawloom.runtime.cli import show
 from drawloom.runtime.store import Store
 from drawloom.sandbox.base import KEPT, LABEL, Provider
 from drawloom.sandbox.daemon import answers
 from drawloom.sandbox.sweep import sweep
+
+
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """What a sandbox host offers, and under which name."""
+
+    name: str = ""
+    sandbox: str = "auto"
+    most: int = 32
+    network: bool = False
+    lease: float = 6.0
 
 
 async def ls(docker: str | None, json: bool) -> int:
@@ -85,6 +101,46 @@ def _remove_all(docker: str | None) -> list[str]:
     return removed
 
 
+async def host(broker: str, docker: str | None, options: HostOptions) -> int:
+    """Until it is interrupted or terminated; then everything that it ran is ended."""
+    from drawloom.sandbox.remote.broker import Broker
+    from drawloom.sandbox.remote.host import SandboxHost, helper_ttl
+
+    ttl = helper_ttl(options.lease)
+    kind, open_one = _offered(options.sandbox, docker, ttl)
+    probe = await open_one("probe")
+    images = await probe.images()
+    await probe.close()
+    stopped = asyncio.Event()
+    for signal_ in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_, stopped.set)
+    made = SandboxHost(
+        Broker.parse(broker), options.name or socket.gethostname(), open_one, kind=kind,
+        images=images, most=options.most, network=options.network, lease=options.lease,
+    )  # fmt: skip
+    async with made:
+        print(f"sandbox host {made.id} offers {options.most} environments ({kind})", flush=True)
+        await stopped.wait()
+    return 0
+
+
+def _offered(
+    kind: str, docker: str | None, ttl: float
+) -> tuple[str, Callable[[str], Awaitable[Provider]]]:
+    from drawloom.sandbox.docker import DockerProvider
+    from drawloom.sandbox.process import ProcessProvider
+
+    if kind not in ("auto", "docker", "process"):
+        raise ConfigError(f"a host offers auto, docker or process, not {kind!r}")
+    if kind == "docker" or (kind == "auto" and answers(docker)):
+        return "docker", lambda owner: asyncio.to_thread(DockerProvider, owner, docker, ttl)
+
+    async def local(owner: str) -> Provider:
+        return ProcessProvider(owner)
+
+    return "process", local
+
+
 def _containers(url: str | None, remove: bool = False) -> list[dict[str, Any]]:
     import docker
 
@@ -128,4 +184,4 @@ def _folders() -> list[dict[str, Any]]:
     return found
 
 
-__all__ = ["gc", "ls"]
+__all__ = ["HostOptions", "gc", "host", "ls"]

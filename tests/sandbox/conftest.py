@@ -1,6 +1,6 @@
 """Every provider, and an environment of each."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
@@ -8,28 +8,69 @@ from drawloom.environments import Env
 from drawloom.ids import new_id
 from drawloom.sandbox.base import LiveSandbox, Provider
 from drawloom.sandbox.images import BOX
+from drawloom.sandbox.process import ProcessProvider
+
+from .mosquitto import Mosquitto
 
 ENV = Env(BOX, memory="64m", pids=40, output_cap=4096)
+Opener = Callable[[], Awaitable[Provider]]
 
 
-@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
-async def provider(request: pytest.FixtureRequest) -> AsyncIterator[Provider]:
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    made = Mosquitto(tmp_path_factory.mktemp("broker")).start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker), "remote"])
+async def opener(request: pytest.FixtureRequest) -> AsyncIterator[Opener]:
+    """Opens providers of one owner, one after the other: the next finds what the last one left."""
     owner = new_id("store")
     if request.param == "process":
-        from drawloom.sandbox.process import ProcessProvider
 
-        made: Provider = ProcessProvider(owner)
-    else:
+        async def local() -> Provider:
+            return ProcessProvider(owner)
+
+        yield local
+    elif request.param == "docker":
         from drawloom.sandbox.docker import DockerProvider
 
-        # four layers at most: nested snapshots are flattened on the way
-        made = DockerProvider(owner, request.getfixturevalue("docker_url"), deepest=4)
+        url = request.getfixturevalue("docker_url")
+
+        async def docker() -> Provider:
+            # four layers at most: nested snapshots are flattened on the way
+            return DockerProvider(owner, url, deepest=4)
+
+        yield docker
+    else:
+        from drawloom.sandbox.remote.broker import Broker
+        from drawloom.sandbox.remote.host import SandboxHost
+        from drawloom.sandbox.remote.provider import RemoteProvider
+
+        url = request.getfixturevalue("broker").url + f"-{owner}"
+
+        async def far(owner: str) -> Provider:
+            return ProcessProvider(owner)
+
+        async def remote() -> Provider:
+            return await RemoteProvider.open(owner, url)
+
+        async with SandboxHost(Broker.parse(url), "h", far, kind="process", network=True):
+            yield remote
+
+
+@pytest.fixture
+async def provider(opener: Opener) -> AsyncIterator[Provider]:
+    made = await opener()
     yield made
-    for box in await made.owned():
-        await made.destroy(box.id)
-    for kept in await made.snapshots():
-        await made.discard(kept.id)
     await made.close()
+    last = await opener()
+    for box in await last.owned():
+        await last.destroy(box.id)
+    for kept in await last.snapshots():
+        await last.discard(kept.id)
+    await last.close()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from drawloom.sandbox.base import LiveSandbox, Provider
 from drawloom.sandbox.images import BOX
 from drawloom.sandbox.watch import hold_quotas
 
-from .conftest import ENV
+from .conftest import ENV, Opener
 
 
 async def _others(box: LiveSandbox) -> list[str]:
@@ -119,11 +119,17 @@ async def test_a_result_is_kept_until_it_is_acknowledged(box: LiveSandbox) -> No
     assert (await box.exec("sh", "-c", "echo x >> log; cat log", key="step-1")).output == b"x\nx\n"
 
 
-async def test_another_owner_adopts_it_with_its_files(provider: Provider, box: LiveSandbox) -> None:
+async def test_another_owner_adopts_it_with_its_files(
+    provider: Provider, box: LiveSandbox, opener: Opener
+) -> None:
     await box.write("kept", b"42")
     await provider.close()
-    adopted = await provider.adopt(ENV, box.id)
+    successor = await opener()
+    adopted = await successor.adopt(ENV, box.id)
     assert await adopted.read("kept") == b"42"
+    await successor.destroy(box.id)
+    assert await successor.owned() == []
+    await successor.close()
     with pytest.raises(SandboxDied):
         await box.sh("true")
 

@@ -80,7 +80,8 @@ class LiveSandbox(Verbs):
         if key is not None and (kept := await self._kept(key, timeout)) is not None:
             return kept
         try:
-            reply = await self._wire.call(head, args, stdin, timeout=timeout, on_part=on_output)
+            heard = on_output and _at_most(self.env.output_cap, on_output)
+            reply = await self._wire.call(head, args, stdin, timeout=timeout, on_part=heard)
         except asyncio.CancelledError:
             if key is None and self.alive:
                 await asyncio.shield(self._wire.tell(f"drop {name}"))
@@ -185,6 +186,19 @@ def _result(reply: Reply, what: str) -> ExecResult:
         raise SandboxDied(f"{what}: unexpected answer {reply.kind!r}")
     code, timed_out, total, micros = reply.numbers
     return ExecResult(code, reply.data, total, micros / 1e6, bool(timed_out))
+
+
+def _at_most(limit: int, heard: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """A helper tells half of the cap as it comes; one that tells more is not ours any more."""
+    left = limit
+
+    def hear(data: bytes) -> None:
+        nonlocal left
+        if data := data[:left]:
+            left -= len(data)
+            heard(data)
+
+    return hear
 
 
 class Provider(Protocol):

@@ -35,6 +35,8 @@ from drawloom.sandbox.base import (
 )
 from drawloom.sandbox.daemon import answers
 from drawloom.sandbox.helper import helper_path
+from drawloom.sandbox.profiles import PROFILES
+from drawloom.sandbox.seccomp import seccomp
 from drawloom.sandbox.wire import Wire
 
 T = TypeVar("T")
@@ -111,7 +113,10 @@ class DockerProvider:
             self._client = (
                 docker.DockerClient(base_url=url, **options) if url else docker.from_env(**options)
             )
-            self.host = str(self._client.info()["Name"])
+            about = self._client.info()
+            self.host = str(about["Name"])
+            own = seccomp(str(about["Architecture"]))
+            self._security = ["no-new-privileges", *([f"seccomp={own}"] if own else [])]
         except (DockerException, RequestException) as error:
             raise SandboxUnavailable(f"the Docker engine refuses: {error}") from None
 
@@ -163,6 +168,9 @@ class DockerProvider:
     def _start(self, env: Env, id: str, image: str) -> socket.socket:
         command = [_HELPER, "--ttl", str(int(self._ttl)), "--dir", WORK]
         memory, disk = parse_size(env.memory), parse_size(env.disk)
+        more = PROFILES[env.profile].options(env, WORK)
+        if env.runtime:
+            more["runtime"] = env.runtime
         container = self._client.containers.create(
             image,
             entrypoint=command,
@@ -171,7 +179,7 @@ class DockerProvider:
             volumes={str(helper_path()): {"bind": _HELPER, "mode": "ro"}},
             network_mode="bridge" if env.network else "none",
             cap_drop=["ALL"],
-            security_opt=["no-new-privileges"],
+            security_opt=self._security,
             mem_limit=memory,
             memswap_limit=memory,
             nano_cpus=int(env.cpus * 1e9),
@@ -186,7 +194,7 @@ class DockerProvider:
             detach=True,  # otherwise stdin closes with its first owner, and the container ends
             auto_remove=True,
             working_dir="/",
-            user="0:0",
+            **more,
         )
         sock = self._attach(container)
         try:
@@ -239,6 +247,8 @@ class DockerProvider:
 
     def _commit(self, id: str, name: str) -> Snapshot:
         container = self._container(id)
+        if container.attrs["HostConfig"]["ReadonlyRootfs"]:
+            raise SandboxError(f"environment {id} has its files in memory (strict): it is not kept")
         (row,) = self._client.api.containers(filters={"id": container.id}, size=True)
         size = int(row.get("SizeRw") or 0)
         if size > MAX_SNAPSHOT:

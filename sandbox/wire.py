@@ -9,6 +9,8 @@ from drawloom.errors import SandboxDied, SandboxError
 
 _HELLO_SECONDS = 20.0
 _GRACE_SECONDS = 15.0
+_LONGEST_HEAD = 512
+_LARGEST = 256 << 20  # as the helper: no file and no output is larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,18 @@ class Wire:
         return future
 
     def feed(self, data: bytes) -> None:
-        """Bytes from the helper, cut anywhere."""
+        """Bytes from the helper, cut anywhere. What no helper of ours would say ends the line: a
+        command may have taken it over."""
+        if self._dead is not None:
+            return
         self._buffer += data
+        try:
+            self._hear()
+        except ValueError:
+            self._buffer.clear()
+            self.end("its helper talks nonsense")
+
+    def _hear(self) -> None:
         while (found := self._take()) is not None:
             name, reply = found
             if reply.kind == "part":
@@ -117,11 +129,15 @@ class Wire:
         if start < 0:
             del buffer[: max(0, len(buffer) - 3)]
             return None
-        end = buffer.find(b"\n", start)
+        end = buffer.find(b"\n", start, start + _LONGEST_HEAD)
         if end < 0:
+            if len(buffer) - start >= _LONGEST_HEAD:
+                raise ValueError
             return None
         _, name, kind, *numbers = buffer[start:end].decode(errors="replace").split(" ")
         a, b, c, d, size = (int(n) for n in numbers)
+        if not 0 <= size <= _LARGEST:
+            raise ValueError
         if len(buffer) < end + 1 + size:
             return None
         data = bytes(buffer[end + 1 : end + 1 + size])

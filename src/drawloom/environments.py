@@ -10,10 +10,11 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from drawloom.errors import ConfigError
 
+ProfileName = Literal["strict", "swe", "build", "browser"]
 _SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -41,6 +42,11 @@ class Env:
         warm: environments kept ready ahead of demand, whatever the forecast says.
         output_cap: most bytes of one command's output that leave the environment; the middle
             is cut out, the first and last halves stay.
+        profile: what a container may do. `strict`: an ordinary user on a read-only image, files in
+            memory; `swe`: root without capabilities on a writable layer; `build`: root that may
+            change owners and users, as package managers do; `browser`: as `swe`, with shared
+            memory for a browser. `Env.strict(…)`, `Env.swe(…)`, … bring limits as well.
+        runtime: the container runtime, as Docker names it (`runsc` for gVisor); by default its own.
     """
 
     image: str
@@ -52,6 +58,30 @@ class Env:
     network: bool = False
     warm: int = 0
     output_cap: int = 64 << 10
+    profile: ProfileName = "swe"
+    runtime: str = ""
+
+    @classmethod
+    def strict(cls, image: str, **options: Any) -> "Env":
+        """For code that nobody has looked at: the least that a program can do with. Its files are
+        in memory, at most half of it, and are not kept when its program is put aside."""
+        return cls(image, **_over(options, profile="strict"))
+
+    @classmethod
+    def swe(cls, image: str, **options: Any) -> "Env":
+        """For a repository and its tests: 2 cores, 4 GiB, no network."""
+        return cls(image, **_over(options, profile="swe", memory="4g", cpus=2.0, pids=1024))
+
+    @classmethod
+    def build(cls, image: str, **options: Any) -> "Env":
+        """For package managers: as `swe`, with a network and the capabilities that they need."""
+        limits = _over(options, memory="4g", cpus=2.0, pids=1024, network=True)
+        return cls(image, **_over(limits, profile="build"))
+
+    @classmethod
+    def browser(cls, image: str, **options: Any) -> "Env":
+        """For Chromium: 2 GiB and shared memory, no network."""
+        return cls(image, **_over(options, profile="browser", memory="2g", pids=512))
 
     def __post_init__(self) -> None:
         if not self.image:
@@ -60,6 +90,10 @@ class Env:
             raise ConfigError(f"Env(memory={self.memory!r}) is under 8m: no process would start")
         if parse_size(self.disk) < 1 << 20:
             raise ConfigError(f"Env(disk={self.disk!r}) is under 1m: nothing could be written")
+        if self.profile not in get_args(ProfileName):
+            raise ConfigError(
+                f"Env(profile={self.profile!r}): choose from {', '.join(get_args(ProfileName))}"
+            )
         if self.cpus <= 0 or self.pids < 8 or self.output_cap < 64 or self.warm < 0:
             raise ConfigError(f"{self}: cpus > 0, pids >= 8, output_cap >= 64 and warm >= 0")
 
@@ -69,6 +103,10 @@ class Env:
         fields = {k: v for k, v in asdict(self).items() if k not in ("warm", "output_cap")}
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _over(options: dict[str, Any], **limits: Any) -> dict[str, Any]:
+    return limits | options
 
 
 @dataclass(frozen=True, slots=True)

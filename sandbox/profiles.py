@@ -1,0 +1,44 @@
+"""What a container of each profile may do (research/sandbox.md §5.6)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from drawloom.environments import Env, parse_size
+
+_NOBODY = 65534
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """`user` runs everything; `caps` are what it may do beyond its own files; `sealed` says that
+    only its folder and /tmp can be written, in memory; `shm` is shared memory for browsers."""
+
+    user: int = 0
+    caps: tuple[str, ...] = ()
+    sealed: bool = False
+    shm: str = ""
+
+    def options(self, env: Env, work: str) -> dict[str, Any]:
+        """As docker-py's `containers.create` takes them."""
+        chosen: dict[str, Any] = {"user": f"{self.user}:{self.user}"}
+        if self.caps:
+            chosen["cap_add"] = list(self.caps)
+        if self.shm:
+            chosen["shm_size"] = parse_size(self.shm)
+        if self.sealed:
+            owner = f"mode=0700,uid={self.user},gid={self.user},nosuid,nodev"
+            memory = parse_size(env.memory)  # which both count towards, and processes need some
+            size = min(parse_size(env.disk), memory // 2)
+            tmpfs = {"/tmp": f"size={memory // 8},{owner}", work: f"size={size},exec,{owner}"}
+            chosen |= {"read_only": True, "tmpfs": tmpfs}
+        return chosen
+
+
+PROFILES: dict[str, Profile] = {
+    "strict": Profile(user=_NOBODY, sealed=True),
+    "swe": Profile(),
+    "build": Profile(caps=("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID")),
+    "browser": Profile(shm="256m"),
+}
+
+__all__ = ["PROFILES", "Profile"]

@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from drawloom.cost import CostModel
 from drawloom.engine.base import Engine
 from drawloom.engine.config import EngineConfig
-from drawloom.environments import Env
+from drawloom.environments import Env, Sandbox
 from drawloom.errors import (
     BudgetExceeded,
     ConfigError,
@@ -291,6 +291,14 @@ class Runtime:
             self.live.emit(ProgramEnded(program.id))
             await self.live.settle()
             self.live.note(program.id, "program.ended", status=status, error=words)
+
+    @contextlib.asynccontextmanager
+    async def sandbox(self, env: Env) -> AsyncIterator[Sandbox]:
+        """An environment for code outside of programs, destroyed after it. Raises `SandboxError`
+        when there can be none."""
+        self.live.environments.know(env)
+        async with self.live.environments.fresh(env, new_id("host")) as claimed:
+            yield claimed.box
 
     # --- what a runtime owns --------------------------------------------------------------
 

@@ -55,6 +55,26 @@ class Signature:
         return {key: getattr(model, key) for key in type(model).model_fields}
 
 
+class Declared:
+    """Arguments by a JSON schema that somebody else wrote, and checks; see `Signature`."""
+
+    def __init__(self, description: str, schema: dict[str, Any], *, wants_sandbox: bool) -> None:
+        self.description = " ".join(description.split())
+        self.parameters: dict[str, Any] = {"type": "object", "properties": {}} | schema
+        self.wants_sandbox = wants_sandbox
+
+    def validate(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Only that they are named as declared. Raises `ToolError` with words for the model."""
+        known = self.parameters["properties"]
+        missing = [name for name in self.parameters.get("required", ()) if name not in arguments]
+        unknown = [name for name in arguments if name not in known]
+        if missing or (unknown and self.parameters.get("additionalProperties") is False):
+            problems = [f"{n}: Field required" for n in missing]
+            problems += [f"{n}: there is no such argument" for n in unknown]
+            raise ToolError(f"invalid arguments: {'; '.join(problems)}")
+        return arguments
+
+
 def _docstring(text: str) -> tuple[str, dict[str, str]]:
     """Split a docstring into its prose and the help of each parameter under ``Args:``."""
     prose, _, rest = text.partition("\nArgs:\n")
@@ -77,4 +97,4 @@ def _without_titles(node: Any) -> Any:
     return [_without_titles(item) for item in node] if isinstance(node, list) else node
 
 
-__all__ = ["Signature"]
+__all__ = ["Declared", "Signature"]

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from drawloom.environments import Env, Sandbox
 from drawloom.errors import ConfigError
-from drawloom.tools.schema import Signature
+from drawloom.tools.schema import Declared, Signature
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,6 +46,7 @@ class Tool(Generic[P, R]):
         idempotent: bool = False,
         limit: int | None = None,
         fresh: bool = False,
+        signature: Signature | Declared | None = None,
     ) -> None:
         self.name = name or fn.__name__
         self.streams = inspect.isasyncgenfunction(fn)
@@ -66,7 +67,7 @@ class Tool(Generic[P, R]):
         self.fresh = fresh
         if fresh and env is None:
             raise ConfigError(f"tool {self.name} is fresh: give it an environment, env=Env(…)")
-        self.signature = Signature(fn, self.name)
+        self.signature = signature or Signature(fn, self.name)
         if self.signature.wants_sandbox and env is None:
             raise ConfigError(f"tool {self.name} takes a Sandbox: give it one, @tool(env=Env(…))")
         update_wrapper(self, fn)
@@ -108,9 +109,7 @@ class Tool(Generic[P, R]):
         return cast(Awaitable[R], _joined(called, heard) if self.streams else called)
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        names = [n for n in inspect.signature(self.fn).parameters]
-        if self.signature.wants_sandbox:
-            names = names[1:]
+        names = list(self.signature.parameters.get("properties", ()))
         if len(args) > len(names):
             raise TypeError(f"{self.name}() takes {len(names)} arguments, {len(args)} given")
         bound = dict(zip(names, args, strict=False))

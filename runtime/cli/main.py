@@ -87,6 +87,26 @@ def run(
 
 
 @app.command
+def mcp(
+    *entries: str,
+    store: StoreUrl = STORE,
+    sandbox: Kind = "auto",
+    device: str = "auto",
+) -> int:
+    """Offer tools as an MCP server over stdio: ``drawloom mcp tools.py:shell tools.py:search``.
+
+    Args:
+        entries: where the tools are: ``module:name`` or ``path/to/file.py:name``.
+    """
+    from drawloom.runtime.cli import programs
+
+    if not entries:
+        raise ConfigError("name the tools to offer: drawloom mcp path/to/file.py:name")
+    options = programs.Options("tinyagent", store, "drawloom", sandbox, device, 0)
+    return asyncio.run(programs.serve_tools(list(entries), options))
+
+
+@app.command
 def resume(
     program: str,
     *,

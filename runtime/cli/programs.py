@@ -23,6 +23,7 @@ from drawloom.runtime.run import Run
 from drawloom.runtime.runtime import Runtime
 from drawloom.runtime.store import Store
 from drawloom.runtime.timeline import read_track
+from drawloom.tools.tool import Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,29 @@ class Options:
         )
 
 
-def load_agent(entry: str) -> Agent[..., Any]:
-    """The agent at ``module:name`` or ``path.py:name``. Raises `ConfigError`."""
+def _load(entry: str, what: str) -> tuple[str, str, Any]:
+    """A place, a name in it and what is there, at ``module:name`` or ``path.py:name``."""
     place, found, name = entry.rpartition(":")
     if not found or not place or not name:
-        raise ConfigError(f"{entry!r} is not an agent: write module:name or path/to/file.py:name")
+        raise ConfigError(f"{entry!r} is not {what}: write module:name or path/to/file.py:name")
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     except (ImportError, SyntaxError, OSError) as error:
         raise ConfigError(f"{place} cannot be imported: {error}") from None
-    value = getattr(module, name, None)
+    return place, name, getattr(module, name, None)
+
+
+def load_tool(entry: str) -> Tool[..., Any]:
+    """The tool at ``module:name`` or ``path.py:name``. Raises `ConfigError`."""
+    place, name, value = _load(entry, "a tool")
+    if not isinstance(value, Tool):
+        raise ConfigError(f"{place} has no tool {name!r}: decorate it with @tool")
+    return value
+
+
+def load_agent(entry: str) -> Agent[..., Any]:
+    """The agent at ``module:name`` or ``path.py:name``. Raises `ConfigError`."""
+    place, name, value = _load(entry, "an agent")
     if isinstance(value, Graph):
         value = graph_agent(value)
     if not isinstance(value, Agent):
@@ -124,6 +138,18 @@ async def run(entry: str, words: list[str], options: Options, json: bool) -> int
     arguments = read_arguments(agent, words)
     async with options.runtime() as runtime:
         return await _finish(await runtime.start(agent, **arguments), json)
+
+
+async def serve_tools(entries: list[str], options: Options) -> int:
+    """Until the client hangs up."""
+    try:
+        from drawloom.runtime.server.mcp import ToolServer
+    except ImportError as error:
+        raise ConfigError(f"{error}: pip install 'drawloom[mcp]'") from None
+    tools = [load_tool(entry) for entry in entries]
+    async with options.runtime() as runtime:
+        await ToolServer(runtime, tools).serve()
+    return 0
 
 
 async def resume(

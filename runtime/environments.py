@@ -75,8 +75,9 @@ class Environments:
             self.pool.warm(env, max(env.warm, count))
 
     def _changed(self, key: str, warm: int, creating: int) -> None:
-        if self.pool is not None:
-            self._emit(HostState(self.pool.provider.host, key, warm, creating, self.pool.limit))
+        if (pool := self.pool) is not None:
+            cold = pool.making(key)
+            self._emit(HostState(pool.provider.host, key, warm, creating, pool.limit, cold))
 
     # --- claims ---------------------------------------------------------------------------
 

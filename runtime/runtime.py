@@ -270,11 +270,12 @@ class Runtime:
         admitted = live.expect_admission(program.id)
         deadline = time.monotonic() + agent.deadline if agent.deadline is not None else None
         envs = tuple(e.key for e in _envs(agent)) if live.pool is not None else ()
+        lasting = {e.key for e in _lasting(agent)}
         live.note(program.id, "program.submitted")
         live.emit(
             ProgramSubmitted(
                 program.id, agent.name, agent.tenant, agent.priority, deadline, envs,
-                agent.expect_tokens,
+                agent.expect_tokens, fresh=tuple(key for key in envs if key not in lasting),
             )
         )  # fmt: skip
         async with _deadline(agent.budget.seconds):

@@ -25,6 +25,8 @@ from drawloom.sandbox.watch import hold_quotas, keep_alive
 
 log = logging.getLogger("drawloom.sandbox")
 
+_MEMORY = 8  # of so many the latest are an environment's usual making time
+
 
 class Pool:
     """Environments of one provider; `on_change` hears of every move of a key's ready count.
@@ -66,6 +68,11 @@ class Pool:
         """Ready and still being made, of one key."""
         shelf = self._shelves.get(key)
         return (len(shelf.warm), shelf.creating) if shelf else (0, 0)
+
+    def making(self, key: str) -> float:
+        """Seconds that making one of a key took lately; 0 when none was made yet."""
+        shelf = self._shelves.get(key)
+        return shelf.cold if shelf else 0.0
 
     @property
     def claimed(self) -> int:
@@ -347,7 +354,9 @@ class Pool:
         shelf.creating -= 1
         self.counters.created += 1
         now = self._clock()
-        self._offer(shelf, Warm(box, now, now - began))
+        took = now - began
+        shelf.cold = took if not shelf.cold else shelf.cold + (took - shelf.cold) / _MEMORY
+        self._offer(shelf, Warm(box, now, took))
 
     async def _make(self, shelf: Shelf) -> LiveSandbox:
         if shelf.snapshot is None:

@@ -139,13 +139,14 @@ class Scheduler:
             actions += self._pause(program, now)
         for program in self.policy.admit(world, now):
             actions += self._activate(program, now)
-        return actions + (self._pools() if world.places.hosts else [])
+        return actions + (self._pools(now) if world.places.hosts else [])
 
-    def _pools(self) -> list[Action]:
+    def _pools(self, now: float) -> list[Action]:
         """How many environments of each key are to be ready, where that has changed."""
         places, actions = self.world.places, list[Action]()
         for env in sorted(places.wanted.keys() | places.targets.keys()):
-            wanted, before = self.policy.warm(self.world, env), places.targets.pop(env, 0)
+            before = places.targets.pop(env, 0)
+            wanted = self.policy.warm(self.world, env, now)
             if wanted:
                 places.targets[env] = wanted
             if wanted != before:
@@ -160,17 +161,17 @@ class Scheduler:
         actions: list[Action] = [] if program.begun else [Admit(program.id)]
         program.claim = self.policy.claim(self.world, program)
         self.world.activate(program, now)
-        actions += self._furnish(program)
+        actions += self._furnish(program, now)
         ready, program.ready = program.ready, []
         return actions + [self._start(program, step, now) for step in ready]
 
-    def _furnish(self, program: Program) -> list[Action]:
+    def _furnish(self, program: Program, now: float) -> list[Action]:
         """On a limited host there is room for its environments now: they are made meanwhile."""
         if program.host is None or not self.policy.claim_early:
             return []
         envs = [env for env in program.about.envs if env not in program.envs]
         for env in envs:
-            self.world.places.took(program, env)
+            self.world.places.took(program, env, now)
         return [ClaimEnv(program.host, program.id, env) for env in envs]
 
     def _pause(self, program: Program, now: float) -> list[Action]:
@@ -343,18 +344,19 @@ class Scheduler:
 
     def _tool_named(self, event: ToolNamed, now: float) -> list[Action]:
         program = self.world.programs.get(event.program)
-        early = self.policy.claim_early and event.env is not None
-        if program is None or not early or event.env is None or event.env in program.envs:
+        if program is None or event.env is None or not self.policy.claim_early:
             return []
-        self.world.places.took(program, event.env)
+        if event.env in program.envs and event.env not in program.about.fresh:
+            return []
+        self.world.places.took(program, event.env, now)
         claim = ClaimEnv(self._host_of(event.env), program.id, event.env)
         return [claim, *self.rebalance(now)]
 
     def _tool_started(self, event: ToolStarted, now: float) -> list[Action]:
         program = self.world.programs.get(event.program)
         if program is None or event.env is None or event.env in program.envs:
-            return []
-        self.world.places.took(program, event.env)
+            return []  # or it was claimed when its tool was named
+        self.world.places.took(program, event.env, now)
         return self.rebalance(now)
 
     def _tool_ready(self, event: ToolReady, now: float) -> list[Action]:

@@ -17,9 +17,11 @@ memory all the same, the last in order that waits for a tool is held there; with
 program at a tool boundary also makes room for one that costs a tenth of it. Retention: at a tool
 boundary KV is leased for as long as the tools take to return at the 95th percentile of what was
 observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds waste
-and blocks nobody). What ends is dropped at once.
+and blocks nobody). What ends is dropped at once. Environments: as many are kept ready as programs
+may claim, but not more than, at the rate of late, will be while others are made.
 """
 
+import math
 from collections.abc import Iterator
 
 from drawloom.events import StepReady, ToolReady
@@ -38,6 +40,7 @@ _GUESS = 0.125
 _SLACK = 1.5
 _SHORTEST, _LONGEST, _UNKNOWN = 1.0, 60.0, 30.0
 _CLASS, _TIE = 1e9, 1e-6
+_CLAIMS, _AHEAD = 4, 2.0  # claims until their rate is believed; claims come in bursts
 
 
 class Drawloom(Policy):
@@ -194,10 +197,17 @@ class Drawloom(Policy):
         chance = 0.5 if late is None else graph.durations.chance_within(key, ttl)
         return Keep(ttl, chance * world.cost.recompute(lineage.context))
 
-    def warm(self, world: World, env: str) -> int:
-        host = world.places.hosts.get(env)
-        wanted = world.places.wanted.get(env, 0)
-        return wanted if host is None else min(host.limit, wanted)
+    def warm(self, world: World, env: str, now: float) -> int:
+        """One for each that may claim one, but no more than will be claimed while as many are
+        made, once it is known how often that is and how long making takes."""
+        places, host = world.places, world.places.hosts.get(env)
+        wanted, rate = places.wanted.get(env, 0), places.rates.get(env)
+        if host is None:
+            return wanted
+        if rate is not None and rate.total >= _CLAIMS and host.cold:
+            ahead = math.ceil(_AHEAD * rate.per_second(now) * host.cold) + 1
+            wanted = min(wanted, places.promised.get(env, 0) + ahead)
+        return min(host.limit, wanted)
 
 
 __all__ = ["Drawloom"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from drawloom.events import HostState, HostUp
 from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.scheduler.rate import Rate
 
 
 @dataclass(slots=True)
@@ -19,6 +20,7 @@ class Places:
         parks: those of them that can put an environment aside.
         leaving: held programs whose environments will be put aside.
         targets: how many of each environment the pools were asked to have ready.
+        rates: how often each is claimed.
     """
 
     hosts: dict[str, HostState] = field(default_factory=dict)
@@ -29,6 +31,7 @@ class Places:
     parks: set[str] = field(default_factory=set)
     leaving: int = 0
     targets: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, Rate] = field(default_factory=dict)
 
     def up(self, host: HostUp) -> None:
         """A host is there, or has another limit now."""
@@ -76,13 +79,16 @@ class Places:
         """It is on its way to another engine."""
         self.leaving -= self._goes(program)
 
-    def took(self, program: Program, env: str) -> None:
-        """A program has its environment of this key; its host has one ready less."""
+    def took(self, program: Program, env: str, now: float) -> None:
+        """A program has its environment of this key; its host has one ready less. One that has a
+        fresh one for each call goes on wanting them until its end."""
         if program.lacks(env):
-            _one_less(self.wanted, env)
+            if env not in program.about.fresh:
+                _one_less(self.wanted, env)
             if program.active:
                 _one_less(self.promised, env)
         program.envs.add(env)
+        self.rates.setdefault(env, Rate()).note(now)
         host = self.hosts.get(env)
         if host is not None:
             self.hosts[env] = replace(host, warm=max(0, host.warm - 1))
@@ -94,7 +100,7 @@ class Places:
         if not self._goes(program) or not program.idle:
             return None
         self._leave_host(program)
-        for env in program.envs:
+        for env in program.envs.difference(program.about.fresh):
             self.wanted[env] = self.wanted.get(env, 0) + 1
         program.envs.clear()
         return host
@@ -103,8 +109,10 @@ class Places:
         """A program is over, whether it ran or not."""
         self._leave_host(program)
         for env in program.about.envs:
-            if env not in program.envs:
+            if env not in program.envs or env in program.about.fresh:
                 _one_less(self.wanted, env)
+            if env not in self.wanted:
+                self.rates.pop(env, None)
 
     def _leave_host(self, program: Program) -> None:
         if program.host is not None:

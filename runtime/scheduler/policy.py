@@ -107,7 +107,7 @@ class Policy:
     def tick(self, world: World, now: float) -> None:
         """Every `period` seconds, before `pause` and `admit` are asked."""
 
-    def warm(self, world: World, env: str) -> int:
+    def warm(self, world: World, env: str, now: float) -> int:
         """How many environments of a key to keep ready, beside those in use."""
         return 0
 

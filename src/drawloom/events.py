@@ -8,8 +8,9 @@ from drawloom.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class ProgramSubmitted:
-    """A program wants to run. `envs` are the environment keys its tools may need; `expect_tokens`
-    and `expect_steps` what it says of itself: its largest context, its LLM calls in all."""
+    """A program wants to run. `envs` are the environment keys its tools may need, `fresh` those of
+    them that each call has one of its own of; `expect_tokens` and `expect_steps` what it says of
+    itself: its largest context, its LLM calls in all."""
 
     program: str
     agent: str
@@ -19,6 +20,7 @@ class ProgramSubmitted:
     envs: tuple[str, ...] = ()
     expect_tokens: int | None = None
     expect_steps: float | None = None
+    fresh: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +196,15 @@ class HostUp:
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """What a sandbox host has ready of one environment; `limit` is its pool's size."""
+    """What a sandbox host has ready of one environment; `limit` is its pool's size, `cold` the
+    seconds that making one took lately, 0 if none was made."""
 
     host: str
     env: str
     warm: int
     creating: int
     limit: int
+    cold: float = 0.0
 
 
 Event = (

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -40,6 +40,7 @@ from drawloom.events import (
 )
 from drawloom.runtime.bench.scheduler import measure
 from drawloom.runtime.scheduler import Scheduler, make_policy, policy_names
+from drawloom.runtime.scheduler.rate import Rate
 
 KV = 1000
 
@@ -176,7 +177,53 @@ def test_environments_that_nobody_wants_any_more_are_forgotten() -> None:
     actions = [a for n in range(5) for a in core.handle(ProgramEnded(f"p{n}"), 2.0)]
     assert {a.env for a in actions if isinstance(a, WarmEnv) and not a.count} >= {"env1", "same"}
     places = core.world.places
-    assert (places.wanted, places.promised, places.targets) == ({}, {}, {})
+    assert (places.wanted, places.promised, places.targets, places.rates) == ({}, {}, {}, {})
+
+
+def test_a_fresh_environment_is_claimed_each_time_its_tool_is_named_and_wanted_to_the_end() -> None:
+    core = _core()
+    core.handle(HostState("h", "env", 2, 0, 8), 0.0)
+    core.handle(ProgramSubmitted("p", "agent", envs=("env",), fresh=("env",)), 0.0)
+    for at in (1.0, 2.0, 3.0):
+        assert ClaimEnv("h", "p", "env") in core.handle(ToolNamed("p", "try", "env"), at)
+        assert core.world.places.wanted == {"env": 1}
+        assert core.world.places.promised == {}
+    core.handle(ProgramEnded("p"), 4.0)
+    assert (core.world.places.wanted, core.world.places.rates) == ({}, {})
+
+
+def test_no_more_environments_are_kept_ready_than_are_claimed_while_others_are_made() -> None:
+    core = _core()
+    asked = []
+    for number in range(40):
+        asked += core.handle(
+            ProgramSubmitted(f"p{number}", "agent", envs=("env",), fresh=("env",)), 0.0
+        )
+    state = HostState("h", "env", 8, 0, 8, cold=0.5)
+    asked += core.handle(state, 0.0)
+    for second in range(1, 60):  # one claim a second: two are enough, and one to spare
+        asked += core.handle(ToolNamed(f"p{second % 40}", "try", "env"), float(second))
+        asked += core.handle(state, float(second))
+    targets = [action.count for action in asked if isinstance(action, WarmEnv)]
+    assert max(targets) == 8, "until the rate is known, as many as there may be"
+    assert targets[-1] in (2, 3)
+
+
+@given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=60), st.floats(0.0, 100.0))
+def test_a_rate_is_never_more_than_was_counted_and_fades(gaps: list[float], later: float) -> None:
+    rate, now = Rate(), 0.0
+    for gap in gaps:
+        now += gap
+        rate.note(now)
+    assert 0 < rate.per_second(now + later) <= 1.02 * len(gaps)
+    assert rate.per_second(now + later + 1000) < 1e-6
+
+
+def test_a_steady_rate_is_found() -> None:
+    rate = Rate()
+    for tenth in range(3000):
+        rate.note(tenth / 10)
+    assert rate.per_second(300.0) == pytest.approx(10.0, rel=0.02)
 
 
 def test_where_no_environment_can_be_made_programs_do_not_wait_for_one() -> None:

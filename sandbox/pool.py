@@ -75,6 +75,12 @@ class Pool:
         return shelf.cold if shelf else 0.0
 
     @property
+    def idle(self) -> float:
+        """Seconds that environments have been ready and unused so far, those that still are too."""
+        ready = [warm.ready for shelf in self._shelves.values() for warm in shelf.warm]
+        return self.counters.idle_seconds + sum(self._clock() - since for since in ready)
+
+    @property
     def claimed(self) -> int:
         return len(self._claimed)
 

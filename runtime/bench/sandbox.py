@@ -16,6 +16,7 @@ import docker
 
 from drawloom.environments import Env
 from drawloom.ids import new_id
+from drawloom.runtime.bench import hidden
 from drawloom.runtime.bench.rows import Row, note, report
 from drawloom.runtime.demo.run import docker_engine
 from drawloom.runtime.sim.report import quantile
@@ -32,6 +33,7 @@ _CROWD, _EACH = 8, 200
 _TIMEOUT, _TIMEOUTS = 0.3, 20
 _FORKS, _DIFF = 8, 50 << 20
 _SHARERS, _IMAGE = 20, 240 << 20
+_ROUNDS = 3
 
 
 def main(json: bool) -> int:
@@ -59,6 +61,7 @@ class Bench:
     """One engine, one provider; what it made is gone when it is closed."""
 
     def __init__(self, url: str | None) -> None:
+        self._url = url
         self.provider = DockerProvider(new_id("bench"), url)
         self._client = docker.DockerClient(base_url=url) if url else docker.from_env()
         about = self._client.info()
@@ -80,7 +83,8 @@ class Bench:
         self._client.close()
 
     async def measure(self) -> AsyncIterator[Row]:
-        for part in (self._claims, self._execs, self._timeouts, self._forks, self._idle):
+        parts = (self._claims, self._execs, self._timeouts, self._forks, self._idle, self._hidden)
+        for part in parts:
             for row in await part():
                 yield row
 
@@ -206,6 +210,9 @@ class Bench:
             Row("an idle environment, disk", "MB", each, 1, "1 MB", -1),
             Row("copies of 240 MiB beside them", "MB", copies / _SHARERS, each, "one of 20", 20),
         ]  # fmt: skip
+
+    async def _hidden(self) -> list[Row]:
+        return await hidden.rows(self._url, _ROUNDS)
 
     async def _box(self) -> LiveSandbox:
         return await self.provider.create(_ENV, new_id("box"))

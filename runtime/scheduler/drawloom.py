@@ -84,7 +84,7 @@ class Drawloom(Policy):
         while (program := self._next(world, now)) is not None:
             if world.active and not self._fits(world, program):
                 return
-            if not self._housed(world, program):
+            if not self._housed(world, program, now):
                 return
             yield program
 
@@ -125,12 +125,12 @@ class Drawloom(Policy):
         wanted = world.claimed + self.claim(world, program) + margin
         return bool(wanted <= (_FULL + self._beyond(world)) * world.capacity)
 
-    def _housed(self, world: World, program: Program) -> bool:
+    def _housed(self, world: World, program: Program, now: float) -> bool:
         """Whether its environments can be there when its first tool asks for them. One that wants
         more than a host has gets a whole one."""
         envs, host = program.about.envs, world.places.roomiest
         if host is None:
-            return all(self._equipped(world, env) for env in envs)
+            return all(self._equipped(world, program, env, now) for env in envs)
         if program.host is not None or not envs:
             return True
         return world.places.room(host) >= min(len(envs), world.places.slots[host])
@@ -139,14 +139,21 @@ class Drawloom(Policy):
         """Whether one that is paused makes room for environments, and no other is about to."""
         return program.host in world.places.parks and not world.places.leaving
 
-    def _equipped(self, world: World, env: str) -> bool:
-        """Whether an environment is ready for one more. Where none can be made, do not wait."""
-        host = world.places.hosts.get(env)
+    def _equipped(self, world: World, program: Program, env: str, now: float) -> bool:
+        """Whether an environment is ready for one more; of those that each call has a fresh one of,
+        beside what the active ones will claim while others are made, as far as half of the pool
+        goes: start-up bandwidth is shared too. Where none can be made, do not wait."""
+        places, host = world.places, world.places.hosts.get(env)
         if host is None:
             return False
         if not host.warm and not host.creating:
             return True
-        return host.warm > world.places.promised.get(env, 0)
+        spoken_for = places.promised.get(env, 0)
+        rate = places.rates.get(env)
+        if env in program.about.fresh and rate is not None:
+            coming = math.ceil(rate.per_second(now) * host.cold)
+            spoken_for += min(coming, host.limit // 2, places.wanted.get(env, 0) // 2)
+        return host.warm > spoken_for
 
     def pause(self, world: World, now: float) -> Iterator[Program]:
         while self._overflows(world) and len(world.active) > 1:
@@ -159,7 +166,7 @@ class Drawloom(Policy):
             return
         if not program.acting or not program.active:
             return
-        if not self._housed(world, first) and not self._leaves_room(world, program):
+        if not self._housed(world, first, now) and not self._leaves_room(world, program):
             return
         if world.resting + program.own > _HOST * world.host_tokens:
             return  # what rests would be lost, and computed again

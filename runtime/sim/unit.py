@@ -38,7 +38,7 @@ class _AnyRoom(Drawloom):
     name = "drawloom, environments apart"
     claim_early = False
 
-    def _housed(self, world: World, program: Program) -> bool:
+    def _housed(self, world: World, program: Program, now: float) -> bool:
         return True
 
 

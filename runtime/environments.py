@@ -58,6 +58,11 @@ class Environments:
             if pool.most is not None:
                 emit(HostUp(pool.provider.host, pool.most, parks=True))
 
+    def holder(self, sandbox: str) -> str | None:
+        """The program that has an environment."""
+        owner = self.pool.holder(sandbox) if self.pool is not None else None
+        return owner.partition("/")[0] if owner is not None else None
+
     def know(self, env: Env) -> None:
         """Declare an environment that programs may ask for."""
         if self.pool is None or env.key in self._known:

@@ -23,6 +23,11 @@ class Run(Generic[R]):
         return self._program.id
 
     @property
+    def program(self) -> Program:
+        """The program itself."""
+        return self._program
+
+    @property
     def done(self) -> bool:
         return self._task.done()
 

@@ -25,6 +25,7 @@ from drawloom.ids import new_id
 from drawloom.runtime.agent import Agent
 from drawloom.runtime.budget import Account
 from drawloom.runtime.bus import EventBus, LocalBus
+from drawloom.runtime.doors import Doors
 from drawloom.runtime.live import Live
 from drawloom.runtime.opening import TINY, model_folder, open_engine, open_provider
 from drawloom.runtime.program import Program, current_program
@@ -144,6 +145,9 @@ class Runtime:
                 live.emit(share)
             await live.remember()
             self._live = live
+            if provider is not None:
+                doors = provider.doors = Doors(self)
+                undo.push_async_callback(doors.close_all)
             await self._sweep()
             self._undo = undo.pop_all()
         return self
@@ -159,6 +163,11 @@ class Runtime:
         await self.bus.close()
         await self._undo.aclose()
         self._live = None
+
+    def running(self, program: str) -> Program | None:
+        """A program that runs here now."""
+        run = self._runs.get(program)
+        return run.program if run is not None else None
 
     # --- programs -------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from drawloom.environments import Env, ExecResult, ServiceState
@@ -201,8 +202,22 @@ def _at_most(limit: int, heard: Callable[[bytes], None]) -> Callable[[bytes], No
     return hear
 
 
+class Doors(Protocol):
+    """The way from environments to the model of their runtime."""
+
+    async def open(self, box: str, path: Path, /) -> None:
+        """Serve environment `box` on a Unix socket at `path`."""
+        ...
+
+    async def close(self, box: str, /) -> None:
+        """Harmless when there is none."""
+        ...
+
+
 class Provider(Protocol):
-    """Makes and finds environments on one host."""
+    """Makes and finds environments on one host. `doors` are set by a runtime that has a model."""
+
+    doors: Doors | None
 
     @property
     def name(self) -> str: ...
@@ -277,6 +292,17 @@ def too_large(id: str, size: int) -> str:
     )
 
 
+def doors_of(provider: Provider, env: Env) -> Doors | None:
+    """Where an environment's way to the model begins, if it wants one. Raises `SandboxError`."""
+    if not env.llm:
+        return None
+    if provider.doors is None:
+        raise SandboxError(
+            "Env(llm=True) needs a runtime on the same host, whose model it is to find"
+        )
+    return provider.doors
+
+
 async def set_up(box: LiveSandbox) -> None:
     """Run an environment's setup commands. Raises `SandboxError` with the output of a failure."""
     for command in box.env.setup:
@@ -288,6 +314,6 @@ async def set_up(box: LiveSandbox) -> None:
 
 
 __all__ = [
-    "KEPT", "LABEL", "MAX_SNAPSHOT", "WORK", "LiveSandbox", "OwnedSandbox", "Provider", "Snapshot",
-    "set_up", "too_large",
+    "KEPT", "LABEL", "MAX_SNAPSHOT", "WORK", "Doors", "LiveSandbox", "OwnedSandbox", "Provider",
+    "Snapshot", "doors_of", "set_up", "too_large",
 ]  # fmt: skip

@@ -8,11 +8,15 @@ A container outlives its owner by `ttl` seconds, so that a killed program finds 
 import asyncio
 import contextlib
 import json
+import os
+import shutil
 import socket
 import struct
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeVar
 
 import docker
@@ -27,9 +31,11 @@ from drawloom.sandbox.base import (
     LABEL,
     MAX_SNAPSHOT,
     WORK,
+    Doors,
     LiveSandbox,
     OwnedSandbox,
     Snapshot,
+    doors_of,
     set_up,
     too_large,
 )
@@ -42,6 +48,7 @@ from drawloom.sandbox.wire import Wire
 T = TypeVar("T")
 
 _HELPER = "/.drawloom/helper"
+_DOOR, _SOCKET = "/.drawloom/door", "model"
 _CREATES = 4  # the daemon serialises starts: more in flight only wait longer (§2.3)
 _ADOPT_SECONDS = 600
 _DEEPEST = 64  # overlay2 refuses the 125th layer (§2.4); flattening costs as much as 200 MB do
@@ -94,6 +101,7 @@ class DockerProvider:
 
     name = "docker"
     keeps_running = True
+    doors: Doors | None = None
 
     def __init__(
         self,
@@ -106,6 +114,7 @@ class DockerProvider:
         self._creates = asyncio.Semaphore(_CREATES)
         self._live: dict[str, DockerSandbox] = {}
         self._leaving: set[str] = set()
+        self._doors = Path(tempfile.gettempdir()) / f"drawloom-{os.getuid()}-doors" / owner
         if not answers(url):
             raise SandboxUnavailable("no Docker engine answers: start dockerd, or set DOCKER_HOST")
         try:
@@ -132,6 +141,8 @@ class DockerProvider:
             raise SandboxDied(f"snapshot {snapshot} is gone, and its files with it") from None
 
     async def _make(self, env: Env, id: str, image: str) -> LiveSandbox:
+        if (doors := doors_of(self, env)) is not None:
+            await doors.open(id, self._door(id) / _SOCKET)
         async with self._creates:
             starting = asyncio.ensure_future(self._call(lambda: self._start(env, id, image), env))
             try:
@@ -148,7 +159,16 @@ class DockerProvider:
             (await starting).close()
         await self.destroy(id)
 
+    def _door(self, id: str) -> Path:
+        """The folder of an environment's way to the model; it is mounted there, read-only."""
+        folder = self._doors / id
+        for part in (self._doors.parent, self._doors, folder):
+            part.mkdir(mode=0o711, exist_ok=True)
+        return folder
+
     async def adopt(self, env: Env, id: str) -> LiveSandbox:
+        if (doors := doors_of(self, env)) is not None:
+            await doors.open(id, self._door(id) / _SOCKET)
         try:
             sock = await self._call(lambda: self._attach(self._container(id)), env)
         except SandboxError as error:
@@ -169,6 +189,10 @@ class DockerProvider:
         command = [_HELPER, "--ttl", str(int(self._ttl)), "--dir", WORK]
         memory, disk = parse_size(env.memory), parse_size(env.disk)
         more = PROFILES[env.profile].options(env, WORK)
+        volumes = {str(helper_path()): {"bind": _HELPER, "mode": "ro"}}
+        if env.llm:
+            volumes[str(self._door(id))] = {"bind": _DOOR, "mode": "ro"}
+            command += ["--llm", f"{_DOOR}/{_SOCKET}"]
         if env.runtime:
             more["runtime"] = env.runtime
         container = self._client.containers.create(
@@ -176,7 +200,7 @@ class DockerProvider:
             entrypoint=command,
             name=f"{LABEL}-{id}",
             labels=self._labels(LABEL, id, env.key),
-            volumes={str(helper_path()): {"bind": _HELPER, "mode": "ro"}},
+            volumes=volumes,
             network_mode="bridge" if env.network else "none",
             cap_drop=["ALL"],
             security_opt=self._security,
@@ -326,6 +350,8 @@ class DockerProvider:
         ]
 
     async def destroy(self, id: str) -> None:
+        if self.doors is not None:
+            await self.doors.close(id)
         if (box := self._live.pop(id, None)) is not None:
             await box.detach()
         try:
@@ -335,11 +361,15 @@ class DockerProvider:
         except SandboxError as error:
             if "No such container" not in str(error) and "already in progress" not in str(error):
                 raise
+        if self._doors.exists():
+            await asyncio.to_thread(shutil.rmtree, self._doors / id, ignore_errors=True)
         await self._sweep()
 
     async def close(self) -> None:
         for box in list(self._live.values()):
             await box.detach()
+        with contextlib.suppress(OSError):  # it is not there, or adopters will need it
+            self._doors.rmdir()
         await asyncio.to_thread(self._client.close)
 
     async def _call(self, work: Callable[[], T], env: Env | None = None) -> T:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from drawloom.environments import Env, ExecResult
 from drawloom.errors import SandboxDied
-from drawloom.sandbox.base import LiveSandbox, OwnedSandbox, Snapshot
+from drawloom.sandbox.base import Doors, LiveSandbox, OwnedSandbox, Snapshot
 from drawloom.sandbox.wire import Wire
 
 
@@ -56,6 +56,7 @@ class FakeProvider:
     """
 
     name, host, keeps_running = "fake", "here", False
+    doors: Doors | None = None
 
     def __init__(
         self, make: Callable[[Env], Awaitable[None]] | None = None, *, starts: int = 10_000

@@ -3,7 +3,7 @@
  * It runs commands and moves files for its owner over stdin and stdout, so that a call costs a fork
  * and not a `docker exec` (2 ms against 65). Statically linked, it needs nothing from the image.
  *
- *   helper [--ttl S] [--dir D] [--isolate [--network] --memory B --pids N]
+ *   helper [--ttl S] [--dir D] [--llm SOCKET] [--isolate [--network] --memory B --pids N]
  *
  * Request: one header line, then its payloads.        Reply: one header line, then its payload.
  *   exec ID TIMEOUT_MS CAP ARGS_LEN STDIN_LEN STREAM     =DL ID exit CODE TIMED_OUT TOTAL MICROS LEN
@@ -21,6 +21,8 @@
  * left: its group at once, and whatever it detached as soon as no other command runs.
  * With --isolate the helper first leaves the host behind as far as it is let: own user, mount,
  * process, network and IPC namespaces, everything read-only but its folder, no capabilities.
+ * With --llm port 8000 of loopback leads to that socket, on which the owner serves its model; another
+ * process of ours passes the bytes, so that whatever runs here finds it by OPENAI_BASE_URL.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,6 +31,7 @@
 #include <linux/capability.h>
 #include <linux/mount.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -41,13 +44,15 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { JOBS = 64, NAME = 64, MAX_PAYLOAD = 256 << 20, STALE_MS = 5000, NOBODY = 65534 };
+enum { JOBS = 64, NAME = 64, PORT = 8000, CONNECTIONS = 32, MAX_PAYLOAD = 256 << 20, STALE_MS = 5000, NOBODY = 65534 };
 enum state { UNUSED, RUNNING, DONE, DRAINING };
 
 struct job {
@@ -64,6 +69,8 @@ static struct job jobs[JOBS];
 static const char *folder = "/";
 static int isolated, sweep, networked; /* isolated: see isolate(); 1 in a container */
 static long long memory, pids;
+static const char *llm;   /* the owner's socket, if there is one */
+static pid_t relay_pid;
 
 static long long now_us(void) {
     struct timespec t;
@@ -184,6 +191,11 @@ static void kill_everything(void) {
     }
 }
 
+static void end_all(void) {
+    kill_everything();
+    relay_pid = 0;
+}
+
 static void forget(struct job *j) {
     free(j->data);
     j->data = NULL;
@@ -197,7 +209,7 @@ static void finish(struct job *j, int status) {
     j->state = DONE;
     if (j->timed_out) sweep = 1;
     if (sweep && !running()) {
-        kill_everything();
+        end_all();
         sweep = 0, open = 0;
     }
     if (!j->unwanted) report(j);
@@ -208,9 +220,11 @@ static void finish(struct job *j, int status) {
 static void reap(void) {
     int status;
     pid_t pid;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        if (pid == relay_pid) relay_pid = 0;
         for (int i = 0; i < JOBS; i++)
             if (jobs[i].state == RUNNING && jobs[i].pid == pid) finish(&jobs[i], status);
+    }
 }
 
 static void drop_capabilities(void) {
@@ -329,6 +343,66 @@ static void get(const char *id, const char *path, size_t most, long long offset)
     if (n < 0) fail(id, errno);
     else reply(id, "ok", 0, 0, s.st_size, 0, size), send_all(data, size);
     free(data);
+}
+
+/* --- the owner's model --------------------------------------------------------------------- */
+
+/* What comes from one side to the other; 0 when that side has no more. */
+static int pass(int from, int to) {
+    char buffer[65536];
+    ssize_t n = read(from, buffer, sizeof buffer);
+    for (ssize_t done = 0, m; done < n; done += m)
+        if ((m = write(to, buffer + done, n - done)) <= 0) _exit(0);
+    if (n <= 0) shutdown(to, SHUT_WR);
+    return n > 0;
+}
+
+static void connected(int client) {
+    struct sockaddr_un there = {.sun_family = AF_UNIX};
+    int model = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), open[2] = {1, 1};
+    snprintf(there.sun_path, sizeof there.sun_path, "%s", llm);
+    if (model < 0 || connect(model, (struct sockaddr *)&there, sizeof there)) _exit(1);
+    while (open[0] || open[1]) {
+        struct pollfd polls[2] = {{open[0] ? client : -1, POLLIN, 0}, {open[1] ? model : -1, POLLIN, 0}};
+        if (poll(polls, 2, -1) < 0) _exit(1);
+        if (polls[0].revents) open[0] = pass(client, model);
+        if (polls[1].revents) open[1] = pass(model, client);
+    }
+    _exit(0);
+}
+
+static void relay(void) {
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(PORT),
+                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int on = 1, running = 0, listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    drop_capabilities();
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(listener, (struct sockaddr *)&here, sizeof here) || listen(listener, CONNECTIONS)) _exit(1);
+    for (;;) {
+        while (running && waitpid(-1, NULL, running < CONNECTIONS ? WNOHANG : 0) > 0) running--;
+        struct pollfd waiting = {listener, POLLIN, 0};
+        if (poll(&waiting, 1, running ? 100 : -1) < 1) continue;
+        int client = accept(listener, NULL, NULL);
+        pid_t pid = client < 0 ? -1 : fork();
+        if (pid == 0) connected(client);
+        if (pid > 0) running++;
+        if (client >= 0) close(client);
+    }
+}
+
+static void start_relay(void) {
+    sigset_t none;
+    relay_pid = fork();
+    if (relay_pid) return;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    setsid();
+    syscall(SYS_close_range, 3, ~0U, 0);
+    int nowhere = open("/dev/null", O_RDWR);
+    dup2(nowhere, 0), dup2(nowhere, 1), dup2(nowhere, 2);
+    relay();
 }
 
 /* --- requests ----------------------------------------------------------------------------- */
@@ -451,6 +525,7 @@ int main(int argc, char **argv) {
         else if (i + 1 == argc) return 2;
         else if (!strcmp(argv[i], "--ttl")) ttl = atol(argv[++i]);
         else if (!strcmp(argv[i], "--dir")) folder = argv[++i];
+        else if (!strcmp(argv[i], "--llm")) llm = argv[++i];
         else if (!strcmp(argv[i], "--memory")) memory = atoll(argv[++i]);
         else if (!strcmp(argv[i], "--pids")) pids = atoll(argv[++i]);
         else return 2;
@@ -461,6 +536,8 @@ int main(int argc, char **argv) {
     if (chdir(folder)) return 3;
     setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 0);
     setenv("HOME", folder, 1);
+    if (isolated < (want ? 2 : 1) || networked) llm = NULL; /* its port would be the host's */
+    if (llm) setenv("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1", 1), setenv("OPENAI_API_KEY", "none", 1);
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     signal(SIGPIPE, SIG_DFL);
     sigset_t set;
@@ -472,6 +549,7 @@ int main(int argc, char **argv) {
     char *buffer = malloc(room);
     long long heard = now_us();
     for (;;) {
+        if (llm && relay_pid <= 0) start_relay(); /* at first, and after everything was killed */
         struct pollfd polls[JOBS + 2] = {{0, POLLIN, 0}, {children, POLLIN, 0}};
         int which[JOBS + 2], n = 2;
         long long now = now_us(), next = size ? heard + STALE_MS * 1000LL : now + 3600000000LL;

@@ -180,6 +180,11 @@ class Pool:
         """Whether a program has an environment, or will have it back."""
         return program in self._parking or bool(self.holds(program))
 
+    def holder(self, sandbox: str) -> str | None:
+        """Who claimed an environment."""
+        found = (c.lease.program for c in self._claimed.values() if c.box.id == sandbox)
+        return next(found, None)
+
     def holds(self, program: str) -> set[str]:
         """The ids of a program's environments, and of the snapshots that it will go on from."""
         live = {c.box.id for key, c in self._claimed.items() if key[0] == program}

@@ -9,6 +9,7 @@ refuses namespaces nothing but the folder and the limits is left, and every run 
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -16,15 +17,18 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from drawloom.environments import Env, parse_size
 from drawloom.errors import SandboxDied, SandboxError
 from drawloom.sandbox.base import (
     MAX_SNAPSHOT,
+    Doors,
     LiveSandbox,
     OwnedSandbox,
     Snapshot,
+    doors_of,
     set_up,
     too_large,
 )
@@ -34,6 +38,8 @@ from drawloom.sandbox.wire import Wire
 
 log = logging.getLogger("drawloom.sandbox")
 
+_DOOR = ".model"
+
 
 class ProcessSandbox(LiveSandbox):
     """A folder and a helper process over it."""
@@ -42,6 +48,7 @@ class ProcessSandbox(LiveSandbox):
         super().__init__(id, env, wire)
         self._process = process
         self._folder: Path | None = None
+        self._left: Callable[[], Awaitable[None]] | None = None
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -68,6 +75,8 @@ class ProcessSandbox(LiveSandbox):
 
     async def destroy(self) -> None:
         await super().destroy()
+        if self._left is not None:
+            await self._left()
         await self.stop()
         if self._folder is not None:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
@@ -78,6 +87,7 @@ class ProcessProvider:
 
     name = "process"
     keeps_running = False
+    doors: Doors | None = None
 
     def __init__(self, owner: str) -> None:
         self.host = "local"
@@ -166,6 +176,10 @@ class ProcessProvider:
         command = [str(helper_path()), "--dir", str(folder / "work"), "--isolate"]
         command += ["--memory", str(parse_size(env.memory)), "--pids", str(env.pids)]
         command += ["--network"] if env.network else []
+        if (doors := doors_of(self, env)) is not None:
+            door = folder / "work" / _DOOR
+            await doors.open(id, door)
+            command += ["--llm", str(door)]
         process = await _spawn(command)
         stdin = process.stdin
         assert stdin is not None
@@ -176,6 +190,8 @@ class ProcessProvider:
 
         box = ProcessSandbox(id, env, Wire(id, write), process)
         box._folder = folder
+        if doors is not None:
+            box._left = functools.partial(doors.close, id)
         self._live[id] = box
         try:
             await box._wire.hello()
@@ -203,6 +219,8 @@ class ProcessProvider:
         return _owned(self._base)
 
     async def destroy(self, id: str) -> None:
+        if self.doors is not None:
+            await self.doors.close(id)
         if (box := self._live.pop(id, None)) is not None:
             await box.destroy()
         await asyncio.to_thread(shutil.rmtree, self._base / id, ignore_errors=True)

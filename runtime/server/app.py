@@ -177,7 +177,11 @@ def _tenant(request: Request) -> str:
 
 
 def _identity(request: Request, asked: Sampling) -> tuple[str | None, str]:
-    """The program and the tenant of a request, in the order of research/sdk.md §4."""
+    """The program and the tenant of a request, in the order of research/sdk.md §4; of one from
+    inside an environment, those that it belongs to."""
+    if (inside := request.scope.get("drawloom.inside")) is not None:
+        program, tenant = inside
+        return str(program), str(tenant)
     about = asked.metadata or {}
     named = (
         asked.program_id

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from drawloom.engine.base import Delta, GenerateRequest, Grammar, Usage
@@ -18,6 +18,7 @@ from drawloom.engine.sequence import SamplingParams
 from drawloom.errors import EngineError
 from drawloom.events import LineageEnded, ProgramEnded, ProgramSubmitted, StepFinished, StepReady
 from drawloom.ids import new_id
+from drawloom.runtime.budget import Account
 from drawloom.runtime.live import Live
 from drawloom.runtime.llmcall import spans
 
@@ -43,11 +44,14 @@ class Lineage:
 @dataclass(slots=True, eq=False)
 class HttpProgram:
     """`admitted` is None while the scheduler does not know it: a nameless program is one to it
-    only while it runs, or nobody else would get the room that it might never want again."""
+    only while it runs, or nobody else would get the room that it might never want again. With an
+    `account` it is a program of the runtime's own that also asks from inside its environment: it
+    was admitted elsewhere, and ends there."""
 
     id: str
     named: bool
     tenant: str
+    account: Account | None = None
     admitted: asyncio.Future[None] | None = None
     lineages: dict[str, Lineage] = field(default_factory=dict)
     running: int = 0
@@ -79,11 +83,19 @@ class Programs:
     async def close(self) -> None:
         self._sweeper.cancel()
         await asyncio.gather(self._sweeper, return_exceptions=True)
-        for program in list(self._programs.values()):
-            self.end(program.id)
+        for key in list(self._programs):
+            self.end(key)
         await self.live.settle()
 
     # --- whose request it is --------------------------------------------------------------
+
+    def inside(self, id: str, tenant: str, account: Account) -> str:
+        """A program of the runtime asks from inside its environment; the name to `place` it by,
+        which no client can give."""
+        key = f"\0{id}"
+        if key not in self._programs:
+            self._programs[key] = HttpProgram(id, True, tenant, account, seen=time.monotonic())
+        return key
 
     def place(
         self, name: str | None, tenant: str, priority: int, text: str, output: int = 0
@@ -91,7 +103,7 @@ class Programs:
         """The lineage that a prompt continues, or a new one; its tokens, the known ones as they
         were sampled. Lineages that are busy are continued by nobody else. `output` is how many
         tokens may come, if that is known."""
-        key = None if name is None else self.key(name, tenant)
+        key = name if name is None or name[0] == "\0" else self.key(name, tenant)
         program = self._programs.get(key) if key else self._by_text(tenant, text)
         if program is None:
             program = HttpProgram(key or new_id("http"), key is not None, tenant)
@@ -110,7 +122,7 @@ class Programs:
         program.running += 1
         rest = self.live.engine.tokenizer.encode(text[len(lineage.text) :])
         place = Place(program, lineage, [*lineage.ids, *rest])
-        if program.admitted is None:
+        if program.admitted is None and program.account is None:
             program.admitted = self.live.expect_admission(program.id)
             expect = len(place.tokens) + (output or _OUTPUT)
             kind = "http-program" if program.named else "http-request"
@@ -197,7 +209,7 @@ class Programs:
             for program in list(self._programs.values()):
                 ttl = self.ttl if program.named else self.nameless_ttl
                 if not program.running and now - program.seen > ttl:
-                    self.end(program.id)
+                    self.end(f"\0{program.id}" if program.account else program.id)
 
     # --- one LLM call ---------------------------------------------------------------------
 
@@ -208,8 +220,13 @@ class Programs:
         grammar: Grammar | None,
         choice: int = 0,
     ) -> AsyncGenerator[Delta, None]:
-        """Stream one answer, when the scheduler gives leave."""
+        """Stream one answer, when the scheduler gives leave. Raises `BudgetExceeded` for a program
+        that has one."""
         program, live = place.program, self.live
+        if (account := program.account) is not None:
+            account.before_llm()
+            account.usage.llm_calls += 1
+            params = replace(params, max_tokens=max(1, account.output_left(params.max_tokens)))
         lineage = place.lineage.name if not choice else f"{place.lineage.name}.{choice}"
         self._steps += 1
         step = f"{program.id}:{self._steps}"
@@ -242,10 +259,13 @@ class Programs:
             await asyncio.wait({admitted}, timeout=_HELD_SECONDS)
             if not admitted.done():
                 self._make_room()
-        if self._programs.get(program.id) is not program:
+        if program.account is None and self._programs.get(program.id) is not program:
             raise EngineError(f"program {program.id} was released")
 
     def _finished(self, place: Place, lineage: str, step: str, state: str, usage: Usage) -> None:
+        if (account := place.program.account) is not None:
+            account.usage.output_tokens += usage.output_tokens
+            account.usage.tokens += usage.prompt_tokens - usage.cached_tokens + usage.output_tokens
         context = usage.prompt_tokens + usage.output_tokens
         computed = usage.prompt_tokens - usage.cached_tokens
         self.live.emit(

@@ -22,7 +22,7 @@ from drawloom import errors
 from drawloom.environments import Env
 from drawloom.errors import ImageNotFound, SandboxDied, SandboxError, SandboxUnavailable
 from drawloom.ids import new_id
-from drawloom.sandbox.base import LiveSandbox, OwnedSandbox, Snapshot
+from drawloom.sandbox.base import Doors, LiveSandbox, OwnedSandbox, Snapshot
 from drawloom.sandbox.remote.broker import Broker, Link, NotConnected, payload
 from drawloom.sandbox.remote.host import LEASE, silence
 from drawloom.sandbox.remote.messages import (
@@ -158,6 +158,7 @@ class RemoteProvider:
 
     name = "mqtt"
     keeps_running = True
+    doors: Doors | None = None
 
     def __init__(self, owner: str, broker: Broker) -> None:
         self.host = str(broker)

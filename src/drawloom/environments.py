@@ -46,6 +46,8 @@ class Env:
             memory; `swe`: root without capabilities on a writable layer; `build`: root that may
             change owners and users, as package managers do; `browser`: as `swe`, with shared
             memory for a browser. `Env.strict(…)`, `Env.swe(…)`, … bring limits as well.
+        llm: whether programs in it find the runtime's model at ``OPENAI_BASE_URL``, without a
+            network; their calls are calls of the program that has the environment.
         runtime: the container runtime, as Docker names it (`runsc` for gVisor); by default its own.
     """
 
@@ -60,6 +62,7 @@ class Env:
     output_cap: int = 64 << 10
     profile: ProfileName = "swe"
     runtime: str = ""
+    llm: bool = False
 
     @classmethod
     def strict(cls, image: str, **options: Any) -> "Env":
@@ -94,6 +97,8 @@ class Env:
             raise ConfigError(
                 f"Env(profile={self.profile!r}): choose from {', '.join(get_args(ProfileName))}"
             )
+        if self.llm and self.network:
+            raise ConfigError("Env(llm=True) is for environments without a network: leave one out")
         if self.cpus <= 0 or self.pids < 8 or self.output_cap < 64 or self.warm < 0:
             raise ConfigError(f"{self}: cpus > 0, pids >= 8, output_cap >= 64 and warm >= 0")
 

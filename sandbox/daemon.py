@@ -80,7 +80,16 @@ class PrivateDaemon:
             time.sleep(0.1)
         return self.url
 
+    def restart(self) -> None:
+        """Stop it, with every container it runs, and start it again on the same data."""
+        self._end()
+        self.start()
+
     def stop(self) -> None:
+        self._end()
+        shutil.rmtree(self._run, ignore_errors=True)
+
+    def _end(self) -> None:
         if self._process is not None:
             self._process.terminate()
             try:
@@ -89,7 +98,6 @@ class PrivateDaemon:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        shutil.rmtree(self._run, ignore_errors=True)
 
     def __enter__(self) -> str:
         return self.start()

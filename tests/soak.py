@@ -3,16 +3,18 @@
     python tests/soak.py [--cycles 1000] [--programs 200] [--requests 100000]
                          [--sandbox docker|process]
 
-First 1,000 environments are claimed, used and released. Then 200 programs are started by
-processes that are killed with SIGKILL at random moments, and resumed by others until all are
-done. After `drawloom sandbox gc` there must be no container, no environment folder, no lease and
-no helper process, and this process must have as many open files as before. Last, 100,000
+First 1,000 environments are claimed, used and released, half of them by owners that are killed with
+SIGKILL at random moments, and the Docker engine is restarted once under them. Then 200 programs are
+started by processes that are killed as well, and resumed by others until all are done. After
+`drawloom sandbox gc` there must be no container, image of ours, network, mount, environment folder,
+lease or helper process, and this process must have as many open files as before. Last, 100,000
 requests go through the server, whose memory must stay flat.
 """
 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from drawloom.errors import SandboxError
@@ -31,7 +34,10 @@ from drawloom.runtime.demo.tasks import BOX
 from drawloom.runtime.runtime import Runtime
 from drawloom.runtime.store import Store
 from drawloom.sandbox.base import Provider
+from drawloom.sandbox.daemon import PrivateDaemon, answers
+from drawloom.sandbox.images import build_box
 from drawloom.sandbox.pool import Pool
+from drawloom.sandbox.sweep import sweep
 
 _BATCH = 20
 
@@ -40,14 +46,15 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def provider(kind: str, docker: str | None) -> Provider:
+def provider(kind: str, docker: str | None, owner: str = "") -> Provider:
+    owner = owner or new_id("store")
     if kind == "process":
         from drawloom.sandbox.process import ProcessProvider
 
-        return ProcessProvider(new_id("store"))
+        return ProcessProvider(owner)
     from drawloom.sandbox.docker import DockerProvider
 
-    return DockerProvider(new_id("store"), docker)
+    return DockerProvider(owner, docker)
 
 
 async def cycles(count: int, kind: str, docker: str | None) -> None:
@@ -72,6 +79,67 @@ async def cycles(count: int, kind: str, docker: str | None) -> None:
     await pool.close()
     assert len(left) <= 8, f"{len(left)} environments beside the pool's"
     assert abs(files[-1] - files[0]) <= 5, f"open files went from {files[0]} to {files[-1]}"
+
+
+async def cycler(owner: str, kind: str, docker: str | None, log: Path) -> None:
+    """Claim, use, keep, fork and release until killed; a line in `log` for each that is through."""
+    made = provider(kind, docker, owner)
+    await sweep(made, ())
+    pool = Pool(made, limit=4)
+    pool.warm(BOX, 4)
+    numbers = itertools.count()
+
+    async def one() -> None:
+        for number in numbers:
+            claimed = await pool.claim(BOX, f"p{number}")
+            await claimed.box.sh(f"echo {number} > f")
+            if number % 20 == 0:
+                kept = await made.snapshot(claimed.box.id, new_id("snap"))
+                fork = await made.fork(BOX, kept.id, new_id("box"))
+                assert (await fork.sh("cat f")).text == f"{number}\n"
+                await fork.destroy()
+                await made.discard(kept.id)
+            await pool.release(f"p{number}")
+            with log.open("a") as lines:
+                lines.write(".\n")
+
+    await asyncio.gather(*(one() for _ in range(4)))
+
+
+def killed_cycles(
+    count: int, kind: str, docker: str | None, folder: Path, daemon: PrivateDaemon | None
+) -> int:
+    """Owners of one name, each killed after a while, until so many cycles are through. The engine
+    is restarted half way, under the one that runs; how many were killed."""
+    owner, log, rng, kills = new_id("store"), folder / "cycles", random.Random(7), 0
+    log.touch()
+    while (through := log.stat().st_size // 2) < count:
+        process = _start("--cycler", owner, kind, docker, "--log", str(log))
+        time.sleep(rng.uniform(2.0, 5.0))
+        if daemon is not None and through >= count // 2:
+            print("  the Docker engine is restarted", flush=True)
+            daemon.restart()
+            daemon = None
+        process.kill()
+        process.wait()
+        kills += 1
+    made = provider(kind, docker, owner)
+
+    async def rest() -> None:
+        await sweep(made, ())
+        assert (await made.owned(), await made.snapshots()) == ([], [])
+        await made.close()
+
+    asyncio.run(rest())
+    print(f"  {through} cycles, {kills} owners killed", flush=True)
+    return kills
+
+
+def _start(
+    role: str, name: str, kind: str, docker: str | None, *more: str
+) -> "subprocess.Popen[bytes]":
+    words = [sys.executable, __file__, role, name, "--sandbox", kind, *more]
+    return subprocess.Popen(words + (["--docker", docker] if docker else []))
 
 
 def memory() -> float:
@@ -150,18 +218,7 @@ def killed_batch(
     store = f"sqlite:///{folder}/{seed}.db"
     rng, kills = random.Random(seed), 0
     while True:
-        words = [
-            sys.executable,
-            __file__,
-            "--worker",
-            store,
-            "--sandbox",
-            kind,
-            "--seed",
-            str(seed),
-        ]
-        words += ["--docker", docker] if docker else []
-        process = subprocess.Popen(words)
+        process = _start("--worker", store, kind, docker, "--seed", str(seed))
         patience = rng.uniform(2.5, 5.5) if kills < 3 else 300.0
         try:
             code = process.wait(patience)
@@ -199,15 +256,48 @@ def left_behind(docker: str | None) -> list[object]:
     words += ["--docker", docker] if docker else []
     found: list[object] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
     helpers = subprocess.run(["pgrep", "-f", "drawloom/helper-"], capture_output=True, text=True)
-    return found + helpers.stdout.split()
+    return found + helpers.stdout.split() + _of_the_engine(docker)
+
+
+def _of_the_engine(url: str | None) -> list[str]:
+    """Containers, images, networks and mounts of a Docker engine, whoever made them."""
+    if not answers(url):
+        return []
+    import docker
+
+    client = docker.DockerClient(base_url=url) if url else docker.from_env()
+    found = [f"container {c['Id'][:12]}" for c in client.api.containers(all=True)]
+    found += [f"image {i['Id'][7:19]}" for i in client.api.images()]
+    found += [f"network {n['Name']}" for n in client.api.networks()]
+    client.close()
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    return found + sorted(m for m in mounts if "/overlay2/" in m or "docker/netns" in m)
+
+
+@contextlib.contextmanager
+def engine(kind: str) -> Iterator[tuple[str | None, PrivateDaemon | None]]:
+    """A Docker engine, and, where it is ours, the daemon that may be restarted."""
+    if kind == "docker" and not answers() and PrivateDaemon.possible():
+        daemon = PrivateDaemon()
+        with daemon as url:
+            build_box(url)
+            yield url, daemon
+    else:
+        with docker_engine(kind) as found:
+            yield found, None
 
 
 def soak(options: argparse.Namespace) -> None:
-    with docker_engine(options.sandbox) as url, tempfile.TemporaryDirectory() as folder:
+    with (
+        engine(options.sandbox) as (url, daemon),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         began, before = time.monotonic(), open_files()
         foreign = left_behind(url)
         print(f"{options.cycles} cycles of claim, exec and release on {options.sandbox}")
-        asyncio.run(cycles(options.cycles, options.sandbox, url))
+        half = options.cycles // 2
+        asyncio.run(cycles(half, options.sandbox, url))
+        owners = killed_cycles(half, options.sandbox, url, Path(folder), daemon)
         total: dict[str, int] = {}
         kills = 0
         print(f"{options.programs} programs, their owners killed at random")
@@ -225,7 +315,10 @@ def soak(options: argparse.Namespace) -> None:
         assert total.get("failed", 0) <= options.programs * 0.03, total
         assert sum(total.values()) == total["done"] + total.get("failed", 0) == options.programs
         assert kills >= options.programs // _BATCH, f"only {kills} kills: too slow to hit anything"
-        print(f"nothing left behind; {time.monotonic() - began:.0f} s, {kills} kills, {total}")
+        print(
+            f"nothing left behind; {time.monotonic() - began:.0f} s, "
+            f"{owners} + {kills} kills, {total}"
+        )
     if options.requests:
         print(f"{options.requests} requests to the server")
         asyncio.run(requests(options.requests))
@@ -239,11 +332,15 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--sandbox", default="docker", choices=["docker", "process"])
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--cycler", help=argparse.SUPPRESS)
+    parser.add_argument("--log", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--docker", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         asyncio.run(worker(options.worker, options.sandbox, options.docker, options.seed))
+    elif options.cycler:
+        asyncio.run(cycler(options.cycler, options.sandbox, options.docker, options.log))
     else:
         soak(options)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from drawloom.engine.sequence import SamplingParams
-    from drawloom.environments import Env, ExecResult, Sandbox
+    from drawloom.environments import Env, ExecResult, Sandbox, Service
     from drawloom.errors import (
         BudgetExceeded,
         DrawloomError,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from drawloom.runtime.run import Run
     from drawloom.runtime.runtime import Runtime
     from drawloom.tools.calls import ToolCall, ToolResult
+    from drawloom.tools.mcp import McpServer
     from drawloom.tools.tool import Tool, tool
 
 _HOMES = {
@@ -41,12 +42,14 @@ _HOMES = {
     "Env": "environments",
     "ExecResult": "environments",
     "Graph": "graph.declared",
+    "McpServer": "tools.mcp",
     "ReplayMismatch": "errors",
     "Run": "runtime.run",
     "Runtime": "runtime.runtime",
     "SamplingParams": "engine.sequence",
     "Sandbox": "environments",
     "SandboxError": "errors",
+    "Service": "environments",
     "TenantShare": "events",
     "Tool": "tools.tool",
     "ToolCall": "tools.calls",
@@ -86,12 +89,14 @@ __all__ = [
     "Env",
     "ExecResult",
     "Graph",
+    "McpServer",
     "ReplayMismatch",
     "Run",
     "Runtime",
     "SamplingParams",
     "Sandbox",
     "SandboxError",
+    "Service",
     "TenantShare",
     "Tool",
     "ToolCall",

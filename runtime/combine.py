@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from drawloom.errors import ConfigError
 from drawloom.runtime.chat import Chat
-from drawloom.runtime.program import Scope, _scope, running
+from drawloom.runtime.program import _scope, running
 
 T = TypeVar("T")
 
@@ -17,10 +17,11 @@ async def gather(*branches: Callable[[], Awaitable[T]]) -> list[T]:
     Each is given names of its own, so a resumed program finds its steps whatever order they ran
     in. The first failure cancels the rest.
     """
-    place = running().scope.next()
+    scope = running().scope
+    place = scope.next()
 
     async def one(index: int, branch: Callable[[], Awaitable[T]]) -> T:
-        _scope.set(Scope(f"{place}.{index}/"))
+        _scope.set(scope.branch(f"{place}.{index}"))
         return await branch()
 
     tasks: list[asyncio.Task[T]] = []
@@ -39,51 +40,70 @@ async def best_of(
     *,
     key: Callable[[T], Any],
     until: Callable[[T], bool] | None = None,
+    fork_env: bool = False,
 ) -> T:
     """Fork a chat `n` times, try in each, return the result with the greatest `key`.
 
     As soon as `until` holds for a result the others are cancelled, and what they held is free.
-    A branch that raises is out; when all do, the first error is raised.
+    A branch that raises is out; when all do, the first error is raised. With `fork_env` each branch
+    has environments of its own, that begin with the files of the program's as they are now; those
+    of the best become the program's. Raises `SandboxError` when they cannot be forked.
     """
     if n < 1:
         raise ConfigError(f"best_of({n}): at least one attempt")
-    place, branches = running().scope.next(), chat.fork(n)
+    program, scope = running(), running().scope
+    place, branches, owner = scope.next(), chat.fork(n), program.owner
+    scopes = [scope.branch(f"{place}.{i}", world=fork_env) for i in range(n)]
+    environments = program.live.environments
+    worlds = [f"{program.id}@{s.world}" for s in scopes] if fork_env else []
+    if fork_env:
+        await environments.fork(owner, worlds)
 
     async def one(index: int, branch: Chat) -> T:
-        _scope.set(Scope(f"{place}.{index}/"))
+        _scope.set(scopes[index])
         try:
             return await attempt(branch)
         finally:
             branch.close()
 
-    tasks = [asyncio.ensure_future(one(i, b)) for i, b in enumerate(branches)]
+    tasks = [asyncio.create_task(one(i, b)) for i, b in enumerate(branches)]
+    best: asyncio.Task[T] | None = None
     try:
-        return await _best(tasks, key, until)
+        best = await _best(tasks, key, until)
+        return best.result()
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if fork_env:
+            winner = worlds[tasks.index(best)] if best is not None else None
+            await asyncio.shield(environments.join(owner, worlds, winner))
 
 
 async def _best(
-    tasks: Sequence["asyncio.Future[T]"],
+    tasks: Sequence["asyncio.Task[T]"],
     key: Callable[[T], Any],
     until: Callable[[T], bool] | None,
-) -> T:
-    results: list[T] = []
+) -> "asyncio.Task[T]":
+    """The one with the best result."""
+    good: list[asyncio.Task[T]] = []
     errors: list[BaseException] = []
-    for finished in asyncio.as_completed(tasks):
-        try:
-            value = await finished
-        except Exception as error:
-            errors.append(error)
-            continue
-        if until is not None and until(value):
-            return value
-        results.append(value)
-    if not results:
+    left = set(tasks)
+    while left:
+        finished, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+        for task in sorted(finished, key=tasks.index):
+            if task.cancelled() or (error := task.exception()) is None:
+                task.result()  # a branch that was cancelled cancels all
+                if until is not None and until(task.result()):
+                    return task
+                good.append(task)
+            elif isinstance(error, Exception):
+                errors.append(error)
+            else:
+                raise error
+    if not good:
         raise errors[0]
-    return max(results, key=key)
+    return max(good, key=lambda task: key(task.result()))
 
 
 __all__ = ["best_of", "gather"]

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 from drawloom.environments import Env
-from drawloom.errors import SandboxDied, SandboxUnavailable
+from drawloom.errors import SandboxDied, SandboxError, SandboxUnavailable
 from drawloom.events import Event, HostState, HostUp
 from drawloom.runtime.store import LeaseRow, Store
 from drawloom.sandbox.aside import is_snapshot
@@ -61,7 +61,7 @@ class Environments:
     def holder(self, sandbox: str) -> str | None:
         """The program that has an environment."""
         owner = self.pool.holder(sandbox) if self.pool is not None else None
-        return owner.partition("/")[0] if owner is not None else None
+        return program_of(owner) if owner is not None else None
 
     def know(self, env: Env) -> None:
         """Declare an environment that programs may ask for."""
@@ -200,7 +200,9 @@ class Environments:
         await self._lease(self.pool, claimed, claimed.box.id)
         if claimed.box.touched:  # it was put aside; what it began from is no longer its own
             await self._store.retain(program, self.pool.holds(program))
-        self._note(program, "env.claimed", warm=claimed.lease.warm, sandbox=claimed.box.id)
+        self._note(
+            program_of(program), "env.claimed", warm=claimed.lease.warm, sandbox=claimed.box.id
+        )
         return claimed
 
     async def _lease(self, pool: Pool, claimed: Claimed, sandbox: str) -> None:
@@ -210,10 +212,15 @@ class Environments:
 
     async def release(self, program: str) -> None:
         """A program is over; nothing of it stays."""
-        tasks = self._cancel(program)
         self._fresh.pop(program, None)
         for key in [key for key in self._early if key[0] == program]:
             await self._end_fresh(self._early.pop(key))
+        for world in {key[0] for key in self._claims if program_of(key[0]) == program} - {program}:
+            await self._release(world)
+        await self._release(program)
+
+    async def _release(self, program: str) -> None:
+        tasks = self._cancel(program)
         self._stalled = {key for key in self._stalled if key[0] != program}
         self._away.discard(program)
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -226,6 +233,35 @@ class Environments:
         for task in tasks:
             task.cancel()
         return tasks
+
+    # --- branches -------------------------------------------------------------------------
+
+    async def fork(self, owner: str, worlds: Sequence[str]) -> None:
+        """Each of these worlds begins with the files of an owner's environments as they are now.
+        Raises `SandboxError` when they cannot be kept, or there may be no more environments."""
+        if self.pool is None:
+            return
+        if self.pool.most is not None:
+            raise SandboxError(
+                "best_of(fork_env=True) needs as many environments as there are branches: leave "
+                "out Runtime(containers=…), under which branches could wait for each other for ever"
+            )
+        await self.pool.fork(owner, worlds)
+
+    async def join(self, owner: str, worlds: Sequence[str], winner: str | None) -> None:
+        """The winner's environments become the owner's; those of the other worlds are destroyed."""
+        pool = self.pool
+        if pool is None:
+            return
+        if winner is not None and pool.holds(winner):
+            await self._store.hand_over(winner, owner, {key for _, key in pool.keys(winner)})
+            before = pool.hand_over(winner, owner)
+            for world, key in [k for k in self._claims if k[0] == winner]:
+                self._claims[owner, key] = self._claims.pop((world, key))
+            for claimed in before:
+                await pool.destroy(claimed)
+        for world in worlds:
+            await self._release(world)
 
     # --- put aside, taken over ------------------------------------------------------------
 
@@ -284,6 +320,11 @@ class Environments:
             await self._store.retain(program, self.pool.holds(program))
 
 
+def program_of(owner: str) -> str:
+    """The program that an owner of environments is, or is a branch (`@`) or a call (`/`) of."""
+    return owner.partition("@")[0].partition("/")[0]
+
+
 def _retrieve(task: "asyncio.Task[Claimed]") -> None:
     if not task.cancelled():
         task.exception()
@@ -293,4 +334,4 @@ async def _value(claimed: Claimed) -> Claimed:
     return claimed
 
 
-__all__ = ["Environments"]
+__all__ = ["Environments", "program_of"]

@@ -140,7 +140,10 @@ class LlmCall:
             tool = program.tool(piece.name)
             if tool is not None:
                 key = tool.env.key if tool.env else None
-                program.live.emit(ToolNamed(program.id, tool.name, key))
+                if key is not None and not tool.fresh and program.owner != program.id:
+                    program.live.environments.claim_early(key, program.owner)
+                else:
+                    program.live.emit(ToolNamed(program.id, tool.name, key))
         elif isinstance(piece, Closed):
             self.calls.append(piece.call)
             self.start_early(piece.call)

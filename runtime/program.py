@@ -24,14 +24,20 @@ _scope: ContextVar["Scope | None"] = ContextVar("drawloom_scope", default=None)
 @dataclass(slots=True)
 class Scope:
     """Where names are given out, in the order of the calls. Branches of a `gather` have their own,
-    so that what they are called does not depend on who runs first."""
+    so that what they are called does not depend on who runs first. A branch with a `world` has
+    environments of its own."""
 
     path: str = ""
     count: int = 0
+    world: str = ""
 
     def next(self) -> str:
         self.count += 1
         return f"{self.path}{self.count - 1}"
+
+    def branch(self, name: str, *, world: bool = False) -> "Scope":
+        """The scope of a branch."""
+        return Scope(f"{name}/", world=name.replace("/", ".") if world else self.world)
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +58,12 @@ class Program:
     @property
     def scope(self) -> Scope:
         return _scope.get() or self.root
+
+    @property
+    def owner(self) -> str:
+        """Whose environments this code uses: the program's, or those of a branch of it."""
+        world = self.scope.world
+        return f"{self.id}@{world}" if world else self.id
 
     def recorded(self, key: str, kind: str, name: str) -> StepRow | None:
         """The step that was recorded under this key. Raises `ReplayMismatch` if it is another."""

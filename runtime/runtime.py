@@ -26,6 +26,7 @@ from drawloom.runtime.agent import Agent
 from drawloom.runtime.budget import Account
 from drawloom.runtime.bus import EventBus, LocalBus
 from drawloom.runtime.doors import Doors
+from drawloom.runtime.environments import program_of
 from drawloom.runtime.live import Live
 from drawloom.runtime.opening import TINY, model_folder, open_engine, open_provider
 from drawloom.runtime.program import Program, current_program
@@ -213,7 +214,9 @@ class Runtime:
             adopted = await self._adopt(agent, id, replay)
         except SandboxError as error:
             await self.store.set_program(id, status="failed", error=str(error), ended=time.time())
-            await self.store.unlease(id)
+            for lease in await self.store.leases():
+                if program_of(lease.program) == id:
+                    await self.store.unlease(lease.program)
             raise
         arguments = row.arguments
         return self._launch(id, agent, arguments["args"], arguments["kwargs"], replay, adopted)
@@ -332,7 +335,7 @@ class Runtime:
             return
         wanted = set()
         for lease in await self.store.leases():
-            if (await self.store.program(lease.program)).open:
+            if (await self.store.program(program_of(lease.program))).open:
                 wanted.add(lease.sandbox)
             else:
                 await self.store.unlease(lease.program)
@@ -344,18 +347,18 @@ class Runtime:
 
         A call without a lease never began. Raises `SandboxError` when files are lost.
         """
-        leases = [row for row in await self.store.leases() if row.program == id]
+        leases = [row for row in await self.store.leases() if program_of(row.program) == id]
         if {row.env for row in leases} - {env.key for env in _lasting(agent)}:
             raise SandboxError(
                 f"program {id} cannot be resumed: it ran in an environment that its agent no "
                 "longer declares; its image, setup and limits must be as they were"
             )
-        for env in _lasting(agent):
-            rows = [row.sandbox for row in leases if row.env == env.key]
-            if rows:
-                await self.live.environments.adopt(env, id, rows)
-        if leases:
-            await self.live.environments.adopted(id)
+        for owner in {row.program for row in leases}:
+            for env in _lasting(agent):
+                rows = [r.sandbox for r in leases if (r.program, r.env) == (owner, env.key)]
+                if rows:
+                    await self.live.environments.adopt(env, owner, rows)
+            await self.live.environments.adopted(owner)
         names = {t.name for t in agent.tools if t.env is not None and not t.fresh}
         ran = [s for s in replay.values() if s.name in names and s.status == "done"]
         if not leases and any(s.detail.get("ok") for s in ran):

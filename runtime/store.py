@@ -298,6 +298,14 @@ class Store:
         gone = _leases.c.sandbox.not_in(sandboxes)
         await self._write(sa.delete(_leases).where(_leases.c.program == program, gone))
 
+    async def hand_over(self, branch: str, program: str, envs: set[str]) -> None:
+        """A branch's leases are the program's, whose own of the same environments are over."""
+        mine, theirs = _leases.c.program == program, _leases.c.program == branch
+        await self._write(
+            sa.delete(_leases).where(mine, _leases.c.env.in_(envs)),
+            sa.update(_leases).where(theirs).values(program=program),
+        )
+
     async def leases(self) -> list[LeaseRow]:
         return [LeaseRow(**row) for row in await self._read(sa.select(_leases))]
 

@@ -219,8 +219,9 @@ class ToolStep:
         environments = program.live.environments
         for _ in range(_HOSTS):
             asked = time.monotonic()
+            owner = program.id if tool.fresh else program.owner
             use = environments.fresh if tool.fresh else environments.use
-            claimed = await held.enter_async_context(use(tool.env, program.id))
+            claimed = await held.enter_async_context(use(tool.env, owner))
             self._wait += time.monotonic() - asked
             blank = not claimed.box.touched
             self._box = StepSandbox(claimed.box, f"{program.id}:{self.call.id}", tool.timeout)
@@ -235,7 +236,7 @@ class ToolStep:
                     raise
                 last = died
                 if not tool.fresh:
-                    await environments.replace(tool.env, program.id)
+                    await environments.replace(tool.env, program.owner)
         raise last
 
     async def _slotted(self) -> Any:

@@ -1,7 +1,8 @@
 """Environments that were put aside: their files are kept, their places are free."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 
 from drawloom.errors import DrawloomError, SandboxError
 from drawloom.ids import new_id
@@ -20,23 +21,30 @@ def is_snapshot(sandbox: str) -> bool:
     return sandbox.startswith(f"{_SNAPSHOT}-")
 
 
+def new_snapshot() -> str:
+    """A name for one."""
+    return new_id(_SNAPSHOT)
+
+
 class Aside:
     """Snapshots by program and environment key, of one provider.
 
     Attributes:
         kept: what a program's next claim begins from.
-        under: what a program's running environment began from; it goes when that does.
+        under: what a program's running environment began from; it goes when that does, or with the
+            last of those that share it.
     """
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
         self.kept: dict[Key, Snapshot] = {}
         self.under: dict[Key, str] = {}
+        self._shared: Counter[str] = Counter()
 
     async def put(self, key: Key, claimed: Claimed, kept: Kept) -> bool:
         """Keep the files of an environment; `kept` is awaited as soon as they are safe. False when
         they cannot be kept: then nothing has changed."""
-        name = new_id(_SNAPSHOT)
+        name = new_snapshot()
         try:
             snapshot = await self._provider.snapshot(claimed.box.id, name)
             await kept(claimed, snapshot)
@@ -46,6 +54,16 @@ class Aside:
             return False
         self.kept[key] = snapshot
         return True
+
+    def share(self, snapshot: Snapshot, keys: Sequence[Key]) -> None:
+        """Each of these begins from one snapshot, which goes with the last of them."""
+        self._shared[snapshot.id] += len(keys)
+        self.kept.update(dict.fromkeys(keys, snapshot))
+
+    def move(self, key: Key, to: Key) -> None:
+        """What a running environment began from is another program's now."""
+        if (snapshot := self.under.pop(key, None)) is not None:
+            self.under[to] = snapshot
 
     def restored(self, key: Key, snapshot: Snapshot) -> bool:
         """An environment began from a snapshot. False if its program has ended meanwhile."""
@@ -66,17 +84,23 @@ class Aside:
 
     async def close(self) -> None:
         """Forget everything."""
-        gone = [snapshot.id for snapshot in self.kept.values()] + list(self.under.values())
+        gone = {snapshot.id for snapshot in self.kept.values()} | set(self.under.values())
         self.kept.clear()
         self.under.clear()
+        self._shared.clear()
         for snapshot in gone:
             await self.forget(snapshot)
 
     async def forget(self, snapshot: str) -> None:
+        """One that begins from it is over; with the last one it is removed."""
+        if self._shared[snapshot] > 1:
+            self._shared[snapshot] -= 1
+            return
+        del self._shared[snapshot]
         try:
             await self._provider.discard(snapshot)
         except SandboxError as error:
             log.warning("snapshot %s could not be removed: %s", snapshot, error)
 
 
-__all__ = ["Aside", "Kept", "is_snapshot"]
+__all__ = ["Aside", "Kept", "is_snapshot", "new_snapshot"]

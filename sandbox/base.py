@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ class LiveSandbox(Verbs):
         self._id, self.env, self._wire = id, env, wire
         self._numbers = itertools.count()
         self.touched = False
+        self.setup_seconds = 0.0
 
     @property
     def id(self) -> str:
@@ -158,9 +160,11 @@ class LiveSandbox(Verbs):
         reply = self._check(await self._wire.call(head, name, timeout=60.0), path)
         return reply.data, reply.numbers[2]
 
-    async def ping(self) -> None:
-        """Show the helper that its owner lives. Raises `SandboxDied` if it does not answer."""
-        await self._wire.call(f"hello {self._unique('p')}", timeout=10.0)
+    async def ping(self) -> int:
+        """Show the helper that its owner lives; how many processes run there beside it. Raises
+        `SandboxDied` if it does not answer."""
+        reply = await self._wire.call(f"hello {self._unique('p')}", timeout=10.0)
+        return reply.numbers[1]
 
     def lose(self, reason: str) -> None:
         """It is not to be used any more; whoever waits, and whoever asks, is told why."""
@@ -305,12 +309,14 @@ def doors_of(provider: Provider, env: Env) -> Doors | None:
 
 async def set_up(box: LiveSandbox) -> None:
     """Run an environment's setup commands. Raises `SandboxError` with the output of a failure."""
+    began = time.monotonic()
     for command in box.env.setup:
         result = await box.sh(command, timeout=600.0)
         if result.code or result.timed_out:
             await box.destroy()
             raise SandboxError(f"setup {command!r} failed ({result.code}): {result.text[-500:]}")
     box.touched = False
+    box.setup_seconds = time.monotonic() - began
 
 
 __all__ = [

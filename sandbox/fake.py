@@ -32,8 +32,9 @@ class FakeSandbox(LiveSandbox):
         self.touched = True
         return ExecResult(0, b"", 0, 0.0)
 
-    async def ping(self) -> None:
+    async def ping(self) -> int:
         await self._wire.tell("hello")
+        return 0
 
     async def destroy(self) -> None:
         await self._provider.destroy(self.id)

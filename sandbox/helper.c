@@ -168,15 +168,16 @@ static void peek(const char *asked, struct job *j) {
 
 /* --- processes ---------------------------------------------------------------------------- */
 
-/* SIGKILL to everything we can reach by kinship; 0 when there was nobody. */
-static int kill_children(void) {
+/* Our children, orphans of commands among them; each gets the signal if there is one. */
+static int children(int signal) {
     char path[64], buffer[4096];
     snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
     int fd = open(path, O_RDONLY | O_CLOEXEC), found = 0;
     ssize_t n = fd < 0 ? 0 : read(fd, buffer, sizeof buffer - 1);
     if (fd >= 0) close(fd);
     buffer[n > 0 ? n : 0] = 0;
-    for (char *p = strtok(buffer, " "); p; p = strtok(NULL, " ")) kill(atoi(p), SIGKILL), found++;
+    for (char *p = strtok(buffer, " "); p; p = strtok(NULL, " "), found++)
+        if (signal) kill(atoi(p), signal);
     return found;
 }
 
@@ -184,7 +185,7 @@ static int kill_children(void) {
  * own the whole process namespace; elsewhere only our descendants (orphans come to us) are ours. */
 static void kill_everything(void) {
     for (int i = 0; i < 5000; i++) {
-        if (getpid() == 1 ? kill(-1, SIGKILL) && errno == ESRCH : !kill_children()) return;
+        if (getpid() == 1 ? kill(-1, SIGKILL) && errno == ESRCH : !children(SIGKILL)) return;
         while (waitpid(-1, NULL, WNOHANG) > 0) {
         }
         usleep(200);
@@ -434,7 +435,7 @@ static ssize_t serve(char *buffer, size_t size) {
     } else if (!strcmp(op, "write")) put(id, text, body + first, second, c != 0);
     else if (reads) get(id, text, a, op[0] == 'p' ? c : -1);
     else if (peeks && find(text)) peek(id, find(text));
-    else if (!strcmp(op, "hello")) reply(id, "ok", isolated, 0, 0, 0, 0);
+    else if (!strcmp(op, "hello")) reply(id, "ok", isolated, children(0) - (relay_pid > 0), 0, 0, 0);
     else if (!j) reply(id, "missing", 0, 0, 0, 0, 0);
     else if (!strcmp(op, "result")) {
         if (j->state == DONE) report(j); /* a running one reports when it ends */
@@ -544,13 +545,13 @@ int main(int argc, char **argv) {
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
     sigprocmask(SIG_BLOCK, &set, NULL);
-    int children = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    int ended = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     size_t size = 0, room = 1 << 16;
     char *buffer = malloc(room);
     long long heard = now_us();
     for (;;) {
         if (llm && relay_pid <= 0) start_relay(); /* at first, and after everything was killed */
-        struct pollfd polls[JOBS + 2] = {{0, POLLIN, 0}, {children, POLLIN, 0}};
+        struct pollfd polls[JOBS + 2] = {{0, POLLIN, 0}, {ended, POLLIN, 0}};
         int which[JOBS + 2], n = 2;
         long long now = now_us(), next = size ? heard + STALE_MS * 1000LL : now + 3600000000LL;
         if (ttl && heard + ttl * 1000000LL < next) next = heard + ttl * 1000000LL;
@@ -572,7 +573,7 @@ int main(int argc, char **argv) {
             }
         if (polls[1].revents) {
             struct signalfd_siginfo info;
-            while (read(children, &info, sizeof info) > 0) {
+            while (read(ended, &info, sizeof info) > 0) {
             }
             reap();
         }

@@ -11,20 +11,22 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from drawloom.environments import Env
 from drawloom.errors import DrawloomError, SandboxDied, SandboxError
 from drawloom.ids import new_id
 from drawloom.leases import EnvLease
-from drawloom.sandbox.aside import Aside, Kept, is_snapshot
+from drawloom.sandbox.aside import Aside, Kept, is_snapshot, new_snapshot
 from drawloom.sandbox.base import LiveSandbox, Provider, Snapshot
 from drawloom.sandbox.shelf import Claimed, PoolCounters, Shelf, Warm
 from drawloom.sandbox.watch import hold_quotas, keep_alive
 
 log = logging.getLogger("drawloom.sandbox")
 
+_SETUP_SECONDS = 1.0  # a snapshot takes 0.15 s and more, and its disk
 _MEMORY = 8  # of so many the latest are an environment's usual making time
 
 
@@ -166,6 +168,35 @@ class Pool:
         claimed = self._claimed[(program, env.key)] = Claimed(box, lease)
         return claimed
 
+    # --- branches -------------------------------------------------------------------------
+
+    async def fork(self, program: str, branches: Sequence[str]) -> None:
+        """Each branch's next claim begins with the files that a program's environments have now.
+        What was not touched is not kept: branches claim new ones. Raises `SandboxError`."""
+        if (parking := self._parking.get(program)) is not None:
+            await asyncio.shield(parking)
+        for key in [k for k in self._claimed if k[0] == program and self._claimed[k].box.touched]:
+            lacking = [b for b in branches if (b, key[1]) not in self._claimed]
+            if lacking:
+                snapshot = await self.provider.snapshot(self._claimed[key].box.id, new_snapshot())
+                self._aside.share(snapshot, [(branch, key[1]) for branch in lacking])
+
+    def hand_over(self, branch: str, program: str) -> list[Claimed]:
+        """A branch's environments are the program's from now on; what the program had instead, and
+        must be destroyed."""
+        before = []
+        for key in [k for k in self._claimed if k[0] == branch]:
+            mine, claimed = (program, key[1]), self._claimed.pop(key)
+            if (had := self._claimed.pop(mine, None)) is not None:
+                before.append(had)
+            self._claimed[mine] = Claimed(claimed.box, replace(claimed.lease, program=program))
+            self._aside.move(key, mine)
+        return before
+
+    async def destroy(self, claimed: Claimed) -> None:
+        """One that nobody has any more."""
+        await self._destroy(claimed.box)
+
     # --- put aside ------------------------------------------------------------------------
 
     def park(self, program: str, kept: Kept) -> "asyncio.Task[None]":
@@ -184,6 +215,10 @@ class Pool:
         """Who claimed an environment."""
         found = (c.lease.program for c in self._claimed.values() if c.box.id == sandbox)
         return next(found, None)
+
+    def keys(self, program: str) -> list[tuple[str, str]]:
+        """What a program has environments of."""
+        return [key for key in self._claimed if key[0] == program]
 
     def holds(self, program: str) -> set[str]:
         """The ids of a program's environments, and of the snapshots that it will go on from."""
@@ -238,6 +273,7 @@ class Pool:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._watchers, return_exceptions=True)
         boxes = self._boxes()
+        templates = [s.template for s in self._shelves.values() if s.template is not None]
         for shelf in self._shelves.values():
             for future in shelf.waiting:
                 future.cancel()
@@ -246,6 +282,8 @@ class Pool:
         self._claimed.clear()
         self._shelves.clear()
         await asyncio.gather(*(self._destroy(box) for box in boxes))
+        for template in templates:
+            await self._aside.forget(template)
         await self._aside.close()
         await self.provider.close()
 
@@ -370,9 +408,29 @@ class Pool:
         self._offer(shelf, Warm(box, now, took))
 
     async def _make(self, shelf: Shelf) -> LiveSandbox:
-        if shelf.snapshot is None:
-            return await self.provider.create(shelf.env, new_id("box"))
-        return await self.provider.fork(shelf.env, shelf.snapshot, new_id("box"))
+        if shelf.snapshot is not None:
+            return await self.provider.fork(shelf.env, shelf.snapshot, new_id("box"))
+        if shelf.template is not None:
+            try:
+                return await self.provider.fork(shelf.env, shelf.template, new_id("box"))
+            except SandboxDied:  # somebody removed it
+                shelf.template = None
+        box = await self.provider.create(shelf.env, new_id("box"))
+        if box.setup_seconds >= _SETUP_SECONDS and not shelf.keeping:
+            await self._keep(shelf, box)
+        return box
+
+    async def _keep(self, shelf: Shelf, box: LiveSandbox) -> None:
+        """Set up once: the next ones begin from what this one is, before anybody has it. Processes
+        are not kept, so one whose setup left some running is no template."""
+        shelf.keeping = True
+        name = new_snapshot()
+        try:
+            if not await box.ping():
+                shelf.template = (await self.provider.snapshot(box.id, name)).id
+        except SandboxError as error:
+            log.warning("environments of %s are each set up anew: %s", shelf.env.image, error)
+            await self._aside.forget(name)
 
     def _offer(self, shelf: Shelf, warm: Warm) -> None:
         while shelf.waiting:

@@ -37,10 +37,13 @@ class Warm:
 @dataclass(slots=True)
 class Shelf:
     """The environments of one key; or the one of a program that comes back from a snapshot. `cold`
-    is what making one took lately, in seconds."""
+    is what making one took lately, in seconds. `template` is a snapshot of one that was set up,
+    which the next begin from; `keeping`: one is being made of the first, or there will be none."""
 
     env: Env
     snapshot: str | None = None
+    template: str | None = None
+    keeping: bool = False
     target: int = 0
     warm: deque[Warm] = field(default_factory=deque)
     creating: int = 0

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from drawloom.errors import ConfigError, DrawloomError, SandboxUnavailable, StoreError
 from drawloom.runtime.cli import show
+from drawloom.runtime.environments import program_of
 from drawloom.runtime.store import Store
 from drawloom.sandbox.base import KEPT, LABEL, Provider
 from drawloom.sandbox.daemon import answers
@@ -66,7 +67,7 @@ async def _collect(url: str, docker: str | None) -> list[str]:
         wanted = {
             lease.sandbox
             for lease in await store.leases()
-            if (await store.program(lease.program)).open
+            if (await store.program(program_of(lease.program))).open
         }
         removed = []
         for provider in _providers(store.id, docker):

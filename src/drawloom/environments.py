@@ -32,7 +32,8 @@ class Env:
 
     Args:
         image: the image that tools of this environment run in.
-        setup: shell commands run once in a new environment before it counts as ready.
+        setup: shell commands run in a new environment before it counts as ready. Where they take
+            long and leave no process running they run once, and others begin with the files.
         cpus: CPU cores, as a quota.
         memory: memory limit; swap is never added.
         disk: most bytes that it may have written; beyond that it is ended. Looked at every few

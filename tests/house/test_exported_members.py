@@ -5,7 +5,8 @@ import drawloom
 PUBLIC = [
     "Agent", "Budget", "BudgetExceeded", "Chat", "DrawloomError", "EngineError", "Env",
     "ExecResult", "Graph", "McpServer", "ReplayMismatch", "Run", "Runtime", "SamplingParams",
-    "Sandbox", "SandboxError", "Service", "TenantShare", "Tool", "ToolCall", "ToolError", "ToolResult", "Turn", "agent",
+    "Sandbox", "SandboxError", "Service", "TenantShare", "Tool", "ToolCall", "ToolError",
+    "ToolResult", "Turn", "agent",
     "best_of", "gather", "graph_agent", "tool",
 ]  # fmt: skip
 

@@ -1,6 +1,6 @@
 """An agent that tests kill in the middle: it writes a file, thinks, works slowly, and reads."""
 
-from drawloom import Chat, Env, Sandbox, agent, tool
+from drawloom import Chat, Env, Sandbox, agent, best_of, tool
 from drawloom.runtime.demo import tasks
 
 BOX = Env("drawloom/box:1", memory="64m", pids=64)
@@ -54,6 +54,21 @@ async def work(again: bool = False) -> dict[str, str]:
         "slow": await (slow_or_again() if again else slow()),
         "log": await get(),
     }
+
+
+@agent(system=tasks.SYSTEM, tools=[put, slow, slow_or_again, get])
+async def branches(again: bool = False) -> tuple[str, str]:
+    await put("base")
+    numbers = iter(range(2))
+
+    async def attempt(branch: Chat) -> str:
+        await put(f"branch{next(numbers)}")
+        await (slow_or_again() if again else slow())
+        return await get()
+
+    best = await best_of(2, attempt, Chat().user("x"), key=str, fork_env=True)
+    await put("after")
+    return best, await get()
 
 
 @agent(tools=[ring])

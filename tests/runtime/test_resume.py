@@ -98,6 +98,21 @@ def test_a_killed_program_finds_its_files_and_repeats_nothing(machine: Machine) 
     assert box[0][0] not in [found["id"] for found in listed]
 
 
+def test_a_killed_program_goes_on_in_each_branch_s_own_files(machine: Machine) -> None:
+    again = str(machine.sandbox == "process")
+    slow = "from steps where name like 'slow%' and status='intent'"
+    both = f"select 1 where (select count(*) {slow}) = 2"
+    program = machine.kill_when(both, "run", f"{AGENT}:branches", "--again", again)
+    owners = {row[0] for row in machine.rows("select program from leases")}
+    assert len(owners) == 3 and program in owners
+    done = machine.call("resume", program, "--json")
+    assert done.returncode == 0, done.stderr
+    best, after = json.loads(done.stdout)["result"]
+    assert best == "base\nbranch1\nslow\n"
+    assert after == best + "after\n"
+    assert machine.rows("select sandbox from leases") == []
+
+
 def test_what_may_have_happened_outside_is_reported_and_not_repeated(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "none", None)
     program = machine.kill_when("select * from steps", "run", f"{AGENT}:alarm")

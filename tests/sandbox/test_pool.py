@@ -8,8 +8,10 @@ import pytest
 
 from drawloom.environments import Env
 from drawloom.errors import ImageNotFound, SandboxError, StoreError
-from drawloom.sandbox.base import Snapshot
+from drawloom.ids import new_id
+from drawloom.sandbox.base import LiveSandbox, Provider, Snapshot
 from drawloom.sandbox.fake import FakeProvider
+from drawloom.sandbox.images import BOX
 from drawloom.sandbox.pool import Claimed, Pool
 
 ENV = Env("box")
@@ -385,3 +387,81 @@ async def test_the_limit_holds_whatever_comes_and_goes(small: Pool, seed: int) -
 
 async def _use(pool: Pool, env: Env, program: str, touch: bool) -> None:
     (await pool.claim(env, program)).box.touched = touch
+
+
+# --- set up once --------------------------------------------------------------------------
+
+
+class Slow(Gated):
+    """Setting up takes long; what is left running is `running`."""
+
+    running = 0
+
+    async def create(self, env: Env, id: str) -> LiveSandbox:
+        box = await super().create(env, id)
+        box.setup_seconds = 2.0
+        box.ping = self._ping  # type: ignore[method-assign]
+        return box
+
+    async def _ping(self) -> int:
+        return self.running
+
+
+async def test_a_long_setup_is_done_once_and_kept_until_the_pool_closes() -> None:
+    provider = Slow()
+    pool = Pool(provider, limit=3)
+    first = await pool.claim(ENV, "p")
+    pool.warm(ENV, 3)
+    await _settle()
+    assert len(provider.forked) == 3
+    assert first.box.id not in {box for _, box in provider.forked}
+    assert len(provider.kept) == 1
+    await pool.release("p")
+    assert len(provider.kept) == 1
+    await pool.close()
+    assert (provider.live, provider.kept) == ({}, {})
+
+
+async def test_a_setup_that_leaves_processes_is_done_each_time() -> None:
+    provider = Slow()
+    provider.running = 1
+    pool = Pool(provider, limit=3)
+    pool.warm(ENV, 2)
+    await _settle()
+    await pool.claim(ENV, "p")
+    await _settle()
+    assert (provider.forked, provider.kept) == ([], {})
+    await pool.close()
+
+
+async def test_a_template_that_somebody_removed_is_made_again() -> None:
+    provider = Slow()
+    pool = Pool(provider, limit=3)
+    await pool.claim(ENV, "p")
+    provider.kept.clear()
+    assert (await pool.claim(ENV, "q")).box.id in provider.live
+    assert provider.forked == []
+    await pool.close()
+
+
+@pytest.mark.parametrize("kind", ["process", pytest.param("docker", marks=pytest.mark.docker)])
+@pytest.mark.parametrize(("more", "alike"), [("", True), ("; (sleep 60 &)", False)])
+async def test_what_was_set_up_once_is_alike_in_all(
+    kind: str, more: str, alike: bool, request: pytest.FixtureRequest
+) -> None:
+    from drawloom.sandbox.docker import DockerProvider
+    from drawloom.sandbox.process import ProcessProvider
+
+    owner = new_id("store")
+    provider: Provider = (
+        ProcessProvider(owner)
+        if kind == "process"
+        else DockerProvider(owner, request.getfixturevalue("docker_url"))
+    )
+    env = Env(BOX, setup=(f"sleep 1; head -c 9 /dev/urandom | od > random{more}",))
+    pool = Pool(provider)
+    first = await pool.claim(env, "p")
+    second = await pool.claim(env, "q")
+    same = await first.box.read("random") == await second.box.read("random")
+    assert same == alike
+    await pool.close()

@@ -97,10 +97,15 @@ class Aside:
             self._shared[snapshot] -= 1
             return
         del self._shared[snapshot]
-        try:
-            await self._provider.discard(snapshot)
-        except SandboxError as error:
-            log.warning("snapshot %s could not be removed: %s", snapshot, error)
+        await remove(self._provider, snapshot)
 
 
-__all__ = ["Aside", "Kept", "is_snapshot", "new_snapshot"]
+async def remove(provider: Provider, snapshot: str) -> None:
+    """Nobody needs a snapshot any more; what a host refuses is swept another time."""
+    try:
+        await provider.discard(snapshot)
+    except SandboxError as error:
+        log.warning("snapshot %s could not be removed: %s", snapshot, error)
+
+
+__all__ = ["Aside", "Kept", "is_snapshot", "new_snapshot", "remove"]

@@ -30,6 +30,14 @@ class OwnedSandbox:
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """The file system that a host's environments are on, in bytes."""
+
+    free: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The files of an environment as they were: what `fork` begins with. `size` in bytes, of what
     was written since the image."""
@@ -260,6 +268,10 @@ class Provider(Protocol):
         """The names of the images on the host; None where environments are not made of them."""
         ...
 
+    async def disk(self) -> Disk | None:
+        """What is left for environments; None where that is not known."""
+        ...
+
     async def written(self) -> dict[str, int]:
         """Bytes that each environment of this owner has written and not removed, by its id."""
         ...
@@ -307,6 +319,15 @@ def doors_of(provider: Provider, env: Env) -> Doors | None:
     return provider.doors
 
 
+def disk_at(folder: Path) -> Disk | None:
+    """Of the file system that a folder of this host is on; None if it is not here."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return None
+    return Disk(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
+
+
 async def set_up(box: LiveSandbox) -> None:
     """Run an environment's setup commands. Raises `SandboxError` with the output of a failure."""
     began = time.monotonic()
@@ -320,6 +341,6 @@ async def set_up(box: LiveSandbox) -> None:
 
 
 __all__ = [
-    "KEPT", "LABEL", "MAX_SNAPSHOT", "WORK", "Doors", "LiveSandbox", "OwnedSandbox", "Provider",
-    "Snapshot", "doors_of", "set_up", "too_large",
+    "KEPT", "LABEL", "MAX_SNAPSHOT", "WORK", "Disk", "Doors", "LiveSandbox", "OwnedSandbox",
+    "Provider", "Snapshot", "disk_at", "doors_of", "set_up", "too_large",
 ]  # fmt: skip

@@ -31,10 +31,12 @@ from drawloom.sandbox.base import (
     LABEL,
     MAX_SNAPSHOT,
     WORK,
+    Disk,
     Doors,
     LiveSandbox,
     OwnedSandbox,
     Snapshot,
+    disk_at,
     doors_of,
     set_up,
     too_large,
@@ -124,6 +126,7 @@ class DockerProvider:
             )
             about = self._client.info()
             self.host = str(about["Name"])
+            self._root = Path(about["DockerRootDir"])
             own = seccomp(str(about["Architecture"]))
             self._security = ["no-new-privileges", *([f"seccomp={own}"] if own else [])]
         except (DockerException, RequestException) as error:
@@ -250,6 +253,9 @@ class DockerProvider:
         names = {tag for row in found for tag in row.get("RepoTags") or ()}
         latest = {tag.removesuffix(":latest") for tag in names}
         return sorted(t for t in names | latest if t != "<none>:<none>" and not t.startswith(KEPT))
+
+    async def disk(self) -> Disk | None:
+        return disk_at(self._root)
 
     async def written(self) -> dict[str, int]:
         filters: dict[str, str | list[str] | bool] = {"label": f"{LABEL}.owner={self._owner}"}

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from drawloom.environments import Env, ExecResult
 from drawloom.errors import SandboxDied
-from drawloom.sandbox.base import Doors, LiveSandbox, OwnedSandbox, Snapshot
+from drawloom.sandbox.base import Disk, Doors, LiveSandbox, OwnedSandbox, Snapshot
 from drawloom.sandbox.wire import Wire
 
 
@@ -53,11 +53,13 @@ class FakeProvider:
         kept: the snapshots that exist.
         forked: which snapshots became which environments.
         made: how many there were.
+        space: what it says of its disk.
         there: how many exist or are being made; `most`: the largest that this was.
     """
 
     name, host, keeps_running = "fake", "here", False
     doors: Doors | None = None
+    space: Disk | None = None
 
     def __init__(
         self, make: Callable[[Env], Awaitable[None]] | None = None, *, starts: int = 10_000
@@ -99,6 +101,9 @@ class FakeProvider:
 
     async def images(self) -> list[str] | None:
         return None
+
+    async def disk(self) -> Disk | None:
+        return self.space
 
     async def written(self) -> dict[str, int]:
         return dict.fromkeys(self.live, 0)

@@ -24,10 +24,12 @@ from drawloom.environments import Env, parse_size
 from drawloom.errors import SandboxDied, SandboxError
 from drawloom.sandbox.base import (
     MAX_SNAPSHOT,
+    Disk,
     Doors,
     LiveSandbox,
     OwnedSandbox,
     Snapshot,
+    disk_at,
     doors_of,
     set_up,
     too_large,
@@ -128,6 +130,9 @@ class ProcessProvider:
 
     async def images(self) -> list[str] | None:
         return None
+
+    async def disk(self) -> Disk | None:
+        return disk_at(self._base.parent)
 
     async def written(self) -> dict[str, int]:
         folders = [path.parent for path in self._base.glob("*/about.json")]

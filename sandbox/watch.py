@@ -1,5 +1,5 @@
-"""What is looked after while environments live: that their helpers hear from us, and that none
-writes more than it may."""
+"""What is looked after while environments live: that their helpers hear from us, that none writes
+more than it may, and that their host's disk does not run full."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from drawloom.environments import parse_size
 from drawloom.errors import SandboxError
-from drawloom.sandbox.base import LiveSandbox, Provider
+from drawloom.sandbox.base import Disk, LiveSandbox, Provider
 
 log = logging.getLogger("drawloom.sandbox")
 
@@ -38,6 +38,30 @@ async def hold_quotas(provider: Provider, boxes: Boxes, every: float = _DISK_SEC
         await asyncio.gather(*(_end(box, written[box.id]) for box in over))
 
 
+async def watch_disk(
+    provider: Provider, tell: Callable[[str, bool], None], every: float = _DISK_SECONDS
+) -> None:
+    """Say when a host runs out of disk: `tell` hears why, and whether nothing may be made any more
+    or only nothing ahead of demand; an empty reason when there is room again."""
+    said = ("", False)
+    while True:
+        disk = await provider.disk()
+        now = ("", False) if disk is None else _short(disk, provider.host)
+        if now != said:
+            said = now
+            tell(*now)
+        await asyncio.sleep(every)
+
+
+def _short(disk: Disk, host: str) -> tuple[str, bool]:
+    """Both a share and a number: a tenth of a large disk is plenty, of a small one it is not."""
+    for share, least, refuse in ((0.05, 5 << 30, True), (0.10, 20 << 30, False)):
+        if disk.free < share * disk.total and disk.free < least:
+            left = f"{100 * share:.0f} % and {least >> 30} GiB"
+            return f"less than {left} of the disk of {host} are free: drawloom sandbox gc", refuse
+    return "", False
+
+
 async def _end(box: LiveSandbox, written: int) -> None:
     reason = f"it wrote {written >> 20:,} MiB and may write {box.env.disk}: Env(disk=…)"
     log.warning("environment %s is ended: %s", box.id, reason)
@@ -48,4 +72,4 @@ async def _end(box: LiveSandbox, written: int) -> None:
         log.warning("environment %s could not be removed: %s", box.id, error)
 
 
-__all__ = ["hold_quotas", "keep_alive"]
+__all__ = ["hold_quotas", "keep_alive", "watch_disk"]

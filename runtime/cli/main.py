@@ -320,6 +320,18 @@ def gc(
 
 
 @sandbox_app.command
+def shell(id: str, *, docker: str | None = None) -> int:
+    """Open a shell in an environment that lives on this host, beside whoever uses it.
+
+    Args:
+        id: as `drawloom sandbox ls` has it.
+    """
+    from drawloom.runtime.cli import sandboxes
+
+    return sandboxes.shell(id, docker)
+
+
+@sandbox_app.command
 def host(
     *,
     broker: str,

@@ -1,6 +1,9 @@
-"""Commands over tool environments: ls, gc, host."""
+"""Commands over tool environments: ls, gc, shell, host."""
 
 import asyncio
+import contextlib
+import os
+import shlex
 import shutil
 import signal
 import socket
@@ -13,7 +16,13 @@ from typing import Any
 
 from rich.table import Table
 
-from drawloom.errors import ConfigError, DrawloomError, SandboxUnavailable, StoreError
+from drawloom.errors import (
+    ConfigError,
+    DrawloomError,
+    SandboxError,
+    SandboxUnavailable,
+    StoreError,
+)
 from drawloom.runtime.cli import show
 from drawloom.runtime.environments import program_of
 from drawloom.runtime.store import Store
@@ -102,6 +111,40 @@ def _remove_all(docker: str | None) -> list[str]:
     return removed
 
 
+def shell(id: str, docker: str | None) -> int:
+    """Become a shell in an environment. Raises `SandboxError` when there is none of this id."""
+    for box in _containers(docker):
+        if box["id"] == id and box["kind"] == "docker":
+            where = ["-H", docker] if docker else []
+            return _become(["docker", *where, "exec", "-it", f"{LABEL}-{id}", "/bin/sh"])
+    for box in _folders():
+        if box["id"] == id and box["kind"] == "process":
+            work = f"{box['path']}/work"
+            pid = _inside(work)
+            command = ["nsenter", "-t", str(pid), "-U", "-m", "-p", "-n", "-i", "-u"]
+            enter = f"cd {shlex.quote(work)} && exec /bin/sh -i"
+            return _become([*command, "--preserve-credentials", "/bin/sh", "-c", enter])
+    raise SandboxError(f"there is no environment {id} on this host: see drawloom sandbox ls")
+
+
+def _become(command: list[str]) -> int:
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        raise SandboxError(f"{command[0]} cannot be started: {error.strerror}") from None
+
+
+def _inside(work: str) -> int:
+    """The first process of an environment's own namespaces: its helper's child."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if work.encode() in words and b"--isolate" in words:
+                children = (folder / "task" / folder.name / "children").read_text().split()
+                return int(children[0]) if children else int(folder.name)
+    raise SandboxError(f"nothing runs in {work}: its owner is gone")
+
+
 async def host(broker: str, docker: str | None, options: HostOptions) -> int:
     """Until it is interrupted or terminated; then everything that it ran is ended."""
     from drawloom.sandbox.remote.broker import Broker
@@ -185,4 +228,4 @@ def _folders() -> list[dict[str, Any]]:
     return found
 
 
-__all__ = ["HostOptions", "gc", "host", "ls"]
+__all__ = ["HostOptions", "gc", "host", "ls", "shell"]

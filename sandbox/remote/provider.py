@@ -22,7 +22,7 @@ from drawloom import errors
 from drawloom.environments import Env
 from drawloom.errors import ImageNotFound, SandboxDied, SandboxError, SandboxUnavailable
 from drawloom.ids import new_id
-from drawloom.sandbox.base import Doors, LiveSandbox, OwnedSandbox, Snapshot
+from drawloom.sandbox.base import Disk, Doors, LiveSandbox, OwnedSandbox, Snapshot
 from drawloom.sandbox.remote.broker import Broker, Link, NotConnected, payload
 from drawloom.sandbox.remote.host import LEASE, silence
 from drawloom.sandbox.remote.messages import (
@@ -477,6 +477,9 @@ class RemoteProvider:
     async def images(self) -> list[str] | None:
         known = [status.images for _, status in self.hosts()]
         return None if None in known else sorted({i for images in known for i in images or ()})
+
+    async def disk(self) -> Disk | None:
+        return None
 
     async def written(self) -> dict[str, int]:
         found = await self._everywhere("written")

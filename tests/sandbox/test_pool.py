@@ -9,10 +9,11 @@ import pytest
 from drawloom.environments import Env
 from drawloom.errors import ImageNotFound, SandboxError, StoreError
 from drawloom.ids import new_id
-from drawloom.sandbox.base import LiveSandbox, Provider, Snapshot
+from drawloom.sandbox.base import Disk, LiveSandbox, Provider, Snapshot
 from drawloom.sandbox.fake import FakeProvider
 from drawloom.sandbox.images import BOX
 from drawloom.sandbox.pool import Claimed, Pool
+from drawloom.sandbox.watch import watch_disk
 
 ENV = Env("box")
 
@@ -387,6 +388,36 @@ async def test_the_limit_holds_whatever_comes_and_goes(small: Pool, seed: int) -
 
 async def _use(pool: Pool, env: Env, program: str, touch: bool) -> None:
     (await pool.claim(env, program)).box.touched = touch
+
+
+async def test_on_a_full_disk_nothing_is_kept_ready_then_nothing_is_made(
+    pool: Pool, provider: Gated
+) -> None:
+    gib = 1 << 30
+    told: list[tuple[str, bool]] = []
+    watch = asyncio.create_task(watch_disk(provider, lambda *said: told.append(said), every=0))
+    pool.warm(ENV, 2)
+    await _settle()
+    for free, total, full, refuses in (
+        (30 * gib, 1000 * gib, False, False),  # three percent, and yet plenty
+        (15 * gib, 200 * gib, True, False),
+        (4 * gib, 200 * gib, True, True),
+        (1 * gib, 8 * gib, False, False),  # an eighth of a small one
+        (12 * gib, 200 * gib, True, False),
+    ):
+        provider.space = Disk(free, total)
+        await _settle()
+        short, refused = told[-1] if told else ("", False)
+        assert (bool(short), refused) == (full, refuses)
+        pool._disk(short, refused)
+        await _settle()
+        assert pool.counts(ENV.key)[0] == (0 if full else 2)
+        if refuses:
+            with pytest.raises(SandboxError, match=r"5 % and 5 GiB.*sandbox gc"):
+                await pool.claim(ENV, "p")
+    assert (await pool.claim(ENV, "p")).box.id in provider.live
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
 
 
 # --- set up once --------------------------------------------------------------------------

@@ -32,7 +32,8 @@ class StepSandbox(Verbs):
     their results instead of running them twice. Implements `Sandbox`."""
 
     def __init__(self, box: LiveSandbox, step: str, timeout: float | None) -> None:
-        self._box, self._timeout = box, timeout
+        self._box, self._timeout, self._name = box, timeout, step
+        self._others: dict[str, StepSandbox] = {}
         self._step = hashlib.blake2b(step.encode(), digest_size=12).hexdigest()
         self.keys: list[str] = []
 
@@ -57,6 +58,12 @@ class StepSandbox(Verbs):
         except asyncio.CancelledError:
             await asyncio.shield(self._box.cancel(key))
             raise
+
+    def beside(self, name: str) -> "StepSandbox":
+        if name not in self._others:
+            other = self._box.beside(name)
+            self._others[name] = StepSandbox(other, f"{self._name}@{name}", self._timeout)
+        return self._others[name]
 
     async def launch(self, key: str, *argv: str) -> None:
         await self._box.launch(key, *argv)
@@ -87,6 +94,8 @@ class StepSandbox(Verbs):
         if self._box.alive:
             for key in self.keys:
                 await self._box.ack(key)
+        for other in self._others.values():
+            await other.forget()
 
 
 async def run_call(

@@ -59,6 +59,7 @@ class LiveSandbox(Verbs):
         self._numbers = itertools.count()
         self.touched = False
         self.setup_seconds = 0.0
+        self.others: dict[str, LiveSandbox] = {}
 
     @property
     def id(self) -> str:
@@ -148,6 +149,14 @@ class LiveSandbox(Verbs):
     async def write(self, path: str, data: bytes) -> None:
         for at in range(0, max(1, len(data)), PIECE):
             await self.append(path, data[at : at + PIECE], whole=at == 0)
+
+    def beside(self, name: str) -> "LiveSandbox":
+        if name not in self.others:
+            known = ", ".join(self.others) or "none"
+            raise SandboxError(
+                f"nothing is beside {self.id} by the name {name!r}; there is {known}"
+            )
+        return self.others[name]
 
     async def append(self, path: str, data: bytes, *, whole: bool = False) -> None:
         """Add to a file's end; or make `data` the whole file."""

@@ -50,6 +50,7 @@ from drawloom.sandbox.wire import Wire
 T = TypeVar("T")
 
 _HELPER = "/.drawloom/helper"
+_BESIDE = f"{LABEL}-beside"
 _DOOR, _SOCKET = "/.drawloom/door", "model"
 _CREATES = 4  # the daemon serialises starts: more in flight only wait longer (§2.3)
 _ADOPT_SECONDS = 600
@@ -83,6 +84,11 @@ class DockerSandbox(LiveSandbox):
         except OSError as error:
             self._wire.end(str(error))
         self._wire.end("its container ended")
+
+    async def ping(self) -> int:
+        for other in self.others.values():
+            await other.ping()
+        return await super().ping()
 
     async def detach(self) -> None:
         """Let go of the container without ending it."""
@@ -133,21 +139,41 @@ class DockerProvider:
             raise SandboxUnavailable(f"the Docker engine refuses: {error}") from None
 
     async def create(self, env: Env, id: str) -> LiveSandbox:
-        box = await self._make(env, id, env.image)
+        box = await self._with_others(env, id, env.image)
         await set_up(box)
         return box
 
-    async def fork(self, env: Env, snapshot: str, id: str) -> LiveSandbox:
+    async def _with_others(self, env: Env, id: str, image: str) -> LiveSandbox:
+        """What is beside it comes first: the first of these has the loopback of all."""
+        others: dict[str, LiveSandbox] = {}
         try:
-            return await self._make(env, id, f"{KEPT}:{snapshot}")
+            for name, other in env.beside:
+                others[name] = await self._make(other, f"{id}.{name}", other.image, pod=(id, env))
+                await set_up(others[name])
+            box = await self._make(env, id, image)
+        except (SandboxError, asyncio.CancelledError):
+            if others:
+                await asyncio.shield(self.destroy(id))
+            raise
+        box.others = others
+        return box
+
+    async def fork(self, env: Env, snapshot: str, id: str) -> LiveSandbox:
+        """What is beside it begins anew."""
+        try:
+            return await self._with_others(env, id, f"{KEPT}:{snapshot}")
         except errors.ImageNotFound:
             raise SandboxDied(f"snapshot {snapshot} is gone, and its files with it") from None
 
-    async def _make(self, env: Env, id: str, image: str) -> LiveSandbox:
+    async def _make(
+        self, env: Env, id: str, image: str, pod: tuple[str, Env] | None = None
+    ) -> LiveSandbox:
         if (doors := doors_of(self, env)) is not None:
             await doors.open(id, self._door(id) / _SOCKET)
         async with self._creates:
-            starting = asyncio.ensure_future(self._call(lambda: self._start(env, id, image), env))
+            starting = asyncio.ensure_future(
+                self._call(lambda: self._start(env, id, image, pod), env)
+            )
             try:
                 box = await self._open(env, id, await asyncio.shield(starting))
             except (SandboxError, asyncio.CancelledError):
@@ -176,7 +202,10 @@ class DockerProvider:
             sock = await self._call(lambda: self._attach(self._container(id)), env)
         except SandboxError as error:
             raise SandboxDied(f"environment {id} is gone, and its files with it: {error}") from None
-        return await self._open(env, id, sock)
+        box = await self._open(env, id, sock)
+        for name, other in env.beside:
+            box.others[name] = await self.adopt(other, f"{id}.{name}")
+        return box
 
     async def _open(self, env: Env, id: str, sock: socket.socket) -> DockerSandbox:
         box = DockerSandbox(id, env, self, sock)
@@ -188,7 +217,7 @@ class DockerProvider:
         self._live[id] = box
         return box
 
-    def _start(self, env: Env, id: str, image: str) -> socket.socket:
+    def _start(self, env: Env, id: str, image: str, pod: tuple[str, Env] | None) -> socket.socket:
         command = [_HELPER, "--ttl", str(int(self._ttl)), "--dir", WORK]
         memory, disk = parse_size(env.memory), parse_size(env.disk)
         more = PROFILES[env.profile].options(env, WORK)
@@ -198,13 +227,23 @@ class DockerProvider:
             command += ["--llm", f"{_DOOR}/{_SOCKET}"]
         if env.runtime:
             more["runtime"] = env.runtime
+        of, whole = pod or (id, env)
+        first = f"{LABEL}-{of}.{whole.beside[0][0]}" if whole.beside else ""
+        if first == f"{LABEL}-{id}":
+            more["extra_hosts"] = {name: "127.0.0.1" for name, _ in whole.beside}
         container = self._client.containers.create(
             image,
             entrypoint=command,
             name=f"{LABEL}-{id}",
-            labels=self._labels(LABEL, id, env.key),
+            labels=self._labels(LABEL if pod is None else _BESIDE, of, env.key),
             volumes=volumes,
-            network_mode="bridge" if env.network else "none",
+            network_mode=(
+                "bridge"
+                if env.network
+                else f"container:{first}"
+                if first not in ("", f"{LABEL}-{id}")
+                else "none"
+            ),
             cap_drop=["ALL"],
             security_opt=self._security,
             mem_limit=memory,
@@ -261,7 +300,11 @@ class DockerProvider:
         filters: dict[str, str | list[str] | bool] = {"label": f"{LABEL}.owner={self._owner}"}
         listed = self._client.api.containers
         rows = await self._call(lambda: listed(filters=filters, size=True))
-        return {row["Labels"][LABEL]: int(row.get("SizeRw") or 0) for row in rows}
+        sizes: dict[str, int] = {}
+        for row in rows:
+            id = row["Labels"].get(LABEL) or row["Labels"][_BESIDE]
+            sizes[id] = sizes.get(id, 0) + int(row.get("SizeRw") or 0)
+        return sizes
 
     # --- snapshots ------------------------------------------------------------------------
 
@@ -345,7 +388,9 @@ class DockerProvider:
     # --- what lives -----------------------------------------------------------------------
 
     async def owned(self) -> list[OwnedSandbox]:
-        wanted: dict[str, str | list[str] | bool] = {"label": f"{LABEL}.owner={self._owner}"}
+        wanted: dict[str, str | list[str] | bool] = {
+            "label": [LABEL, f"{LABEL}.owner={self._owner}"]
+        }
         listed = self._client.containers.list  # looks at each again: some may be gone by then
         found = await self._call(lambda: listed(all=True, filters=wanted, ignore_removed=True))
         return [
@@ -358,8 +403,27 @@ class DockerProvider:
     async def destroy(self, id: str) -> None:
         if self.doors is not None:
             await self.doors.close(id)
-        if (box := self._live.pop(id, None)) is not None:
+        box = self._live.pop(id, None)
+        if box is not None:
             await box.detach()
+        await self._end(id)
+        if box is None or box.others or box.env.beside:
+            await self._end_others(id)
+        if self._doors.exists():
+            await asyncio.to_thread(shutil.rmtree, self._doors / id, ignore_errors=True)
+        await self._sweep()
+
+    async def _end_others(self, id: str) -> None:
+        filters: dict[str, str | list[str] | bool] = {"label": f"{_BESIDE}={id}"}
+        rows = await self._call(lambda: self._client.api.containers(all=True, filters=filters))
+        for row in rows:
+            name = row["Names"][0].removeprefix(f"/{LABEL}-")
+            if (other := self._live.pop(name, None)) is not None:
+                other.lose("it was destroyed with what it was beside")
+                await other.detach()
+            await self._end(name)
+
+    async def _end(self, id: str) -> None:
         try:
             await self._call(
                 lambda: self._client.api.remove_container(f"{LABEL}-{id}", v=True, force=True)
@@ -367,9 +431,6 @@ class DockerProvider:
         except SandboxError as error:
             if "No such container" not in str(error) and "already in progress" not in str(error):
                 raise
-        if self._doors.exists():
-            await asyncio.to_thread(shutil.rmtree, self._doors / id, ignore_errors=True)
-        await self._sweep()
 
     async def close(self) -> None:
         for box in list(self._live.values()):

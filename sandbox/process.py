@@ -111,6 +111,8 @@ class ProcessProvider:
         return await self._make(env, id, kept)
 
     async def _make(self, env: Env, id: str, files: Path | None) -> LiveSandbox:
+        if env.beside:
+            raise SandboxError("Env(beside=…) needs containers: Runtime(sandbox='docker')")
         folder = self._base / id
         try:
             _folder_for(folder, env.key)

@@ -91,7 +91,12 @@ async def cycler(owner: str, kind: str, docker: str | None, log: Path) -> None:
 
     async def one() -> None:
         for number in numbers:
-            claimed = await pool.claim(BOX, f"p{number}")
+            with contextlib.suppress(SandboxError):  # the engine may be restarted at any moment
+                await through(number)
+
+    async def through(number: int) -> None:
+        claimed = await pool.claim(BOX, f"p{number}")
+        try:
             await claimed.box.sh(f"echo {number} > f")
             if number % 20 == 0:
                 kept = await made.snapshot(claimed.box.id, new_id("snap"))
@@ -99,9 +104,10 @@ async def cycler(owner: str, kind: str, docker: str | None, log: Path) -> None:
                 assert (await fork.sh("cat f")).text == f"{number}\n"
                 await fork.destroy()
                 await made.discard(kept.id)
+        finally:
             await pool.release(f"p{number}")
-            with log.open("a") as lines:
-                lines.write(".\n")
+        with log.open("a") as lines:
+            lines.write(".\n")
 
     await asyncio.gather(*(one() for _ in range(4)))
 

@@ -148,7 +148,8 @@ def _inside(work: str) -> int:
 async def host(broker: str, docker: str | None, options: HostOptions) -> int:
     """Until it is interrupted or terminated; then everything that it ran is ended."""
     from drawloom.sandbox.remote.broker import Broker
-    from drawloom.sandbox.remote.host import SandboxHost, helper_ttl
+    from drawloom.sandbox.remote.host import SandboxHost
+    from drawloom.sandbox.remote.lease import helper_ttl
 
     ttl = helper_ttl(options.lease)
     kind, open_one = _offered(options.sandbox, docker, ttl)
@@ -193,8 +194,9 @@ def _containers(url: str | None, remove: bool = False) -> list[dict[str, Any]]:
             raise DrawloomError(f"no Docker engine answers at {url}")
         return []
     client = docker.DockerClient(base_url=url) if url else docker.from_env()
-    containers = client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
-    found = [_about(container.labels, LABEL, "docker") for container in containers]
+    ours: dict[str, str | list[str] | bool] = {"label": f"{LABEL}.owner"}
+    containers = client.containers.list(all=True, filters=ours, ignore_removed=True)
+    found = [_about(c.labels, LABEL, "docker") for c in containers if LABEL in c.labels]
     for container in containers if remove else []:
         container.remove(force=True, v=True)
     for image in client.api.images(filters={"label": KEPT}):  # after what may run from them

@@ -1,20 +1,10 @@
-"""A machine that offers its environments to runtimes over a broker.
-
-What makes it safe to run a lost call elsewhere: the host holds a lease from each runtime, which is
-renewed only by an answer to a beat and runs from the moment that beat was *sent*. Without one for
-`lease` seconds it ends everything it runs for that runtime; the runtime waits longer than that
-(`silence`) before it hands the work to another. A runtime that is known to be offline cannot hand
-over anything, so meanwhile the broker's word that it has a beat renews the lease: its environments
-stay, for it or its successor, until `orphans` seconds have passed.
-"""
+"""A machine that offers its environments to runtimes over a broker."""
 
 import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 from aiomqtt import Message as MqttMessage
 from pydantic import ValidationError
@@ -24,6 +14,7 @@ from drawloom.errors import DrawloomError, SandboxDied, SandboxError
 from drawloom.ids import new_id
 from drawloom.sandbox.base import LiveSandbox, Provider
 from drawloom.sandbox.remote.broker import Broker, Link, NotConnected, payload
+from drawloom.sandbox.remote.lease import LEASE
 from drawloom.sandbox.remote.messages import (
     Answer,
     Beat,
@@ -38,72 +29,14 @@ from drawloom.sandbox.remote.messages import (
     pack,
     unpack,
 )
+from drawloom.sandbox.remote.owner import Job, Owner
 from drawloom.sandbox.watch import keep_alive
 
 log = logging.getLogger("drawloom.sandbox")
 
-LEASE = 6.0  # seconds; beats come six times as often
 _BEATS, _LOOKS, _PINGS = 6, 20, 8
 _STATUS_SECONDS = 5.0
 _CONNECT_SECONDS = 15.0
-
-
-def helper_ttl(lease: float) -> float:
-    """After how many seconds without a word from the host its containers end by themselves."""
-    return max(1.0, lease / 2)
-
-
-def silence(lease: float) -> float:
-    """Seconds without a word from a host after which nothing it was asked to do is running: its own
-    lease, then, if it was killed in the last moment of that, its containers', and a margin."""
-    return lease + helper_ttl(lease) + 1.0
-
-
-@dataclass(slots=True)
-class _Job:
-    """One numbered request: `answer` is set when it was carried out."""
-
-    task: "asyncio.Task[None]"
-    reply_to: str
-    correlation: bytes
-    answer: bytes | None = None
-
-
-@dataclass(slots=True)
-class _Owner:
-    """A runtime, and what it has here."""
-
-    name: str
-    online: bool = False
-    offline: float = 0.0
-    epoch: int = -1
-    term: int = -1
-    low: int = 0
-    until: float = 0.0
-    settled: set[int] = field(default_factory=set)
-    jobs: dict[int, _Job] = field(default_factory=dict)
-    boxes: dict[str, LiveSandbox] = field(default_factory=dict)
-    making: dict[str, "asyncio.Task[Any]"] = field(default_factory=dict)
-    leaving: set["asyncio.Task[None]"] = field(default_factory=set)
-    sent: dict[int, float] = field(default_factory=dict)
-    ended: int = 0
-    ending: "asyncio.Task[None] | None" = None
-    provider: "asyncio.Task[Provider] | None" = None
-
-    def settle(self, low: int, settled: list[int]) -> None:
-        """The runtime has these answers; they will not be asked for again."""
-        self.low = max(self.low, low)
-        self.settled.update(settled)
-        self.settled = {n for n in self.settled if n >= self.low}
-        for number in [n for n in self.jobs if n < self.low or n in self.settled]:
-            self.leave(self.jobs.pop(number))
-
-    def leave(self, job: _Job) -> None:
-        """Nobody waits for this any more; what it started goes on, and is kept by its key."""
-        if job.answer is None:
-            job.task.cancel()
-            self.leaving.add(job.task)
-            job.task.add_done_callback(self.leaving.discard)
 
 
 class SandboxHost:
@@ -139,7 +72,7 @@ class SandboxHost:
         self._open, self._images = open_provider, images
         self._name, self._kind, self._most, self._network = name, kind, most, network
         self._lease, self._orphans = lease, orphans
-        self._owners: dict[str, _Owner] = {}
+        self._owners: dict[str, Owner] = {}
         self._creating = self._beat = 0
         self._told: HostStatus | None = None
         self._work: set[asyncio.Task[None]] = set()
@@ -181,7 +114,7 @@ class SandboxHost:
                 self._presence(last, payload(message))
             else:
                 said, body = unpack(payload(message))
-                self._told_by(self._owners.setdefault(last, _Owner(last)), said, body, message)
+                self._told_by(self._owners.setdefault(last, Owner(last)), said, body, message)
         except (Malformed, ValidationError) as error:
             log.warning("a message on %s is not understood: %s", message.topic, error)
 
@@ -189,7 +122,7 @@ class SandboxHost:
         if not data:
             return  # nothing is kept of it any more; it was said before that it is gone
         status = OwnerStatus.model_validate_json(data)
-        owner = self._owners.setdefault(name, _Owner(name))
+        owner = self._owners.setdefault(name, Owner(name))
         if status.epoch < owner.epoch:
             return
         if owner.online and not status.online:
@@ -199,7 +132,7 @@ class SandboxHost:
             self._beat += 1
             self._spawn(self._beat_to(owner, self._beat))
 
-    def _told_by(self, owner: _Owner, said: object, body: bytes, message: MqttMessage) -> None:
+    def _told_by(self, owner: Owner, said: object, body: bytes, message: MqttMessage) -> None:
         if isinstance(said, Grant) and self._leads(owner, said.epoch, said.term):
             owner.settle(said.low, said.settled)
             if (sent := owner.sent.get(said.beat)) is not None:
@@ -208,7 +141,7 @@ class SandboxHost:
             owner.settle(said.low, said.settled)
             self._request(owner, said, body, message)
 
-    def _leads(self, owner: _Owner, epoch: int, term: int) -> bool:
+    def _leads(self, owner: Owner, epoch: int, term: int) -> bool:
         """Whether what an incarnation of a runtime says still counts; a later one takes over, and a
         later term ends what was under the one before."""
         if epoch < owner.epoch or (epoch == owner.epoch and term < owner.term):
@@ -222,7 +155,7 @@ class SandboxHost:
         owner.term = term
         return True
 
-    def _request(self, owner: _Owner, request: Request, body: bytes, message: MqttMessage) -> None:
+    def _request(self, owner: Owner, request: Request, body: bytes, message: MqttMessage) -> None:
         number = request.number
         if time.monotonic() > owner.until or number < owner.low or number in owner.settled:
             return  # without a lease nothing is begun; it is sent again until it is answered
@@ -233,13 +166,13 @@ class SandboxHost:
             asked = str(getattr(message.properties, "ResponseTopic", mine))
             reply_to = asked if asked.startswith(mine) else mine
             correlation = getattr(message.properties, "CorrelationData", b"")
-            owner.jobs[number] = _Job(task, reply_to, correlation)
+            owner.jobs[number] = Job(task, reply_to, correlation)
         elif job.answer is not None:
             self._spawn(self._send(job, job.answer))
 
     # --- what it does ---------------------------------------------------------------------
 
-    async def _carry_out(self, owner: _Owner, request: Request, body: bytes) -> None:
+    async def _carry_out(self, owner: Owner, request: Request, body: bytes) -> None:
         if owner.ending is not None:
             await owner.ending
         if owner.leaving:
@@ -259,7 +192,7 @@ class SandboxHost:
             job.answer = pack(answer, data)
             await self._send(job, job.answer)
 
-    async def _do(self, owner: _Owner, request: Request, body: bytes) -> tuple[Answer, bytes]:
+    async def _do(self, owner: Owner, request: Request, body: bytes) -> tuple[Answer, bytes]:
         if request.op in ("call", "tell"):
             return await self._speak(owner, request, body)
         provider = await self._provider(owner)
@@ -285,7 +218,7 @@ class SandboxHost:
             return Answer(rows=found), b""
         return Answer(), b""
 
-    async def _speak(self, owner: _Owner, request: Request, body: bytes) -> tuple[Answer, bytes]:
+    async def _speak(self, owner: Owner, request: Request, body: bytes) -> tuple[Answer, bytes]:
         box = owner.boxes.get(request.box)
         if box is None:
             raise SandboxDied(f"environment {request.box} is gone from host {self._name}")
@@ -308,14 +241,14 @@ class SandboxHost:
             await sending
         return Answer(reply=reply.kind, numbers=list(reply.numbers)), reply.data
 
-    async def _parts(self, job: _Job, parts: "asyncio.Queue[bytes | None]") -> None:
+    async def _parts(self, job: Job, parts: "asyncio.Queue[bytes | None]") -> None:
         """Each when the broker has the one before. They are hints: the answer has everything."""
         index = 0
         while (data := await parts.get()) is not None:
             await self._send(job, pack(Part(index=index), data))
             index += 1
 
-    async def _make(self, owner: _Owner, provider: Provider, request: Request) -> Answer:
+    async def _make(self, owner: Owner, provider: Provider, request: Request) -> Answer:
         env, generation = request.env, owner.ended
         if env is None:
             raise SandboxError(f"{request.op} needs an Env")
@@ -340,7 +273,7 @@ class SandboxHost:
         return Answer(numbers=[box.isolation])
 
     @staticmethod
-    async def _made(owner: _Owner, provider: Provider, request: Request, env: Env) -> LiveSandbox:
+    async def _made(owner: Owner, provider: Provider, request: Request, env: Env) -> LiveSandbox:
         if request.op == "create":
             return await provider.create(env, request.box)
         if request.op == "fork":
@@ -355,7 +288,7 @@ class SandboxHost:
                 f"sandbox host {self._name} gives no network: drawloom sandbox host --network"
             )
 
-    async def _provider(self, owner: _Owner) -> Provider:
+    async def _provider(self, owner: Owner) -> Provider:
         if owner.provider is None or (owner.provider.done() and owner.provider.exception()):
             owner.provider = asyncio.ensure_future(self._opened(owner.name))
         return await asyncio.shield(owner.provider)
@@ -369,11 +302,11 @@ class SandboxHost:
 
     # --- leases ---------------------------------------------------------------------------
 
-    def _begin_end(self, owner: _Owner, reason: str) -> None:
+    def _begin_end(self, owner: Owner, reason: str) -> None:
         if owner.ending is None:
             owner.ending = self._spawn(self._end(owner, reason))
 
-    async def _end(self, owner: _Owner, reason: str) -> None:
+    async def _end(self, owner: Owner, reason: str) -> None:
         """End everything that a runtime has here."""
         owner.ended += 1
         boxes = list(owner.boxes.values())
@@ -407,7 +340,7 @@ class SandboxHost:
                     self._spawn(self._beat_to(owner, self._beat))
             await asyncio.sleep(self._lease / _BEATS)
 
-    async def _beat_to(self, owner: _Owner, number: int) -> None:
+    async def _beat_to(self, owner: Owner, number: int) -> None:
         sent = owner.sent[number] = time.monotonic()
         owner.sent = {n: at for n, at in owner.sent.items() if sent - at < self._lease}
         with contextlib.suppress(NotConnected):
@@ -421,10 +354,10 @@ class SandboxHost:
 
     # --- what it says ---------------------------------------------------------------------
 
-    def _from(self, owner: _Owner) -> str:
+    def _from(self, owner: Owner) -> str:
         return f"{self._prefix}/from/{self.id}/{owner.name}"
 
-    async def _send(self, job: _Job, data: bytes) -> None:
+    async def _send(self, job: Job, data: bytes) -> None:
         with contextlib.suppress(NotConnected):  # sent again when we are back, or when asked again
             await self._link.publish(job.reply_to, data, correlation=job.correlation)
 
@@ -463,4 +396,4 @@ class SandboxHost:
         return task
 
 
-__all__ = ["LEASE", "SandboxHost", "helper_ttl", "silence"]
+__all__ = ["SandboxHost"]

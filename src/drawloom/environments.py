@@ -49,6 +49,9 @@ class Env:
             memory for a browser. `Env.strict(…)`, `Env.swe(…)`, … bring limits as well.
         llm: whether programs in it find the runtime's model at ``OPENAI_BASE_URL``, without a
             network; their calls are calls of the program that has the environment.
+        beside: other environments, by name, that share its loopback and nothing else: the sites
+            that a browser may see. They are found there under their names and made and destroyed
+            with it; `Sandbox.beside` runs commands in them. Only in containers.
         runtime: the container runtime, as Docker names it (`runsc` for gVisor); by default its own.
     """
 
@@ -64,6 +67,7 @@ class Env:
     profile: ProfileName = "swe"
     runtime: str = ""
     llm: bool = False
+    beside: tuple[tuple[str, "Env"], ...] = ()
 
     @classmethod
     def strict(cls, image: str, **options: Any) -> "Env":
@@ -98,6 +102,13 @@ class Env:
             raise ConfigError(
                 f"Env(profile={self.profile!r}): choose from {', '.join(get_args(ProfileName))}"
             )
+        for name, other in self.beside:
+            if not re.fullmatch("[a-z][a-z0-9-]{0,30}", name):
+                raise ConfigError(f"Env(beside=…): {name!r} is no name for a host")
+            if other.network or other.llm or other.beside:
+                raise ConfigError(f"Env(beside=…): {name} has the loopback of the first, no more")
+        if self.beside and self.network:
+            raise ConfigError("Env(beside=…) is instead of a network: leave network=True out")
         if self.llm and self.network:
             raise ConfigError("Env(llm=True) is for environments without a network: leave one out")
         if self.cpus <= 0 or self.pids < 8 or self.output_cap < 64 or self.warm < 0:
@@ -214,6 +225,11 @@ class Sandbox(Protocol):
 
     def service(self, name: str) -> Service:
         """A background process that was started before."""
+        ...
+
+    def beside(self, name: str) -> "Sandbox":
+        """One of the environments that share its loopback. Raises `SandboxError` if there is none
+        of this name."""
         ...
 
     async def write(self, path: str, data: bytes) -> None:

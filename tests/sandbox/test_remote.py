@@ -20,9 +20,10 @@ from drawloom.ids import new_id
 from drawloom.sandbox.base import LiveSandbox, Provider
 from drawloom.sandbox.fake import FakeProvider
 from drawloom.sandbox.process import ProcessProvider
-from drawloom.sandbox.remote import provider as remote
+from drawloom.sandbox.remote import hosts
 from drawloom.sandbox.remote.broker import Broker
-from drawloom.sandbox.remote.host import SandboxHost, silence
+from drawloom.sandbox.remote.host import SandboxHost
+from drawloom.sandbox.remote.lease import helper_ttl, silence
 from drawloom.sandbox.remote.provider import RemoteProvider
 
 from .conftest import ENV
@@ -99,7 +100,7 @@ async def test_every_exec_has_one_outcome_and_runs_once_whatever_breaks(
     async with Wire(broker.port).up() as line, _owner(broker.url, owner) as provider:
         killed = await far(broker.url, "killed")
         await far(f"mqtt://127.0.0.1:{line.port}/test", "cut")
-        while len(provider.hosts()) < 2:
+        while len(provider.hosts.known()) < 2:
             await asyncio.sleep(0.05)
         boxes = await asyncio.gather(*(provider.create(ENV, new_id("box")) for _ in range(20)))
         assert {box.on.name for box in boxes} == {"killed", "cut"}  # type: ignore[attr-defined]
@@ -131,7 +132,7 @@ async def test_every_exec_has_one_outcome_and_runs_once_whatever_breaks(
         assert any("nothing was heard of it" in outcome for outcome in died)
         line.mend()
         async with asyncio.timeout(30):
-            while not [host for host, _ in provider.hosts() if host.startswith("cut")]:
+            while not [host for host, _ in provider.hosts.known() if host.startswith("cut")]:
                 await asyncio.sleep(0.05)
             again = await provider.create(ENV, new_id("box"))
         assert (await again.sh("echo back")).text == "back\n"
@@ -165,6 +166,26 @@ async def test_a_host_that_is_cut_off_has_ended_its_work_before_the_runtime_give
         assert len(moments) > 10
         assert moments[-1] < handed_over
         line.mend()
+
+
+@pytest.mark.docker
+async def test_a_killed_host_s_containers_end_by_themselves_whatever_runs_in_them(
+    docker_url: str | None,
+) -> None:
+    from drawloom.sandbox.docker import DockerProvider
+
+    owner = new_id("store")
+    dying = DockerProvider(owner, docker_url, ttl=helper_ttl(2.0))
+    box = await dying.create(ENV, new_id("box"))
+    await box.start("busy", "sh", "-c", "while :; do date >> log; sleep 0.1; done")
+    for _ in range(4):  # as long as it is spoken to it stays
+        await asyncio.sleep(0.5)
+        await box.ping()
+    heard = time.monotonic()
+    while await dying.owned():
+        assert time.monotonic() - heard < 30
+        await asyncio.sleep(0.1)
+    await dying.close()
 
 
 async def test_a_broker_that_restarts_costs_no_environment(tmp_path: Path) -> None:
@@ -251,7 +272,7 @@ async def test_new_environments_go_where_the_image_is_then_where_room_is(url: st
         )
 
     async with host("a", ["img"], 4), host("b", ["img", "other"], 8), _owner(url) as provider:
-        while len(provider.hosts()) < 2:
+        while len(provider.hosts.known()) < 2:
             await asyncio.sleep(0.05)
         other = [await provider.create(Env("other"), new_id("box")) for _ in range(3)]
         assert {_on(box) for box in other} == {"b"}
@@ -324,7 +345,7 @@ async def test_a_program_goes_on_elsewhere_when_its_host_is_killed(url: str, far
 async def test_without_hosts_a_claim_says_what_to_start(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_HOST_SECONDS", 0.2)
+    monkeypatch.setattr(hosts, "_HOST_SECONDS", 0.2)
     async with _owner(url) as provider:
         with pytest.raises(SandboxUnavailable, match="drawloom sandbox host --broker"):
             await provider.create(ENV, new_id("box"))
@@ -333,7 +354,7 @@ async def test_without_hosts_a_claim_says_what_to_start(
 async def test_without_a_broker_the_runtime_does_not_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(remote, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(hosts, "CONNECT_SECONDS", 0.5)
     with pytest.raises(SandboxUnavailable, match=r"broker mqtt://127\.0\.0\.1:9"):
         async with Runtime(sandbox="mqtt://127.0.0.1:9/x"):
             pass
@@ -362,8 +383,8 @@ async def test_a_wrong_password_is_refused_and_tenants_cannot_reach_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker is configured as docs/mosquitto/ shows it."""
-    monkeypatch.setattr(remote, "_CONNECT_SECONDS", 1.0)
-    monkeypatch.setattr(remote, "_HOST_SECONDS", 1.0)
+    monkeypatch.setattr(hosts, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(hosts, "_HOST_SECONDS", 1.0)
     shown = Path(__file__).parents[2] / "docs" / "mosquitto" / "acl"
     (tmp_path / "acl").write_text(shown.read_text())
     passwords = tmp_path / "passwords"
@@ -392,7 +413,7 @@ async def test_a_wrong_password_is_refused_and_tenants_cannot_reach_each_other(
 async def test_over_tls_the_broker_must_be_who_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_CONNECT_SECONDS", 2.0)
+    monkeypatch.setattr(hosts, "CONNECT_SECONDS", 2.0)
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out",

@@ -1,0 +1,328 @@
+"""The sandbox hosts of a broker as a runtime sees them, and what it asks of them.
+
+A host is known by its retained status and alive while its beats come. One that is silent for longer
+than its lease can last (`lease.silence`) is given up: whoever waits for it hears `SandboxDied`, and
+should it come back, what it still had is ended before anything else is done there.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiomqtt import Message as MqttMessage
+from pydantic import ValidationError
+
+from drawloom import errors
+from drawloom.environments import Env
+from drawloom.errors import SandboxDied, SandboxError, SandboxUnavailable
+from drawloom.ids import new_id
+from drawloom.sandbox.remote.broker import Broker, Link, NotConnected, payload
+from drawloom.sandbox.remote.lease import LEASE, silence
+from drawloom.sandbox.remote.messages import (
+    Answer,
+    Beat,
+    Bye,
+    Grant,
+    HostStatus,
+    Malformed,
+    Op,
+    OwnerStatus,
+    Part,
+    Request,
+    pack,
+    unpack,
+)
+
+log = logging.getLogger("drawloom.sandbox")
+
+CONNECT_SECONDS = 15.0
+_HOST_SECONDS = 20.0  # as long as a claim waits for a host to appear
+_AGAIN_SECONDS = 10.0
+_LOOK_SECONDS = 0.1
+_CLOSE_SECONDS = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class Host:
+    """A host as this runtime sees it. `status` is None when it said that it is gone."""
+
+    id: str
+    status: HostStatus | None = None
+    lease: float = LEASE
+    heard: float = 0.0
+    term: int = 0
+    making: int = 0
+    lost: bool = True
+    boxes: set[str] = field(default_factory=set)
+    settled: list[int] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.id.rpartition(".")[0]
+
+    def ready(self, now: float) -> bool:
+        """Whether new work may go there."""
+        return self.status is not None and not self.lost and now - self.heard < self.lease / 2
+
+    def has(self, env: Env) -> bool:
+        """Whether an environment's image is there."""
+        images = self.status.images if self.status is not None else []
+        return images is None or env.image in images
+
+    @property
+    def load(self) -> float:
+        assert self.status is not None
+        return (max(self.status.used, len(self.boxes)) + self.making) / self.status.most
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A request that is not answered yet."""
+
+    host: Host
+    box: str
+    data: bytes
+    answer: "asyncio.Future[tuple[Answer, bytes]]"
+    on_part: Callable[[bytes], None] | None
+    parts: int = 0
+
+
+class Hosts:
+    """All hosts of a broker, for one owner. `on_lost` hears of each that is given up, and why."""
+
+    def __init__(self, owner: str, broker: Broker, on_lost: Callable[[Host, str], None]) -> None:
+        self._on_lost = on_lost
+        self.broker = str(broker)
+        self._owner, self._prefix = owner, broker.prefix
+        self._epoch = time.time_ns() // 1_000_000
+        self._next = 0
+        self._asked: dict[int, Asked] = {}
+        self._hosts: dict[str, Host] = {}
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_things: set[asyncio.Task[None]] = set()
+        mine = f"{self._prefix}/owners/{owner}"
+        topics = [f"{self._prefix}/hosts/+", f"{self._prefix}/from/+/{owner}"]
+        will = OwnerStatus(online=False, epoch=self._epoch).model_dump_json().encode()
+        name = f"{owner}.{new_id('o').removeprefix('o-')}"
+        self._link = Link(broker, name, (mine, will), topics, self._heard, self._on_up)
+
+    async def connect(self) -> None:
+        """Raises `SandboxUnavailable` when the broker does not answer."""
+        await self._link.open(CONNECT_SECONDS)
+        self.later(self._watch())
+
+    async def close(self) -> None:
+        if self._last_things:
+            await asyncio.wait(self._last_things, timeout=_CLOSE_SECONDS)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(NotConnected):
+            await self._publish_status(OwnerStatus(online=False, epoch=self._epoch))
+            await self._link.publish(f"{self._prefix}/owners/{self._owner}", b"", retain=True)
+        await self._link.close()
+        self.give_up(lambda _: True, "this runtime was closed")
+
+    def surely(self, work: Coroutine[Any, Any, None]) -> None:
+        """As `later`; closing waits for it a little."""
+        task = self.later(work)
+        self._last_things.add(task)
+        task.add_done_callback(self._last_things.discard)
+
+    def later(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Run something beside everything else, until this is closed."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def all(self) -> list[Host]:
+        """Those that have not been given up."""
+        return [host for host in self._hosts.values() if not host.lost]
+
+    # --- what it hears --------------------------------------------------------------------
+
+    async def _on_up(self) -> None:
+        await self._publish_status(OwnerStatus(online=True, epoch=self._epoch))
+        for number in list(self._asked):
+            self.later(self._send(number))
+
+    async def _publish_status(self, status: OwnerStatus) -> None:
+        topic = f"{self._prefix}/owners/{self._owner}"
+        await self._link.publish(topic, status.model_dump_json().encode(), retain=True)
+
+    def _heard(self, message: MqttMessage) -> None:
+        kind, id, *_ = str(message.topic).removeprefix(f"{self._prefix}/").split("/")
+        host = self._hosts.setdefault(id, Host(id))
+        data = payload(message)
+        try:
+            if kind == "hosts":
+                host.status = HostStatus.model_validate_json(data) if data else None
+                host.lease = host.status.lease if host.status else host.lease
+            else:
+                self._told_by(host, *unpack(data), message)
+        except (Malformed, ValidationError) as error:
+            log.warning("a message on %s is not understood: %s", message.topic, error)
+        self._changed.set()
+
+    def _told_by(self, host: Host, said: object, body: bytes, message: MqttMessage) -> None:
+        if isinstance(said, Beat):
+            host.heard, host.lost = time.monotonic(), False
+            self.later(self._grant(host, said.number))
+        elif isinstance(said, Bye):
+            self._lose(host, "it was stopped")
+        elif isinstance(said, Answer | Part):
+            correlation = getattr(message.properties, "CorrelationData", b"")
+            asked = self._asked.get(self._number(correlation))
+            if asked is None:
+                return
+            if isinstance(said, Answer):
+                if not asked.answer.done():
+                    asked.answer.set_result((said, body))
+            elif said.index == asked.parts and asked.on_part is not None:
+                asked.parts += 1
+                asked.on_part(body)
+
+    async def _grant(self, host: Host, beat: int) -> None:
+        settled, host.settled = host.settled, []
+        grant = Grant(
+            epoch=self._epoch, term=host.term, beat=beat, low=self._low(host), settled=settled
+        )
+        try:
+            await self._link.publish(self._to(host), pack(grant))
+        except NotConnected:
+            host.settled += settled
+
+    # --- what it asks ---------------------------------------------------------------------
+
+    def _to(self, host: Host) -> str:
+        return f"{self._prefix}/to/{host.id}/{self._owner}"
+
+    def _low(self, host: Host) -> int:
+        """All smaller numbers are settled."""
+        return min((n for n, a in self._asked.items() if a.host is host), default=self._next)
+
+    async def ask(
+        self,
+        host: Host,
+        op: Op,
+        *pieces: bytes,
+        on_part: Callable[[bytes], None] | None = None,
+        **more: Any,
+    ) -> tuple[Answer, bytes]:
+        """Have a host do something, once; waits for as long as the host lives.
+
+        Raises the error that it answers with, `SandboxDied` when it is given up.
+        """
+        if host.lost:
+            raise SandboxDied(f"sandbox host {host.name} is gone")
+        number, self._next = self._next, self._next + 1
+        future: asyncio.Future[tuple[Answer, bytes]] = asyncio.get_running_loop().create_future()
+        asked = Asked(host, more.get("box", ""), b"", future, on_part)
+        self._asked[number] = asked
+        settled, host.settled = host.settled, []
+        request = Request(
+            number=number, epoch=self._epoch, term=host.term, low=self._low(host),
+            settled=settled, op=op, **more,
+        )  # fmt: skip
+        asked.data = pack(request, *pieces)
+        try:
+            answer, data = await self._answered(number, asked)
+        finally:
+            del self._asked[number]
+            host.settled.append(number)
+        if answer.error:
+            kind = getattr(errors, answer.error, SandboxError)
+            raise (kind if issubclass(kind, SandboxError) else SandboxError)(answer.said)
+        return answer, data
+
+    async def _answered(self, number: int, asked: Asked) -> tuple[Answer, bytes]:
+        while True:
+            await self._send(number)
+            done, _ = await asyncio.wait([asked.answer], timeout=_AGAIN_SECONDS)
+            if done:
+                return asked.answer.result()
+
+    async def _send(self, number: int) -> None:
+        asked = self._asked.get(number)
+        if asked is None or asked.answer.done():
+            return
+        with contextlib.suppress(NotConnected):  # it is sent again when we are connected again
+            await self._link.publish(
+                self._to(asked.host), asked.data,
+                reply_to=f"{self._prefix}/from/{asked.host.id}/{self._owner}",
+                correlation=b"%d.%d" % (self._epoch, number),
+            )  # fmt: skip
+
+    def _number(self, correlation: bytes) -> int:
+        """Of the request that an answer is to; -1 if it is not to one of ours."""
+        epoch, _, number = correlation.partition(b".")
+        return int(number) if number.isdigit() and epoch == b"%d" % self._epoch else -1
+
+    def give_up(self, which: Callable[[Asked], bool], reason: str) -> None:
+        """Whoever waits for one of these is told why there will be no answer."""
+        for asked in self._asked.values():
+            if which(asked) and not asked.answer.done():
+                asked.answer.set_exception(SandboxDied(reason))
+
+    # --- hosts ----------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Give up hosts that are silent for too long, by the clock of a connection that stands: a
+        broker that was away says nothing about them."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if not self._link.up.is_set():
+                continue
+            now = time.monotonic()
+            for host in list(self._hosts.values()):
+                silent = now - max(host.heard, self._link.since)
+                if not host.lost and silent > silence(host.lease):
+                    self._lose(host, f"nothing was heard of it for {silent:.0f} s")
+
+    def _lose(self, host: Host, reason: str) -> None:
+        host.term += 1
+        host.lost = True
+        words = f"sandbox host {host.name} is gone: {reason}"
+        if host.boxes:
+            log.warning("%s; %d environments with it", words, len(host.boxes))
+        self._on_lost(host, words)
+        host.boxes.clear()
+        self.give_up(lambda asked: asked.host is host, words)
+        self._changed.set()
+
+    def known(self) -> list[tuple[str, HostStatus]]:
+        """Those that new work may go to."""
+        now = time.monotonic()
+        return [(h.id, h.status) for h in self._hosts.values() if h.status and h.ready(now)]
+
+    async def ready(self) -> list[Host]:
+        """Raises `SandboxUnavailable` when none appears in time."""
+        deadline = time.monotonic() + _HOST_SECONDS
+        while True:
+            now = time.monotonic()
+            if found := [host for host in self._hosts.values() if host.ready(now)]:
+                return found
+            if now > deadline:
+                raise SandboxUnavailable(
+                    f"no sandbox host is there: drawloom sandbox host --broker {self.broker}"
+                )
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), min(1.0, deadline - now + 0.01))
+
+    async def place(self, env: Env, tried: set[str]) -> Host:
+        """Where an image is, rather than where it is not; then where most room is left."""
+        found = [host for host in await self.ready() if host.id not in tried]
+        room = [host for host in found if host.load < 1] or found
+        if not room:
+            raise SandboxError("every sandbox host was tried")
+        return min(room, key=lambda host: (not host.has(env), host.load))
+
+
+__all__ = ["Asked", "Host", "Hosts"]

@@ -41,6 +41,7 @@ from drawloom.sandbox.wire import Wire
 log = logging.getLogger("drawloom.sandbox")
 
 _DOOR = ".model"
+_TRIES = 100
 
 
 class ProcessSandbox(LiveSandbox):
@@ -81,7 +82,7 @@ class ProcessSandbox(LiveSandbox):
             await self._left()
         await self.stop()
         if self._folder is not None:
-            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+            await _remove(self._folder)
 
 
 class ProcessProvider:
@@ -230,7 +231,7 @@ class ProcessProvider:
             await self.doors.close(id)
         if (box := self._live.pop(id, None)) is not None:
             await box.destroy()
-        await asyncio.to_thread(shutil.rmtree, self._base / id, ignore_errors=True)
+        await _remove(self._base / id)
 
     async def close(self) -> None:
         for box in list(self._live.values()):
@@ -268,6 +269,17 @@ async def _kill(starting: "asyncio.Future[asyncio.subprocess.Process]") -> None:
     if process.stdout is not None:
         await process.stdout.read()
     await process.wait()
+
+
+async def _remove(folder: Path) -> None:
+    """What ran there was killed, and yet the kernel may need a moment to end the last of it: until
+    then it may go on writing."""
+    for _ in range(_TRIES):
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        await asyncio.sleep(0.02)
+    log.warning("%s could not be removed", folder)
 
 
 def _folder_for(folder: Path, key: str) -> None:

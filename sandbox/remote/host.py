@@ -88,7 +88,8 @@ class SandboxHost:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in list(self._work):
+        endings = {owner.ending for owner in self._owners.values() if owner.ending is not None}
+        for task in self._work - endings:
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
         for owner in self._owners.values():

@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import contextlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,8 @@ async def far(graveyard: Path) -> AsyncIterator[Far]:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+    for left in Path(tempfile.gettempdir()).glob("drawloom-*/*@*"):  # by those that were killed
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager
@@ -234,6 +237,18 @@ async def test_what_nobody_comes_back_to_is_ended(url: str) -> None:
         async with asyncio.timeout(20):
             while host.used:
                 await asyncio.sleep(0.05)
+
+
+async def test_a_host_that_is_stopped_while_it_ends_something_ends_it(url: str) -> None:
+    owner = new_id("store")
+    async with _host(url, orphans=0.2) as host:
+        async with _owner(url, owner) as provider:
+            for _ in range(3):
+                await provider.create(ENV, new_id("box"))
+        async with asyncio.timeout(20):
+            while host.used:
+                await asyncio.sleep(0)
+    assert list(Path(tempfile.gettempdir()).glob(f"drawloom-*/{owner}@*/*")) == []
 
 
 async def test_a_host_that_stops_says_so_at_once(url: str) -> None:

@@ -17,7 +17,7 @@ from drawloom.events import ToolFinished, ToolStarted
 from drawloom.runtime.ahead import Heard
 from drawloom.runtime.program import Program
 from drawloom.runtime.store import StepRow
-from drawloom.sandbox.base import LiveSandbox
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.verbs import Verbs
 from drawloom.tools.calls import ToolCall, ToolResult
 from drawloom.tools.tool import Tool, render, tool_host

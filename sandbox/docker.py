@@ -33,7 +33,6 @@ from drawloom.sandbox.base import (
     WORK,
     Disk,
     Doors,
-    LiveSandbox,
     OwnedSandbox,
     Snapshot,
     disk_at,
@@ -43,6 +42,7 @@ from drawloom.sandbox.base import (
 )
 from drawloom.sandbox.daemon import answers
 from drawloom.sandbox.helper import helper_path
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.profiles import PROFILES
 from drawloom.sandbox.seccomp import seccomp
 from drawloom.sandbox.wire import Wire

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 
 from drawloom.environments import Env, ExecResult
 from drawloom.errors import SandboxDied
-from drawloom.sandbox.base import Disk, Doors, LiveSandbox, OwnedSandbox, Snapshot
+from drawloom.sandbox.base import Disk, Doors, OwnedSandbox, Snapshot
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.wire import Wire
 
 

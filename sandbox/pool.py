@@ -15,7 +15,8 @@ from drawloom.environments import Env
 from drawloom.errors import SandboxDied, SandboxError
 from drawloom.leases import EnvLease
 from drawloom.sandbox.aside import Aside, Kept, is_snapshot, new_snapshot
-from drawloom.sandbox.base import LiveSandbox, Provider, Snapshot
+from drawloom.sandbox.base import Provider, Snapshot
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.shelf import Claimed, PoolCounters, Shelf, Warm
 from drawloom.sandbox.stock import Stock
 from drawloom.sandbox.watch import hold_quotas, keep_alive, watch_disk

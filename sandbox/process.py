@@ -26,7 +26,6 @@ from drawloom.sandbox.base import (
     MAX_SNAPSHOT,
     Disk,
     Doors,
-    LiveSandbox,
     OwnedSandbox,
     Snapshot,
     disk_at,
@@ -36,6 +35,7 @@ from drawloom.sandbox.base import (
 )
 from drawloom.sandbox.freeze import frozen
 from drawloom.sandbox.helper import helper_path
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.wire import Wire
 
 log = logging.getLogger("drawloom.sandbox")

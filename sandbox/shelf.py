@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from drawloom.environments import Env
 from drawloom.leases import EnvLease
-from drawloom.sandbox.base import LiveSandbox
+from drawloom.sandbox.live import LiveSandbox
 
 
 @dataclass(slots=True)

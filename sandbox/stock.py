@@ -11,7 +11,8 @@ from drawloom.environments import Env
 from drawloom.errors import DrawloomError, SandboxDied, SandboxError
 from drawloom.ids import new_id
 from drawloom.sandbox.aside import new_snapshot, remove
-from drawloom.sandbox.base import LiveSandbox, Provider
+from drawloom.sandbox.base import Provider
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.shelf import PoolCounters, Shelf, Warm
 
 log = logging.getLogger("drawloom.sandbox")

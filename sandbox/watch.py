@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 
 from drawloom.environments import parse_size
 from drawloom.errors import SandboxError
-from drawloom.sandbox.base import Disk, LiveSandbox, Provider
+from drawloom.sandbox.base import Disk, Provider
+from drawloom.sandbox.live import LiveSandbox
 
 log = logging.getLogger("drawloom.sandbox")
 

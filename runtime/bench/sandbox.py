@@ -20,9 +20,10 @@ from drawloom.runtime.bench import hidden
 from drawloom.runtime.bench.rows import Row, note, report
 from drawloom.runtime.demo.run import docker_engine
 from drawloom.runtime.sim.report import quantile
-from drawloom.sandbox.base import KEPT, LiveSandbox
+from drawloom.sandbox.base import KEPT
 from drawloom.sandbox.docker import DockerProvider
 from drawloom.sandbox.images import BOX
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.pool import Pool
 
 _ENV = Env(BOX, memory="64m", pids=64)

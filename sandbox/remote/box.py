@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from drawloom.environments import Env
 from drawloom.errors import SandboxDied, SandboxError
-from drawloom.sandbox.base import LiveSandbox
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.remote.hosts import Host, Hosts
 from drawloom.sandbox.remote.messages import Answer, Op
 from drawloom.sandbox.wire import Reply, Wire

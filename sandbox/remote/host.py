@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from drawloom.environments import Env
 from drawloom.errors import DrawloomError, SandboxDied, SandboxError
 from drawloom.ids import new_id
-from drawloom.sandbox.base import LiveSandbox, Provider
+from drawloom.sandbox.base import Provider
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.remote.broker import Broker, Link, NotConnected, payload
 from drawloom.sandbox.remote.lease import LEASE
 from drawloom.sandbox.remote.messages import (

@@ -9,7 +9,8 @@ import itertools
 
 from drawloom.environments import Env
 from drawloom.errors import ImageNotFound, SandboxDied, SandboxError
-from drawloom.sandbox.base import Disk, Doors, LiveSandbox, OwnedSandbox, Snapshot
+from drawloom.sandbox.base import Disk, Doors, OwnedSandbox, Snapshot
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.remote.box import RemoteSandbox
 from drawloom.sandbox.remote.broker import Broker
 from drawloom.sandbox.remote.hosts import Host, Hosts

@@ -6,8 +6,9 @@ import pytest
 
 from drawloom.environments import Env
 from drawloom.ids import new_id
-from drawloom.sandbox.base import LiveSandbox, Provider
+from drawloom.sandbox.base import Provider
 from drawloom.sandbox.images import BOX
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.process import ProcessProvider
 
 from .mosquitto import Mosquitto

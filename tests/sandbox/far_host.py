@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from drawloom.environments import Env
-from drawloom.sandbox.base import LiveSandbox, Provider
+from drawloom.sandbox.base import Provider
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.process import ProcessProvider, ProcessSandbox
 from drawloom.sandbox.remote.broker import Broker
 from drawloom.sandbox.remote.host import SandboxHost

@@ -7,8 +7,9 @@ import pytest
 from drawloom.environments import Env
 from drawloom.errors import ImageNotFound, SandboxDied, SandboxError
 from drawloom.ids import new_id
-from drawloom.sandbox.base import LiveSandbox, Provider
+from drawloom.sandbox.base import Provider
 from drawloom.sandbox.images import BOX
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.watch import hold_quotas
 
 from .conftest import ENV, Opener

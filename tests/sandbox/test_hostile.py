@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from drawloom.environments import Env
 from drawloom.errors import SandboxDied, SandboxError
 from drawloom.ids import new_id
-from drawloom.sandbox.base import LiveSandbox, Provider
+from drawloom.sandbox.base import Provider
 from drawloom.sandbox.docker import DockerProvider
 from drawloom.sandbox.images import BOX
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.seccomp import seccomp
 from drawloom.sandbox.wire import Wire
 

@@ -9,9 +9,10 @@ import pytest
 from drawloom.environments import Env
 from drawloom.errors import ImageNotFound, SandboxError, StoreError
 from drawloom.ids import new_id
-from drawloom.sandbox.base import Disk, LiveSandbox, Provider, Snapshot
+from drawloom.sandbox.base import Disk, Provider, Snapshot
 from drawloom.sandbox.fake import FakeProvider
 from drawloom.sandbox.images import BOX
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.pool import Claimed, Pool
 from drawloom.sandbox.watch import watch_disk
 

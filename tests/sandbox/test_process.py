@@ -6,7 +6,7 @@ from pathlib import Path
 
 from drawloom.environments import Env
 from drawloom.ids import new_id
-from drawloom.sandbox.base import LiveSandbox
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.process import ProcessProvider
 
 

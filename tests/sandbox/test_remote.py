@@ -18,8 +18,9 @@ from drawloom import Runtime, Sandbox, agent, tool
 from drawloom.environments import Env
 from drawloom.errors import ConfigError, SandboxDied, SandboxError, SandboxUnavailable
 from drawloom.ids import new_id
-from drawloom.sandbox.base import LiveSandbox, Provider
+from drawloom.sandbox.base import Provider
 from drawloom.sandbox.fake import FakeProvider
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.process import ProcessProvider
 from drawloom.sandbox.remote import hosts
 from drawloom.sandbox.remote.broker import Broker

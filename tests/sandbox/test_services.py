@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from drawloom.errors import SandboxError
-from drawloom.sandbox.base import LiveSandbox, Provider
+from drawloom.sandbox.base import Provider
+from drawloom.sandbox.live import LiveSandbox
 
 from .conftest import ENV
 

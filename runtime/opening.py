@@ -46,6 +46,8 @@ async def open_provider(kind: str | Provider, owner: str, docker: str | None) ->
         except ImportError as error:
             raise SandboxUnavailable(f"{error}: pip install 'drawloom[mqtt]'") from None
         return await RemoteProvider.open(owner, kind)
+    if kind == "mqtt":
+        raise ConfigError("this ran on sandbox hosts behind a broker: give its URL, mqtt[s]://…")
     if kind not in ("auto", "docker", "process", "none"):
         raise ConfigError(f"sandbox {kind!r}: choose auto, docker, process, none or mqtt://broker")
     if kind in ("auto", "docker"):

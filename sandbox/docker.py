@@ -193,6 +193,8 @@ class DockerProvider:
         folder = self._doors / id
         for part in (self._doors.parent, self._doors, folder):
             part.mkdir(mode=0o711, exist_ok=True)
+            if part.is_symlink() or part.stat().st_uid != os.getuid():
+                raise SandboxError(f"{part} belongs to somebody else")
         return folder
 
     async def adopt(self, env: Env, id: str) -> LiveSandbox:

@@ -8,6 +8,9 @@ at its end. Who asks is known by the socket, whatever the request says of itself
 import asyncio
 import contextlib
 import json
+import os
+import socket
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from uvicorn.server import ServerState
 
 from drawloom.runtime.runtime import Runtime
 from drawloom.runtime.server.app import Server
+
+_NOBODY = 65534
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +40,27 @@ class _Inside:
             await _refuse(send)
             return
         await self.door.server.app({**scope, "drawloom.inside": program}, receive, send)
+
+
+def _guarded(protocol: Any) -> Any:
+    """The socket can be found by every user of this host; only us, root, and the nobody that tools
+    run as, are heard."""
+    known = {0, os.getuid(), _NOBODY}
+
+    class Guarded(protocol):  # type: ignore[misc]
+        def connection_made(self, transport: Any) -> None:
+            asked = transport.get_extra_info("socket")
+            about = asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            if struct.unpack("3i", about)[1] not in known:
+                transport.abort()
+                return
+            super().connection_made(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self in self.connections:
+                super().connection_lost(exc)
+
+    return Guarded
 
 
 async def _refuse(send: Send) -> None:
@@ -60,7 +86,7 @@ class Door:
             _Inside(self, box), log_level="warning", access_log=False, lifespan="off"
         )
         config.load()
-        protocol: Any = config.http_protocol_class
+        protocol = _guarded(config.http_protocol_class)
         path.unlink(missing_ok=True)
         listening = await asyncio.get_running_loop().create_unix_server(
             lambda: protocol(config=config, server_state=self._state, app_state={}), str(path)

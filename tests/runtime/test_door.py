@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +115,33 @@ async def test_without_a_runtime_or_with_a_network_it_is_refused() -> None:
     await provider.close()
     with pytest.raises(ConfigError, match="without a network"):
         Env(BOX, llm=True, network=True)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can ask as somebody else")
+async def test_other_users_of_the_host_are_not_heard() -> None:
+    paths: list[str] = []
+
+    @tool(env=ENV)
+    async def look(box: Sandbox) -> str:
+        found = Path(tempfile.gettempdir()).glob(f"drawloom-*/*/{box.id}/work/.model")
+        paths.extend(map(str, found))
+        script = (
+            "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+            "s.sendall(b'GET /v1/models HTTP/1.0\\r\\n\\r\\n'); print(len(s.recv(9)))"
+        )
+        said = []
+        for user in (0, 65534, 12345):
+            asking = await asyncio.create_subprocess_exec(
+                "python3", "-c", script, paths[0], user=user, group=user,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            out, _ = await asking.communicate()
+            said.append(out.decode().strip())
+        return " ".join(said)
+
+    @agent(tools=[look])
+    async def outer() -> str:
+        return await look()
+
+    async with Runtime(sandbox="process") as runtime:
+        assert await runtime.run(outer) in ("9 9 0", "9 9 ")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 
@@ -38,6 +39,7 @@ log = logging.getLogger("drawloom.sandbox")
 _BEATS, _LOOKS, _PINGS = 6, 20, 8
 _STATUS_SECONDS = 5.0
 _CONNECT_SECONDS = 15.0
+_OWNER = re.compile(r"[A-Za-z0-9-]{1,64}")  # it becomes the name of a folder
 
 
 class SandboxHost:
@@ -98,7 +100,9 @@ class SandboxHost:
             with contextlib.suppress(NotConnected):
                 await self._link.publish(self._from(owner), pack(Bye()))
             if owner.provider is not None:
-                await (await owner.provider).close()
+                (provider,) = await asyncio.gather(owner.provider, return_exceptions=True)
+                if not isinstance(provider, BaseException):
+                    await provider.close()
         with contextlib.suppress(NotConnected):
             await self._link.publish(f"{self._prefix}/hosts/{self.id}", b"", retain=True)
         await self._link.close()
@@ -111,6 +115,8 @@ class SandboxHost:
 
     def _heard(self, message: MqttMessage) -> None:
         *_, kind, last = str(message.topic).removeprefix(f"{self._prefix}/").split("/")
+        if not _OWNER.fullmatch(last):
+            return
         try:
             if kind == "owners":
                 self._presence(last, payload(message))

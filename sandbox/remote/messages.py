@@ -11,9 +11,9 @@ when a connection breaks, not at all: a request is sent again until it is answer
 carries out each number once.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from drawloom.environments import Env
 from drawloom.errors import ConfigError
@@ -22,6 +22,9 @@ Op = Literal[
     "create", "fork", "adopt", "destroy", "owned", "written", "snapshot", "snapshots", "discard",
     "call", "tell",
 ]  # fmt: skip
+
+
+Id = Annotated[str, Field(pattern=r"^[a-z0-9-]{0,64}$")]  # it becomes the name of a folder
 
 
 class _Said(BaseModel):
@@ -60,8 +63,8 @@ class Request(_Said):
     low: int
     settled: list[int] = []
     op: Op
-    box: str = ""
-    name: str = ""
+    box: Id = ""
+    name: Id = ""
     env: Env | None = None
     head: str = ""
     sizes: list[int] = []

@@ -3,6 +3,8 @@
 import asyncio
 import collections
 import contextlib
+import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from drawloom.sandbox.remote import hosts
 from drawloom.sandbox.remote.broker import Broker
 from drawloom.sandbox.remote.host import SandboxHost
 from drawloom.sandbox.remote.lease import helper_ttl, silence
+from drawloom.sandbox.remote.messages import Request, pack
 from drawloom.sandbox.remote.provider import RemoteProvider
 
 from .conftest import ENV
@@ -332,6 +335,32 @@ async def test_nonsense_on_the_topics_harms_nobody(broker: Mosquitto, url: str) 
                 await client.publish(f"{prefix}/owners/somebody", data, qos=1)
                 await client.publish(f"{prefix}/hosts/nobody", data, qos=1)
         assert (await box.sh("echo alive")).text == "alive\n"
+
+
+async def test_an_owner_cannot_name_what_is_not_its_own(broker: Mosquitto, url: str) -> None:
+    """Ids become folders on the host: none may lead out of its owner's."""
+    owner, prefix = new_id("store"), url.rpartition("/")[2]
+    precious = Path(tempfile.gettempdir()) / f"drawloom-{os.getuid()}" / new_id("precious")
+    async with _host(url) as host, _owner(url, owner) as provider:
+        box = await provider.create(ENV, new_id("box"))
+        precious.mkdir()
+        asked = [
+            Request.model_construct(
+                number=900 + n, epoch=provider.hosts._epoch, term=0, low=0, op=op, box=bad, name=bad
+            )
+            for n, (op, bad) in enumerate(
+                itertools.product(
+                    ("destroy", "discard"), (f"../{precious.name}", "..", str(precious))
+                )
+            )
+        ]
+        async with aiomqtt.Client("127.0.0.1", broker.port) as client:
+            for request in asked:
+                await client.publish(f"{prefix}/to/{host.id}/{owner}", pack(request), qos=1)
+                await client.publish(f"{prefix}/to/{host.id}/..", pack(request), qos=1)
+        assert (await box.sh("echo alive")).text == "alive\n"
+        assert precious.is_dir()
+    precious.rmdir()
 
 
 async def test_a_program_goes_on_elsewhere_when_its_host_is_killed(url: str, far: Far) -> None:

@@ -105,7 +105,9 @@ class DockerSandbox(LiveSandbox):
 
 
 class DockerProvider:
-    """Implements `Provider` over one Docker engine. `owner` labels what it makes."""
+    """Implements `Provider` over one Docker engine. `owner` labels what it makes. When nobody has
+    spoken to a container for `ttl` seconds it ends by itself, once no command runs in it whose
+    result an adopter may come for; with `hard` whatever runs."""
 
     name = "docker"
     keeps_running = True
@@ -117,8 +119,9 @@ class DockerProvider:
         url: str | None = None,
         ttl: float = _ADOPT_SECONDS,
         deepest: int = _DEEPEST,
+        hard: bool = False,
     ) -> None:
-        self._owner, self._ttl, self._deepest = owner, ttl, deepest
+        self._owner, self._ttl, self._deepest, self._hard = owner, ttl, deepest, hard
         self._creates = asyncio.Semaphore(_CREATES)
         self._live: dict[str, DockerSandbox] = {}
         self._leaving: set[str] = set()
@@ -221,6 +224,7 @@ class DockerProvider:
 
     def _start(self, env: Env, id: str, image: str, pod: tuple[str, Env] | None) -> socket.socket:
         command = [_HELPER, "--ttl", str(int(self._ttl)), "--dir", WORK]
+        command += ["--hard"] if self._hard else []
         memory, disk = parse_size(env.memory), parse_size(env.disk)
         more = PROFILES[env.profile].options(env, WORK)
         volumes = {str(helper_path()): {"bind": _HELPER, "mode": "ro"}}

@@ -3,7 +3,7 @@
  * It runs commands and moves files for its owner over stdin and stdout, so that a call costs a fork
  * and not a `docker exec` (2 ms against 65). Statically linked, it needs nothing from the image.
  *
- *   helper [--ttl S] [--dir D] [--llm SOCKET] [--isolate [--network] --memory B --pids N]
+ *   helper [--ttl S [--hard]] [--dir D] [--llm SOCKET] [--isolate [--network] --memory B --pids N]
  *
  * Request: one header line, then its payloads.        Reply: one header line, then its payload.
  *   exec ID TIMEOUT_MS CAP ARGS_LEN STDIN_LEN STREAM     =DL ID exit CODE TIMED_OUT TOTAL MICROS LEN
@@ -19,6 +19,8 @@
  * until it is acknowledged (`drop` kills and wants none): an owner that died asks again with `result`. A command ends when its
  * own process does, even if a child of it still holds its output. After a timeout nothing of it is
  * left: its group at once, and whatever it detached as soon as no other command runs.
+ * When nobody has spoken for --ttl seconds it ends with everything, once no command runs that somebody
+ * may still ask for (a background process is none); with --hard whatever runs.
  * With --isolate the helper first leaves the host behind as far as it is let: own user, mount,
  * process, network and IPC namespaces, everything read-only but its folder, no capabilities.
  * With --llm port 8000 of loopback leads to that socket, on which the owner serves its model; another
@@ -104,6 +106,13 @@ static struct job *find(const char *id) {
     for (int i = 0; i < JOBS; i++)
         if ((jobs[i].state == RUNNING || jobs[i].state == DONE) && !strcmp(jobs[i].id, id)) return &jobs[i];
     return NULL;
+}
+
+/* Whether a command runs whose result somebody may come for: not a service, which has no end. */
+static int awaited(void) {
+    for (int i = 0; i < JOBS; i++)
+        if (jobs[i].state == RUNNING && strncmp(jobs[i].id, "service-", 8)) return 1;
+    return 0;
 }
 
 static int running(void) {
@@ -519,10 +528,11 @@ static int isolate(void) {
 
 int main(int argc, char **argv) {
     long ttl = 0;
-    int want = 0;
+    int want = 0, hard = 0;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--isolate")) want = 1;
         else if (!strcmp(argv[i], "--network")) networked = 1;
+        else if (!strcmp(argv[i], "--hard")) hard = 1;
         else if (i + 1 == argc) return 2;
         else if (!strcmp(argv[i], "--ttl")) ttl = atol(argv[++i]);
         else if (!strcmp(argv[i], "--dir")) folder = argv[++i];
@@ -554,7 +564,8 @@ int main(int argc, char **argv) {
         struct pollfd polls[JOBS + 2] = {{0, POLLIN, 0}, {ended, POLLIN, 0}};
         int which[JOBS + 2], n = 2;
         long long now = now_us(), next = size ? heard + STALE_MS * 1000LL : now + 3600000000LL;
-        if (ttl && heard + ttl * 1000000LL < next) next = heard + ttl * 1000000LL;
+        int ends = ttl && (hard || !awaited()); /* else the end of a command wakes us */
+        if (ends && heard + ttl * 1000000LL < next) next = heard + ttl * 1000000LL;
         for (int i = 0; i < JOBS; i++) {
             struct job *j = &jobs[i];
             if (j->state == RUNNING && j->deadline && j->deadline < next) next = j->deadline;
@@ -593,7 +604,7 @@ int main(int argc, char **argv) {
         } else if (size && now - heard > STALE_MS * 1000LL) {
             size = 0; /* the owner died in the middle of a request */
         }
-        if (ttl && now - heard > ttl * 1000000LL && !running()) break;
+        if (ttl && now - heard > ttl * 1000000LL && (hard || !awaited())) break;
     }
     kill_everything();
     return 0;

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import shlex
 import shutil
@@ -178,7 +179,8 @@ def _offered(
     if kind not in ("auto", "docker", "process"):
         raise ConfigError(f"a host offers auto, docker or process, not {kind!r}")
     if kind == "docker" or (kind == "auto" and answers(docker)):
-        return "docker", lambda owner: asyncio.to_thread(DockerProvider, owner, docker, ttl)
+        make = functools.partial(DockerProvider, url=docker, ttl=ttl, hard=True)
+        return "docker", lambda owner: asyncio.to_thread(make, owner)
 
     async def local(owner: str) -> Provider:
         return ProcessProvider(owner)

@@ -182,17 +182,30 @@ async def test_a_killed_host_s_containers_end_by_themselves_whatever_runs_in_the
     from drawloom.sandbox.docker import DockerProvider
 
     owner = new_id("store")
-    dying = DockerProvider(owner, docker_url, ttl=helper_ttl(2.0))
-    box = await dying.create(ENV, new_id("box"))
-    await box.start("busy", "sh", "-c", "while :; do date >> log; sleep 0.1; done")
+    ttl = helper_ttl(2.0)
+    dying = DockerProvider(owner, docker_url, ttl=ttl, hard=True)
+    adopted = DockerProvider(f"{owner}-2", docker_url, ttl=ttl)  # as a runtime has them
+    busy, service, awaited = await asyncio.gather(
+        dying.create(ENV, new_id("box")), adopted.create(ENV, new_id("box")),
+        adopted.create(ENV, new_id("box")),
+    )  # fmt: skip
+    endless = ("sh", "-c", "while :; do date >> log; sleep 0.1; done")
+    await busy.launch("x", *endless)
+    await awaited.launch("x", *endless)
+    await service.start("web", *endless)
     for _ in range(4):  # as long as it is spoken to it stays
         await asyncio.sleep(0.5)
-        await box.ping()
+        for box in (busy, service, awaited):
+            await box.ping()
     heard = time.monotonic()
-    while await dying.owned():
-        assert time.monotonic() - heard < 30
+    while await dying.owned() or [box.id for box in await adopted.owned()] != [awaited.id]:
+        assert time.monotonic() - heard < 60
         await asyncio.sleep(0.1)
+    await asyncio.sleep(2 * ttl)
+    assert [box.id for box in await adopted.owned()] == [awaited.id], "its result may be wanted"
+    await adopted.destroy(awaited.id)
     await dying.close()
+    await adopted.close()
 
 
 async def test_a_broker_that_restarts_costs_no_environment(tmp_path: Path) -> None:

@@ -255,11 +255,9 @@ class Environments:
             return
         if winner is not None and pool.holds(winner):
             await self._store.hand_over(winner, owner, {key for _, key in pool.keys(winner)})
-            before = pool.hand_over(winner, owner)
             for world, key in [k for k in self._claims if k[0] == winner]:
                 self._claims[owner, key] = self._claims.pop((world, key))
-            for claimed in before:
-                await pool.destroy(claimed)
+            await pool.hand_over(winner, owner)
         for world in worlds:
             await self._release(world)
 

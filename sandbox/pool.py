@@ -167,21 +167,18 @@ class Pool(Stock):
                 snapshot = await self.provider.snapshot(self._claimed[key].box.id, new_snapshot())
                 self._aside.share(snapshot, [(branch, key[1]) for branch in lacking])
 
-    def hand_over(self, branch: str, program: str) -> list[Claimed]:
-        """A branch's environments are the program's from now on; what the program had instead, and
-        must be destroyed."""
-        before = []
-        for key in [k for k in self._claimed if k[0] == branch]:
+    async def hand_over(self, branch: str, program: str) -> None:
+        """A branch's environments are the program's from now on; what it had instead is
+        destroyed."""
+        for key in self.keys(branch):
             mine, claimed = (program, key[1]), self._claimed.pop(key)
-            if (had := self._claimed.pop(mine, None)) is not None:
-                before.append(had)
+            before, began = self._claimed.get(mine), self._aside.under.pop(mine, None)
             self._claimed[mine] = Claimed(claimed.box, replace(claimed.lease, program=program))
             self._aside.move(key, mine)
-        return before
-
-    async def destroy(self, claimed: Claimed) -> None:
-        """One that nobody has any more."""
-        await self._destroy(claimed.box)
+            if before is not None:
+                await self._destroy(before.box)
+            if began is not None:
+                await self._aside.forget(began)
 
     # --- put aside -------------------------------------------------------------------------
 

@@ -421,6 +421,28 @@ async def test_on_a_full_disk_nothing_is_kept_ready_then_nothing_is_made(
     await asyncio.gather(watch, return_exceptions=True)
 
 
+async def test_a_branch_that_is_handed_over_leaves_nothing_of_what_it_replaces(
+    pool: Pool, provider: Gated
+) -> None:
+    async def kept(claimed: Claimed, snapshot: Snapshot) -> None: ...
+
+    (await pool.claim(ENV, "p")).box.touched = True
+    await pool.park("p", kept)
+    before = await pool.claim(ENV, "p")  # it began from a snapshot
+    await pool.fork("p", ["p@0", "p@1", "p@2"])
+    branch = await pool.claim(ENV, "p@1")
+    await pool.claim(ENV, "p@2")
+    assert len(provider.kept) == 2
+    await pool.hand_over("p@1", "p")
+    assert (await pool.claim(ENV, "p")).box is branch.box
+    assert before.box.id not in provider.live
+    for world in ("p@0", "p@1", "p@2"):
+        await pool.release(world)
+    assert len(provider.kept) == 1, "the branches began from it, and one of them lives"
+    await pool.release("p")
+    assert (provider.kept, provider.live) == ({}, {})
+
+
 # --- set up once --------------------------------------------------------------------------
 
 

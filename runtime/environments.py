@@ -29,6 +29,8 @@ class Environments:
         emit: tells the core.
         note: tells whoever listens; of a program, what happened, and details.
         later: runs in the background until the runtime settles.
+        memory: bytes that all environments together may use; then no more may be there than fit
+            if each were as large as the largest.
 
     Attributes:
         stall: seconds that programs have waited for the environments of their first calls.
@@ -41,8 +43,9 @@ class Environments:
         emit: Callable[[Event], None],
         note: Note,
         later: Later,
+        memory: int | None = None,
     ) -> None:
-        self.pool, self._store = pool, store
+        self.pool, self._store, self._memory = pool, store, memory
         self._emit, self._note, self._later = emit, note, later
         self._known: dict[str, Env] = {}
         self._claims: dict[tuple[str, str], asyncio.Task[Claimed]] = {}
@@ -68,11 +71,21 @@ class Environments:
         if self.pool is None or env.key in self._known:
             return
         self._known[env.key] = env
+        self._fit(self.pool)
         warm, creating = self.pool.counts(env.key)
         # none is being made yet, but the first program that needs one will change that
         self._changed(env.key, warm, max(1, creating))
         if env.warm:
             self.pool.warm(env, env.warm)
+
+    def _fit(self, pool: Pool) -> None:
+        """So many of the largest that is known as there is memory for."""
+        if self._memory is None:
+            return
+        most = self._memory // max(env.footprint for env in self._known.values())
+        if pool.most is None or most < pool.most:
+            pool.most, pool.limit = most, min(pool.limit, most)
+            self._emit(HostUp(pool.provider.host, most, parks=True))
 
     def warm(self, key: str, count: int) -> None:
         env = self._known.get(key)

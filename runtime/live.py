@@ -59,6 +59,7 @@ class Live:
         bus: EventBus,
         record: bool = True,
         tool_slots: int | None = None,
+        memory: int | None = None,
     ) -> None:
         self.scheduler = Scheduler(policy)
         self._record = record
@@ -88,7 +89,7 @@ class Live:
             ParkEnvs: self._park,
             ReleaseEnvs: self._ended,
         }
-        self.environments = Environments(pool, store, self.emit, self.note, self._later)
+        self.environments = Environments(pool, store, self.emit, self.note, self._later, memory)
         about = engine.info
         self.emit(EngineUp(about.id, about.kv_tokens, about.host_tokens, about.max_context))
 

@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from drawloom.cost import CostModel
 from drawloom.engine.base import Engine
 from drawloom.engine.config import EngineConfig
-from drawloom.environments import Env, Sandbox
+from drawloom.environments import Env, Sandbox, parse_size
 from drawloom.errors import (
     BudgetExceeded,
     ConfigError,
@@ -57,6 +57,8 @@ class Runtime:
         pool: most environments kept ready, over all kinds.
         containers: most environments at a time, in use or ready; programs wait for a place before
             they start. Needs a policy that admits by places (`drawloom`). By default no limit.
+        memory: most memory of all environments together, as their limits have it (``"16g"``); as
+            many are there at a time as fit if each were as large as the largest. As `containers`.
         tool_slots: most tool calls at a time in all environments; by default no limit.
         kv_tokens: tokens of KV cache; 0 takes what fits.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -88,6 +90,7 @@ class Runtime:
         cost: CostModel | None = None,
         tenants: Iterable[TenantShare] = (),
         containers: int | None = None,
+        memory: str | None = None,
         tool_slots: int | None = None,
     ) -> None:
         self._policy = make_policy(policy)
@@ -97,14 +100,16 @@ class Runtime:
         self._config, self._isolate, self._record = engine, isolate, record
         self._cost, self._tenants = cost, tuple(tenants)
         self._containers, self._tool_slots = containers, tool_slots
+        self._memory = None if memory is None else parse_size(memory)
         for name, limit in (("containers", containers), ("tool_slots", tool_slots)):
             if limit is not None and limit < 1:
                 raise ConfigError(f"{name}={limit}: nothing could run; leave it out for no limit")
-        if containers is not None and not self._policy.houses:
-            raise ConfigError(
-                f"containers={containers}: policy {policy!r} does not admit programs by places, so "
-                "they could wait for each other's for ever; choose drawloom, or leave it out"
-            )
+        for name, given in (("containers", containers), ("memory", memory)):
+            if given is not None and not self._policy.houses:
+                raise ConfigError(
+                    f"{name}={given}: policy {policy!r} does not admit programs by places, so they "
+                    "could wait for each other's for ever; choose drawloom, or leave it out"
+                )
         self._runs: dict[str, Run[Any]] = {}
         self._live: Live | None = None
         self.bus: EventBus = LocalBus()
@@ -138,7 +143,8 @@ class Runtime:
             if pool is not None:
                 undo.push_async_callback(pool.close)
             live = Live(
-                self._policy, engine, pool, store, self.bus, self._record, self._tool_slots
+                self._policy, engine, pool, store, self.bus, self._record, self._tool_slots,
+                self._memory,
             )  # fmt: skip
             undo.push_async_callback(live.close)
             live.scheduler.world.cost = self._cost or live.scheduler.world.cost
@@ -226,6 +232,12 @@ class Runtime:
         if most is not None and wanted > most:
             raise ConfigError(
                 f"agent {agent.name} uses {wanted} environments, and containers={most}: raise it"
+            )
+        largest = max((env.footprint for env in _envs(agent)), default=0)
+        if self._memory is not None and wanted * largest > self._memory:
+            raise ConfigError(
+                f"agent {agent.name} uses {wanted} environments of up to {largest >> 20} MiB, and "
+                f"memory is {self._memory >> 20} MiB: raise it, or lower Env(memory=…)"
             )
 
     def _launch(

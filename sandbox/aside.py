@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from drawloom.errors import DrawloomError, SandboxError
 from drawloom.ids import new_id
 from drawloom.sandbox.base import Provider, Snapshot
+from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.shelf import Claimed
 
 log = logging.getLogger("drawloom.sandbox")
@@ -24,6 +25,15 @@ def is_snapshot(sandbox: str) -> bool:
 def new_snapshot() -> str:
     """A name for one."""
     return new_id(_SNAPSHOT)
+
+
+async def keep(provider: Provider, box: LiveSandbox, name: str) -> Snapshot:
+    """A snapshot of an environment, without what its `Env.exclude` names. Raises `SandboxError`."""
+    if box.env.exclude:
+        touched = box.touched
+        await box.exec("rm", "-rf", "--", *box.env.exclude, timeout=60.0)
+        box.touched = touched
+    return await provider.snapshot(box.id, name)
 
 
 class Aside:
@@ -46,7 +56,7 @@ class Aside:
         they cannot be kept: then nothing has changed."""
         name = new_snapshot()
         try:
-            snapshot = await self._provider.snapshot(claimed.box.id, name)
+            snapshot = await keep(self._provider, claimed.box, name)
             await kept(claimed, snapshot)
         except DrawloomError as error:
             log.warning("environment %s is not put aside: %s", claimed.box.id, error)
@@ -108,4 +118,4 @@ async def remove(provider: Provider, snapshot: str) -> None:
         log.warning("snapshot %s could not be removed: %s", snapshot, error)
 
 
-__all__ = ["Aside", "Kept", "is_snapshot", "new_snapshot", "remove"]
+__all__ = ["Aside", "Kept", "is_snapshot", "keep", "new_snapshot", "remove"]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from drawloom.environments import Env
 from drawloom.errors import SandboxDied, SandboxError
 from drawloom.leases import EnvLease
-from drawloom.sandbox.aside import Aside, Kept, is_snapshot, new_snapshot
+from drawloom.sandbox.aside import Aside, Kept, is_snapshot, keep, new_snapshot
 from drawloom.sandbox.base import Provider, Snapshot
 from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.shelf import Claimed, PoolCounters, Shelf, Warm
@@ -164,7 +164,7 @@ class Pool(Stock):
         for key in [k for k in self._claimed if k[0] == program and self._claimed[k].box.touched]:
             lacking = [b for b in branches if (b, key[1]) not in self._claimed]
             if lacking:
-                snapshot = await self.provider.snapshot(self._claimed[key].box.id, new_snapshot())
+                snapshot = await keep(self.provider, self._claimed[key].box, new_snapshot())
                 self._aside.share(snapshot, [(branch, key[1]) for branch in lacking])
 
     async def hand_over(self, branch: str, program: str) -> None:

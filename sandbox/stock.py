@@ -10,7 +10,7 @@ from typing import Any
 from drawloom.environments import Env
 from drawloom.errors import DrawloomError, SandboxDied, SandboxError
 from drawloom.ids import new_id
-from drawloom.sandbox.aside import new_snapshot, remove
+from drawloom.sandbox.aside import keep, new_snapshot, remove
 from drawloom.sandbox.base import Provider
 from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.shelf import PoolCounters, Shelf, Warm
@@ -265,7 +265,7 @@ class Stock:
         name = new_snapshot()
         try:
             if not await box.ping():
-                shelf.template = (await self.provider.snapshot(box.id, name)).id
+                shelf.template = (await keep(self.provider, box, name)).id
         except SandboxError as error:
             log.warning("environments of %s are each set up anew: %s", shelf.env.image, error)
             await remove(self.provider, name)

@@ -133,7 +133,11 @@ class RemoteProvider:
 
     async def images(self) -> list[str] | None:
         known = [status.images for _, status in self.hosts.known()]
-        return None if None in known else sorted({i for images in known for i in images or ()})
+        return (
+            None
+            if None in known or not known
+            else sorted({i for images in known for i in images or ()})
+        )
 
     async def disk(self) -> Disk | None:
         return None

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from drawloom.errors import ConfigError
 
 ProfileName = Literal["strict", "swe", "build", "browser"]
+_NOT_ITS_FILES = ("warm", "output_cap", "exclude")  # they make no difference between two
 _SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -52,6 +53,8 @@ class Env:
         beside: other environments, by name, that share its loopback and nothing else: the sites
             that a browser may see. They are found there under their names and made and destroyed
             with it; `Sandbox.beside` runs commands in them. Only in containers.
+        exclude: paths that are no part of it: they are removed before its files are kept (put
+            aside, forked). Caches and build products.
         runtime: the container runtime, as Docker names it (`runsc` for gVisor); by default its own.
     """
 
@@ -68,6 +71,7 @@ class Env:
     runtime: str = ""
     llm: bool = False
     beside: tuple[tuple[str, "Env"], ...] = ()
+    exclude: tuple[str, ...] = ()
 
     @classmethod
     def strict(cls, image: str, **options: Any) -> "Env":
@@ -107,6 +111,10 @@ class Env:
                 raise ConfigError(f"Env(beside=…): {name!r} is no name for a host")
             if other.network or other.llm or other.beside:
                 raise ConfigError(f"Env(beside=…): {name} has the loopback of the first, no more")
+        if any(not path or path.strip("/.") == "" for path in self.exclude):
+            raise ConfigError(
+                f"Env(exclude={self.exclude}): name paths below the root or its folder"
+            )
         if self.beside and self.network:
             raise ConfigError("Env(beside=…) is instead of a network: leave network=True out")
         if self.llm and self.network:
@@ -115,9 +123,14 @@ class Env:
             raise ConfigError(f"{self}: cpus > 0, pids >= 8, output_cap >= 64 and warm >= 0")
 
     @property
+    def footprint(self) -> int:
+        """Bytes of memory that it, and what is beside it, may use at most."""
+        return parse_size(self.memory) + sum(other.footprint for _, other in self.beside)
+
+    @property
     def key(self) -> str:
         """What environments are pooled by: equal keys are interchangeable."""
-        fields = {k: v for k, v in asdict(self).items() if k not in ("warm", "output_cap")}
+        fields = {k: v for k, v in asdict(self).items() if k not in _NOT_ITS_FILES}
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -120,6 +120,38 @@ async def test_with_few_places_fresh_calls_take_turns(open_runtime: Any) -> None
     assert provider.most <= 2
 
 
+async def test_memory_bounds_how_many_there_are(open_runtime: Any) -> None:
+    provider, small, large = FakeProvider(), Env("a", memory="100m"), Env("b", memory="400m")
+
+    def worker(env: Env, name: str) -> Any:
+        @tool(env=env, name=name)
+        async def work(box: Sandbox) -> int:
+            await box.sh("true")
+            await asyncio.sleep(0.1)  # long enough for all of them, were there no limit
+            return sum(b.env.footprint for b in provider.live.values()) >> 20
+
+        @agent(tools=[work], name=name)
+        async def works() -> int:
+            return await work()
+
+        return works
+
+    runtime: Runtime = await open_runtime(lambda _: "", sandbox=provider, memory="1000m")
+    async with asyncio.timeout(60):
+        first = [await runtime.start(worker(small, "few")) for _ in range(12)]
+        used = [await run.result() for run in first]
+        assert 500 < max(used) <= 1000
+        both = [
+            await runtime.start(worker(*pair)) for pair in ((small, "few"), (large, "many")) * 6
+        ]
+        used = [await run.result() for run in both]
+    assert max(used) <= 1000
+    with pytest.raises(ConfigError, match="raise it"):
+        await runtime.start(worker(Env("c", memory="2g"), "huge"))
+    with pytest.raises(ConfigError, match="memory=1g"):
+        Runtime(memory="1g", policy="fcfs-lru")
+
+
 def test_a_fresh_tool_needs_an_environment() -> None:
     with pytest.raises(ConfigError, match=r"fresh.*Env"):
 

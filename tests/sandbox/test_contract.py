@@ -1,12 +1,14 @@
 """What every sandbox provider must do. The same tests run on local processes and on Docker."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from drawloom.environments import Env
-from drawloom.errors import ImageNotFound, SandboxDied, SandboxError
+from drawloom.errors import ConfigError, ImageNotFound, SandboxDied, SandboxError
 from drawloom.ids import new_id
+from drawloom.sandbox.aside import keep
 from drawloom.sandbox.base import Provider
 from drawloom.sandbox.images import BOX
 from drawloom.sandbox.live import LiveSandbox
@@ -210,6 +212,19 @@ async def test_snapshots_of_forks_of_snapshots_keep_everything(
         box = await provider.fork(ENV, kept.id, new_id("box"))
         await provider.discard(kept.id)
     assert (await box.sh("cat log; echo $PATH")).text.startswith("0\n1\n2\n3\n4\n/")
+
+
+async def test_caches_are_no_part_of_what_is_kept(provider: Provider) -> None:
+    env = replace(ENV, exclude=("cache", "deep/er/build"))
+    assert env.key == ENV.key, "it makes no difference to what one is"
+    box = await provider.create(env, new_id("box"))
+    await box.sh("mkdir -p cache deep/er/build; echo x | tee cache/a deep/er/build/b deep/er/kept")
+    kept = await keep(provider, box, new_id("snap"))
+    fork = await provider.fork(env, kept.id, new_id("box"))
+    assert (await fork.sh("find . -type f")).text == "./deep/er/kept\n"
+    assert (await box.sh("ls")).text == "deep\n"
+    with pytest.raises(ConfigError, match="exclude"):
+        replace(ENV, exclude=("/",))
 
 
 async def test_what_has_written_too_much_is_not_kept(

@@ -1,11 +1,16 @@
 """Local processes: what only they can get wrong."""
 
 import asyncio
+import os
 import random
 from pathlib import Path
 
+import pytest
+
 from drawloom.environments import Env
+from drawloom.errors import SandboxError
 from drawloom.ids import new_id
+from drawloom.runtime.cli import sandboxes
 from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.process import ProcessProvider
 
@@ -33,4 +38,26 @@ async def test_given_up_while_its_helper_starts_no_process_stays_and_nobody_wait
             await made.destroy()
     assert await provider.owned() == []
     assert not [command for command in _commands() if owner.encode() in command]
+    await provider.close()
+
+
+async def test_a_shell_opens_inside_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr("os.execvp", lambda file, words: became.append(words))
+    provider = ProcessProvider(new_id("store"))
+    box = await provider.create(Env("any"), new_id("box"))
+    await box.write("kept", b"42")
+    sandboxes.shell(box.id, None)
+    (command,) = became
+    if os.getuid() == 0:
+        *enter, line = command
+        looking = await asyncio.create_subprocess_exec(
+            *enter, line.replace("exec /bin/sh -i", "cat kept; cat /proc/net/dev; ls /root"),
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        said, _ = await looking.communicate()
+        assert said.startswith(b"42") and b"eth0" not in said
+    await box.destroy()
+    with pytest.raises(SandboxError, match="no environment"):
+        sandboxes.shell(box.id, None)
     await provider.close()

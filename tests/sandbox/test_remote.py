@@ -397,6 +397,33 @@ async def test_a_program_goes_on_elsewhere_when_its_host_is_killed(url: str, far
     assert len(ran) == 2
 
 
+async def test_the_command_line_offers_a_machine_and_takes_it_back(url: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "drawloom",
+        "sandbox",
+        "host",
+        "--broker",
+        url,
+        "--name",
+        "cli",
+    ]
+    command += ["--sandbox", "process", "--most", "3", "--lease", str(_LEASE)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    assert b"offers 3 environments (process)" in await process.stdout.readline()
+    async with _owner(url) as provider:
+        box = await provider.create(ENV, new_id("box"))
+        assert (await box.sh("echo far")).text == "far\n"
+        ((id, status),) = provider.hosts.known()
+        assert id.startswith("cli.") and (status.most, status.provider) == (3, "process")
+        process.terminate()
+        assert await process.wait() == 0
+        with pytest.raises(SandboxDied, match="it was stopped"):
+            await box.sh("true")
+
+
 # --- who may connect ----------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from drawloom.environments import Env
 from drawloom.errors import DrawloomError, SandboxDied, SandboxError
 from drawloom.ids import new_id
 from drawloom.sandbox.aside import keep, new_snapshot, remove
-from drawloom.sandbox.base import Provider
+from drawloom.sandbox.base import Provider, Snapshot
 from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.shelf import PoolCounters, Shelf, Warm
 
@@ -255,7 +255,11 @@ class Stock:
                 shelf.template = None
         box = await self.provider.create(shelf.env, new_id("box"))
         if box.setup_seconds >= _SETUP_SECONDS and not shelf.keeping:
-            await self._keep(shelf, box)
+            try:
+                await self._keep(shelf, box)
+            except asyncio.CancelledError:
+                await asyncio.shield(self._end(box))
+                raise
         return box
 
     async def _keep(self, shelf: Shelf, box: LiveSandbox) -> None:
@@ -263,22 +267,34 @@ class Stock:
         are not kept, so one whose setup left some running is no template."""
         shelf.keeping = True
         name = new_snapshot()
+        keeping: asyncio.Future[Snapshot] | None = None
         try:
             if not await box.ping():
-                shelf.template = (await keep(self.provider, box, name)).id
+                keeping = asyncio.ensure_future(keep(self.provider, box, name))
+                shelf.template = (await asyncio.shield(keeping)).id
         except SandboxError as error:
             log.warning("environments of %s are each set up anew: %s", shelf.env.image, error)
             await remove(self.provider, name)
+        except asyncio.CancelledError:
+            # what takes the snapshot goes on in a thread: it is waited for, then removed
+            if keeping is not None:
+                await asyncio.gather(keeping, return_exceptions=True)
+                await asyncio.shield(remove(self.provider, name))
+            raise
 
     async def _destroy(self, box: LiveSandbox, *, evicted: bool = False) -> None:
+        try:
+            await self._end(box)
+        finally:
+            self._evicting -= evicted
+            self._gone()
+
+    async def _end(self, box: LiveSandbox) -> None:
         try:
             await box.destroy()
             self.counters.destroyed += 1
         except SandboxError as error:
             log.warning("environment %s could not be removed: %s", box.id, error)
-        finally:
-            self._evicting -= evicted
-            self._gone()
 
     def _gone(self) -> None:
         """One is no longer there; who waits for its room gets it, else targets are met again."""

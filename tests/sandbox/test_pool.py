@@ -488,6 +488,25 @@ async def test_a_setup_that_leaves_processes_is_done_each_time() -> None:
     await pool.close()
 
 
+async def test_closed_while_the_first_one_is_kept_nothing_is_left() -> None:
+    class Slower(Slow):
+        kept_late = asyncio.Event()
+
+        async def snapshot(self, id: str, name: str) -> Snapshot:
+            await self.kept_late.wait()
+            return await super().snapshot(id, name)
+
+    provider = Slower()
+    pool = Pool(provider)
+    pool.warm(ENV, 1)
+    await _settle()
+    closing = asyncio.create_task(pool.close())
+    await _settle()
+    provider.kept_late.set()
+    await closing
+    assert (provider.live, provider.kept) == ({}, {})
+
+
 async def test_a_template_that_somebody_removed_is_made_again() -> None:
     provider = Slow()
     pool = Pool(provider, limit=3)

@@ -41,6 +41,7 @@ log = logging.getLogger("drawloom.sandbox")
 
 CONNECT_SECONDS = 15.0
 _HOST_SECONDS = 20.0  # as long as a claim waits for a host to appear
+_MEET_SECONDS, _ALONE_SECONDS = 3.0, 0.25  # statuses come at once, beats when we are seen
 _AGAIN_SECONDS = 10.0
 _LOOK_SECONDS = 0.1
 _CLOSE_SECONDS = 5.0
@@ -112,9 +113,16 @@ class Hosts:
         self._link = Link(broker, name, (mine, will), topics, self._heard, self._on_up)
 
     async def connect(self) -> None:
-        """Raises `SandboxUnavailable` when the broker does not answer."""
+        """Hosts that are there are known when this returns: what they have of ours is asked for
+        next. Raises `SandboxUnavailable` when the broker does not answer."""
         await self._link.open(CONNECT_SECONDS)
         self.later(self._watch())
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < _MEET_SECONDS:
+            offered = [host for host in self._hosts.values() if host.status is not None]
+            if (offered or waited > _ALONE_SECONDS) and not any(host.lost for host in offered):
+                return
+            await asyncio.sleep(0.01)
 
     async def close(self) -> None:
         if self._last_things:

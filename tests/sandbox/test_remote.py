@@ -30,6 +30,7 @@ from drawloom.sandbox.remote.host import SandboxHost
 from drawloom.sandbox.remote.lease import helper_ttl, silence
 from drawloom.sandbox.remote.messages import Request, pack
 from drawloom.sandbox.remote.provider import RemoteProvider
+from drawloom.sandbox.sweep import sweep
 
 from .conftest import ENV
 from .mosquitto import Mosquitto, Wire
@@ -245,6 +246,20 @@ async def test_a_killed_runtime_s_environments_wait_for_its_successor(
         going.cancel()
         await asyncio.gather(going, return_exceptions=True)
         await first.close()
+
+
+async def test_a_successor_knows_at_once_what_its_hosts_have_of_it(url: str) -> None:
+    owner = new_id("store")
+    async with _host(url, "a"), _host(url, "b"):
+        async with _owner(url, owner) as first:
+            boxes = [await first.create(ENV, new_id("box")) for _ in range(4)]
+            kept = await first.snapshot(boxes[0].id, new_id("snap"))
+        for _ in range(5):
+            async with _owner(url, owner) as again:
+                assert {box.id for box in await again.owned()} == {box.id for box in boxes}
+                assert [snapshot.id for snapshot in await again.snapshots()] == [kept.id]
+        async with _owner(url, owner) as last:
+            assert set(await sweep(last, ())) == {kept.id, *(box.id for box in boxes)}
 
 
 async def test_what_nobody_comes_back_to_is_ended(url: str) -> None:

@@ -191,9 +191,10 @@ def _identity(request: Request, asked: Sampling) -> tuple[str | None, str]:
         or request.headers.get("x-session-id")
         or asked.prompt_cache_key
     )
-    return (str(named) if named else None), request.headers.get(
-        "x-tenant"
-    ) or asked.user or "default"
+    name = str(named) if named else None
+    if name is not None and not (name.isprintable() and all(ord(c) < 256 for c in name)):
+        raise HttpError(400, "program_id: printable Latin-1 only, it is answered in a header")
+    return name, request.headers.get("x-tenant") or asked.user or "default"
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:

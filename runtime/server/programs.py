@@ -90,8 +90,7 @@ class Programs:
     # --- whose request it is --------------------------------------------------------------
 
     def inside(self, id: str, tenant: str, account: Account) -> str:
-        """A program of the runtime asks from inside its environment; the name to `place` it by,
-        which no client can give."""
+        """A program of the runtime asks from inside its environment; the name to `place` it by."""
         key = f"\0{id}"
         if key not in self._programs:
             self._programs[key] = HttpProgram(id, True, tenant, account, seen=time.monotonic())
@@ -103,7 +102,9 @@ class Programs:
         """The lineage that a prompt continues, or a new one; its tokens, the known ones as they
         were sampled. Lineages that are busy are continued by nobody else. `output` is how many
         tokens may come, if that is known."""
-        key = name if name is None or name[0] == "\0" else self.key(name, tenant)
+        guest = self._programs.get(name or "")
+        inside = guest is not None and guest.account is not None
+        key = name if name is None or inside else self.key(name, tenant)
         program = self._programs.get(key) if key else self._by_text(tenant, text)
         if program is None:
             program = HttpProgram(key or new_id("http"), key is not None, tenant)

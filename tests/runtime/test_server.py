@@ -214,6 +214,14 @@ async def test_a_nameless_client_is_known_by_what_it_sends(tiny: Any) -> None:
     assert not server.live.scheduler.world.programs
 
 
+@pytest.mark.parametrize("name", ["\0p", "a\nb", "織"])
+async def test_a_name_that_no_header_can_carry_is_refused(tiny: Any, name: str) -> None:
+    client, server = tiny
+    answer = await client.post("/v1/chat/completions", json=_ask("hello", program_id=name))
+    assert answer.status_code == 400 and "printable" in answer.text
+    assert len(server.programs) == 0
+
+
 async def test_tenants_share_no_program_and_no_kv(tiny: Any) -> None:
     client, server = tiny
     body = _ask("The same words for everybody " * 5, program_id="p", max_tokens=4)

@@ -9,3 +9,5 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # 72 MiB and hold the few batch sizes that a load repeats; one made anew costs 0.15 ms.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
+# Triton 3.10 is to change its default: said here, a kernel is the same under each
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")

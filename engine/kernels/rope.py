@@ -17,7 +17,7 @@ def _kernel(
     head = tl.program_id(1)
     low = tl.arange(0, TILE)
     live = low < HALF
-    slot = tl.load(slots + token)
+    slot = tl.load(slots + token).to(tl.int64)
     at = (slot // SIZE) * cache_block + (slot % SIZE) * cache_token
     if head >= HEADS + KV_HEADS:
         mine = head - HEADS - KV_HEADS

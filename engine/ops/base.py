@@ -4,10 +4,13 @@
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from drawloom.engine.ops.step import Step
 
 
 @dataclass(slots=True)
@@ -22,6 +25,7 @@ class BatchMeta:
         contexts: tokens of each sequence after this step.
         tables: the blocks of each sequence; -1 where one fell behind the window.
         window: tokens that a token attends to, itself included; 0 is all.
+        step: the same for kernels, on the device; where it is given, the three lists are empty.
     """
 
     positions: Tensor
@@ -32,6 +36,7 @@ class BatchMeta:
     tables: list[list[int]]
     window: int = 0
     angles: tuple[Tensor, Tensor] | None = None
+    step: "Step | None" = None
 
     def rotation(self, rope: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [T, 1, d / 2] of this step's positions; the same for all layers."""
@@ -39,16 +44,6 @@ class BatchMeta:
             cos, sin = (table[self.positions].unsqueeze(1).to(dtype) for table in rope)
             self.angles = cos, sin
         return self.angles
-
-    def device_tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Padded block tables [B, W], contexts [B] and query starts [B + 1], int32."""
-        width = max(len(t) for t in self.tables)
-        rows = [[max(b, 0) for b in t] + [0] * (width - len(t)) for t in self.tables]
-        padded = torch.tensor(rows, dtype=torch.int32)
-        contexts = torch.tensor(self.contexts, dtype=torch.int32)
-        starts = torch.zeros(len(self.query_lengths) + 1, dtype=torch.int32)
-        starts[1:] = torch.tensor(self.query_lengths, dtype=torch.int32).cumsum(0)
-        return padded.to(device), contexts.to(device), starts.to(device)
 
 
 class Linear(Protocol):
@@ -102,6 +97,19 @@ class Ops(Protocol):
 
     def silu_mul(self, x: Tensor) -> Tensor:
         """``silu(a) * b`` of x = [a, b]. [T, 2 I] to [T, I]."""
+        ...
+
+    def product(
+        self,
+        linear: Linear,
+        x: Tensor,
+        gain: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        gated: bool = False,
+    ) -> Tensor:
+        """``linear(norm(x))``, with `silu_mul` if `gated`, plus `residual`; all but the product
+        may be left out. On a GPU it is one kernel, for at most 16 rows. [T, K] to [T, N]."""
         ...
 
 

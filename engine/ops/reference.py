@@ -1,13 +1,20 @@
 """The operations in plain torch: slow, exact, on any device. What the others are tested against."""
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from drawloom.engine.ops.base import BatchMeta, Linear
 
+if TYPE_CHECKING:
+    from drawloom.engine.ops.step import Step
 
-class _Linear:
+
+class PlainLinear:
+    """As the checkpoint has it."""
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
 
@@ -37,11 +44,31 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * wide.to(x.dtype)
 
 
+def attend(
+    q: Tensor, keys: Tensor, values: Tensor, table: list[int], context: int, window: int
+) -> Tensor:
+    """The last tokens of one sequence: `q` [L, heads, d] over blocks of a paged cache."""
+    count, heads, depth = q.shape
+    group = heads // keys.shape[2]
+    wide = torch.float64 if q.dtype is torch.float64 else torch.float32
+    blocks = torch.tensor(table, device=q.device).clamp_min(0)
+    k = keys[blocks].flatten(0, 1)[:context].repeat_interleave(group, 1).to(wide)
+    v = values[blocks].flatten(0, 1)[:context].repeat_interleave(group, 1).to(wide)
+    scores = torch.einsum("qhd,khd->hqk", q.to(wide), k) * depth**-0.5
+    last = torch.arange(context - count, context, device=q.device)
+    place = torch.arange(context, device=q.device)[None]
+    seen = place <= last[:, None]
+    if window:
+        seen &= place > last[:, None] - window
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)
+
+
 class ReferenceOps:
     """Plain torch."""
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        return _Linear(weight, bias)
+        return PlainLinear(weight, bias)
 
     def rms_norm(
         self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None
@@ -73,23 +100,14 @@ class ReferenceOps:
         values[block, offset] = v
 
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, meta: BatchMeta) -> Tensor:
+        if meta.step is not None:
+            return _stepped(q, keys, values, meta.step)
         out, at = torch.empty_like(q), 0
-        group = q.shape[1] // keys.shape[2]
         for count, context, table in zip(
             meta.query_lengths, meta.contexts, meta.tables, strict=True
         ):
-            blocks = torch.tensor(table, device=q.device).clamp_min(0)
-            k = keys[blocks].flatten(0, 1)[:context].repeat_interleave(group, 1).float()
-            v = values[blocks].flatten(0, 1)[:context].repeat_interleave(group, 1).float()
-            scores = torch.einsum("qhd,khd->hqk", q[at : at + count].float(), k)
-            scores *= q.shape[-1] ** -0.5
-            last = torch.arange(context - count, context, device=q.device)
-            place = torch.arange(context, device=q.device)[None]
-            seen = place <= last[:, None]
-            if meta.window:
-                seen &= place > last[:, None] - meta.window
-            weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-            out[at : at + count] = torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)
+            rows = q[at : at + count]
+            out[at : at + count] = attend(rows, keys, values, table, context, meta.window)
             at += count
         return out
 
@@ -97,5 +115,30 @@ class ReferenceOps:
         gate, up = x.chunk(2, -1)
         return F.silu(gate) * up
 
+    def product(
+        self,
+        linear: Linear,
+        x: Tensor,
+        gain: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        gated: bool = False,
+    ) -> Tensor:
+        y = linear(x if gain is None else norm(x, gain, eps))
+        y = self.silu_mul(y) if gated else y
+        return y if residual is None else y + residual
 
-__all__ = ["ReferenceOps", "norm", "rotate"]
+
+def _stepped(q: Tensor, keys: Tensor, values: Tensor, step: "Step") -> Tensor:
+    from drawloom.engine.kernels import reference as kernels  # needs triton, which a CPU may lack
+
+    out, count = torch.empty_like(q), step.decoding
+    if step.decodes is not None:
+        assert step.parts is not None
+        kernels.decode(q[:count], keys, values, step.decodes, step.parts, out[:count])
+    if step.prefills is not None:
+        kernels.prefill(q[count:], keys, values, step.prefills, step.size, out[count:])
+    return out
+
+
+__all__ = ["PlainLinear", "ReferenceOps", "norm", "rotate"]

@@ -1,21 +1,25 @@
 """The operations on a GPU: Triton kernels, and cuBLAS for the matrices."""
 
+import torch
 from torch import Tensor
 
-from drawloom.engine.kernels.attention import attention
+from drawloom.engine.kernels.cascade import cascade
+from drawloom.engine.kernels.decode import decode
+from drawloom.engine.kernels.prefill import prefill
 from drawloom.engine.kernels.rmsnorm import rms_norm
 from drawloom.engine.kernels.rope import rope_and_store
 from drawloom.engine.kernels.silu_mul import silu_mul
-from drawloom.engine.ops.base import BatchMeta
-from drawloom.engine.ops.reference import ReferenceOps
+from drawloom.engine.kernels.skinny import Scratch, skinny
+from drawloom.engine.ops.base import BatchMeta, Linear
+from drawloom.engine.ops.reference import PlainLinear, ReferenceOps
+from drawloom.engine.ops.step import step_of
 
 
 class TritonOps(ReferenceOps):
     """Same signatures and results as the reference, by kernels."""
 
     def __init__(self) -> None:
-        self._meta: BatchMeta | None = None
-        self._tables: tuple[Tensor, Tensor, Tensor] | None = None
+        self._scratch: Scratch | None = None
 
     def rms_norm(
         self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None
@@ -37,12 +41,39 @@ class TritonOps(ReferenceOps):
         return rope_and_store(q, k, v, norms, rope, keys, values, meta.positions, meta.slots)
 
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, meta: BatchMeta) -> Tensor:
-        if self._meta is not meta or self._tables is None:  # the same for all layers of a step
-            self._meta, self._tables = meta, meta.device_tables(q.device)
-        return attention(q, keys, values, *self._tables, max(meta.query_lengths), meta.window)
+        if meta.step is None:  # the same for all layers
+            meta.step = step_of(meta, q.shape[1], keys.shape[2], q.shape[2], q.device)
+        step, out = meta.step, torch.empty_like(q, memory_format=torch.contiguous_format)
+        count = step.decoding
+        if step.decodes is not None:
+            assert step.parts is not None
+            if step.before is not None:
+                cascade(q[:count], keys, values, step.decodes, step.parts, step.before, out[:count])
+            else:
+                decode(q[:count], keys, values, step.decodes, step.parts, out[:count])
+        if step.prefills is not None:
+            prefill(q[count:], keys, values, step.prefills, step.size, out[count:])
+        return out
 
     def silu_mul(self, x: Tensor) -> Tensor:
         return silu_mul(x)
+
+    def product(
+        self,
+        linear: Linear,
+        x: Tensor,
+        gain: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        gated: bool = False,
+    ) -> Tensor:
+        assert isinstance(linear, PlainLinear)
+        if self._scratch is None:
+            self._scratch = Scratch(x.device)
+        return skinny(
+            x, linear.weight, linear.bias, gain=gain, eps=eps, residual=residual, gated=gated,
+            scratch=self._scratch,
+        )  # fmt: skip
 
 
 __all__ = ["TritonOps"]

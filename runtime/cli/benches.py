@@ -18,6 +18,14 @@ def bench_engine(*, device: str = "cpu", quick: bool = False, json: Json = False
     return engine.main(device, quick, json)
 
 
+@bench_app.command(name="kernels")
+def bench_kernels(*, json: Json = False) -> int:
+    """Every Triton kernel as it is compiled for a GPU: registers, shared memory, spills."""
+    from drawloom.runtime.bench import kernels
+
+    return kernels.main(json)
+
+
 @bench_app.command(name="sandbox")
 def bench_sandbox(*, json: Json = False) -> int:
     """Tool environments beside plain docker-py on the same Docker engine."""

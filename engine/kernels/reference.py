@@ -1,0 +1,86 @@
+"""What each kernel computes, in plain torch, with the same signature: the oracle of its tests.
+
+Exact in the type of its input: given float64, it is what a GPU's result is held against.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from drawloom.engine.kernels.decode import Decodes, Parts
+from drawloom.engine.kernels.prefill import Prefills
+from drawloom.engine.ops.reference import attend
+
+
+def decode(
+    q: Tensor, keys: Tensor, values: Tensor, at: Decodes, parts: Parts, out: Tensor | None = None
+) -> Tensor:
+    out = torch.empty_like(q) if out is None else out
+    size = keys.shape[1]
+    for row, (seat, context) in enumerate(
+        zip(at.seats.tolist(), at.contexts.tolist(), strict=True)
+    ):
+        if not context:
+            out[row] = 0
+            continue
+        table = at.tables[seat, : -(-context // size)].tolist()
+        out[row] = attend(q[row : row + 1], keys, values, table, context, at.window)[0]
+    return out
+
+
+def cascade(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    at: Decodes,
+    parts: Parts,
+    before: tuple[Tensor, Tensor],
+    out: Tensor | None = None,
+) -> Tensor:
+    return decode(q, keys, values, at, parts, out)
+
+
+def prefill(
+    q: Tensor, keys: Tensor, values: Tensor, at: Prefills, size: int, out: Tensor | None = None
+) -> Tensor:
+    out = torch.empty_like(q) if out is None else out
+    starts, block = at.starts.tolist(), keys.shape[1]
+    rows = zip(at.seats.tolist(), at.contexts.tolist(), starts, starts[1:], strict=False)
+    for seat, context, begin, end in rows:
+        table = at.tables[seat, : -(-context // block)].tolist()
+        out[begin:end] = attend(q[begin:end], keys, values, table, context, at.window)
+    return out
+
+
+def gather(store: Tensor, blocks: Tensor, out: Tensor) -> None:
+    out[: blocks.shape[0]] = store[blocks.long()].flatten(1).view_as(out[: blocks.shape[0]])
+
+
+def scatter(store: Tensor, blocks: Tensor, data: Tensor) -> None:
+    store[blocks.long()] = data[: blocks.shape[0]].view_as(store[blocks.long()])
+
+
+def skinny(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    gain: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    gated: bool = False,
+) -> Tensor:
+    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    h = x.to(wide)
+    if gain is not None:
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * gain.to(wide)
+    y = F.linear(h, weight.to(wide), None if bias is None else bias.to(wide))
+    if gated:
+        gate, up = y.chunk(2, -1)
+        y = F.silu(gate) * up
+    if residual is not None:
+        y = y + residual.to(wide)
+    return y.to(x.dtype)
+
+
+__all__ = ["cascade", "decode", "gather", "prefill", "scatter", "skinny"]

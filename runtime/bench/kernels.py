@@ -1,0 +1,50 @@
+"""`drawloom bench kernels`: every kernel as it is compiled, and, on a GPU, how fast it is."""
+
+from typing import Any
+
+from rich.table import Table
+
+from drawloom.runtime.cli import show
+
+CHIPS = (80, 90)
+
+
+def main(json: bool) -> int:
+    """Registers, shared memory and spills of every kernel; 1 if one of them does not fit."""
+    from drawloom.engine.kernels.catalogue import compiled
+
+    rows: list[dict[str, Any]] = []
+    for made in compiled(CHIPS):
+        rows.append(
+            {
+                "kernel": made.name, "form": made.form, "chip": f"sm_{made.chip}",
+                "warps": made.warps, "registers": made.registers, "shared": made.shared,
+                "spilled": made.spilled, "wgmma": made.wgmma, "fits": made.fits,
+            }
+        )  # fmt: skip
+        if not json:
+            show.note(f"{made.name} for sm_{made.chip} ({made.form})")
+    if json:
+        show.emit({"kernels": rows})
+    else:
+        show.console().print(_table(rows))
+    return 0 if all(row["fits"] for row in rows) else 1
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"{len(rows)} kernels, compiled without a GPU")
+    for name in ("kernel", "first met in", "chip"):
+        table.add_column(name, no_wrap=True)
+    for name in ("warps", "registers", "shared, bytes", "spilled, bytes"):
+        table.add_column(name, justify="right")
+    table.add_column("wgmma")
+    for row in rows:
+        table.add_row(
+            row["kernel"], row["form"], row["chip"], str(row["warps"]), str(row["registers"]),
+            f"{row['shared']:,}", str(row["spilled"]), "yes" if row["wgmma"] else "",
+            style="" if row["fits"] else "red",
+        )  # fmt: skip
+    return table
+
+
+__all__ = ["main"]

@@ -1,0 +1,174 @@
+"""Attention over a paged cache: each kernel, in the interpreter, against its torch reference."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from drawloom.engine.kernels import cascade, decode, prefill, reference
+from drawloom.engine.kernels.decode import Decodes, Parts
+from drawloom.engine.kernels.prefill import Prefills
+
+DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+SIZE, KV_HEADS = 16, 2
+CPU = torch.device("cpu")
+
+
+def _cache(blocks: int, depth: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As a GPU has it: [blocks, layers, 2, kv_heads, size, d], the second layer of three."""
+    memory = torch.randn(blocks, 3, 2, KV_HEADS, SIZE, depth).to(dtype)
+    memory[:, (0, 2)] = torch.nan
+    layer = memory.transpose(3, 4)[:, 1]
+    return layer[:, 0], layer[:, 1]
+
+
+def _tables(contexts: list[int], blocks: int, shared: int = 0) -> tuple[Tensor, Tensor]:
+    """Tables of seats in another order than the rows, all blocks shuffled; the first `shared`
+    blocks are everybody's."""
+    order = list(range(1, blocks))
+    random.Random(3).shuffle(order)
+    width = max(-(-c // SIZE) for c in contexts) + 1
+    seats = list(range(len(contexts)))[::-1]
+    tables = torch.zeros(len(contexts) + 1, width, dtype=torch.int32)
+    common = [order.pop() for _ in range(shared)]
+    for seat, context in zip(seats, contexts, strict=True):
+        mine = common + [order.pop() for _ in range(-(-context // SIZE) - shared)]
+        tables[seat, : len(mine)] = torch.tensor(mine, dtype=torch.int32)
+    return tables, torch.tensor(seats, dtype=torch.int32)
+
+
+def _ints(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("window", [0, 37])
+@pytest.mark.parametrize(
+    ("contexts", "parts", "group"),
+    [([1, 17, 300], 2, 3), ([260, 0, 3], 6, 4), ([5], 1, 1), ([140, 141], 1, 16)],
+    ids=["uneven", "with-padding", "alone", "one-part-each"],
+)
+def test_decode(
+    contexts: list[int], parts: int, group: int, window: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    depth, heads = 24, group * KV_HEADS
+    keys, values = _cache(40, depth, dtype)
+    at = Decodes(*_tables(contexts, 40), _ints(contexts), window)
+    room = Parts.room(len(contexts), heads, depth, parts, CPU)
+    decode.cut(at, room)
+    q, out = (
+        torch.randn(len(contexts), heads, depth).to(dtype),
+        torch.empty(len(contexts), heads, depth),
+    )
+    out = torch.full_like(q, torch.nan)
+    decode.decode(q, keys, values, at, room, out)
+    wanted = reference.decode(q, keys, values, at, room)
+    torch.testing.assert_close(out, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("window", [0, 50])
+@pytest.mark.parametrize("room", [1, 5, 40])
+def test_parts_cover_every_key_once_and_are_about_even(room: int, window: int) -> None:
+    contexts = [1, 640, 0, 64, 65, 2000]
+    at = Decodes(
+        torch.zeros(6, 1, dtype=torch.int32), _ints(list(range(6))), _ints(contexts), window
+    )
+    parts = Parts.room(6, 2, 16, room, CPU)
+    decode.cut(at, parts)
+    seen: dict[int, list[tuple[int, int]]] = {}
+    for row, begin, end in zip(
+        parts.owner.tolist(), parts.begin.tolist(), parts.end.tolist(), strict=True
+    ):
+        if row >= 0:
+            seen.setdefault(row, []).append((begin, end))
+    for row, context in enumerate(contexts):
+        pieces = seen.get(row, [])
+        first, last = parts.offsets[row : row + 2].tolist()
+        assert len(pieces) == last - first
+        if context:
+            assert pieces[0][0] <= max(0, context - window if window else 0)
+            assert pieces[-1][1] == context
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
+    longest = max(end - begin for pieces in seen.values() for begin, end in pieces)
+    fair = sum(min(c, window or c) for c in contexts) / room
+    assert longest <= max(2 * decode.TILE, fair + 2 * decode.TILE)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_cascade(dtype: torch.dtype, tolerance: float) -> None:
+    """Two rows share 144 tokens, one has nothing in common, one is padding."""
+    torch.manual_seed(0)
+    depth, group, shared = 16, 4, 9
+    heads = group * KV_HEADS
+    contexts = [150, 145, 200]
+    tables, seats = _tables(contexts[:2], 60, shared)
+    other, _ = _tables(contexts[2:], 30)
+    width = max(tables.shape[1], other.shape[1])
+    table = torch.zeros(6, width, dtype=torch.int32)
+    table[:2, : tables.shape[1]] = tables[:2]
+    table[4, : other.shape[1]] = other[0] + 0
+    rows = [0, 2, 1, 3]
+    contexts = [150, 200, 145, 0]
+    at = Decodes(
+        table,
+        _ints([int(seats[0]), 4, int(seats[1]), 5]),
+        _ints(contexts),
+        since=_ints([shared * SIZE, 0, shared * SIZE, 0]),
+        members=_ints([0, 2, *[-1] * 14, *[-1] * 16]),
+    )
+    assert cascade.queries(heads, KV_HEADS) == 16
+    keys, values = _cache(60, depth, dtype)
+    room = Parts.room(4, heads, depth, 3, CPU)
+    decode.cut(at, room)
+    before = (torch.full((2, 4, heads, depth), torch.nan), torch.full((2, 4, heads), torch.nan))
+    q = torch.randn(len(rows), heads, depth).to(dtype)
+    out = torch.full_like(q, torch.nan)
+    cascade.cascade(q, keys, values, at, room, before, out)
+    wanted = reference.cascade(q, keys, values, at, room, before)
+    torch.testing.assert_close(out, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("window", [0, 21])
+@pytest.mark.parametrize(
+    ("lengths", "contexts", "group"),
+    [([5, 1, 70], [5, 133, 90], 2), ([18], [35], 3), ([64], [200], 1)],
+    ids=["mixed", "chunk", "after-a-prefix"],
+)
+def test_prefill(
+    lengths: list[int],
+    contexts: list[int],
+    group: int,
+    window: int,
+    dtype: torch.dtype,
+    tolerance: float,
+) -> None:
+    torch.manual_seed(0)
+    depth, heads = 24, group * KV_HEADS
+    keys, values = _cache(40, depth, dtype)
+    tables, seats = _tables(contexts, 40)
+    size = prefill.queries(heads, KV_HEADS, max(lengths))
+    tiles = prefill.tiles(lengths, size)
+    starts = _ints([sum(lengths[:i]) for i in range(len(lengths) + 1)])
+    at = Prefills(
+        tables,
+        seats,
+        _ints(contexts),
+        starts,
+        torch.tensor(tiles, dtype=torch.int32).T.contiguous(),
+        window,
+    )
+    q = torch.randn(sum(lengths), heads, depth).to(dtype)
+    out = torch.full_like(q, torch.nan)
+    prefill.prefill(q, keys, values, at, size, out)
+    wanted = reference.prefill(q, keys, values, at, size)
+    torch.testing.assert_close(out, wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_tiles_cover_every_token_once_and_the_longest_come_first() -> None:
+    found = prefill.tiles([1, 130, 64], 64)
+    assert sorted(found) == [(0, 0), (1, 0), (1, 64), (1, 128), (2, 0)]
+    assert found.index((1, 128)) < found.index((1, 0))

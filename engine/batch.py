@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from drawloom.engine.cache import KVCache
 from drawloom.engine.plan import Chunk, Sampled, StepPlan
-from drawloom.engine.sequence import FinishReason, Sequence, Status
+from drawloom.engine.sequence import PENDING, FinishReason, Sequence, Status
 from drawloom.errors import ContextTooLong, DrawloomError
 
 
@@ -58,6 +58,8 @@ class Batch:
         self._running: list[Sequence] = []
         self._sorted = True
         self._suspects = 0
+        self._close = 0
+        self._seats = list(range(max_sequences - 1, -1, -1))
         self._by_id: dict[str, Sequence] = {}
         self._arrivals = 0
 
@@ -119,6 +121,36 @@ class Batch:
         # a copy may not wait for a sequence that is parked: its source could be gone by then
         return StepPlan(chunks, copies) if chunks or copies else None
 
+    @property
+    def close(self) -> bool:
+        """Whether a step must be known before the next can be planned: of a sequence that runs (see
+        `Sequence.close`), or because it is looked for which one makes steps fail."""
+        return self._close > 0 or self._suspects > 0
+
+    def launched(self, plan: StepPlan) -> None:
+        """A step is under way, and the next one may be scheduled before it is complete: whatever
+        takes a source of its copies comes after it on the device."""
+        for source, _, _ in plan.copies:
+            self.cache.copied(source)
+        plan.copies.clear()
+        for chunk in plan.chunks:
+            seq = chunk.seq
+            seq.flying += 1
+            seq.computed = chunk.end
+            if chunk.sample and seq.params.max_tokens:
+                seq.tokens.append(PENDING)
+                seq.pending += 1
+
+    def _waits(self, seq: Sequence) -> bool:
+        """Whether nothing can be computed for a sequence before what is under way is known."""
+        if seq.loading:
+            return True
+        if not seq.flying:
+            return False
+        length = len(seq.tokens)
+        last = length - seq.prompt_length >= seq.params.max_tokens or length >= self.max_context
+        return length == seq.computed or seq.close or (seq.pending > 0 and last)
+
     def _continue_running(self, chunks: list[Chunk]) -> tuple[int, bool]:
         """Chunks of what runs; the budget left, and whether anything had to give way."""
         if not self._sorted:
@@ -129,7 +161,7 @@ class Batch:
         while at < len(self._running) and budget:
             seq = self._running[at]
             at += 1
-            if seq.loading:
+            if (seq.loading or seq.flying) and self._waits(seq):
                 continue
             count = len(seq.tokens) - seq.computed
             if count > budget:
@@ -182,7 +214,8 @@ class Batch:
         self._waiting.remove(seq)
         self._running.append(seq)
         self._sorted = False
-        seq.status = Status.RUNNING
+        self._close += seq.close
+        seq.status, seq.seat = Status.RUNNING, self._seats.pop()
         return True
 
     def _extent(self, seq: Sequence) -> int:
@@ -216,8 +249,10 @@ class Batch:
         for chunk in plan.chunks:
             seq = chunk.seq
             counters.computed_tokens += len(chunk.tokens)
-            if seq.status is not Status.RUNNING:
+            if seq.status is not Status.RUNNING or chunk.epoch != seq.epoch:
                 continue
+            if seq.flying:
+                seq.flying -= 1
             cache.computed(seq, chunk.start + len(chunk.tokens))
             if seq.suspect:
                 seq.suspect = False
@@ -229,7 +264,7 @@ class Batch:
                 continue
             if seq.params.max_tokens:
                 assert result is not None, f"nothing was sampled for {seq.id}"
-                outputs.append(self._append(seq, result))
+                outputs.append(self._append(seq, result, chunk.end))
             else:
                 self._end(seq)
                 outputs.append(Output(seq, None, FinishReason.LENGTH))
@@ -243,8 +278,9 @@ class Batch:
         outputs = []
         for chunk in plan.chunks:
             seq = chunk.seq
-            if seq.status is not Status.RUNNING:
+            if seq.status is not Status.RUNNING or chunk.epoch != seq.epoch:
                 continue
+            seq.land()
             trusted = seq.published * self.cache.block_size
             self.cache.discard(seq, min(trusted, chunk.start))
             if len(plan.chunks) == 1:
@@ -257,9 +293,13 @@ class Batch:
                 self._requeue(seq)
         return outputs
 
-    def _append(self, seq: Sequence, sampled: Sampled) -> Output:
+    def _append(self, seq: Sequence, sampled: Sampled, at: int) -> Output:
         token = sampled.token
-        seq.tokens.append(token)
+        if seq.pending:
+            seq.tokens[at] = token
+            seq.pending -= 1
+        else:
+            seq.tokens.append(token)
         if seq.params.logprobs:
             seq.logprobs.append(sampled.logprob)
             seq.tops.append(sampled.top)
@@ -277,7 +317,7 @@ class Batch:
             return FinishReason.STOP
         if seq.guide is not None and seq.guide.complete:
             return FinishReason.STOP
-        length = len(seq.tokens)
+        length = len(seq.tokens) - seq.pending
         if length - seq.prompt_length >= params.max_tokens or length >= self.max_context:
             return FinishReason.LENGTH
         return None
@@ -290,18 +330,26 @@ class Batch:
     def _preempt(self, seq: Sequence) -> None:
         self.counters.preemptions += 1
         seq.preemptions += 1
+        seq.land()
         self.cache.finish(seq)
         self._requeue(seq)
 
     def _requeue(self, seq: Sequence) -> None:
-        self._running.remove(seq)
+        self._leave(seq)
         self._waiting.append(seq)
         seq.status = Status.WAITING
 
+    def _leave(self, seq: Sequence) -> None:
+        self._running.remove(seq)
+        self._close -= seq.close
+        self._seats.append(seq.seat)
+        seq.seat = -1
+
     def _end(self, seq: Sequence) -> None:
         if seq.status is Status.RUNNING:
+            seq.land()
             self.cache.finish(seq)
-            self._running.remove(seq)
+            self._leave(seq)
         else:
             self._waiting.remove(seq)
         self._suspects -= seq.suspect
@@ -317,13 +365,14 @@ def _chunk(seq: Sequence, count: int) -> Chunk:
     start, length = seq.computed, len(seq.tokens)
     end = start + count
     if count == 1 and end == length and seq.params.score_from < 0:
-        return Chunk(seq, [seq.tokens[-1]], start, seq.blocks, True)
+        return Chunk(seq, [seq.tokens[-1]], start, seq.blocks, True, -1, seq.epoch)
     score, since = -1, seq.params.score_from
     if since >= 0:
         first = max(since, 1) - 1 + len(seq.scores)
         if first < end and first + 1 < seq.prompt_length + seq.said:
             score = first - start
-    return Chunk(seq, seq.tokens[start:end], start, seq.blocks, end == length, score)
+    tokens = seq.tokens[start:end]
+    return Chunk(seq, tokens, start, seq.blocks, end == length, score, seq.epoch)
 
 
 __all__ = ["Batch", "BatchCounters", "Output"]

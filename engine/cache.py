@@ -240,7 +240,7 @@ class KVCache:
 
     def computed(self, seq: Sequence, tokens: int) -> None:
         """`tokens` tokens now have their KV: make the full blocks known to others."""
-        seq.computed = tokens
+        seq.computed = max(seq.computed, tokens)  # a later step of its own may be under way
         if tokens >= (seq.published + 1) * self.block_size:
             self._publish_full(seq, tokens)
         if self.window:
@@ -263,6 +263,7 @@ class KVCache:
                 self.pool.drop(mine)
                 self.pool.give_back(mine)
                 seq.blocks[at] = entry.block
+                seq.sent = min(seq.sent, at)
             seq.published += 1
             index.use(entry, seq.lineage)
 
@@ -302,6 +303,7 @@ class KVCache:
             index.let_go(entry)
         self.pool.unreserve(seq.extent)
         seq.blocks, seq.computed, seq.published, seq.dropped, seq.extent = [], 0, 0, 0, -1
+        seq.sent = 0
 
     def discard(self, seq: Sequence, trusted: int) -> None:
         """Like `finish`, for a step that failed: only what was complete before it is kept."""

@@ -2,6 +2,7 @@
 thread, a child process, a simulator or a test drives it."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -46,7 +47,9 @@ class EngineCore:
 
     A step has two halves: `prepare` schedules the next and launches it, then post-processes the
     last (text, stop strings, deltas) while the device works; `compute` waits for the device and
-    books the result. `clock` is `time.monotonic` unless a test or a simulator brings its own.
+    books the result. With a runner that goes `ahead`, `prepare` launches the next step before
+    the last one is known, so that the device never waits for the host. `clock` is
+    `time.monotonic` unless a test or a simulator brings its own.
     """
 
     def __init__(
@@ -73,7 +76,9 @@ class EngineCore:
         self._load_weights = load_weights
         self._requests: dict[str, _Request] = {}
         self._extending: dict[str, str] = {}
-        self._launched: tuple[StepPlan, Callable[[], dict[str, Sampled]]] | None = None
+        self._launched: deque[tuple[StepPlan, Callable[[], dict[str, Sampled]]]] = deque()
+        self._idle = False
+        self._done = 0.0
         self._outputs: list[Output] = []
         self._deltas: list[Delta] = []
         self.batch = Batch(
@@ -175,7 +180,9 @@ class EngineCore:
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        waiting = bool(self._outputs or self._deltas or self.cache.index.in_flight)
+        waiting = bool(
+            self._launched or self._outputs or self._deltas or self.cache.index.in_flight
+        )
         return waiting or (len(self.batch) > 0 and not self.asleep)
 
     # --- steps ----------------------------------------------------------------------------
@@ -191,7 +198,10 @@ class EngineCore:
         began = now = self._clock()
         self.cache.lineages.expire(now)
         self._arrive(0.0)
-        plan = None if self.asleep else self.batch.schedule()
+        plan = None
+        if not self.asleep and len(self._launched) < self._depth:
+            plan = self.batch.schedule()
+            self._idle = plan is None
         self._transfer()
         if plan is not None:
             for chunk in plan.chunks:
@@ -199,7 +209,9 @@ class EngineCore:
                 if not request.started:
                     request.started = now
                     request.cached, request.restored = chunk.seq.hit, chunk.seq.hit_host
-            self._launched = (plan, self._runner.launch(plan))
+            self._launched.append((plan, self._runner.launch(plan)))
+            if self._runner.ahead:
+                self.batch.launched(plan)
         outputs, self._outputs = self._outputs, []
         deltas, self._deltas = self._deltas, []
         deltas += [self._deliver(o) for o in outputs if o.seq.id in self._requests]
@@ -207,22 +219,30 @@ class EngineCore:
         return deltas
 
     def compute(self) -> None:
-        """Wait for what was launched. A failing step ends only the sequence that fails alone."""
-        if self._launched is None:
-            if not self._outputs and self.cache.index.in_flight:
-                self._arrive(_WAIT)  # all wait for copies
-            return
-        plan, result = self._launched
-        self._launched = None
-        began = self._clock()
+        """Wait for the oldest step under way, unless another can be launched first. A failing step
+        ends only the sequence that fails alone."""
+        if self._launched:
+            if len(self._launched) >= self._depth or self._idle or self.asleep:
+                self._complete()
+        elif not self._outputs and self.cache.index.in_flight:
+            self._arrive(_WAIT)  # all wait for copies
+
+    @property
+    def _depth(self) -> int:
+        """Steps that may be under way."""
+        return 2 if self._runner.ahead and not self.batch.close else 1
+
+    def _complete(self) -> None:
+        plan, result = self._launched.popleft()
+        began = max(self._clock(), self._done)
         try:
             sampled = result()
         except Exception as error:
             for output in self.batch.failed(plan, error):
                 self._deltas.append(self._fail(output, error))
             return
-        done = self._clock()
-        self._outputs = self.batch.complete(plan, sampled)
+        done = self._done = self._clock()
+        self._outputs += self.batch.complete(plan, sampled)
         self.model_seconds += done - began
         self._learn(plan, done - began)
         self.host_seconds += self._clock() - done
@@ -377,6 +397,8 @@ class EngineCore:
 
     def _settle(self) -> None:
         """Nothing runs and no copy is in flight."""
+        while self._launched:
+            self._complete()
         self.batch.preempt_all()
         self._transfer()
         while self.cache.index.in_flight:

@@ -8,11 +8,12 @@ model.
 
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from hashlib import blake2b
 
 from drawloom.engine.index import Copies
-from drawloom.engine.plan import Sampled, StepPlan
-from drawloom.engine.sequence import Sequence
+from drawloom.engine.plan import Chunk, Sampled, StepPlan
+from drawloom.engine.sequence import PENDING, Sequence
 from drawloom.engine.tokenizer import TextStream, Tokenizer
 
 Script = Callable[[Sequence], int]
@@ -53,9 +54,22 @@ class _Numbers(TextStream):
 
 
 class MockRunner:
-    """Says what `script` says. Copies arrive when `arrived` was asked for them `delay` times."""
+    """Says what `script` says. Copies arrive when `arrived` was asked for them `delay` times.
 
-    def __init__(self, script: Script, block_size: int, *, window: int = 0, delay: int = 0) -> None:
+    With `ahead` it writes and says everything when a step is launched, as a device does that the
+    host has not waited for yet.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        block_size: int,
+        *,
+        window: int = 0,
+        delay: int = 0,
+        ahead: bool = False,
+    ) -> None:
+        self.ahead, self._said = ahead, dict[str, int]()
         self._script, self._size, self._window = script, block_size, window
         self._delay = delay
         self._device: dict[int, int] = {}
@@ -65,7 +79,10 @@ class MockRunner:
         self.asleep = False
 
     def launch(self, plan: StepPlan) -> Callable[[], dict[str, Sampled]]:
-        return lambda: self.run(plan)
+        if not self.ahead:
+            return lambda: self.run(plan)
+        out = self.run(plan)
+        return lambda: out
 
     def run(self, plan: StepPlan) -> dict[str, Sampled]:
         assert not self.asleep
@@ -74,10 +91,10 @@ class MockRunner:
             for at in range(count):
                 device[target * size + at] = device[source * size + at]
         for chunk in plan.chunks:
-            for place, token in enumerate(chunk.tokens, chunk.start):
+            for place, token in enumerate(self._fed(chunk), chunk.start):
                 device[chunk.blocks[place // size] * size + place % size] = token
         for chunk in plan.chunks:
-            seq = chunk.seq
+            seq = self._as_it_is(chunk)
             first = max(0, chunk.start - self._window + 1) if self._window else 0
             for place in range(first, chunk.end):
                 slot = chunk.blocks[place // size] * size + place % size
@@ -87,7 +104,22 @@ class MockRunner:
             if chunk.sample or chunk.score >= 0:
                 scores = [-1.0] * len(chunk.scored)
                 out[seq.id] = Sampled(self._script(seq), scores=scores)
+                self._said[seq.id] = out[seq.id].token
         return out
+
+    def _fed(self, chunk: Chunk) -> list[int]:
+        """The tokens of a chunk, the one just said included."""
+        said = self._said
+        return [said[chunk.seq.id] if t == PENDING else t for t in chunk.tokens]
+
+    def _as_it_is(self, chunk: Chunk) -> Sequence:
+        """The sequence with no token pending, as far as this chunk goes."""
+        seq = chunk.seq
+        if not self.ahead:
+            return seq
+        true = copy(seq)
+        true.tokens = seq.tokens[: chunk.start] + self._fed(chunk)
+        return true
 
     def transfer(self, copies: Copies) -> None:
         assert not self.asleep

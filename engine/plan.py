@@ -14,7 +14,9 @@ class Chunk:
 
     `blocks` is the sequence's own list, good until the step is complete: copying it would cost
     more than all the rest of a decode step's planning. A `score` of n >= 0 asks for the
-    log-probabilities of the tokens behind those from place n of the chunk on.
+    log-probabilities of the tokens behind those from place n of the chunk on. A token that is
+    `PENDING` is the one that the sequence's last step says. A chunk whose `epoch` is not its
+    sequence's any more is of no use to it.
     """
 
     seq: Sequence
@@ -23,6 +25,7 @@ class Chunk:
     blocks: list[int]
     sample: bool
     score: int = -1
+    epoch: int = 0
 
     @property
     def end(self) -> int:
@@ -59,7 +62,14 @@ class Sampled:
 
 
 class Runner(Protocol):
-    """A model on a device, or what stands for one. Called by one thread only."""
+    """A model on a device, or what stands for one. Called by one thread only.
+
+    With `ahead`, a step may be launched before the one before it is known: steps are carried out
+    in their order, and what a sequence said last is fed to its next step on the device.
+    """
+
+    @property
+    def ahead(self) -> bool: ...
 
     def launch(self, plan: StepPlan) -> Callable[[], dict[str, Sampled]]:
         """Begin a step; what it returns waits for the result, by sequence id, and raises what

@@ -17,7 +17,9 @@ from drawloom.errors import ConfigError, EngineError
 
 
 class ModelRunner:
-    """A model on one device."""
+    """A model on one device, which computes when it is asked for the result."""
+
+    ahead = False
 
     def __init__(
         self,

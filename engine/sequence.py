@@ -6,6 +6,7 @@ from typing import Protocol
 
 from drawloom.errors import ConfigError
 
+PENDING = -1
 _MOST_TOP = 20
 
 
@@ -112,6 +113,10 @@ class Sequence:
         dropped: how many of its first blocks it gave back, behind its sliding window.
         orphan: its lineage was released while it ran; nothing of it is remembered.
         loading: copies from host memory that it waits for; while there are any it is parked.
+        pending: how many of its last tokens are `PENDING`: the steps that say them are under way.
+        flying: how many of its chunks are under way; those of an older `epoch` count for nothing.
+        seat: its place in the runner's tables while it runs.
+        sent: how many of its blocks the runner's table has.
     """
 
     id: str
@@ -133,6 +138,11 @@ class Sequence:
     published: int = 0
     dropped: int = 0
     loading: int = 0
+    pending: int = 0
+    flying: int = 0
+    epoch: int = 0
+    seat: int = -1
+    sent: int = 0
     logprobs: list[float] = field(default_factory=list)
     tops: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -155,6 +165,21 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def close(self) -> bool:
+        """Whether what it said last must be known before its next step can be planned: a grammar
+        and penalties are told every token, and scores are counted as they come."""
+        params = self.params
+        return self.guide is not None or params.penalised or params.score_from >= 0
+
+    def land(self) -> None:
+        """Forget what is under way; its KV is as good as computed, as steps end in their order."""
+        if self.pending:
+            del self.tokens[-self.pending :]
+            self.computed = min(self.computed, len(self.tokens))
+        self.pending = self.flying = 0
+        self.epoch += 1
+
+    @property
     def reusable(self) -> int:
         """Tokens that may come from the cache: not the last, nor one whose logits are scored."""
         last = len(self.tokens) - 1
@@ -162,4 +187,4 @@ class Sequence:
         return last if start < 0 else min(last, max(start, 1) - 1 + len(self.scores))
 
 
-__all__ = ["FinishReason", "Guide", "SamplingParams", "Sequence", "Status"]
+__all__ = ["PENDING", "FinishReason", "Guide", "SamplingParams", "Sequence", "Status"]

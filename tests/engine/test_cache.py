@@ -31,13 +31,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.made = 0
 
     @initialize(host=st.sampled_from([0, 4, 12, 60, 60]), delay=st.integers(0, 3),
-                through=st.sampled_from(list(WriteThrough)), spill=st.booleans())  # fmt: skip
-    def begin(self, host: int, delay: int, through: WriteThrough, spill: bool) -> None:
+                through=st.sampled_from(list(WriteThrough)), spill=st.booleans(),
+                ahead=st.booleans())  # fmt: skip
+    def begin(self, host: int, delay: int, through: WriteThrough, spill: bool, ahead: bool) -> None:
         self.cache = KVCache(
             18, SIZE, lease_budget=0.5, host_blocks=host, write_through=through, window=self.window
         )
         self.cache.index.spill = spill
-        runner = MockRunner(hashed(3), SIZE, window=self.window, delay=delay)
+        runner = MockRunner(hashed(3), SIZE, window=self.window, delay=delay, ahead=ahead)
         info = EngineInfo("e", "mock", "cpu", 72 if not self.window else 200, 72, SIZE, host * SIZE)
         self.core = EngineCore(
             info, self.cache, runner, NumberTokenizer(), max_tokens=11, max_sequences=4,
@@ -63,7 +64,12 @@ class CacheMachine(RuleBasedStateMachine):
         if len(tokens) > 55:
             tokens = tokens[:30]
         self.made += 1
-        params = SamplingParams(max_tokens=count, score_from=more if count % 3 == 2 else -1)
+        params = SamplingParams(
+            max_tokens=count,
+            score_from=more if count % 3 == 2 else -1,
+            stop_ids=(0,) if more % 4 == 1 else (),
+            presence_penalty=0.5 if more % 7 == 3 else 0.0,
+        )
         request = GenerateRequest(f"seq-{self.made}", name, tuple(tokens), params, priority)
         self.core.submit(request)
 
@@ -87,8 +93,12 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def step_that_fails(self) -> None:
+        if len(self.core._launched) >= self.core._depth:
+            return
         plan = self.core.batch.schedule()
         if plan is not None:
+            if self.core._runner.ahead:
+                self.core.batch.launched(plan)
             for output in self.core.batch.failed(plan, RuntimeError("no")):
                 del self.core._requests[output.seq.id]
 

@@ -1,0 +1,166 @@
+"""A step is launched before the one before it is known, and nothing that is said changes by it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drawloom.engine import commands as do
+from drawloom.engine.base import Delta, EngineInfo, GenerateRequest
+from drawloom.engine.cache import KVCache
+from drawloom.engine.core import EngineCore
+from drawloom.engine.mock import MockRunner, NumberTokenizer, hashed
+from drawloom.engine.plan import Sampled, StepPlan
+from drawloom.engine.sequence import FinishReason, SamplingParams
+
+SIZE = 4
+
+
+class Watched(MockRunner):
+    """Notes when a step is launched and when its result is asked for."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.seen: list[tuple[str, int]] = []
+        self.steps = 0
+        self.fail: Callable[[StepPlan], bool] = lambda plan: False
+
+    def launch(self, plan: StepPlan) -> Callable[[], dict[str, Sampled]]:
+        number, result, broken = self.steps, super().launch(plan), self.fail(plan)
+        self.steps += 1
+        self.seen.append(("launched", number))
+
+        def wait() -> dict[str, Sampled]:
+            self.seen.append(("known", number))
+            if broken:
+                raise RuntimeError("broken")
+            return result()
+
+        return wait
+
+
+def _core(ahead: bool = True, blocks: int = 40, words: int = 50) -> tuple[EngineCore, Watched]:
+    runner = Watched(hashed(words), SIZE, ahead=ahead)
+    info = EngineInfo("e", "mock", "cpu", blocks * SIZE, blocks * SIZE, SIZE)
+    core = EngineCore(
+        info, KVCache(blocks, SIZE), runner, NumberTokenizer(), max_tokens=16, max_sequences=4
+    )
+    return core, runner
+
+
+def _ask(name: str, tokens: list[int], **options: Any) -> GenerateRequest:
+    return GenerateRequest(name, name, tuple(tokens), SamplingParams(**options))
+
+
+def _run(core: EngineCore) -> dict[str, tuple[list[int], FinishReason | None]]:
+    said: dict[str, list[int]] = {}
+    ended: dict[str, FinishReason | None] = {}
+    while core.busy:
+        for delta in core.step():
+            said.setdefault(delta.request, []).extend(delta.tokens)
+            ended[delta.request] = delta.finish or ended.get(delta.request)
+    core.cache.check([])
+    assert core.cache.held_blocks == 0
+    return {name: (tokens, ended[name]) for name, tokens in said.items()}
+
+
+def test_the_next_step_is_launched_before_the_last_is_known() -> None:
+    core, runner = _core()
+    core.submit(_ask("a", [1, 2, 3], max_tokens=4))
+    _run(core)
+    assert runner.seen == [
+        ("launched", 0), ("launched", 1), ("known", 0), ("launched", 2), ("known", 1),
+        ("launched", 3), ("known", 2), ("known", 3),
+    ]  # fmt: skip
+
+
+def test_what_must_be_told_every_token_is_not_run_ahead_of() -> None:
+    core, runner = _core()
+    core.submit(_ask("a", [1, 2, 3], max_tokens=2, presence_penalty=1.0))
+    _run(core)
+    assert [what for what, _ in runner.seen] == ["launched", "known"] * 2
+
+
+def test_a_step_that_was_launched_for_nothing_is_forgotten() -> None:
+    core, runner = _core(words=3)
+    plain, _ = _core(ahead=False, words=3)
+    for engine in (core, plain):
+        engine.submit(_ask("a", [1, 2, 0], max_tokens=30, stop_ids=(1,)))
+    assert _run(core) == _run(plain)
+    assert runner.steps == core.batch.counters.generated_tokens + 1
+    assert core.stats().generated_tokens == plain.stats().generated_tokens
+
+
+def test_a_step_that_fails_ends_only_the_sequence_that_fails_alone() -> None:
+    core, runner = _core()
+    plain, _ = _core(ahead=False)
+    runner.fail = lambda plan: any(c.seq.id == "bad" and c.end > 5 for c in plan.chunks)
+    for engine in (core, plain):
+        for name in ("good", "bad", "fine"):
+            engine.submit(_ask(name, [1, 2, len(name)], max_tokens=9))
+    found, wanted = _run(core), _run(plain)
+    assert found["bad"][1] is FinishReason.ERROR
+    assert found["good"] == wanted["good"] and found["fine"] == wanted["fine"]
+
+
+def test_weights_change_and_the_engine_sleeps_only_when_all_steps_are_known() -> None:
+    core, runner = _core()
+    core.submit(_ask("a", [1, 2, 3], max_tokens=12))
+    plain, _ = _core(ahead=False)
+    plain.submit(_ask("a", [1, 2, 3], max_tokens=12))
+    deltas: list[Delta] = []
+    for _ in range(4):
+        deltas += core.step()
+    core.handle(do.UpdateWeights("v1", tensors={}))
+    assert runner.seen[-1][0] == "known" and not core._launched
+    deltas += core.step()
+    core.handle(do.Sleep())
+    assert not core._launched
+    core.handle(do.Wake())
+    while core.busy:
+        deltas += core.step()
+    assert [t for d in deltas for t in d.tokens] == _run(plain)["a"][0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    asks=st.lists(
+        st.tuples(st.integers(1, 20), st.integers(0, 12), st.booleans(), st.booleans()),
+        min_size=1,
+        max_size=8,
+    ),
+    blocks=st.integers(12, 40),
+    words=st.integers(2, 6),
+    gap=st.integers(0, 3),
+)
+def test_the_same_is_said_with_and_without(
+    asks: list[tuple[int, int, bool, bool]], blocks: int, words: int, gap: int
+) -> None:
+    """Requests that come one by one, into too little memory; some end early, some are penalised."""
+    results = []
+    for ahead in (True, False):
+        core, _ = _core(ahead, blocks, words)
+        said: dict[str, list[int]] = {}
+        ends: dict[str, FinishReason] = {}
+
+        def step(core: EngineCore = core, said: Any = said, ends: Any = ends) -> None:
+            for delta in core.step():
+                assert delta.error is None
+                said.setdefault(delta.request, []).extend(delta.tokens)
+                if delta.finish is not None:
+                    ends[delta.request] = delta.finish
+
+        for number, (length, count, stops, close) in enumerate(asks):
+            name, tokens = f"r{number}", [number % 3, *([1] * length)]
+            options = {"stop_ids": (0,) if stops else (), "presence_penalty": 0.1 * close}
+            core.submit(_ask(name, tokens, max_tokens=count, **options))
+            for _ in range(gap):
+                step()
+        while core.busy:
+            step()
+        core.cache.check([])
+        assert core.cache.held_blocks == 0
+        assert len(core.batch._seats) == 4
+        results.append((said, ends))
+    assert results[0] == results[1]

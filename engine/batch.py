@@ -32,6 +32,10 @@ class BatchCounters:
     preemptions: int = 0
 
 
+class _TooEarly(Exception):
+    """Nothing can be scheduled before what is under way is known."""
+
+
 class Batch:
     """The sequences of an engine, waiting and running, over one KV cache."""
 
@@ -115,7 +119,10 @@ class Batch:
             suspect = next(s for s in self._by_id.values() if s.suspect)
             self._run_alone(suspect, chunks, copies)
         else:
-            budget, pressed = self._continue_running(chunks)
+            try:
+                budget, pressed = self._continue_running(chunks)
+            except _TooEarly:
+                return None
             if self._waiting and budget and not pressed:
                 self._start_waiting(budget, chunks, copies)
         # a copy may not wait for a sequence that is parked: its source could be gone by then
@@ -130,9 +137,7 @@ class Batch:
     def launched(self, plan: StepPlan) -> None:
         """A step is under way, and the next one may be scheduled before it is complete: whatever
         takes a source of its copies comes after it on the device."""
-        for source, _, _ in plan.copies:
-            self.cache.copied(source)
-        plan.copies.clear()
+        self._release(plan)
         for chunk in plan.chunks:
             seq = chunk.seq
             seq.flying += 1
@@ -176,9 +181,13 @@ class Batch:
         return budget, pressed
 
     def _make_room(self, seq: Sequence, tokens: int) -> bool:
-        """Blocks for `seq`, taken from those behind it if need be; False if some gave way."""
+        """Blocks for `seq`, taken from those behind it if need be; False if some gave way. Nobody
+        gives way before all that is under way is known: what it just says would be lost, and it
+        could come back to the same place for ever."""
         given = True
         while not self.cache.grow(seq, tokens):
+            if any(other.flying for other in self._running):
+                raise _TooEarly
             given = False
             victim = self._running[-1]
             self._preempt(victim)
@@ -243,8 +252,7 @@ class Batch:
         """Book what the runner did. Sequences cancelled meanwhile are passed over."""
         counters, cache = self.counters, self.cache
         counters.steps += 1
-        for source, _, _ in plan.copies:
-            cache.copied(source)
+        self._release(plan)
         outputs = []
         for chunk in plan.chunks:
             seq = chunk.seq
@@ -273,8 +281,7 @@ class Batch:
     def failed(self, plan: StepPlan, error: Exception) -> list[Output]:
         """A step raised. Its sequences are taken back and run one by one; one that fails alone
         ends with the error, the others never notice."""
-        for source, _, _ in plan.copies:
-            self.cache.copied(source)
+        self._release(plan)
         outputs = []
         for chunk in plan.chunks:
             seq = chunk.seq
@@ -291,7 +298,19 @@ class Batch:
                 self._suspects += not seq.suspect
                 seq.suspect = True
                 self._requeue(seq)
+        targets = {target for _, target, _ in plan.copies}
+        for seq in [s for s in self._running if s.loading and targets.intersection(s.blocks)]:
+            seq.land()  # parked, so without a chunk: its copy was not made either
+            self.cache.discard(seq, seq.published * self.cache.block_size)
+            self._requeue(seq)
         return outputs
+
+    def _release(self, plan: StepPlan) -> None:
+        """The copies of a step were made, or never will be: their sources may be reclaimed."""
+        if not plan.released:
+            plan.released = True
+            for source, _, _ in plan.copies:
+                self.cache.copied(source)
 
     def _append(self, seq: Sequence, sampled: Sampled, at: int) -> Output:
         token = sampled.token

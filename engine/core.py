@@ -76,7 +76,7 @@ class EngineCore:
         self._load_weights = load_weights
         self._requests: dict[str, _Request] = {}
         self._extending: dict[str, str] = {}
-        self._launched: deque[tuple[StepPlan, Callable[[], dict[str, Sampled]]]] = deque()
+        self._launched: deque[tuple[StepPlan, Callable[[], dict[str, Sampled]], float]] = deque()
         self._idle = False
         self._done = 0.0
         self._outputs: list[Output] = []
@@ -209,7 +209,8 @@ class EngineCore:
                 if not request.started:
                     request.started = now
                     request.cached, request.restored = chunk.seq.hit, chunk.seq.hit_host
-            self._launched.append((plan, self._runner.launch(plan)))
+            at = self._clock()
+            self._launched.append((plan, self._runner.launch(plan), at))
             if self._runner.ahead:
                 self.batch.launched(plan)
         outputs, self._outputs = self._outputs, []
@@ -233,8 +234,9 @@ class EngineCore:
         return 2 if self._runner.ahead and not self.batch.close else 1
 
     def _complete(self) -> None:
-        plan, result = self._launched.popleft()
-        began = max(self._clock(), self._done)
+        plan, result, launched = self._launched.popleft()
+        # a step of a runner that goes ahead begins when it is launched or the one before it ends
+        began = max(launched, self._done) if self._runner.ahead else self._clock()
         try:
             sampled = result()
         except Exception as error:

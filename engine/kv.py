@@ -15,23 +15,39 @@ from drawloom.engine.index import Copies
 class KVStore:
     """Keys and values of all layers, on the device.
 
-    On a GPU a block is contiguous over all layers, [blocks, layers, 2, size, kv_heads, d], so
-    that moving one is one copy. A CPU reads the context of a sequence as one view instead:
-    [layers, 2, kv_heads, blocks, size, d]. Either way a layer is seen as [blocks, size, kv_heads,
-    d] with strides.
+    Where it is `paged`, for a GPU, a block is contiguous over all layers, so that moving one is one
+    copy, and in it the tokens of a head: [blocks, layers, 2, kv_heads, size, d]. A CPU reads the
+    context of a sequence as one view instead: [layers, 2, kv_heads, blocks, size, d]. Either way
+    a layer is seen as [blocks, size, kv_heads, d] with strides.
+
+    Attributes:
+        tensor: [blocks, layers, 2, size, kv_heads, d], as a view.
+        moved: the same with a block as it lies in memory, for copying it.
     """
 
     def __init__(
-        self, config: ModelConfig, blocks: int, size: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        blocks: int,
+        size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        paged: bool = False,
     ) -> None:
         layers, heads, depth = config.layers, config.kv_heads, config.head_dim
+        self.paged = paged
         # zeros, not empty: a masked score of 0 * NaN would be NaN
-        if device.type == "cpu":
-            memory = torch.zeros(layers, 2, heads, blocks, size, depth, dtype=dtype)
-            self.tensor = memory.permute(3, 0, 1, 4, 2, 5)
+        if paged:
+            shape = (blocks, layers, 2, heads, size, depth)
+            self.moved = torch.zeros(shape, dtype=dtype, device=device)
+            self.tensor = self.seen(self.moved)
         else:
-            shape = (blocks, layers, 2, size, heads, depth)
-            self.tensor = torch.zeros(shape, dtype=dtype, device=device)
+            memory = torch.zeros(layers, 2, heads, blocks, size, depth, dtype=dtype, device=device)
+            self.tensor = self.moved = memory.permute(3, 0, 1, 4, 2, 5)
+
+    def seen(self, moved: Tensor) -> Tensor:
+        """Blocks as they lie in memory as blocks of `tensor`."""
+        return moved.transpose(-3, -2) if self.paged else moved
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each [blocks, size, kv_heads, d]."""
@@ -45,21 +61,26 @@ class KVStore:
 class HostTier:
     """Blocks in host memory, allocated once (pinned for a GPU), and the copies to and from them.
 
-    A CPU copies in a thread of its own, a GPU on a stream of its own: neither makes a step wait.
-    Runs of neighbours are one copy.
+    A CPU copies in a thread of its own, a GPU on two streams of its own, one each way, as it has an
+    engine for each: no step waits. Runs of neighbours are one copy.
+
+    Attributes:
+        memory: blocks as they lie in `KVStore.moved`.
     """
 
     def __init__(self, store: KVStore, blocks: int) -> None:
         # as the device has it, block by block: one copy a block
-        shape = list(store.tensor.shape)
-        self._store, self._gpu = store, store.tensor.is_cuda
-        dtype = store.tensor.dtype
+        shape = list(store.moved.shape)
+        self._store, self._gpu = store, store.moved.is_cuda
+        dtype = store.moved.dtype
         self.memory = torch.zeros(blocks, *shape[1:], dtype=dtype, pin_memory=self._gpu)
         self._done: deque[tuple[list[int], list[int]]] = deque()
         self._told = threading.Event()
         self._jobs: queue.SimpleQueue[Copies | None] = queue.SimpleQueue()
-        self._stream: Any = torch.cuda.Stream() if self._gpu else None
-        self._pending: deque[tuple[Any, list[int], list[int]]] = deque()
+        self._out: Any = torch.cuda.Stream() if self._gpu else None
+        self._in: Any = torch.cuda.Stream() if self._gpu else None
+        self._saves: deque[tuple[Any, list[int]]] = deque()
+        self._loads: deque[tuple[Any, list[int]]] = deque()
         self._thread: threading.Thread | None = None
         if not self._gpu:
             self._thread = threading.Thread(target=self._work, name="kv-copies", daemon=True)
@@ -67,45 +88,42 @@ class HostTier:
 
     def transfer(self, store: KVStore, copies: Copies) -> None:
         self._store = store
-        for source, target, count in runs(copies.spills):
-            self.memory[target : target + count].copy_(store.tensor[source : source + count])
+        # a spilled block is written over by the next step: in its stream, before it
+        self._move(copies.spills, store.moved, self.memory)
         if not copies.saves and not copies.loads:
             return
         if not self._gpu:
             self._jobs.put(copies)
             return
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            self._carry_out(copies)
-            event = torch.cuda.Event()
-            event.record()
-        self._pending.append((event, *_blocks(copies)))
+        if copies.saves:
+            self._out.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._out):
+                self._move(copies.saves, store.moved, self.memory)
+                self._saves.append((_event(), [block for block, _ in copies.saves]))
+        if copies.loads:  # what is loaded may have been saved just now, and where to, written
+            self._in.wait_stream(torch.cuda.current_stream())
+            self._in.wait_stream(self._out)
+            with torch.cuda.stream(self._in):
+                self._move(copies.loads, self.memory, store.moved)
+                self._loads.append((_event(), [block for _, block in copies.loads]))
 
-    def _carry_out(self, copies: Copies) -> None:
-        device = self._store.tensor
-        for source, target, count in runs(copies.saves):
-            self.memory[target : target + count].copy_(
-                device[source : source + count], non_blocking=True
-            )
-        for source, target, count in runs(copies.loads):
-            device[target : target + count].copy_(
-                self.memory[source : source + count], non_blocking=True
-            )
+    def _move(self, pairs: list[tuple[int, int]], source: Tensor, target: Tensor) -> None:
+        for begin, at, count in runs(pairs):
+            target[at : at + count].copy_(source[begin : begin + count], non_blocking=self._gpu)
 
     def _work(self) -> None:
         with torch.inference_mode():
             while (copies := self._jobs.get()) is not None:
-                self._carry_out(copies)
-                self._done.append(_blocks(copies))
+                self._move(copies.saves, self._store.moved, self.memory)
+                self._move(copies.loads, self.memory, self._store.moved)
+                saved = [block for block, _ in copies.saves]
+                self._done.append((saved, [block for _, block in copies.loads]))
                 self._told.set()
 
     def arrived(self, wait: float) -> tuple[list[int], list[int]]:
-        while self._pending and (wait or self._pending[0][0].query()):
-            event, saved, loaded = self._pending.popleft()
-            event.synchronize()
-            self._done.append((saved, loaded))
-            wait = 0.0
-        if not self._done and wait and not self._gpu:
+        if self._gpu:
+            return self._arrived_on_gpu(wait)
+        if not self._done and wait:
             self._told.wait(wait)
         self._told.clear()
         saved, loaded = [], []
@@ -114,6 +132,16 @@ class HostTier:
             saved += more[0]
             loaded += more[1]
         return saved, loaded
+
+    def _arrived_on_gpu(self, wait: float) -> tuple[list[int], list[int]]:
+        if wait and (first := self._loads or self._saves):
+            first[0][0].synchronize()
+        return _through(self._saves), _through(self._loads)
+
+    def synchronize(self) -> None:
+        """What was spilled is readable in host memory, too."""
+        if self._gpu:
+            torch.cuda.synchronize()
 
     def close(self) -> None:
         if self._thread is not None:
@@ -134,8 +162,18 @@ def runs(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
     return merged
 
 
-def _blocks(copies: Copies) -> tuple[list[int], list[int]]:
-    return [block for block, _ in copies.saves], [block for _, block in copies.loads]
+def _event() -> Any:
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+def _through(copies: deque[tuple[Any, list[int]]]) -> list[int]:
+    """The blocks of the copies that are through, in their order."""
+    done: list[int] = []
+    while copies and copies[0][0].query():
+        done += copies.popleft()[1]
+    return done
 
 
 __all__ = ["HostTier", "KVStore", "runs"]

@@ -19,13 +19,18 @@ from drawloom.errors import ConfigError, EngineError
 _CPU_KV_BYTES = 1 << 30
 
 
-def load(model: str, config: EngineConfig, id: str = "engine-0") -> EngineCore:
+def load(
+    model: str,
+    config: EngineConfig,
+    id: str = "engine-0",
+    runner: type[ModelRunner] | None = None,
+) -> EngineCore:
     """Load a checkpoint from a folder or the hub. Raises `CheckpointError`, `ConfigError`."""
     device = pick_device(config.device)
     folder = checkpoint.resolve(model)
     spec, tokenizer = ModelConfig.load(folder), Tokenizer.load(folder)
     weights = checkpoint.load(folder, spec, pick_dtype(config, spec, device))
-    return build(spec, weights, tokenizer, config, device, name=model, id=id)
+    return build(spec, weights, tokenizer, config, device, name=model, id=id, runner=runner)
 
 
 def build(
@@ -37,8 +42,9 @@ def build(
     *,
     name: str = "model",
     id: str = "engine-0",
+    runner: type[ModelRunner] | None = None,
 ) -> EngineCore:
-    """An engine over weights that are already in memory."""
+    """An engine over weights that are already in memory; `runner` is chosen by the device."""
     if device.type == "cpu":
         torch.set_num_threads(config.threads)
     elif config.weights == "int8":
@@ -47,7 +53,8 @@ def build(
     per_token = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
     blocks = config.blocks(per_token, _free_bytes(device, config))
     try:
-        runner = ModelRunner(spec, weights, config, blocks, device, config.host_blocks)
+        kind = runner or _runner(device, config)
+        made = kind(spec, weights, config, blocks, device, config.host_blocks)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
@@ -68,7 +75,7 @@ def build(
             config.host_blocks * config.block_size,
         ),
         cache,
-        runner,
+        made,
         tokenizer,
         max_tokens=config.max_batch_tokens,
         max_sequences=config.max_sequences,
@@ -77,8 +84,16 @@ def build(
         fingerprint=fingerprint(spec, weights, config.block_size),
         load_weights=lambda folder: _reload(folder, spec, dtype),
     )  # fmt: skip
-    core.copy_seconds = runner.copy_seconds()
+    core.copy_seconds = made.copy_seconds()
     return core
+
+
+def _runner(device: torch.device, config: EngineConfig) -> type[ModelRunner]:
+    if device.type != "cuda" or config.deterministic:
+        return ModelRunner
+    from drawloom.engine.gpu import GpuRunner
+
+    return GpuRunner
 
 
 def _reload(folder: str, spec: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:

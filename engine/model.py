@@ -74,7 +74,7 @@ class Layer:
         )
         q = ops.rope_and_store(q, k, v, self.norms, rope, *cache, meta)
         x = ops.attention(q, *cache, meta).flatten(1)
-        if last and meta.rows.shape[0] < x.shape[0]:
+        if last and not meta.every:
             x, residual = x[meta.rows], residual[meta.rows]
         x = self.output(x)
         h, residual = ops.rms_norm(x, self.post_norm, c.rms_eps, residual)

@@ -39,15 +39,17 @@ class Chunk:
         return self.seq.tokens[first:last] if self.score >= 0 else []
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class StepPlan:
     """All that crosses from the batch to the model runner.
 
-    `copies` are ``(source block, target block, tokens)``, made before anything is computed.
+    `copies` are ``(source block, target block, tokens)``, made before anything is computed; their
+    sources are held until it is `released`.
     """
 
     chunks: list[Chunk]
     copies: list[tuple[int, int, int]]
+    released: bool = False
 
 
 @dataclass(slots=True)

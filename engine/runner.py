@@ -34,10 +34,23 @@ class ModelRunner:
         self._spec, self._blocks = model, blocks
         self._dtype = weights["model.norm.weight"].dtype
         weights = {name: tensor.to(device) for name, tensor in weights.items()}
-        self.ops = make_ops(device, config)
+        self.ops = self._make_ops(config)
         self.model = Decoder(model, weights, self.ops)
         self.store: KVStore | None = self._new_store()
         self.host = HostTier(self.store, host_blocks) if host_blocks else None
+
+    def _make_ops(self, config: EngineConfig) -> Ops:
+        if config.deterministic:
+            from drawloom.engine.ops.deterministic import DeterministicOps
+
+            return DeterministicOps()
+        if self.device.type == "cpu":
+            from drawloom.engine.ops.cpu import CpuOps
+
+            return CpuOps(int8=config.weights == "int8")
+        from drawloom.engine.ops.reference import ReferenceOps
+
+        return ReferenceOps()
 
     def _new_store(self) -> KVStore:
         return KVStore(self._spec, self._blocks, self.block_size, self.device, self._dtype)
@@ -111,6 +124,7 @@ class ModelRunner:
             [c.end for c in plan.chunks],
             [c.blocks for c in plan.chunks],
             self._spec.window,
+            every=len(rows) == len(tokens),
         )
         return packed[0], meta, spans
 
@@ -137,7 +151,8 @@ class ModelRunner:
                 parts.append(self._awake().tensor[block].cpu())
             else:
                 assert self.host is not None
-                parts.append(self.host.memory[host])
+                self.host.synchronize()
+                parts.append(self._awake().seen(self.host.memory[host]))
         shape = self._awake().tensor.shape[1:]
         return torch.stack(parts) if parts else torch.empty(0, *shape, dtype=self._dtype)
 
@@ -186,25 +201,6 @@ class ModelRunner:
             self.host.close()
 
 
-def make_ops(device: torch.device, config: EngineConfig) -> Ops:
-    """The operations of a device: CPU views, Triton kernels on CUDA, plain torch elsewhere."""
-    if config.deterministic:
-        from drawloom.engine.ops.deterministic import DeterministicOps
-
-        return DeterministicOps()
-    if device.type == "cpu":
-        from drawloom.engine.ops.cpu import CpuOps
-
-        return CpuOps(int8=config.weights == "int8")
-    if device.type == "cuda":
-        from drawloom.engine.ops.triton import TritonOps
-
-        return TritonOps()
-    from drawloom.engine.ops.reference import ReferenceOps
-
-    return ReferenceOps()
-
-
 def pick_device(name: str) -> torch.device:
     """`auto` is the first GPU, else the CPU. Raises `ConfigError` if the device is not there."""
     if name == "auto":
@@ -218,4 +214,4 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-__all__ = ["ModelRunner", "make_ops", "pick_device"]
+__all__ = ["ModelRunner", "pick_device"]

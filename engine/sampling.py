@@ -27,7 +27,7 @@ def sample(logits: Tensor, chunks: list[Chunk]) -> dict[str, Sampled]:
     In this order: bias and penalties, the grammar, temperature, top-k and top-p, noise.
     Log-probabilities are the model's own, before any of that.
     """
-    plain = all(c.seq.params.temperature == 0 and not _shaped(c) for c in chunks)
+    plain = all(c.seq.params.temperature == 0 and not shaped(c) for c in chunks)
     logits = logits.float()  # also because argmax of bfloat16 is four times slower on a CPU
     tokens = logits.argmax(-1).tolist() if plain else _choose(logits, chunks)
     wanted = [i for i, chunk in enumerate(chunks) if chunk.seq.params.logprobs]
@@ -55,7 +55,7 @@ def score(model: Head, hidden: Tensor, tokens: list[int]) -> list[float]:
     return values
 
 
-def _shaped(chunk: Chunk) -> bool:
+def shaped(chunk: Chunk) -> bool:
     seq = chunk.seq
     return bool(seq.guide or seq.params.logit_bias or seq.params.penalised)
 
@@ -63,8 +63,8 @@ def _shaped(chunk: Chunk) -> bool:
 def _choose(logits: Tensor, chunks: list[Chunk]) -> list[int]:
     logits = logits.clone()
     for row, chunk in zip(logits, chunks, strict=True):
-        if _shaped(chunk):
-            _shape(row, chunk)
+        if shaped(chunk):
+            shape(row, chunk)
     chosen = logits.argmax(-1)
     noisy = [i for i, chunk in enumerate(chunks) if chunk.seq.params.temperature > 0]
     if noisy:
@@ -74,7 +74,7 @@ def _choose(logits: Tensor, chunks: list[Chunk]) -> list[int]:
     return tokens
 
 
-def _shape(row: Tensor, chunk: Chunk) -> None:
+def shape(row: Tensor, chunk: Chunk) -> None:
     """Bias, penalties and grammar of one sequence, in place; `row` is [vocabulary]."""
     seq, params = chunk.seq, chunk.seq.params
     if params.logit_bias:
@@ -111,7 +111,7 @@ def _sample_noisy(logits: Tensor, chunks: list[Chunk]) -> Tensor:
     logits = logits / temperature[:, None].clamp_min(1e-6)
     if any(p.top_k or p.top_p < 1 for p in params):
         logits = _filter(logits, [p.top_k for p in params], [p.top_p for p in params])
-    keys = [_key(c.seq.params.seed, c.seq.lineage, c.end) for c in chunks]
+    keys = [noise_key(c.seq.params.seed, c.seq.lineage, c.end) for c in chunks]
     return (logits + gumbel(keys, logits.shape[1], device)).argmax(-1)
 
 
@@ -129,7 +129,8 @@ def _filter(logits: Tensor, top_k: list[int], top_p: list[float]) -> Tensor:
     return torch.empty_like(logits).scatter_(1, order, ordered)
 
 
-def _key(seed: int, lineage: str, position: int) -> int:
+def noise_key(seed: int, lineage: str, position: int) -> int:
+    """What the noise of a place in a sequence is made from."""
     text = f"{seed}\0{lineage}\0{position}".encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little", signed=True)
 
@@ -150,4 +151,4 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-__all__ = ["gumbel", "sample", "score"]
+__all__ = ["gumbel", "noise_key", "sample", "score", "shape", "shaped"]

@@ -97,10 +97,13 @@ def compile_for(launch: Launch, chip: int) -> Compiled:
     attributes: dict[tuple[int], list[list[Any]]] = {}
     for place, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or one:
             signature[parameter.name], constants[(place,)] = "constexpr", value
             continue
         signature[parameter.name] = _type(value)
+        if parameter.do_not_specialize:
+            continue
         if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)

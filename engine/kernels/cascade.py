@@ -18,7 +18,7 @@ from drawloom.engine.kernels.online import LOG2E, fold, settle
 ROWS = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _shared(
     q, keys, values, partial, masses, tables, seats, since, members, scale,
     table_row, q_row, q_head, cache_block, cache_token, cache_head, heads, batch,

@@ -69,8 +69,16 @@ class Parts:
         mass = torch.empty(count, heads, dtype=torch.float32, device=device)
         return cls(ints(batch + 1), ints(count), ints(count), ints(count), partial, mass)
 
+    def of(self, batch: int) -> "Parts":
+        """Of this room, what a batch of this size needs."""
+        count = self.owner.shape[0] - self.offsets.shape[0] + 1 + batch
+        return Parts(
+            self.offsets[: batch + 1], self.owner[:count], self.begin[:count], self.end[:count],
+            self.partial[:count], self.mass[:count],
+        )  # fmt: skip
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["count", "parts"])
 def _cut(
     contexts, since, offsets, owner, begin, end, count, window, parts, minimum,
     SINCE: tl.constexpr, BATCH: tl.constexpr, TILE: tl.constexpr, WORK: tl.constexpr,

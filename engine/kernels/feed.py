@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "updates"])
 def _feed(
     ids, sampled, index, value, tokens, picked, tables, count, updates, NONE, TILE: tl.constexpr
 ):

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _merge(
     partial, masses, offsets, out, before, before_masses, since, heads, batch,
     BEFORE: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr,

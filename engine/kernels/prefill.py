@@ -63,7 +63,7 @@ def tiles(lengths: list[int], size: int) -> list[tuple[int, int]]:
     ]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _prefill(
     q, keys, values, out, tables, seats, contexts, starts, tiles, scale, window, table_row, count,
     q_token, q_head, cache_block, cache_token, cache_head, out_token, out_head,

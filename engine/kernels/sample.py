@@ -91,7 +91,7 @@ def _floor(base, width, k, p, temperature, TILE: tl.constexpr):
     return edge, spare
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["piece"])
 def _sample(
     logits, picked, seats, temperatures, keys, top_k, top_p, width, stride, piece,
     FILTERED: tl.constexpr, TILE: tl.constexpr,

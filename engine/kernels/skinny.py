@@ -18,7 +18,7 @@ from drawloom.engine.kernels.chip import processors
 ROWS = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _skinny(
     x, weight, bias, gain, residual, out, scratch, squares, counters, rows, width, depth, eps,
     x_row, residual_row, per,

@@ -25,6 +25,7 @@ class BatchMeta:
         contexts: tokens of each sequence after this step.
         tables: the blocks of each sequence; -1 where one fell behind the window.
         window: tokens that a token attends to, itself included; 0 is all.
+        every: whether `rows` are all of the tokens, in their order.
         step: the same for kernels, on the device; where it is given, the three lists are empty.
     """
 
@@ -35,6 +36,7 @@ class BatchMeta:
     contexts: list[int]
     tables: list[list[int]]
     window: int = 0
+    every: bool = False
     angles: tuple[Tensor, Tensor] | None = None
     step: "Step | None" = None
 

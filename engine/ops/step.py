@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from drawloom.engine.kernels import prefill
-from drawloom.engine.kernels.decode import Decodes, Parts, cut
+from drawloom.engine.kernels.decode import Decodes, Parts
 from drawloom.engine.kernels.prefill import Prefills
 from drawloom.engine.ops.base import BatchMeta
 
@@ -18,7 +18,7 @@ class Step:
     """The first `decoding` tokens are one of a sequence each, those behind are whole chunks.
 
     `parts` is room for what the first come to, `before` for what they share (see `cascade`); `size`
-    is the query tokens of a tile of the others.
+    is the query tokens of a tile of the others; `cut` says that the parts of this step were cut.
     """
 
     decoding: int
@@ -27,6 +27,7 @@ class Step:
     before: tuple[Tensor, Tensor] | None = None
     prefills: Prefills | None = None
     size: int = 1
+    cut: bool = False
 
 
 def step_of(meta: BatchMeta, heads: int, kv_heads: int, depth: int, device: torch.device) -> Step:
@@ -42,7 +43,6 @@ def step_of(meta: BatchMeta, heads: int, kv_heads: int, depth: int, device: torc
     if max(meta.query_lengths) == 1:
         decodes = Decodes(tables, seats, contexts, meta.window)
         parts = Parts.room(count, heads, depth, _PARTS // kv_heads, device)
-        cut(decodes, parts)
         return Step(count, decodes, parts)
     starts = [0]
     for length in meta.query_lengths:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from drawloom.engine.kernels.cascade import cascade
-from drawloom.engine.kernels.decode import decode
+from drawloom.engine.kernels.decode import cut, decode
 from drawloom.engine.kernels.prefill import prefill
 from drawloom.engine.kernels.rmsnorm import rms_norm
 from drawloom.engine.kernels.rope import rope_and_store
@@ -47,6 +47,9 @@ class TritonOps(ReferenceOps):
         count = step.decoding
         if step.decodes is not None:
             assert step.parts is not None
+            if not step.cut:  # once for all layers
+                cut(step.decodes, step.parts)
+                step.cut = True
             if step.before is not None:
                 cascade(q[:count], keys, values, step.decodes, step.parts, step.before, out[:count])
             else:

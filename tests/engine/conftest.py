@@ -48,10 +48,11 @@ def _oracle(family: str) -> Any:
 
 
 class Oracle:
-    """A checkpoint folder and what transformers says with it."""
+    """A checkpoint folder and what transformers says with it; engines of it have a CPU's runner,
+    or a GPU's without its graphs."""
 
-    def __init__(self, family: str, folder: Path) -> None:
-        self.family, self.folder = family, folder
+    def __init__(self, family: str, folder: Path, ahead: bool = False) -> None:
+        self.family, self.folder, self.ahead = family, folder, ahead
         self.model = _oracle(family)
         self.model.save_pretrained(folder)
         self._known: dict[tuple[tuple[int, ...], int], list[int]] = {}
@@ -83,14 +84,19 @@ class Oracle:
         return result
 
     def engine(self, **options: Any) -> EngineCore:
-        return load(str(self.folder), EngineConfig(**{"kv_tokens": 4096, **options}))
+        from drawloom.engine.gpu import GpuRunner
+
+        config = EngineConfig(**{"kv_tokens": 4096, **options})
+        ahead = self.ahead and not config.deterministic and config.weights == "dense"
+        return load(str(self.folder), config, runner=GpuRunner if ahead else None)
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(scope="session", params=[*FAMILIES, "llama+ahead", "mistral+ahead"])
 def oracle(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path
 ) -> Oracle:
-    return _make(request.param, tmp_path_factory, tokenizer_file)
+    family, _, ahead = request.param.partition("+")
+    return _make(family, tmp_path_factory, tokenizer_file, bool(ahead))
 
 
 @pytest.fixture(scope="session")
@@ -98,10 +104,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Ora
     return _make("llama", tmp_path_factory, tokenizer_file)
 
 
-def _make(family: str, factory: pytest.TempPathFactory, tokenizer_file: Path) -> Oracle:
+def _make(
+    family: str, factory: pytest.TempPathFactory, tokenizer_file: Path, ahead: bool = False
+) -> Oracle:
     folder = factory.mktemp(family)
     shutil.copy(tokenizer_file, folder)
-    return Oracle(family, folder)
+    return Oracle(family, folder, ahead)
 
 
 @pytest.fixture(scope="session")

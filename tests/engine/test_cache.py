@@ -96,6 +96,7 @@ class CacheMachine(RuleBasedStateMachine):
         if len(self.core._launched) >= self.core._depth:
             return
         plan = self.core.batch.schedule()
+        self.core._transfer()
         if plan is not None:
             if self.core._runner.ahead:
                 self.core.batch.launched(plan)

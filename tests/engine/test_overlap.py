@@ -123,6 +123,21 @@ def test_weights_change_and_the_engine_sleeps_only_when_all_steps_are_known() ->
     assert [t for d in deltas for t in d.tokens] == _run(plain)["a"][0]
 
 
+def test_whoever_has_no_room_loses_nothing_that_is_under_way() -> None:
+    """At the end of its last block, with nobody to take one from: what it says there is kept."""
+    core, runner = _core(blocks=6)
+    core.submit(_ask("first", list(range(11)), max_tokens=9))
+    core.submit(_ask("second", list(range(20, 31)), max_tokens=9))
+    steps = 0
+    while core.busy:
+        steps += 1
+        assert steps < 60, "no progress"
+        core.step()
+    assert core.batch.counters.preemptions == 1
+    assert core.batch.counters.generated_tokens == 18
+    assert runner.steps < 40
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     asks=st.lists(

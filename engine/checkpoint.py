@@ -100,15 +100,23 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise CheckpointError(f"{path} cannot be read, is it complete? {error}") from None
 
 
-def dummy(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights of a model's shape, scaled so that activations stay finite."""
-    generator = torch.Generator().manual_seed(seed)
+def dummy(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> dict[str, Tensor]:
+    """Random weights of a model's shape, scaled so that activations stay finite; made on `device`
+    (the CPU if not given), and others on each."""
+    device = device or torch.device("cpu")
+    generator = torch.Generator(device).manual_seed(seed)
     weights = {}
     for name, shape in shapes(config).items():
         if name.endswith("norm.weight"):
-            weights[name] = torch.ones(shape, dtype=dtype)
+            weights[name] = torch.ones(shape, dtype=dtype, device=device)
         else:
-            weights[name] = (torch.randn(shape, generator=generator) * 0.02).to(dtype)
+            noise = torch.randn(shape, generator=generator, device=device)
+            weights[name] = (noise * 0.02).to(dtype)
     return weights
 
 

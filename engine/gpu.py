@@ -6,6 +6,7 @@ were just said stay on the device; the host packs the few integers that it alone
 waits for the device (vLLM V1's and mini-sglang's overlap; research/engines.md §1.2).
 """
 
+import time
 from collections.abc import Callable
 from itertools import cycle
 from typing import Any
@@ -40,6 +41,10 @@ class GpuRunner(ModelRunner):
     """A model on one GPU. On a CPU it computes the same without graphs, for tests.
 
     The store has one block more than the cache knows of: what rows of padding write goes there.
+
+    Attributes:
+        trace: where the device's events at the beginning and the end of each step go, and whose it
+            was; None is nowhere.
     """
 
     ahead = True
@@ -59,6 +64,7 @@ class GpuRunner(ModelRunner):
             model.max_position, blocks * config.block_size
         )  # fmt: skip
         width = -(-longest // config.block_size) + 1
+        self.trace: list[tuple[Any, Any, set[str]]] | None = None
         self.seats = Seats(most, width, config.block_size)
         self._tables = torch.zeros(most + 1, width, dtype=torch.int32, device=device)
         self._picked = nothing(most + 1, device)
@@ -109,7 +115,7 @@ class GpuRunner(ModelRunner):
             return fail
 
     def _launch(self, plan: StepPlan) -> Result:
-        store = self._awake()
+        store, began = self._awake(), self._event(timed=True) if self.trace is not None else None
         if plan.copies:
             pairs = torch.tensor(plan.copies, dtype=torch.int32).to(self.device)
             moving.copy(store.moved, pairs)
@@ -128,6 +134,9 @@ class GpuRunner(ModelRunner):
             hidden, logits = None, self._graphs.run(packed.layout)
         if chosen:
             self._choose(logits, chosen, packed, filtered)
+        if self.trace is not None:
+            whose = {c.seq.id for c in plan.chunks}
+            self.trace.append((began, self._event(timed=True), whose))
         return self._result(chosen, scored, logits, hidden)
 
     def _choose(self, logits: Tensor, chosen: list[Chunk], packed: Packed, filtered: bool) -> None:
@@ -195,10 +204,10 @@ class GpuRunner(ModelRunner):
             return data
         return torch.empty_like(data, device="cpu", pin_memory=True).copy_(data, non_blocking=True)
 
-    def _event(self) -> Any:
+    def _event(self, timed: bool = False) -> Any:
         if self.device.type != "cuda":
             return _Passed()
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(enable_timing=timed)
         event.record()
         return event
 
@@ -370,7 +379,14 @@ class GpuRunner(ModelRunner):
 class _Passed:
     """The event of a device that is always done."""
 
+    def __init__(self) -> None:
+        self._at = time.perf_counter()
+
     def synchronize(self) -> None: ...
+
+    def elapsed_time(self, other: "_Passed") -> float:
+        """Milliseconds."""
+        return 1e3 * (other._at - self._at)
 
 
 def _chooses(chunk: Chunk) -> bool:

@@ -1,9 +1,8 @@
 """`drawloom bench engine`: the embedded engine beside transformers, in one run.
 
 Random Llamas of 5.2 and 60.4 million parameters (6 x 256 with 4,096 tokens, 14 x 512 with 32,000)
-on one CPU thread, or the larger one in bfloat16 on a GPU; everything in turn, three times, the
-best of each counts. `generate` is 64 prompt and 48 output tokens, everything included; `decode`
-is the time that 48 tokens take over one.
+on one CPU thread; everything in turn, three times, the best of each counts. `generate` is 64
+prompt and 48 output tokens, everything included; `decode` is the time that 48 tokens take over one.
 """
 
 import asyncio
@@ -22,6 +21,7 @@ from drawloom.engine.loading import build
 from drawloom.engine.runner import pick_device
 from drawloom.engine.sequence import SamplingParams
 from drawloom.engine.tokenizer import Tokenizer
+from drawloom.errors import ConfigError
 from drawloom.runtime.bench.ceilings import ceilings
 from drawloom.runtime.bench.host import mock_steps, scheduler_step, server
 from drawloom.runtime.bench.lean import Lean
@@ -54,7 +54,15 @@ def shape(
     )
 
 
-def main(device: str, quick: bool, json: bool) -> int:
+def main(device: str, quick: bool, json: bool, parts: tuple[str, ...] = ()) -> int:
+    """On a GPU see `drawloom.runtime.bench.gpu`."""
+    where = pick_device(device)
+    if where.type == "cuda":
+        from drawloom.runtime.bench.gpu.main import main as on_gpu
+
+        return on_gpu(where, parts, json)
+    if parts:
+        raise ConfigError("--parts are those of a GPU: give --device cuda")
     about = {
         "device": device,
         "machine": platform.processor() or platform.machine(),
@@ -66,7 +74,7 @@ def main(device: str, quick: bool, json: bool) -> int:
     torch.set_num_threads(1)
     limits = {} if quick else ceilings()
     rows = []
-    for row in measure(device, quick):
+    for row in measure(where, quick):
         rows.append(row)
         if not json:
             note(row)
@@ -76,17 +84,13 @@ def main(device: str, quick: bool, json: bool) -> int:
     return 0
 
 
-def measure(device: str, quick: bool) -> Iterator[Row]:
+def measure(where: torch.device, quick: bool) -> Iterator[Row]:
     """Raises `ConfigError` without transformers."""
-    where = pick_device(device)
     if quick:
         spec = shape(2, 128, 2000, 512)
         yield from _speed("quick", spec, torch.float32, where, {})
         return
     large, small = shape(), shape(6, 256, 4096)
-    if where.type == "cuda":
-        yield from _speed("60M bf16", large, torch.bfloat16, where, {})
-        return
     bars = {("generate", 1): 1.25, ("generate", 16): 2.3, ("batching", 16): 3.5, ("lean", 16): 0.9}
     yield from _speed("60M fp32", large, torch.float32, where, bars)
     yield from _speed("60M bf16", large, torch.bfloat16, where, {**bars, ("generate", 1): 1.7})

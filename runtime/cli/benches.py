@@ -11,11 +11,20 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON in
 
 
 @bench_app.command(name="engine")
-def bench_engine(*, device: str = "cpu", quick: bool = False, json: Json = False) -> int:
-    """Decode and prefill speed beside transformers, on the same random model."""
+def bench_engine(
+    *, device: str = "cpu", quick: bool = False, parts: str = "", json: Json = False
+) -> int:
+    """Decode and prefill speed beside transformers and the machine's limits, on random models.
+
+    Args:
+        device: cpu, or cuda: kernels are checked against float64 first, then the 8B, 1B and 0.6B
+            shapes are measured (8 minutes on an H200).
+        quick: a model of a moment, to see that it runs (CPU).
+        parts: on a GPU, only these: correctness, speed, programs, loop, kernels, rivals.
+    """
     from drawloom.runtime.bench import engine
 
-    return engine.main(device, quick, json)
+    return engine.main(device, quick, json, tuple(filter(None, parts.split(","))))
 
 
 @bench_app.command(name="kernels")

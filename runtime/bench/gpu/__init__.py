@@ -1,0 +1,1 @@
+"""What an engine reaches on a GPU, beside what the GPU could do."""

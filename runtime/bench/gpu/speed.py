@@ -1,0 +1,107 @@
+"""Decoding and prefill through the whole engine, beside the roofline of this very machine."""
+
+import random
+import time
+from dataclasses import dataclass
+
+import torch
+
+from drawloom.engine.base import GenerateRequest
+from drawloom.engine.config import ModelConfig
+from drawloom.engine.core import EngineCore
+from drawloom.engine.sequence import SamplingParams
+from drawloom.runtime.bench.gpu.limits import Limits, wait
+from drawloom.runtime.bench.gpu.power import Meter
+from drawloom.runtime.bench.gpu.shapes import kv_bytes, parameters
+from drawloom.runtime.bench.gpu.steps import Steps
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Tokens a second, as a share of the roofline; the share of the time that the device waited for
+    its next step; joules a token, None where nothing counts them."""
+
+    rate: float
+    share: float
+    idle: float
+    joules: float | None
+
+
+class Speed:
+    """An engine on one model, its core stepped by hand."""
+
+    def __init__(self, core: EngineCore, spec: ModelConfig, limits: Limits) -> None:
+        self.core, self.spec, self.limits = core, spec, limits
+        self._device = torch.device(core.info.device)
+        self._width = 2 if self._device.type == "cuda" else 4
+        self._rng = random.Random(0)
+        self._names = 0
+        self._meter = Meter()
+
+    def prompt(self, length: int) -> list[int]:
+        return self._rng.choices(range(3, min(self.spec.vocab_size, 50_000)), k=length)
+
+    def ask(self, tokens: list[int], output: int) -> str:
+        self._names += 1
+        params = SamplingParams(max_tokens=output, ignore_eos=True)
+        name = f"speed-{self._names}"
+        self.core.submit(GenerateRequest(name, name, tuple(tokens), params))
+        return name
+
+    def decode(self, batch: int, context: int, steps: int = 64) -> Decoded:
+        """`batch` sequences of about `context` tokens that decode together."""
+        core = self.core
+        names = [self.ask(self.prompt(context), steps + 32) for _ in range(batch)]
+        began: set[str] = set()
+        while len(began) < batch:
+            began |= {d.request for d in core.step() if d.tokens}
+        for _ in range(4):
+            core.step()
+        with Steps(core) as noted:
+            before = core.batch.counters.generated_tokens
+            wait(self._device)
+            used, start = self._meter.joules(), time.perf_counter()
+            for _ in range(steps):
+                core.step()
+            wait(self._device)
+            took = time.perf_counter() - start
+            used_after = self._meter.joules()
+        made = core.batch.counters.generated_tokens - before
+        for name in names:
+            core.cancel(name)
+        self._drain()
+        rate = made / took
+        per_step = self._width * parameters(self.spec) + batch * (context + steps / 2) * kv_bytes(
+            self.spec, self._width
+        )
+        best = batch / (per_step / self.limits.memory)
+        joules = None if used is None or used_after is None else (used_after - used) / made
+        return Decoded(rate, rate / best, noted.idle, joules)
+
+    def prefill(self, length: int, count: int = 6) -> tuple[float, float]:
+        """Tokens a second of prompts of this length, and the share of the measured product rate."""
+        core, device = self.core, self._device
+        best = float("inf")
+        for _ in range(3):
+            for _ in range(count):
+                self.ask(self.prompt(length), 1)
+            wait(device)
+            start = time.perf_counter()
+            while core.busy:
+                core.step()
+            wait(device)
+            best = min(best, time.perf_counter() - start)
+            self._drain()
+        rate = count * length / best
+        spec = self.spec
+        body = parameters(spec) - spec.vocab_size * spec.hidden_size  # one row of the head only
+        pairs = length / 2 * spec.heads * spec.head_dim * spec.layers
+        return rate, rate * (2 * body + 4 * pairs) / self.limits.matmul
+
+    def _drain(self) -> None:
+        while self.core.busy:
+            self.core.step()
+        self.core.cache.forget_all()
+
+
+__all__ = ["Decoded", "Speed"]

@@ -1,0 +1,60 @@
+"""The benchmark of a GPU, its every part on small models without one: that it is ready to run."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from drawloom.errors import ConfigError
+from drawloom.runtime.bench.gpu import numerics
+from drawloom.runtime.bench.gpu.loop import Load
+from drawloom.runtime.bench.gpu.main import PARTS, Bench, Model, Plan, main
+from drawloom.runtime.bench.gpu.shapes import TINY
+from drawloom.runtime.bench.gpu.table import Sizes
+from drawloom.runtime.bench.returns import Crowd
+
+CPU = torch.device("cpu")
+
+
+def test_every_kernel_is_checked_against_float64() -> None:
+    found = list(numerics.check(CPU, numerics.SMALL, 1))
+    assert [v for v in found if not v.ok] == []
+    assert len({v.kernel for v in found}) >= 17 and len(found) == 2 * len({v.kernel for v in found})
+
+
+def test_a_wrong_kernel_is_found_out() -> None:
+    right = torch.tensor([1.0, 0.0])
+    assert numerics._error(torch.tensor([1.1, 0.0]), right) > 0.05
+    assert numerics._error(torch.tensor([torch.nan, 0.0]), right) == float("inf")
+
+
+def test_every_part_of_it_runs() -> None:
+    """On a small model and the CPU: figures mean nothing here, that there are all of them does."""
+    sizes = Sizes(4, 2, 16, 64, 96, 40, (1, 2), 40, 64, 2)
+    plan = Plan(
+        models=(
+            Model("tiny", TINY, {1: 0.0, 3: 0.0}, 1.0),
+            Model("other", replace(TINY, tied=True, qk_norm=True, family="qwen3"), {2: 0.0}, 1.0),
+        ),
+        context=40, prefill=64, steps=4, scale=numerics.SMALL, sizes=sizes, resumed=100,
+        host_tokens=2048, kv_tokens=2048, crowd=Crowd(3, 2, 20, 4, 0.01),
+        loads=(Load(2, 2, 0.005, 0.01),), shared=(4, 256), rival=(2, 20, 4),
+    )  # fmt: skip
+    bench = Bench(CPU, plan)
+    rows = list(bench.rows(PARTS))
+    names = [row.what for row in rows]
+    for wanted in (
+        "decode, bfloat16", "tiny: decode 3 x 40", "other: prefill 64", "tiny: restore",
+        "  first token at 100", "tiny: 4 steps over 256 shared",
+        "tiny: 3 agents x 2 turns: recomputed", "tiny: 2 programs with tools",
+        "  GPU idle between steps", "kernel: cascade, 2 x 64 shared",
+        "kernel: prefill, 40 behind 40",
+    ):  # fmt: skip
+        assert wanted in names
+    assert all(row.ours >= 0 and row.ratio == row.ratio for row in rows)
+    assert bench.limits is not None and min(bench.limits.shown().values()) > 0
+
+
+def test_parts_are_chosen_by_name() -> None:
+    with pytest.raises(ConfigError, match="correctness"):
+        main(CPU, ("spped",), json=True)

@@ -32,8 +32,8 @@ class Layout:
         decoding: D, the first of them, one of a sequence each.
         chunks: sequences of which more are computed.
         tiles: tiles of these (see `kernels.prefill`).
-        rows: R, tokens that come out of the last layer; of these
-        sampled: S, the first, one token is chosen for.
+        rows: R, tokens that come out of the last layer.
+        sampled: S, the first of these: one of each that decodes, and the last of each chunk.
         updates: entries of block tables that changed.
         members: places in tiles of sequences that begin alike (see `kernels.cascade`).
         queries: tokens of one of the `tiles`.
@@ -186,26 +186,30 @@ class Seats:
         found.sort(key=lambda group: -group[0] * len(group[1]))
         return found[:_GROUPS]
 
-    def sampling(self, chunks: list[Chunk], into: Packed) -> bool:
-        """How the next token of each is chosen, in the first places; whether any is filtered."""
-        count = len(chunks)
-        seats = [c.seq.seat for c in chunks]
-        temperatures = self._temperatures[seats]
-        put(into.floats("temperatures"), temperatures, 0)
-        put(into.floats("top_p"), self._top_p[seats], 1)
-        put(into.ints("top_k"), self._top_k[seats], 0)
-        put(into.ints("said_by"), seats, -1)
-        if temperatures.any():
-            keys = [
-                noise_key(c.seq.params.seed, c.seq.lineage, c.end)
-                if c.seq.params.temperature
-                else 0
-                for c in chunks
-            ]
-            put(into.longs("keys"), keys, 0)
+    def sampling(self, chosen: list[tuple[int, Chunk]], into: Packed) -> bool:
+        """How the next token of each is chosen, at its row; whether any is filtered."""
+        rows = [row for row, _ in chosen]
+        seats = [chunk.seq.seat for _, chunk in chosen]
+        temperatures, top_p = self._temperatures[seats], self._top_p[seats]
+        top_k = self._top_k[seats]
+        for target, values, rest in (
+            (into.floats("temperatures"), temperatures, 0),
+            (into.floats("top_p"), top_p, 1),
+            (into.ints("top_k"), top_k, 0),
+            (into.ints("said_by"), seats, -1),
+        ):
+            array = target.numpy()
+            array[:] = rest
+            array[rows] = values
         noisy = temperatures > 0
-        filtered = (self._top_p[seats] < 1) | (self._top_k[seats] > 0)
-        return count > 0 and bool((noisy & filtered).any())
+        if not noisy.any():
+            return False
+        keys = into.longs("keys").numpy()
+        for row, chunk in chosen:
+            params = chunk.seq.params
+            if params.temperature:
+                keys[row] = noise_key(params.seed, chunk.seq.lineage, chunk.end)
+        return bool((noisy & ((top_p < 1) | (top_k > 0))).any())
 
 
 def fed(chunk: Chunk) -> int:

@@ -11,24 +11,24 @@ from collections.abc import Callable
 from itertools import cycle
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from drawloom.engine.config import EngineConfig, ModelConfig
-from drawloom.engine.feeder import Layout, Packed, Seats, fed, put
+from drawloom.engine.feeder import Layout, Packed, Seats
 from drawloom.engine.graphs import StepGraphs
 from drawloom.engine.kernels import blocks as moving
-from drawloom.engine.kernels import cascade, prefill
+from drawloom.engine.kernels import sample as choosing
 from drawloom.engine.kernels.chip import processors
 from drawloom.engine.kernels.decode import Decodes, Parts
 from drawloom.engine.kernels.feed import feed
 from drawloom.engine.kernels.prefill import Prefills
-from drawloom.engine.kernels.sample import nothing, sample, tokens, unpack
+from drawloom.engine.kernels.sample import nothing, sample, unpack
 from drawloom.engine.kv import KVStore
 from drawloom.engine.ops.base import BatchMeta, Ops
 from drawloom.engine.ops.reference import ReferenceOps
 from drawloom.engine.ops.step import Step
+from drawloom.engine.packing import Packer, Packing
 from drawloom.engine.plan import Chunk, Sampled, StepPlan
 from drawloom.engine.runner import ModelRunner
 from drawloom.engine.sampling import score, shape, shaped
@@ -68,13 +68,13 @@ class GpuRunner(ModelRunner):
         self.seats = Seats(most, width, config.block_size)
         self._tables = torch.zeros(most + 1, width, dtype=torch.int32, device=device)
         self._picked = nothing(most + 1, device)
+        tokens = budget + most + 512
         room = Layout(
-            budget + most, most, most, budget + most, budget + most, most,
-            most * width, 2 * (most + 64),
-        ).size  # fmt: skip
+            tokens, most, most + 16, tokens, tokens, most + 16, most * width, 2 * (most + 64)
+        ).size
         pinned = device.type == "cuda"
         self._memory = torch.zeros(room, dtype=torch.int32, device=device)
-        self._tokens = torch.zeros(budget + most, dtype=torch.int32, device=device)
+        self._tokens = torch.zeros(tokens, dtype=torch.int32, device=device)
         self._hosts = cycle(
             [torch.zeros(room, dtype=torch.int32, pin_memory=pinned) for _ in range(_IN_FLIGHT)]
         )
@@ -84,10 +84,13 @@ class GpuRunner(ModelRunner):
         parts = -(-4 * processors() // model.kv_heads)
         self._parts = Parts.room(most, model.heads, model.head_dim, parts, device)
         self._graphs = StepGraphs(self._logits, self._blank, self._memory, most)
-        self._tile = cascade.queries(model.heads, model.kv_heads)
+        self._packer = Packer(
+            self.seats, model.heads, model.kv_heads, blocks * config.block_size,
+            self._graphs.sizes, model.window > 0,
+        )  # fmt: skip
         if pinned:
             with torch.inference_mode():
-                self._graphs.warm_up()
+                self._graphs.warm_up([self._packer.plain(size) for size in self._graphs.sizes])
 
     def _make_ops(self, config: EngineConfig) -> Ops:
         if self.device.type != "cuda":
@@ -117,86 +120,85 @@ class GpuRunner(ModelRunner):
     def _launch(self, plan: StepPlan) -> Result:
         store, began = self._awake(), self._event(timed=True) if self.trace is not None else None
         if plan.copies:
-            pairs = torch.tensor(plan.copies, dtype=torch.int32).to(self.device)
-            moving.copy(store.moved, pairs)
+            moving.copy(store.moved, self._upload(plan.copies))
         if not plan.chunks:
             return dict
-        decodes = [c for c in plan.chunks if _decodes(c)]
-        others = [c for c in plan.chunks if not _decodes(c)]
-        chosen = decodes + [c for c in others if _chooses(c)]
-        scored = [c for c in others if c.scored]
-        if others:
-            packed, filtered = self._pack(decodes, others, chosen, scored)
-            hidden = self._hidden(packed, False)
-            logits = self.model.logits(hidden[: len(chosen)]) if chosen else hidden[:0]
+        step = self._packer.pack(plan.chunks, next(self._hosts))
+        if step.rest[0]:
+            index, value = self._upload(step.rest)
+            self._tables.view(-1)[index.long()] = value
+        self._memory[: step.host.size].copy_(step.host.memory, non_blocking=True)
+        packed, hidden = Packed(self._memory, step.host.layout), None
+        if step.padded:
+            logits = self._graphs.run(packed.layout)
         else:
-            packed, filtered = self._pack_decodes(decodes)
-            hidden, logits = None, self._graphs.run(packed.layout)
-        if chosen:
-            self._choose(logits, chosen, packed, filtered)
+            hidden = self._hidden(packed, False)
+            logits = self.model.logits(hidden[: packed.layout.sampled])
+        self._choose(logits, step, packed)
         if self.trace is not None:
             whose = {c.seq.id for c in plan.chunks}
             self.trace.append((began, self._event(timed=True), whose))
-        return self._result(chosen, scored, logits, hidden)
+        return self._result(step, logits, hidden)
 
-    def _choose(self, logits: Tensor, chosen: list[Chunk], packed: Packed, filtered: bool) -> None:
-        shaping = [(row, c) for row, c in enumerate(chosen) if shaped(c)]
+    def _upload(self, values: Any) -> Tensor:
+        """A few integers, without waiting for what the device does now."""
+        data = torch.tensor(values, dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        return data.to(self.device, non_blocking=True)
+
+    def _choose(self, logits: Tensor, step: Packing, packed: Packed) -> None:
+        if not step.chosen:
+            return
+        shaping = [(row, c) for row, c in step.chosen if shaped(c)]
         if shaping:
             logits = logits.to(torch.float32, copy=True)  # what the model said is reported
             for row, chunk in shaping:
                 shape(logits[row], chunk)
         sample(
             logits, self._picked, packed.ints("said_by"), packed.floats("temperatures"),
-            packed.longs("keys"), packed.ints("top_k"), packed.floats("top_p"), filtered,
+            packed.longs("keys"), packed.ints("top_k"), packed.floats("top_p"), step.filtered,
         )  # fmt: skip
 
-    def _result(
-        self, chosen: list[Chunk], scored: list[Chunk], logits: Tensor, hidden: Tensor | None
-    ) -> Result:
+    def _result(self, step: Packing, logits: Tensor, hidden: Tensor | None) -> Result:
         """What came of a step, once it is asked for. Copies begin now."""
         out = next(self._outs)
         out.copy_(self._picked, non_blocking=True)
-        seats = [c.seq.seat for c in chosen]
-        told = self._probabilities(logits, chosen)
-        done = self._event()
+        seats = [(c.seq.id, c.seq.seat) for _, c in step.chosen]
+        told = self._probabilities(logits, step.chosen)
+        done, at = self._event(), step.host.layout.sampled
 
         @torch.inference_mode()
         def wait() -> dict[str, Sampled]:
             done.synchronize()
             values = out.tolist()
-            found = {
-                c.seq.id: Sampled(unpack(values[seat]))
-                for c, seat in zip(chosen, seats, strict=True)
-            }
-            for row, own, best, likely in told:
-                result = found[chosen[row].seq.id]
-                result.logprob = float(own)
-                result.top = tuple(zip(likely.tolist(), best.tolist(), strict=True))
-            at = len(chosen)
-            for chunk in scored:  # nothing of theirs is launched before this is known
+            found = {name: Sampled(unpack(values[seat])) for name, seat in seats}
+            for name, own, best, likely in told:
+                found[name].logprob = float(own)
+                found[name].top = tuple(zip(likely.tolist(), best.tolist(), strict=True))
+            first = at
+            for chunk in step.scored:  # nothing of theirs is launched before this is known
                 assert hidden is not None
-                count = len(chunk.scored)
-                scores = score(self.model, hidden[at : at + count], chunk.scored)
+                last = first + len(chunk.scored)
+                scores = score(self.model, hidden[first:last], chunk.scored)
                 found.setdefault(chunk.seq.id, Sampled(-1)).scores = scores
-                at += count
+                first = last
             return found
 
         return wait
 
     def _probabilities(
-        self, logits: Tensor, chosen: list[Chunk]
-    ) -> list[tuple[int, Tensor, Tensor, Tensor]]:
-        """For those who ask: their row, the log-probability of the token picked, the likeliest
+        self, logits: Tensor, chosen: list[tuple[int, Chunk]]
+    ) -> list[tuple[str, Tensor, Tensor, Tensor]]:
+        """For those who ask: their name, the log-probability of the token picked, the likeliest
         log-probabilities and tokens; all on their way to the host."""
         found = []
-        for row, chunk in enumerate(chosen):
+        for row, chunk in chosen:
             if chunk.seq.params.logprobs:
                 table = logits[row].float().log_softmax(-1)
-                token = tokens(self._picked[chunk.seq.seat : chunk.seq.seat + 1])
+                token = choosing.tokens(self._picked[chunk.seq.seat : chunk.seq.seat + 1])
                 best = table.topk(min(chunk.seq.params.top_logprobs, table.shape[0]))
                 parts = (table[token], best.values, best.indices)
                 own, values, indices = (self._to_host(part) for part in parts)
-                found.append((row, own, values, indices))
+                found.append((chunk.seq.id, own, values, indices))
         return found
 
     def _to_host(self, data: Tensor) -> Tensor:
@@ -211,109 +213,10 @@ class GpuRunner(ModelRunner):
         event.record()
         return event
 
-    # --- what it reads --------------------------------------------------------------------
-
-    def _pack_decodes(self, decodes: list[Chunk]) -> tuple[Packed, bool]:
-        """One token of each, padded to the size of a graph."""
-        seats = [c.seq.seat for c in decodes]
-        index, value = self.seats.updates(decodes)
-        alike = None if self._spec.window else self.seats.alike(seats, self._tile)
-        size = self._graphs.size(len(decodes))
-        members = 0
-        if alike is not None:  # one layout for all ways to be alike at this size
-            members = self._tile * (-(-size // self._tile) + 8)
-        host = Packed(next(self._hosts), self._graphs.layout(size, members))
-        room = host.layout.updates
-        if len(index) > room:
-            self._bring(index[room:], value[room:])
-        self._put_decodes(host, decodes, seats, alike)
-        put(host.ints("index"), index[:room], -1)
-        put(host.ints("value"), value[:room], 0)
-        filtered = self.seats.sampling(decodes, host)
-        return self._send(host), filtered
-
-    def _put_decodes(
-        self,
-        host: Packed,
-        decodes: list[Chunk],
-        seats: list[int],
-        alike: tuple[list[int], list[int]] | None,
-    ) -> None:
-        places, rows = np.array([c.start for c in decodes], np.int32), np.array(seats, np.int32)
-        spare = self._blocks * self.block_size
-        put(host.ints("seats"), rows, self.seats.nobody)
-        put(host.ints("contexts"), places + 1, 0)
-        for name, values, rest in (
-            ("ids", [fed(c) for c in decodes], 0),
-            ("positions", places, 0),
-            ("slots", self.seats.slots(rows, places), spare),
-            ("says", rows, -1),
-        ):
-            put(host.ints(name)[: host.layout.decoding], values, rest)
-        if alike is not None:
-            put(host.ints("since"), alike[0], 0)
-            put(host.ints("members"), alike[1], -1)
-
-    def _pack(
-        self,
-        decodes: list[Chunk],
-        others: list[Chunk],
-        chosen: list[Chunk],
-        scored: list[Chunk],
-    ) -> tuple[Packed, bool]:
-        """Tokens of decoding sequences, then whole chunks; nothing is padded."""
-        seats = [c.seq.seat for c in decodes]
-        index, value = self.seats.updates(decodes + others)
-        lengths = [len(c.tokens) for c in others]
-        size = prefill.queries(self._spec.heads, self._spec.kv_heads, max(lengths))
-        tiles = prefill.tiles(lengths, size)
-        starts = np.cumsum([0, *lengths])
-        at = starts + len(decodes)
-        rows = list(range(len(decodes)))
-        rows += [int(at[i + 1]) - 1 for i, c in enumerate(others) if _chooses(c)]
-        for i, chunk in enumerate(others):
-            first = int(at[i]) + chunk.score
-            rows += range(first, first + len(chunk.scored))
-        layout = Layout(
-            int(at[-1]), len(decodes), len(others), len(tiles), len(rows), len(chosen),
-            len(index), 0, size,
-        )  # fmt: skip
-        host = Packed(next(self._hosts), layout)
-        self._put_decodes(host, decodes, seats, None)
-        for begin, end, chunk in zip(at, at[1:], others, strict=False):
-            places = np.arange(chunk.start, chunk.end, dtype=np.int32)
-            seat = np.full(len(places), chunk.seq.seat, np.int32)
-            says = np.full(len(places), -1, np.int32)
-            says[-1] = chunk.seq.seat if _chooses(chunk) else -1
-            ids = chunk.tokens if len(chunk.tokens) > 1 else [fed(chunk)]
-            for name, values in (
-                ("ids", ids), ("positions", places), ("slots", self.seats.slots(seat, places)),
-                ("says", says),
-            ):  # fmt: skip
-                put(host.ints(name)[int(begin) : int(end)], values, 0)
-        put(host.ints("chunk_seats"), [c.seq.seat for c in others], 0)
-        put(host.ints("chunk_contexts"), [c.end for c in others], 0)
-        put(host.ints("starts"), starts, 0)
-        put(host.ints("tiles"), [row for row, _ in tiles] + [first for _, first in tiles], 0)
-        put(host.ints("rows"), rows, 0)
-        put(host.ints("index"), index, -1)
-        put(host.ints("value"), value, 0)
-        filtered = self.seats.sampling(chosen, host)
-        return self._send(host), filtered
-
-    def _send(self, host: Packed) -> Packed:
-        self._memory[: host.size].copy_(host.memory, non_blocking=True)
-        return Packed(self._memory, host.layout)
-
-    def _bring(self, index: list[int], value: list[int]) -> None:
-        """More changes of block tables than a graph has room for."""
-        changes = torch.tensor([index, value], dtype=torch.int32).to(self.device)
-        self._tables.view(-1)[changes[0].long()] = changes[1]
-
     # --- what it computes -----------------------------------------------------------------
 
     def _logits(self, packed: Packed, few: bool) -> Tensor:
-        return self.model.logits(self._hidden(packed, few))
+        return self.model.logits(self._hidden(packed, few)[: packed.layout.sampled])
 
     def _hidden(self, packed: Packed, few: bool) -> Tensor:
         """Hidden states [R, H] of the rows asked for, or of all tokens."""
@@ -334,7 +237,8 @@ class GpuRunner(ModelRunner):
         for name in ("says", "said_by", "index", "members"):
             packed.ints(name).fill_(-1)
         packed.ints("slots").fill_(self._blocks * self.block_size)
-        packed.ints("seats").fill_(self.seats.nobody)
+        for name in ("seats", "chunk_seats"):
+            packed.ints(name).fill_(self.seats.nobody)
 
     def _step(self, packed: Packed) -> Step:
         layout, window, tables = packed.layout, self._spec.window, self._tables
@@ -357,7 +261,7 @@ class GpuRunner(ModelRunner):
     def _before(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Room for what shared beginnings come to, read in enough parts to keep the device busy."""
         heads, depth = self._spec.heads, self._spec.head_dim
-        tiles = layout.members // self._tile
+        tiles = layout.members // self._packer.tile
         pieces = min(16, max(1, 4 * processors() // (tiles * self._spec.kv_heads)))
         shape = (pieces, layout.decoding, heads)
         return (
@@ -387,16 +291,6 @@ class _Passed:
     def elapsed_time(self, other: "_Passed") -> float:
         """Milliseconds."""
         return 1e3 * (other._at - self._at)
-
-
-def _chooses(chunk: Chunk) -> bool:
-    """Whether a token is chosen behind it."""
-    return chunk.sample and chunk.seq.params.max_tokens > 0
-
-
-def _decodes(chunk: Chunk) -> bool:
-    """Whether it is the one token that a sequence said last, to say another."""
-    return len(chunk.tokens) == 1 and chunk.score < 0 and _chooses(chunk)
 
 
 __all__ = ["GpuRunner"]

@@ -30,6 +30,9 @@ class _Captured:
 class StepGraphs:
     """Steps by their layout.
 
+    Attributes:
+        sizes: the batches that are captured.
+
     Args:
         forward: computes a step of a layout from the device's integers, with products of few rows
             or without, to logits.
@@ -49,17 +52,11 @@ class StepGraphs:
         steps = [1, 2, 4, 8, 16, 32, *range(64, most, 64)]
         self.sizes = sorted({size for size in steps if size < most} | {most})
 
-    def size(self, rows: int) -> int:
-        """The batch that so many rows are padded to."""
-        return next(size for size in self.sizes if size >= rows)
-
-    def layout(self, size: int, members: int = 0) -> Layout:
-        return Layout(size, size, 0, 0, 0, size, max(16, size), members)
-
     def run(self, layout: Layout) -> Tensor:
         """Logits of a step whose integers are on the device."""
         if not self._captures:
-            return self._forward(Packed(self._memory, layout), self._few.get(layout.tokens, False))
+            few = not layout.chunks and self._few.get(layout.tokens, False)
+            return self._forward(Packed(self._memory, layout), few)
         found = self._graphs.get(layout)
         if found is None:
             kept = self._memory.clone()
@@ -68,10 +65,10 @@ class StepGraphs:
         found.graph.replay()
         return found.logits
 
-    def warm_up(self) -> None:
-        """Capture what every load needs; the rest is captured when it is first met."""
-        for size in reversed(self.sizes):
-            self.run(self.layout(size))
+    def warm_up(self, layouts: list[Layout]) -> None:
+        """Capture what every load needs, the largest first; the rest when it is first met."""
+        for layout in reversed(layouts):
+            self.run(layout)
 
     def prefer(self, few: bool) -> None:
         """Choose by hand whether products of few rows are used, where nothing can be measured."""
@@ -85,7 +82,7 @@ class StepGraphs:
     def _best(self, layout: Layout) -> _Captured:
         """As captured; for few rows, whichever way is the faster here."""
         size = layout.tokens
-        if size > ROWS:
+        if size > ROWS or layout.chunks:
             return self._capture(layout, False)
         if size in self._few:
             return self._capture(layout, self._few[size])

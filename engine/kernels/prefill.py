@@ -32,7 +32,7 @@ class Prefills:
     Attributes:
         tables: [seats, W] int32, the blocks of each seat.
         seats: [B] int32, the seat of each sequence.
-        contexts: [B] int32, tokens of each after this step.
+        contexts: [B] int32, tokens of each after this step; 0 is padding, which gives zeros.
         starts: [B + 1] int32, where the query tokens of each begin.
         tiles: [2, N] int32, the sequence of each tile of `queries` tokens, and its first one.
         window: tokens that a token attends to, itself included; 0 is all.
@@ -98,7 +98,8 @@ def _prefill(
     if WINDOWED:  # from the tile with the oldest key that the first of these queries sees
         start = tl.maximum(0, context - length + first - window + 1) // TILE * TILE
     else:
-        whole = (context - length + first + 1) // TILE * TILE  # all of these see all before
+        # all of these see all before it; tokens of padding have no context at all
+        whole = tl.maximum(0, context - length + first + 1) // TILE * TILE
         for at in range(0, whole, TILE):
             cols = at + tl.arange(0, TILE)
             real = cols < whole

@@ -47,6 +47,9 @@ def prefill(
     starts, block = at.starts.tolist(), keys.shape[1]
     rows = zip(at.seats.tolist(), at.contexts.tolist(), starts, starts[1:], strict=False)
     for seat, context, begin, end in rows:
+        if not context:
+            out[begin:end] = 0
+            continue
         table = at.tables[seat, : -(-context // block)].tolist()
         out[begin:end] = attend(q[begin:end], keys, values, table, context, at.window)
     return out

@@ -48,13 +48,21 @@ class Speed:
         self.core.submit(GenerateRequest(name, name, tuple(tokens), params))
         return name
 
+    def begin(self, names: list[str]) -> None:
+        """Step until each has said something. Raises what one of them failed with."""
+        waiting = set(names)
+        while waiting:
+            for delta in self.core.step():
+                if delta.error is not None:
+                    raise delta.error
+                if delta.tokens:
+                    waiting.discard(delta.request)
+
     def decode(self, batch: int, context: int, steps: int = 64) -> Decoded:
         """`batch` sequences of about `context` tokens that decode together."""
         core = self.core
         names = [self.ask(self.prompt(context), steps + 32) for _ in range(batch)]
-        began: set[str] = set()
-        while len(began) < batch:
-            began |= {d.request for d in core.step() if d.tokens}
+        self.begin(names)
         for _ in range(4):
             core.step()
         with Steps(core) as noted:

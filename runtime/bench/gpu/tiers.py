@@ -73,9 +73,7 @@ class Tiers:
         core, speed = self._core, self._speed
         length = min(1024, core.info.kv_tokens // (4 * others))
         names = [speed.ask(speed.prompt(length), 3 * steps) for _ in range(others)]
-        began: set[str] = set()
-        while len(began) < others:
-            began |= {d.request for d in core.step() if d.tokens}
+        speed.begin(names)
         times = []
         for copies in (False, True):
             with Steps(core) as noted:
@@ -100,19 +98,17 @@ def shared_prefix(speed: Speed, requests: int, prefix: int, steps: int = 32) -> 
     for once in (False, True):
         seats.alike = alike if once else lambda rows, tile: None
         first_token(core, "first", common)
-        for at in range(requests):
-            name = f"shared-{once}-{at}"
+        names = [f"shared-{once}-{at}" for at in range(requests)]
+        for at, name in enumerate(names):
             tokens = (*common, *speed.prompt(16 + at % 7))
             core.submit(GenerateRequest(name, name, tokens, params))
-        began: set[str] = set()
-        while len(began) < requests:
-            began |= {d.request for d in core.step() if d.tokens}
+        speed.begin(names)
         with Steps(core) as noted:
             for _ in range(steps):
                 core.step()
         rates.append(statistics.median(noted.milliseconds))
-        for at in range(requests):
-            core.cancel(f"shared-{once}-{at}")
+        for name in names:
+            core.cancel(name)
         run(core)
         core.cache.forget_all()
     seats.alike = alike

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +148,9 @@ class EngineConfig:
             quantised a token at a time (CPU; 2-3x quicker products, a little less exact).
         host_tokens: tokens of KV that host memory holds behind the device's; 0 is no such tier.
         write_through: what is copied there before it has to be: ``never``, ``leased`` or ``all``.
-        max_batch_tokens: tokens one step computes at most (prefill is cut to fit).
-        max_sequences: sequences running at a time.
+        max_batch_tokens: tokens one step computes at most (prefill is cut to fit); 0 is 512 on a
+            CPU and 8,192 on a GPU.
+        max_sequences: sequences running at a time; 0 is 64 on a CPU and 256 on a GPU.
         lease_budget: largest share of the blocks under lease.
         threads: compute threads on a CPU; one is best for decoding, engines.md §4.4.
         deterministic: log-probabilities are the same bits whatever else is in the batch and however
@@ -164,15 +165,17 @@ class EngineConfig:
     kv_memory: float = 0.85
     host_tokens: int = 0
     write_through: str = "leased"
-    max_batch_tokens: int = 512
-    max_sequences: int = 64
+    max_batch_tokens: int = 0
+    max_sequences: int = 0
     lease_budget: float = 0.75
     threads: int = 1
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        if self.block_size < 1 or self.max_batch_tokens < 1 or self.max_sequences < 1:
-            raise ConfigError("block_size, max_batch_tokens and max_sequences must be positive")
+        if self.block_size < 1 or self.max_batch_tokens < 0 or self.max_sequences < 0:
+            raise ConfigError(
+                "block_size must be positive, max_batch_tokens and max_sequences not negative"
+            )
         if not 0 <= self.lease_budget <= 1 or not 0 < self.kv_memory <= 1:
             raise ConfigError("lease_budget and kv_memory are shares between 0 and 1")
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -185,6 +188,15 @@ class EngineConfig:
             raise ConfigError("the deterministic mode is for dense weights")
         if self.host_tokens < 0 or self.kv_tokens < 0 or self.threads < 1:
             raise ConfigError("host_tokens and kv_tokens must not be negative, threads at least 1")
+
+    def on(self, device: str) -> "EngineConfig":
+        """With the defaults of a kind of device, ``cpu`` or ``cuda``."""
+        gpu = device == "cuda"
+        return replace(
+            self,
+            max_batch_tokens=self.max_batch_tokens or (8192 if gpu else 512),
+            max_sequences=self.max_sequences or (256 if gpu else 64),
+        )
 
     def blocks(self, bytes_per_token: int, free_bytes: int) -> int:
         """KV blocks for a model of so many KV bytes a token, with so much memory to fill."""

@@ -45,6 +45,7 @@ def build(
     runner: type[ModelRunner] | None = None,
 ) -> EngineCore:
     """An engine over weights that are already in memory; `runner` is chosen by the device."""
+    config = config.on(device.type)
     if device.type == "cpu":
         torch.set_num_threads(config.threads)
     elif config.weights == "int8":

@@ -175,7 +175,7 @@ def serve(
     dtype: str = "auto",
     kv_tokens: int = 0,
     host_tokens: int = 0,
-    max_sequences: int = 64,
+    max_sequences: int = 0,
     reasoning: bool = False,
     always_usage: bool = False,
     isolate: bool = False,
@@ -190,7 +190,7 @@ def serve(
         name: what the model is called on the wire; by default as it is loaded.
         kv_tokens: tokens of KV cache; 0 takes what fits.
         host_tokens: tokens of KV that host memory holds behind it.
-        max_sequences: requests computed at a time.
+        max_sequences: requests computed at a time; 0 is 64 on a CPU and 256 on a GPU.
         reasoning: the model thinks between <think> and </think> first.
         always_usage: end every stream with its usage, asked for or not.
         isolate: run the engine in a process of its own, whose crash fails no request.

@@ -9,6 +9,7 @@ from drawloom.errors import ConfigError
 from drawloom.runtime.bench.gpu import numerics
 from drawloom.runtime.bench.gpu.loop import Load
 from drawloom.runtime.bench.gpu.main import PARTS, Bench, Model, Plan, main
+from drawloom.runtime.bench.gpu.rivals import Rivals
 from drawloom.runtime.bench.gpu.shapes import TINY
 from drawloom.runtime.bench.gpu.table import Sizes
 from drawloom.runtime.bench.returns import Crowd
@@ -28,7 +29,7 @@ def test_a_wrong_kernel_is_found_out() -> None:
     assert numerics._error(torch.tensor([torch.nan, 0.0]), right) == float("inf")
 
 
-def test_every_part_of_it_runs() -> None:
+def test_every_part_of_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a small model and the CPU: figures mean nothing here, that there are all of them does."""
     sizes = Sizes(4, 2, 16, 64, 96, 40, (1, 2), 40, 64, 2)
     plan = Plan(
@@ -40,11 +41,13 @@ def test_every_part_of_it_runs() -> None:
         host_tokens=2048, kv_tokens=2048, crowd=Crowd(3, 2, 20, 4, 0.01),
         loads=(Load(2, 2, 0.005, 0.01),), shared=(4, 256), rival=(2, 20, 4),
     )  # fmt: skip
+    monkeypatch.setattr(Rivals, "compiled", lambda *args: 100.0)  # Inductor takes 20 s on a CPU
     bench = Bench(CPU, plan)
     rows = list(bench.rows(PARTS))
     names = [row.what for row in rows]
     for wanted in (
-        "decode, bfloat16", "tiny: decode 3 x 40", "other: prefill 64", "tiny: restore",
+        "decode, bfloat16", "engine: log-probability, float32", "tiny: decode 3 x 40",
+        "other: prefill 64", "tiny: restore",
         "  first token at 100", "tiny: 4 steps over 256 shared",
         "tiny: 3 agents x 2 turns: recomputed", "tiny: 2 programs with tools",
         "  GPU idle between steps", "kernel: cascade, 2 x 64 shared",

@@ -24,6 +24,7 @@ from drawloom.runtime.bench.gpu.rivals import Rivals
 from drawloom.runtime.bench.gpu.speed import Speed
 from drawloom.runtime.bench.gpu.table import Sizes, table
 from drawloom.runtime.bench.gpu.tiers import Tiers, shared_prefix
+from drawloom.runtime.bench.gpu.whole import disagreement
 from drawloom.runtime.bench.returns import Crowd, crowd
 from drawloom.runtime.bench.rows import Row, note, report
 
@@ -111,6 +112,10 @@ class Bench:
                     f"kernel {verdict.kernel} in {verdict.dtype} is off by {verdict.error:.2g} "
                     f"(seed {seed}); nothing is measured before it is mended"
                 )
+        off = disagreement(self.device)
+        yield Row("engine: log-probability, float32", "error", off, 1e-3, "allowed", -1.0)
+        if off > 1e-3:
+            raise ConfigError(f"the engine says what the CPU's would not: off by {off:.2g}")
 
     def _first(self, model: Model, parts: tuple[str, ...]) -> Iterator[Row]:
         plan, tensors = self.plan, shapes.weights(model.spec, self.device)

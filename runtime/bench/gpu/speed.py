@@ -14,6 +14,7 @@ from drawloom.runtime.bench.gpu.limits import Limits, wait
 from drawloom.runtime.bench.gpu.power import Meter
 from drawloom.runtime.bench.gpu.shapes import kv_bytes, parameters
 from drawloom.runtime.bench.gpu.steps import Steps
+from drawloom.runtime.bench.gpu.whole import no_waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,9 @@ class Speed:
         core = self.core
         names = [self.ask(self.prompt(context), steps + 32) for _ in range(batch)]
         self.begin(names)
-        for _ in range(4):
-            core.step()
+        with no_waiting(self._device):
+            for _ in range(4):
+                core.step()
         with Steps(core) as noted:
             before = core.batch.counters.generated_tokens
             wait(self._device)

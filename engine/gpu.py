@@ -275,6 +275,31 @@ class GpuRunner(ModelRunner):
         super().update(weights)
         self._graphs.forget()  # they read what was replaced
 
+    @torch.inference_mode()
+    def read(self, places: list[tuple[int, int]]) -> Tensor:
+        store, found = self._awake(), list[Tensor]()
+        here = [block for block, _ in places if block >= 0]
+        out = torch.empty(len(here), *store.moved.shape[1:], dtype=self._dtype, device=self.device)
+        if here:
+            moving.gather(store.moved, self._upload(here), out)
+        gathered = iter(out.cpu())
+        if self.host is not None:
+            self.host.synchronize()
+        for block, host in places:
+            if block >= 0:
+                found.append(next(gathered))
+            else:
+                assert self.host is not None
+                found.append(self.host.memory[host])
+        return store.seen(torch.stack(found) if found else out.cpu())
+
+    @torch.inference_mode()
+    def write(self, blocks: list[int], data: Tensor) -> None:
+        if blocks:
+            store = self._awake()
+            content = store.seen(data[: len(blocks)]).contiguous().to(self.device)
+            moving.scatter(store.moved, self._upload(blocks), content)
+
     def sleep(self) -> None:
         self._graphs.forget()
         super().sleep()

@@ -46,7 +46,7 @@ class KVStore:
             self.tensor = self.moved = memory.permute(3, 0, 1, 4, 2, 5)
 
     def seen(self, moved: Tensor) -> Tensor:
-        """Blocks as they lie in memory as blocks of `tensor`."""
+        """Blocks as they lie in memory as blocks of `tensor`, and the other way round."""
         return moved.transpose(-3, -2) if self.paged else moved
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,8 @@ def build(
         raise ConfigError("int8 weights are for a CPU so far: leave out weights='int8'")
     dtype = weights["model.norm.weight"].dtype
     per_token = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
-    blocks = config.blocks(per_token, _free_bytes(device, config))
+    needed = sum(tensor.nbytes for tensor in weights.values())
+    blocks = config.blocks(per_token, _free_bytes(device, config, needed))
     try:
         kind = runner or _runner(device, config)
         made = kind(spec, weights, config, blocks, device, config.host_blocks)
@@ -126,10 +127,17 @@ def pick_dtype(config: EngineConfig, spec: ModelConfig, device: torch.device) ->
     return torch.bfloat16
 
 
-def _free_bytes(device: torch.device, config: EngineConfig) -> int:
+def _free_bytes(device: torch.device, config: EngineConfig, needed: int) -> int:
+    """For KV, of what is left when the weights have what they need."""
     if device.type != "cuda":
         return _CPU_KV_BYTES
-    return int(torch.cuda.mem_get_info(device)[0] * config.kv_memory)
+    left = torch.cuda.mem_get_info(device)[0] - needed
+    if left <= 0:
+        raise EngineError(
+            f"the weights need {needed / 1e9:.1f} GB, more than this GPU has free: choose a "
+            "smaller model, or another GPU with device='cuda:N'"
+        )
+    return int(left * config.kv_memory)
 
 
 __all__ = ["build", "fingerprint", "load", "pick_dtype"]

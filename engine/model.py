@@ -22,9 +22,15 @@ class Layer:
     """One block: attention, then a gated MLP, each before a norm and after a residual."""
 
     def __init__(
-        self, config: ModelConfig, weights: dict[str, Tensor], index: int, ops: Ops
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        index: int,
+        ops: Ops,
+        device: torch.device,
     ) -> None:
         self.config, self.ops, self.at = config, ops, f"model.layers.{index}"
+        self._device = device
 
         def packed(parts: list[str]) -> Linear:
             return ops.linear(*self._joined(weights, parts))
@@ -34,16 +40,19 @@ class Layer:
         self._norms(weights)
 
     def _joined(self, weights: dict[str, Tensor], parts: list[str]) -> tuple[Tensor, Tensor | None]:
-        weight = torch.cat([weights[f"{self.at}.{p}.weight"] for p in parts])
+        weight = torch.cat([weights[f"{self.at}.{p}.weight"] for p in parts]).to(self._device)
         biases = [weights[n] for p in parts if (n := f"{self.at}.{p}.bias") in weights]
-        return weight, torch.cat(biases) if biases else None
+        return weight, torch.cat(biases).to(self._device) if biases else None
+
+    def _norm(self, weights: dict[str, Tensor], name: str) -> Tensor:
+        return weights[f"{self.at}.{name}.weight"].to(self._device)
 
     def _norms(self, weights: dict[str, Tensor]) -> None:
-        self.input_norm = weights[f"{self.at}.input_layernorm.weight"]
-        self.post_norm = weights[f"{self.at}.post_attention_layernorm.weight"]
+        self.input_norm = self._norm(weights, "input_layernorm")
+        self.post_norm = self._norm(weights, "post_attention_layernorm")
         self.norms = None
         if self.config.qk_norm:
-            q, k = (weights[f"{self.at}.self_attn.{n}_norm.weight"] for n in "qk")
+            q, k = (self._norm(weights, f"self_attn.{n}_norm") for n in "qk")
             self.norms = (q, k, self.config.rms_eps)
 
     def update(self, weights: dict[str, Tensor]) -> None:
@@ -101,17 +110,26 @@ class Layer:
 class Decoder:
     """Token ids in, logits out."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], ops: Ops) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        ops: Ops,
+        device: torch.device | None = None,
+    ) -> None:
+        """`device` is where weights go, one after the other, if they are not there."""
         self.config, self.ops = config, ops
-        self.layers = [Layer(config, weights, i, ops) for i in range(config.layers)]
+        self._device = device or weights["model.norm.weight"].device
+        layers = range(config.layers)
+        self.layers = [Layer(config, weights, i, ops, self._device) for i in layers]
         self.head = ops.linear(self._take(weights), None)
-        self.rope = tuple(t.to(self.embedding.device) for t in rope_tables(config))
+        self.rope = tuple(t.to(self._device) for t in rope_tables(config))
 
     def _take(self, weights: dict[str, Tensor]) -> Tensor:
         """Keep what is used as it is; the head's weight."""
-        self.embedding = weights["model.embed_tokens.weight"]
-        self.norm = weights["model.norm.weight"]
-        return self.embedding if self.config.tied else weights["lm_head.weight"]
+        self.embedding = weights["model.embed_tokens.weight"].to(self._device)
+        self.norm = weights["model.norm.weight"].to(self._device)
+        return self.embedding if self.config.tied else weights["lm_head.weight"].to(self._device)
 
     def update(self, weights: dict[str, Tensor]) -> None:
         """Take other weights. Raises `ConfigError` before anything changed if they do not fit."""

@@ -33,9 +33,8 @@ class ModelRunner:
         self.device, self.block_size = device, config.block_size
         self._spec, self._blocks = model, blocks
         self._dtype = weights["model.norm.weight"].dtype
-        weights = {name: tensor.to(device) for name, tensor in weights.items()}
         self.ops = self._make_ops(config)
-        self.model = Decoder(model, weights, self.ops)
+        self.model = Decoder(model, weights, self.ops, device)
         self.store: KVStore | None = self._new_store()
         self.host = HostTier(self.store, host_blocks) if host_blocks else None
 

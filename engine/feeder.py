@@ -170,6 +170,10 @@ class Seats:
             members += rows + [-1] * (-len(rows) % tile)
         return since, members
 
+    def members(self, batch: int, tile: int) -> int:
+        """The most places that `alike` fills for a batch of this size."""
+        return tile * (-(-batch // tile) + _GROUPS)
+
     def _groups(self, seats: list[int]) -> list[tuple[int, list[int]]]:
         by_first: dict[int, list[int]] = {}
         for row, first in enumerate(self.tables[seats, 0].tolist()):

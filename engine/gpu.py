@@ -17,18 +17,22 @@ from torch import Tensor
 from drawloom.engine.config import EngineConfig, ModelConfig
 from drawloom.engine.feeder import Layout, Packed, Seats
 from drawloom.engine.graphs import StepGraphs
+from drawloom.engine.index import Copies
 from drawloom.engine.kernels import blocks as moving
+from drawloom.engine.kernels import cascade
 from drawloom.engine.kernels import sample as choosing
 from drawloom.engine.kernels.chip import processors
 from drawloom.engine.kernels.decode import Decodes, Parts
 from drawloom.engine.kernels.feed import feed
 from drawloom.engine.kernels.prefill import Prefills
 from drawloom.engine.kernels.sample import nothing, sample, unpack
+from drawloom.engine.kernels.trial import Trial
+from drawloom.engine.kernels.tuning import DECODE, PREFILL, seconds_on_gpu
 from drawloom.engine.kv import KVStore
 from drawloom.engine.ops.base import BatchMeta, Ops
 from drawloom.engine.ops.reference import ReferenceOps
 from drawloom.engine.ops.step import Step
-from drawloom.engine.packing import Packer, Packing
+from drawloom.engine.packing import UPDATES, Packer, Packing
 from drawloom.engine.plan import Chunk, Sampled, StepPlan
 from drawloom.engine.runner import ModelRunner
 from drawloom.engine.sampling import score, shape, shaped
@@ -58,6 +62,7 @@ class GpuRunner(ModelRunner):
         device: torch.device,
         host_blocks: int = 0,
     ) -> None:
+        _use(device)
         super().__init__(model, weights, config, blocks, device, host_blocks)
         most, budget = config.max_sequences, config.max_batch_tokens
         longest = model.max_position if model.window else min(
@@ -70,7 +75,14 @@ class GpuRunner(ModelRunner):
         self._picked = nothing(most + 1, device)
         tokens = budget + most + 512
         room = Layout(
-            tokens, most, most + 16, tokens, tokens, most + 16, most * width, 2 * (most + 64)
+            tokens,
+            most,
+            most + 16,
+            tokens,
+            tokens,
+            most + 16,
+            max(UPDATES, most * width),
+            self.seats.members(most, cascade.queries(model.heads, model.kv_heads)),
         ).size
         pinned = device.type == "cuda"
         self._memory = torch.zeros(room, dtype=torch.int32, device=device)
@@ -81,16 +93,29 @@ class GpuRunner(ModelRunner):
         self._outs = cycle(
             [torch.zeros(most + 1, dtype=torch.int64, pin_memory=pinned) for _ in range(_IN_FLIGHT)]
         )
+        if pinned:
+            self._tune(model)
         parts = -(-4 * processors() // model.kv_heads)
         self._parts = Parts.room(most, model.heads, model.head_dim, parts, device)
         self._graphs = StepGraphs(self._logits, self._blank, self._memory, most)
         self._packer = Packer(
-            self.seats, model.heads, model.kv_heads, blocks * config.block_size,
-            self._graphs.sizes, model.window > 0,
+            self.seats, (model.heads, model.kv_heads, model.head_dim),
+            blocks * config.block_size, self._graphs.sizes, model.window > 0,
         )  # fmt: skip
         if pinned:
             with torch.inference_mode():
                 self._graphs.warm_up([self._packer.plain(size) for size in self._graphs.sizes])
+
+    def _tune(self, model: ModelConfig) -> None:
+        """Choose the tilings of attention that are the fastest here, over the store as it is."""
+        key = (model.heads, model.kv_heads, model.head_dim)
+        tables = torch.arange(self._blocks, dtype=torch.int32, device=self.device)
+        keys, values = self._awake().layer(0)
+        size = self.block_size
+        with torch.inference_mode():
+            trial = Trial(key, tables, keys, values, min(self._blocks * size, 32 * 1024))
+            DECODE.tune(key, trial.decode, seconds_on_gpu)
+            PREFILL.tune(key, trial.prefill, seconds_on_gpu)
 
     def _make_ops(self, config: EngineConfig) -> Ops:
         if self.device.type != "cuda":
@@ -108,6 +133,7 @@ class GpuRunner(ModelRunner):
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Result:
         try:
+            _use(self.device)
             return self._launch(plan)
         except Exception as error:
             failure = error
@@ -275,6 +301,10 @@ class GpuRunner(ModelRunner):
         super().update(weights)
         self._graphs.forget()  # they read what was replaced
 
+    def transfer(self, copies: Copies) -> None:
+        _use(self.device)
+        super().transfer(copies)
+
     @torch.inference_mode()
     def read(self, places: list[tuple[int, int]]) -> Tensor:
         store, found = self._awake(), list[Tensor]()
@@ -303,6 +333,12 @@ class GpuRunner(ModelRunner):
     def sleep(self) -> None:
         self._graphs.forget()
         super().sleep()
+
+
+def _use(device: torch.device) -> None:
+    """Kernels and events are those of the thread's device."""
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 class _Passed:

@@ -93,7 +93,7 @@ class Layer:
         self, x: Tensor, rope: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], meta: BatchMeta
     ) -> Tensor:
         """The same for a step of few tokens, its norms, gate and residuals part of the products:
-        7 kernels instead of 10. `x` [T, H] is the residual stream, and so is what comes out."""
+        6 kernels instead of 9. `x` [T, H] is the residual stream, and so is what comes out."""
         c, ops = self.config, self.ops
         q, k, v = (
             part.unflatten(-1, (-1, c.head_dim))

@@ -18,8 +18,7 @@ from drawloom.engine.plan import Chunk
 _CHUNKS = (4, 16)
 _TOKENS = (16, 64, 128, 256, 512)
 _BESIDE = (0, 8, 32, 64, 128, 192, 256)
-_UPDATES = 1024
-_GROUPS = 8
+UPDATES = 1024
 
 
 def decodes(chunk: Chunk) -> bool:
@@ -54,21 +53,26 @@ class Packing:
 
 
 class Packer:
-    """Packs steps of a model with so many heads.
+    """Packs steps of a model.
 
     Args:
+        shape: its heads, key heads and their depth.
         spare: the place of a token that is nobody's.
         sizes: batches that are captured; others are padded to them.
         windowed: whether attention is; then nothing is read for many at once.
     """
 
     def __init__(
-        self, seats: Seats, heads: int, kv_heads: int, spare: int, sizes: list[int], windowed: bool
+        self,
+        seats: Seats,
+        shape: tuple[int, int, int],
+        spare: int,
+        sizes: list[int],
+        windowed: bool,
     ) -> None:
-        self.seats, self.sizes = seats, sizes
-        self._heads, self._kv_heads = heads, kv_heads
+        self.seats, self.sizes, self._shape = seats, sizes, shape
         self._spare, self._windowed = spare, windowed
-        self.tile = cascade.queries(heads, kv_heads)
+        self.tile = cascade.queries(*shape[:2])
         self._beside = sorted({n for n in _BESIDE if n < sizes[-1]} | {sizes[-1]})
 
     def plain(self, size: int, members: int = 0) -> Layout:
@@ -89,7 +93,7 @@ class Packer:
             alike = None if self._windowed else self.seats.alike(rows, self.tile)
             size, padded = next(s for s in self.sizes if s >= len(first)), True
             # one layout for all ways to be alike at this size
-            members = 0 if alike is None else self.tile * (-(-size // self.tile) + _GROUPS)
+            members = 0 if alike is None else self.seats.members(size, self.tile)
             layout = self.plain(size, members)
         host, room = Packed(memory, layout), layout.updates
         self._put_decodes(host, first, rows)
@@ -112,7 +116,7 @@ class Packer:
         count, tokens = len(others), sum(len(c.tokens) for c in others)
         if scored or tokens > _TOKENS[-1] or count >= _CHUNKS[-1]:
             longest = max(len(c.tokens) for c in others)
-            size = prefill.queries(self._heads, self._kv_heads, longest)
+            size = prefill.queries(*self._shape, longest)
             tiles = sum(-(-len(c.tokens) // size) for c in others)
             more = sum(len(c.scored) for c in scored)
             total = first + tokens
@@ -122,10 +126,10 @@ class Packer:
         first = next(n for n in self._beside if n >= first)
         tokens = next(n for n in _TOKENS if n >= tokens)
         count = next(n for n in _CHUNKS if n > count)  # one at least is padding
-        size = prefill.queries(self._heads, self._kv_heads, tokens)
+        size = prefill.queries(*self._shape, tokens)
         tiles = tokens // size + count
         rows = first + count
-        return Layout(first + tokens, first, count, tiles, rows, rows, _UPDATES, 0, size), True
+        return Layout(first + tokens, first, count, tiles, rows, rows, UPDATES, 0, size), True
 
     def _put_decodes(self, host: Packed, first: list[Chunk], seats: list[int]) -> None:
         places, rows = np.array([c.start for c in first], np.int32), np.array(seats, np.int32)
@@ -181,4 +185,4 @@ class Packer:
         put(host.ints("rows"), rows, 0)
 
 
-__all__ = ["Packer", "Packing", "chooses", "decodes"]
+__all__ = ["UPDATES", "Packer", "Packing", "chooses", "decodes"]

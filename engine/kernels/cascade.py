@@ -96,6 +96,6 @@ def cascade(
         WIDEN=triton.knobs.runtime.interpret,
         num_warps=4 if capability() >= HOPPER else 8, num_stages=3,
     )  # fmt: skip
-    parts_of(q, keys, values, at, parts, out, alone=False)
-    merge(parts.partial, parts.mass, parts.offsets, out, (*before, at.since))
+    parts_of(q, keys, values, at, parts, out, merged=False)
+    merge(parts.partial, parts.mass, parts.offsets, *before, at.since, out)
     return out

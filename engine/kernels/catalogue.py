@@ -20,6 +20,7 @@ from drawloom.engine.kernels import (
     skinny,
 )
 from drawloom.engine.kernels.ahead import Compiled, compile_for, recording
+from drawloom.engine.kernels.tuning import DECODE, PREFILL, Key, Tilings
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,11 @@ def _attention(
     parts = decode.Parts.room(_BATCH, shape.heads, shape.depth, _PARTS, device)
     plain = decode.Decodes(ints(_BATCH, 128), ints(_BATCH), ints(_BATCH))
     yield "cut", lambda: decode.cut(plain, parts)
-    yield "decode", lambda: decode.decode(q, keys, values, plain, parts)
+    key = (shape.heads, shape.kv_heads, shape.depth)
+    yield (
+        "decode",
+        lambda: _each(DECODE, key, partial(decode.decode, q, keys, values, plain, parts)),
+    )
     members = ints(4 * cascade.queries(shape.heads, shape.kv_heads))
     shared = decode.Decodes(
         plain.tables, plain.seats, plain.contexts, since=ints(_BATCH), members=members
@@ -103,11 +108,20 @@ def _attention(
         at = prefill.Prefills(
             plain.tables, plain.seats, plain.contexts, ints(_BATCH + 1), ints(2, 64), window
         )
-        size = prefill.queries(shape.heads, shape.kv_heads, 4096)
+        size = prefill.queries(shape.heads, shape.kv_heads, shape.depth, 4096)
         return prefill.prefill(new(4096, shape.heads, shape.depth), keys, values, at, size)
 
-    yield "prefill", partial(chunk, 0)
-    yield "prefill, windowed", partial(chunk, 4096)
+    yield "prefill", lambda: _each(PREFILL, key, partial(chunk, 0))
+    yield "prefill, windowed", lambda: _each(PREFILL, key, partial(chunk, 4096))
+
+
+def _each(tilings: Tilings, key: Key, launch: Callable[[], object]) -> None:
+    """With every tiling that may be chosen."""
+    before = tilings.of(key)
+    for option in tilings.options:
+        tilings.use(key, option)
+        launch()
+    tilings.use(key, before)
 
 
 def _products(shape: Heads, device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:

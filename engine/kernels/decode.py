@@ -2,10 +2,11 @@
 
 One query token a sequence leaves most of a GPU idle, and one long sequence keeps all others
 waiting, if each is one program. So the keys of a batch are cut into parts, computed each on its
-own and merged by their log-sum-exp (Flash-Decoding, Dao et al. 2023). How they are cut is decided
-on the device, once a step for all layers: the grid never changes, so that a CUDA graph may hold
-it, and a sequence gets as many parts as its length is worth (FlashInfer, Ye et al. 2024, §3.3).
-The query heads that share a key head are the rows of one product: a key is read once for them.
+own and merged by their log-sum-exp (Flash-Decoding, Dao et al. 2023), in their order, by whichever
+of a sequence is done last. How they are cut is decided on the device, once a step for all layers:
+the grid never changes, so that a CUDA graph may hold it, and a sequence gets as many parts as its
+length is worth (FlashInfer, Ye et al. 2024, §3.3). The query heads that share a key head are the
+rows of one product: a key is read once for them.
 """
 
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from drawloom.engine.kernels.merge import merge
 from drawloom.engine.kernels.online import LOG2E, fold, settle
+from drawloom.engine.kernels.tuning import DECODE
 
-TILE = 64
+TILE = 64  # parts are so many keys long, or a multiple of it
 
 
 @dataclass(slots=True)
@@ -47,7 +48,8 @@ class Parts:
     """Room for the parts of a step: where each begins and ends, and what came of it.
 
     `offsets` [B + 1] says whose they are, `owner`, `begin`, `end` [P] what each is; `partial`
-    [P, heads, d] and `mass` [P, heads] (base-2 logarithms) are float32.
+    [P, heads, d] and `mass` [P, heads] (base-2 logarithms) are float32; `arrived` [B * heads]
+    counts those that are done, and is zeros between steps.
     """
 
     offsets: Tensor
@@ -56,6 +58,7 @@ class Parts:
     end: Tensor
     partial: Tensor
     mass: Tensor
+    arrived: Tensor
 
     @classmethod
     def room(cls, batch: int, heads: int, depth: int, parts: int, device: torch.device) -> "Parts":
@@ -67,14 +70,17 @@ class Parts:
 
         partial = torch.empty(count, heads, depth, dtype=torch.float32, device=device)
         mass = torch.empty(count, heads, dtype=torch.float32, device=device)
-        return cls(ints(batch + 1), ints(count), ints(count), ints(count), partial, mass)
+        return cls(
+            ints(batch + 1), ints(count), ints(count), ints(count), partial, mass,
+            ints(batch * heads),
+        )  # fmt: skip
 
     def of(self, batch: int) -> "Parts":
         """Of this room, what a batch of this size needs."""
         count = self.owner.shape[0] - self.offsets.shape[0] + 1 + batch
         return Parts(
             self.offsets[: batch + 1], self.owner[:count], self.begin[:count], self.end[:count],
-            self.partial[:count], self.mass[:count],
+            self.partial[:count], self.mass[:count], self.arrived,
         )  # fmt: skip
 
 
@@ -90,10 +96,11 @@ def _cut(
     if SINCE:
         first = tl.maximum(first, tl.load(since + rows, mask=live, other=0))
     length = tl.maximum(0, context - first)
-    # sum over ceil(length / size) <= sum(length) / size + count, so all parts have room
+    # sum over max(1, ceil(length / size)) <= sum(length) / size + count: all parts have room
     size = tl.cdiv(tl.cdiv(tl.sum(length, 0), parts - count), TILE) * TILE
     size = tl.maximum(size, minimum)
-    pieces = tl.cdiv(length, size)
+    # a row of padding has an empty part, which gives zeros
+    pieces = tl.where(live, tl.maximum(1, tl.cdiv(length, size)), 0)
     ends = tl.cumsum(pieces, 0)
     if tl.program_id(0) == 0:
         tl.store(offsets + rows + 1, ends, mask=live)
@@ -127,9 +134,9 @@ def cut(at: Decodes, parts: Parts) -> None:
 @triton.jit
 def _decode(
     q, keys, values, out, tables, seats, contexts, offsets, owner, begin, end, partial, masses,
-    scale, window, table_row, q_row, q_head, cache_block, cache_token, cache_head, heads,
+    arrived, scale, window, table_row, q_row, q_head, cache_block, cache_token, cache_head, heads,
     GROUP: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, SIZE: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, ALONE: tl.constexpr, WIDEN: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, MERGE: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     part, head = tl.program_id(0), tl.program_id(1)
     row = tl.load(owner + part)
@@ -159,14 +166,40 @@ def _decode(
                 DEPTH, WIDE, SIZE, True, WIDEN,
             )  # fmt: skip
         mean, log = settle(best, mass, total)
-        pieces = tl.load(offsets + row + 1) - tl.load(offsets + row)
-        if ALONE & (pieces == 1):
-            place = (row.to(tl.int64) * heads + mine)[:, None] * DEPTH + depth[None, :]
+        first = tl.load(offsets + row)
+        pieces = tl.load(offsets + row + 1) - first
+        place = (row.to(tl.int64) * heads + mine)[:, None] * DEPTH + depth[None, :]
+        if MERGE & (pieces == 1):
             tl.store(out + place, mean.to(out.dtype.element_ty), mask=mask)
         else:
             where = part.to(tl.int64) * heads + mine
             tl.store(partial + where[:, None] * DEPTH + depth[None, :], mean, mask=mask)
             tl.store(masses + where, log, mask=rows < GROUP)
+            if MERGE:
+                tl.debug_barrier()
+                count = arrived + row * tl.num_programs(1) + head
+                if tl.atomic_add(count, 1) == pieces - 1:
+                    tl.store(count, 0)
+                    best = tl.full((ROWS,), float("-inf"), tl.float32)
+                    mass = tl.zeros((ROWS,), tl.float32)
+                    total = tl.zeros((ROWS, WIDE), tl.float32)
+                    for other in range(pieces):
+                        spot = (first.to(tl.int64) + other) * heads + mine
+                        log = tl.load(
+                            masses + spot, mask=rows < GROUP, other=float("-inf"),
+                            cache_modifier=".cg",
+                        )  # fmt: skip
+                        value = tl.load(
+                            partial + spot[:, None] * DEPTH + depth[None, :], mask=mask, other=0.0,
+                            cache_modifier=".cg",
+                        )  # fmt: skip
+                        top = tl.maximum(best, log)
+                        calm = tl.where(top == float("-inf"), 0.0, top)
+                        old, new = tl.exp2(best - calm), tl.exp2(log - calm)
+                        total = total * old[:, None] + value * new[:, None]
+                        mass, best = mass * old + new, top
+                    mean, _ = settle(best, mass, total)
+                    tl.store(out + place, mean.to(out.dtype.element_ty), mask=mask)
 
 
 def decode(
@@ -177,25 +210,25 @@ def decode(
     `parts` were cut for this step. Scale is d ** -0.5. A row of padding gives zeros.
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
-    parts_of(q, keys, values, at, parts, out, alone=True)
-    merge(parts.partial, parts.mass, parts.offsets, out)
+    parts_of(q, keys, values, at, parts, out, merged=True)
     return out
 
 
 def parts_of(
-    q: Tensor, keys: Tensor, values: Tensor, at: Decodes, parts: Parts, out: Tensor, alone: bool
+    q: Tensor, keys: Tensor, values: Tensor, at: Decodes, parts: Parts, out: Tensor, merged: bool
 ) -> None:
-    """What each part gives, without the merge; with `alone` a sequence of one part is done."""
+    """What each part gives, `merged` into `out` or left in `parts`."""
     assert keys.stride() == values.stride() and q.stride(2) == keys.stride(3) == 1
     heads, depth = q.shape[1:]
     group = heads // keys.shape[2]
+    tiling = DECODE.of((heads, keys.shape[2], depth))
     _decode[(parts.owner.shape[0], keys.shape[2])](
         q, keys, values, out, at.tables, at.seats, at.contexts, parts.offsets, parts.owner,
-        parts.begin, parts.end, parts.partial, parts.mass, depth**-0.5 * LOG2E,
+        parts.begin, parts.end, parts.partial, parts.mass, parts.arrived, depth**-0.5 * LOG2E,
         at.window or 1 << 30, at.tables.stride(0), q.stride(0), q.stride(1),
         keys.stride(0), keys.stride(1), keys.stride(2), heads,
         GROUP=group, DEPTH=depth, WIDE=max(16, triton.next_power_of_2(depth)), SIZE=keys.shape[1],
-        ROWS=max(16, triton.next_power_of_2(group)), TILE=TILE, ALONE=alone,
+        ROWS=max(16, triton.next_power_of_2(group)), TILE=tiling.keys, MERGE=merged,
         WIDEN=triton.knobs.runtime.interpret,  # its dot reads bfloat16 as integers
-        num_warps=4, num_stages=3,
+        num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip

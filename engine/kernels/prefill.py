@@ -15,14 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from drawloom.engine.kernels.chip import HOPPER, capability
 from drawloom.engine.kernels.online import LOG2E, fold, settle
-
-
-def _tile() -> tuple[int, int]:
-    """Rows of queries and keys of a tile. An older chip multiplies by warps and keeps more of it in
-    registers: 128 rows would be spilled (measured: `drawloom bench kernels`)."""
-    return (128, 64) if capability() >= HOPPER else (64, 32)
+from drawloom.engine.kernels.tuning import PREFILL
 
 
 @dataclass(slots=True)
@@ -46,10 +40,12 @@ class Prefills:
     window: int = 0
 
 
-def queries(heads: int, kv_heads: int, longest: int) -> int:
+def queries(heads: int, kv_heads: int, depth: int, longest: int) -> int:
     """Query tokens of a tile, for sequences of at most `longest` of them."""
     group = heads // kv_heads
-    rows: int = min(_tile()[0], max(16, triton.next_power_of_2(longest * group)))
+    rows: int = min(
+        PREFILL.of((heads, kv_heads, depth)).rows, max(16, triton.next_power_of_2(longest * group))
+    )
     return max(1, rows // group)
 
 
@@ -138,14 +134,15 @@ def prefill(
     depth, group = q.shape[2], q.shape[1] // keys.shape[2]
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
     rows = max(16, triton.next_power_of_2(size * group))
+    tiling = PREFILL.of((q.shape[1], keys.shape[2], depth))
     _prefill[(at.tiles.shape[1], keys.shape[2])](
         q, keys, values, out, at.tables, at.seats, at.contexts, at.starts, at.tiles,
         depth**-0.5 * LOG2E, at.window or 1 << 30, at.tables.stride(0), at.tiles.shape[1],
         q.stride(0), q.stride(1), keys.stride(0), keys.stride(1), keys.stride(2),
         out.stride(0), out.stride(1),
         GROUP=group, DEPTH=depth, WIDE=max(16, triton.next_power_of_2(depth)), SIZE=keys.shape[1],
-        QUERIES=size, ROWS=rows, TILE=_tile()[1], WINDOWED=at.window > 0,
+        QUERIES=size, ROWS=rows, TILE=tiling.keys, WINDOWED=at.window > 0,
         WIDEN=triton.knobs.runtime.interpret,  # its dot reads bfloat16 as integers
-        num_warps=8 if rows >= 128 else 4, num_stages=3,
+        num_warps=tiling.warps if rows == tiling.rows else 4, num_stages=tiling.stages,
     )  # fmt: skip
     return out

@@ -5,7 +5,7 @@ A tile of weights is the left factor (a warpgroup wants 64 rows, and there are n
 depth is cut until all processors have work, and whoever comes last adds the parts up in their
 order, so that the result does not depend on who was last. The norm before is a factor of the
 result (Σ gain·x·w, times the row's 1/rms), the gate and the residual are its epilogue: a decoder's
-layer is 6 or 7 kernels (research/engines.md §5.3).
+layer is 6 kernels (research/engines.md §5.3).
 """
 
 import torch

@@ -47,7 +47,7 @@ def step_of(meta: BatchMeta, heads: int, kv_heads: int, depth: int, device: torc
     starts = [0]
     for length in meta.query_lengths:
         starts.append(starts[-1] + length)
-    size = prefill.queries(heads, kv_heads, max(meta.query_lengths))
+    size = prefill.queries(heads, kv_heads, depth, max(meta.query_lengths))
     tiles = ints(
         [list(pair) for pair in zip(*prefill.tiles(meta.query_lengths, size), strict=True)]
     )

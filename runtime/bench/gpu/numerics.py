@@ -140,7 +140,7 @@ def _attention(
     lengths = [scale.chunk, 1, min(40, scale.contexts[-1])]
     ends = [scale.chunk + 33, scale.contexts[1], scale.contexts[-1]]
     tables = _tables(ends, scale, 0, rng).to(device)
-    size = prefill.queries(heads, scale.kv_heads, max(lengths))
+    size = prefill.queries(heads, scale.kv_heads, depth, max(lengths))
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)

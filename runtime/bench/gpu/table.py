@@ -128,7 +128,7 @@ def _prefills(
         table = torch.randperm(-(-context // _SIZE)).to(torch.int32)[None].to(device)
         keys, values = _cache(sizes, table.shape[1], device, dtype)
         q = torch.randn(length, sizes.heads, sizes.depth, dtype=dtype, device=device)
-        size = prefill.queries(sizes.heads, sizes.kv_heads, length)
+        size = prefill.queries(sizes.heads, sizes.kv_heads, sizes.depth, length)
         tiles = _ints(torch.tensor(prefill.tiles([length], size)).T.contiguous(), device)
         at = Prefills(
             table, _ints([0], device), _ints([context], device), _ints([0, length], device), tiles

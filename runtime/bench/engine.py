@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -54,15 +55,17 @@ def shape(
     )
 
 
-def main(device: str, quick: bool, json: bool, parts: tuple[str, ...] = ()) -> int:
+def main(
+    device: str, quick: bool, json: bool, parts: tuple[str, ...] = (), out: Path | None = None
+) -> int:
     """On a GPU see `drawloom.runtime.bench.gpu`."""
     where = pick_device(device)
     if where.type == "cuda":
         from drawloom.runtime.bench.gpu.main import main as on_gpu
 
-        return on_gpu(where, parts, json)
-    if parts:
-        raise ConfigError("--parts are those of a GPU: give --device cuda")
+        return on_gpu(where, parts, json, out)
+    if parts or out is not None:
+        raise ConfigError("--parts and --out are for a GPU: give --device cuda")
     about = {
         "device": device,
         "machine": platform.processor() or platform.machine(),

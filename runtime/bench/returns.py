@@ -23,7 +23,10 @@ def first_token(core: EngineCore, lineage: str, tokens: list[int]) -> float:
     began = time.perf_counter()
     core.submit(GenerateRequest(f"{lineage}:{began}", lineage, tuple(tokens), _ONE))
     while core.batch.counters.generated_tokens >= 0:
-        if any(delta.tokens for delta in core.step()):
+        deltas = core.step()
+        if failed := [delta.error for delta in deltas if delta.error is not None]:
+            raise failed[0]
+        if any(delta.tokens for delta in deltas):
             break
     seconds = time.perf_counter() - began
     run(core)

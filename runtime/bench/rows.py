@@ -35,13 +35,17 @@ def note(row: Row) -> None:
     show.note(f"{row.what}: {row.ours:,.4g} {row.unit}, {row.ratio:.2f} x {row.against}")
 
 
+def plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """As JSON has them."""
+    return [asdict(r) | {"ratio": r.ratio, "met": r.met} for r in rows]
+
+
 def report(
     rows: Sequence[Row], about: dict[str, Any], json: bool, more: dict[str, Any] | None = None
 ) -> None:
     """All of them, as JSON or as a table."""
     if json:
-        plain = [asdict(r) | {"ratio": r.ratio, "met": r.met} for r in rows]
-        show.emit(about | (more or {}) | {"rows": plain})
+        show.emit(about | (more or {}) | {"rows": plain(rows)})
         return
     table = Table("", "unit", "drawloom", "beside it", "", "ratio", "bar", title=str(about))
     table.columns[0].no_wrap = table.columns[4].no_wrap = True
@@ -55,4 +59,4 @@ def report(
     show.console().print(table)
 
 
-__all__ = ["Row", "note", "report"]
+__all__ = ["Row", "note", "plain", "report"]

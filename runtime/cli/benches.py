@@ -12,7 +12,12 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON in
 
 @bench_app.command(name="engine")
 def bench_engine(
-    *, device: str = "cpu", quick: bool = False, parts: str = "", json: Json = False
+    *,
+    device: str = "cpu",
+    quick: bool = False,
+    parts: str = "",
+    out: Path | None = None,
+    json: Json = False,
 ) -> int:
     """Decode and prefill speed beside transformers and the machine's limits, on random models.
 
@@ -21,10 +26,11 @@ def bench_engine(
             shapes are measured (8 minutes on an H200).
         quick: a model of a moment, to see that it runs (CPU).
         parts: on a GPU, only these: correctness, speed, programs, loop, kernels, rivals.
+        out: on a GPU, a JSON file that has all figures so far after each.
     """
     from drawloom.runtime.bench import engine
 
-    return engine.main(device, quick, json, tuple(filter(None, parts.split(","))))
+    return engine.main(device, quick, json, tuple(filter(None, parts.split(","))), out)
 
 
 @bench_app.command(name="kernels")

@@ -1,6 +1,9 @@
 """The benchmark of a GPU, its every part on small models without one: that it is ready to run."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from drawloom.runtime.bench.gpu.rivals import Rivals
 from drawloom.runtime.bench.gpu.shapes import TINY
 from drawloom.runtime.bench.gpu.table import Sizes
 from drawloom.runtime.bench.returns import Crowd
+from drawloom.runtime.bench.rows import Row
 
 CPU = torch.device("cpu")
 
@@ -61,3 +65,16 @@ def test_every_part_of_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parts_are_chosen_by_name() -> None:
     with pytest.raises(ConfigError, match="correctness"):
         main(CPU, ("spped",), json=True)
+
+
+def test_figures_so_far_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Bench, parts: tuple[str, ...]) -> Iterator[Row]:
+        yield Row("decode", "tokens/s", 2.0, 1.0, "roofline", 3.0)
+        raise RuntimeError("the machine went")
+
+    monkeypatch.setattr(Bench, "rows", broken)
+    with pytest.raises(RuntimeError, match="went"):
+        main(CPU, (), True, tmp_path / "gpu.json")
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["device"] == "cpu" and found["rows"][0]["what"] == "decode"
+    assert found["rows"][0]["ratio"] == 2.0 and not found["rows"][0]["met"]

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from json import dumps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from drawloom.runtime.bench.gpu.table import Sizes, table
 from drawloom.runtime.bench.gpu.tiers import Tiers, shared_prefix
 from drawloom.runtime.bench.gpu.whole import disagreement
 from drawloom.runtime.bench.returns import Crowd, crowd
-from drawloom.runtime.bench.rows import Row, note, report
+from drawloom.runtime.bench.rows import Row, note, plain, report
 
 PARTS = ("correctness", "speed", "programs", "loop", "kernels", "rivals")
 
@@ -206,7 +208,7 @@ class Bench:
                 for _ in range(batch):
                     speed.ask(speed.prompt(prompt), output)
                 while core.busy:
-                    core.step()
+                    speed.step()
 
             rate = batch * output / seconds(ours, self.device, 2)
             yield Row(f"{model.name}: generate {batch} x ({prompt} + {output})", "tokens/s", rate,
@@ -229,17 +231,21 @@ class Bench:
             torch.cuda.empty_cache()
 
 
-def main(device: torch.device, parts: tuple[str, ...], json: bool) -> int:
-    """Raises `ConfigError` for a part that there is not, or a kernel that is wrong."""
+def main(device: torch.device, parts: tuple[str, ...], json: bool, out: Path | None = None) -> int:
+    """With `out`, what is known so far is there after each row, whatever comes then. Raises
+    `ConfigError` for a part that there is not, or a kernel that is wrong."""
     if unknown := sorted(set(parts) - set(PARTS)):
         raise ConfigError(f"parts {', '.join(unknown)}: choose {', '.join(PARTS)}")
-    bench, rows, began = Bench(device, Plan()), [], time.monotonic()
+    bench, rows, about, began = Bench(device, Plan()), list[Row](), _about(device), time.monotonic()
     for row in bench.rows(parts or PARTS):
         rows.append(row)
+        about["seconds"] = round(time.monotonic() - began)
+        limits = {"limits": bench.limits.shown() if bench.limits else {}}
+        if out is not None:
+            out.write_text(dumps({**about, **limits, "rows": plain(rows)}, indent=1))
         if not json:
             note(row)
-    about = {**_about(device), "seconds": round(time.monotonic() - began)}
-    report(rows, about, json, {"limits": bench.limits.shown() if bench.limits else {}})
+    report(rows, about, json, limits)
     return 0
 
 

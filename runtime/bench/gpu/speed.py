@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from drawloom.engine.base import GenerateRequest
+from drawloom.engine.base import Delta, GenerateRequest
 from drawloom.engine.config import ModelConfig
 from drawloom.engine.core import EngineCore
 from drawloom.engine.sequence import SamplingParams
@@ -49,15 +49,19 @@ class Speed:
         self.core.submit(GenerateRequest(name, name, tuple(tokens), params))
         return name
 
+    def step(self) -> list[Delta]:
+        """One step. Raises what a request failed with."""
+        deltas = self.core.step()
+        for delta in deltas:
+            if delta.error is not None:
+                raise delta.error
+        return deltas
+
     def begin(self, names: list[str]) -> None:
-        """Step until each has said something. Raises what one of them failed with."""
+        """Step until each has said something."""
         waiting = set(names)
         while waiting:
-            for delta in self.core.step():
-                if delta.error is not None:
-                    raise delta.error
-                if delta.tokens:
-                    waiting.discard(delta.request)
+            waiting -= {delta.request for delta in self.step() if delta.tokens}
 
     def decode(self, batch: int, context: int, steps: int = 64) -> Decoded:
         """`batch` sequences of about `context` tokens that decode together."""
@@ -66,13 +70,13 @@ class Speed:
         self.begin(names)
         with no_waiting(self._device):
             for _ in range(4):
-                core.step()
+                self.step()
         with Steps(core) as noted:
             before = core.batch.counters.generated_tokens
             wait(self._device)
             used, start = self._meter.joules(), time.perf_counter()
             for _ in range(steps):
-                core.step()
+                self.step()
             wait(self._device)
             took = time.perf_counter() - start
             used_after = self._meter.joules()
@@ -98,7 +102,7 @@ class Speed:
             wait(device)
             start = time.perf_counter()
             while core.busy:
-                core.step()
+                self.step()
             wait(device)
             best = min(best, time.perf_counter() - start)
             self._drain()
@@ -110,7 +114,7 @@ class Speed:
 
     def _drain(self) -> None:
         while self.core.busy:
-            self.core.step()
+            self.step()
         self.core.cache.forget_all()
 
 

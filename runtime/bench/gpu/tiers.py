@@ -81,7 +81,7 @@ class Tiers:
                     if copies and not core.cache.index.in_flight:
                         self._empty()
                         core.handle(do.Prefetch("chat"))
-                    core.step()
+                    speed.step()
             times.append(statistics.median(noted.milliseconds))
         for name in names:
             core.cancel(name)
@@ -105,7 +105,7 @@ def shared_prefix(speed: Speed, requests: int, prefix: int, steps: int = 32) -> 
         speed.begin(names)
         with Steps(core) as noted:
             for _ in range(steps):
-                core.step()
+                speed.step()
         rates.append(statistics.median(noted.milliseconds))
         for name in names:
             core.cancel(name)

@@ -164,6 +164,7 @@ class KVCache:
         grown = self.grow(seq, wanted)
         assert grown, "the blocks that were counted are not there"
         seq.computed = seq.hit = found.tokens if branch is not None else full * self.block_size
+        seq.done = seq.computed
         self._count_start(seq, found, branch)
         ahead = self._hashes(seq, len(seq.tokens) // self.block_size)
         self._coming.update((key, seq.id) for key in ahead[full:])
@@ -240,6 +241,7 @@ class KVCache:
 
     def computed(self, seq: Sequence, tokens: int) -> None:
         """`tokens` tokens now have their KV: make the full blocks known to others."""
+        seq.done = tokens
         seq.computed = max(seq.computed, tokens)  # a later step of its own may be under way
         if tokens >= (seq.published + 1) * self.block_size:
             self._publish_full(seq, tokens)
@@ -303,7 +305,7 @@ class KVCache:
             index.let_go(entry)
         self.pool.unreserve(seq.extent)
         seq.blocks, seq.computed, seq.published, seq.dropped, seq.extent = [], 0, 0, 0, -1
-        seq.sent = 0
+        seq.sent = seq.done = 0
 
     def discard(self, seq: Sequence, trusted: int) -> None:
         """Like `finish`, for a step that failed: only what was complete before it is kept."""

@@ -113,6 +113,7 @@ class Sequence:
         dropped: how many of its first blocks it gave back, behind its sliding window.
         orphan: its lineage was released while it ran; nothing of it is remembered.
         loading: copies from host memory that it waits for; while there are any it is parked.
+        done: tokens whose KV is known to be there; `computed` also counts what is under way.
         pending: how many of its last tokens are `PENDING`: the steps that say them are under way.
         flying: how many of its chunks are under way; those of an older `epoch` count for nothing.
         seat: its place in the runner's tables while it runs.
@@ -138,6 +139,7 @@ class Sequence:
     published: int = 0
     dropped: int = 0
     loading: int = 0
+    done: int = 0
     pending: int = 0
     flying: int = 0
     epoch: int = 0
@@ -172,10 +174,11 @@ class Sequence:
         return self.guide is not None or params.penalised or params.score_from >= 0
 
     def land(self) -> None:
-        """Forget what is under way; its KV is as good as computed, as steps end in their order."""
+        """Forget what is under way, and that it would compute anything: it may yet fail."""
+        if self.flying:
+            self.computed = self.done
         if self.pending:
             del self.tokens[-self.pending :]
-            self.computed = min(self.computed, len(self.tokens))
         self.pending = self.flying = 0
         self.epoch += 1
 

@@ -20,6 +20,7 @@ def _feed(
     back = live & (id < 0)
     said = tl.load(picked + tl.maximum(-1 - id, 0), mask=back, other=0)
     fed = (0x7FFFFFFF - (said & 0xFFFFFFFF)).to(tl.int32)
+    fed = tl.where(said == NONE, 0, fed)  # that step failed: what this one says will not be heard
     tl.store(tokens + at, tl.where(back, fed, id), mask=live)
     seat = tl.load(sampled + at, mask=live, other=-1)
     # a row that reads what it said and will say more is one and the same: no other reads it

@@ -27,7 +27,8 @@ class Watched(MockRunner):
         self.fail: Callable[[StepPlan], bool] = lambda plan: False
 
     def launch(self, plan: StepPlan) -> Callable[[], dict[str, Sampled]]:
-        number, result, broken = self.steps, super().launch(plan), self.fail(plan)
+        number, broken = self.steps, self.fail(plan)
+        result = dict if broken else super().launch(plan)  # what fails has computed nothing
         self.steps += 1
         self.seen.append(("launched", number))
 
@@ -102,6 +103,18 @@ def test_a_step_that_fails_ends_only_the_sequence_that_fails_alone() -> None:
     found, wanted = _run(core), _run(plain)
     assert found["bad"][1] is FinishReason.ERROR
     assert found["good"] == wanted["good"] and found["fine"] == wanted["fine"]
+
+
+def test_nobody_finds_what_a_step_was_to_compute_before_it_is_known_to_be_there() -> None:
+    core, runner = _core()
+    runner.fail = lambda plan: plan.chunks[0].seq.id == "gone"
+    core.submit(_ask("gone", list(range(12)), max_tokens=3))
+    core.prepare()
+    core.cancel("gone")
+    core.submit(_ask("same", list(range(12)), max_tokens=3))
+    tokens, finish = _run(core)["same"]
+    assert finish is FinishReason.LENGTH and len(tokens) == 3
+    assert core.stats().hit_tokens == 0
 
 
 def test_weights_change_and_the_engine_sleeps_only_when_all_steps_are_known() -> None:

@@ -83,14 +83,14 @@ def test_a_step_reads_what_the_one_before_it_said() -> None:
     sample.sample(logits, picked, torch.tensor([3, 1], dtype=torch.int32), torch.zeros(2),
                   torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int32),
                   torch.ones(2), filtered=False)  # fmt: skip
-    ids = torch.tensor([-1 - 3, 8, -1 - 1, 9], dtype=torch.int32)
-    sampled = torch.tensor([3, -1, -1, 2], dtype=torch.int32)
+    ids = torch.tensor([-1 - 3, 8, -1 - 1, 9, -1 - 0], dtype=torch.int32)  # seat 0 said nothing
+    sampled = torch.tensor([3, -1, -1, 2, -1], dtype=torch.int32)
     tables = torch.zeros(4, 3, dtype=torch.int32)
     index = torch.tensor([2, -1, 10], dtype=torch.int32)
     value = torch.tensor([5, 6, 7], dtype=torch.int32)
-    tokens = torch.zeros(4, dtype=torch.int32)
+    tokens = torch.full((5,), 7, dtype=torch.int32)
     feed.feed(ids, sampled, index, value, tokens, picked, tables)
-    assert tokens.tolist() == [17, 8, 33, 9]
+    assert tokens.tolist() == [17, 8, 33, 9, 0]
     assert picked[3] == picked[2] == sample.NONE and sample.unpack(int(picked[1])) == 33
     assert tables.tolist() == [[0, 0, 5], [0, 0, 0], [0, 0, 0], [0, 7, 0]]
 

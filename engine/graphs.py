@@ -102,7 +102,10 @@ class StepGraphs:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # a stream of this device, and no harm by what another engine's thread does meanwhile
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=side, capture_error_mode="thread_local"
+        ):
             logits = self._forward(packed, few)
         return _Captured(graph, packed, logits)
 

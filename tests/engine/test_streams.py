@@ -50,7 +50,10 @@ class Device:
         self.current = before
 
     @contextmanager
-    def capture(self, graph: "Graph", pool: object) -> Iterator[None]:
+    def capture(
+        self, graph: "Graph", pool: object, stream: "Stream", capture_error_mode: str
+    ) -> Iterator[None]:
+        assert capture_error_mode == "thread_local" and stream is not self.current
         self.recording = graph
         yield
         self.recording = None

@@ -107,7 +107,7 @@ class GpuRunner(ModelRunner):
                 self._graphs.warm_up([self._packer.plain(size) for size in self._graphs.sizes])
 
     def _tune(self, model: ModelConfig) -> None:
-        """Choose the tilings of attention that are the fastest here, over the store as it is."""
+        """Choose the tilings of attention that are the fastest here."""
         key = (model.heads, model.kv_heads, model.head_dim)
         tables = torch.arange(self._blocks, dtype=torch.int32, device=self.device)
         keys, values = self._awake().layer(0)
@@ -116,6 +116,7 @@ class GpuRunner(ModelRunner):
             trial = Trial(key, tables, keys, values, min(self._blocks * size, 32 * 1024))
             DECODE.tune(key, trial.decode, seconds_on_gpu)
             PREFILL.tune(key, trial.prefill, seconds_on_gpu)
+            trial.clear()
 
     def _make_ops(self, config: EngineConfig) -> Ops:
         if self.device.type != "cuda":

@@ -81,9 +81,12 @@ def test_the_fastest_that_runs_is_used() -> None:
     assert tilings.of(KEY) == slow
 
 
-def test_a_trial_runs_over_a_store_as_it_is() -> None:
-    keys, values = _cache()
+def test_a_trial_runs_and_leaves_zeros() -> None:
+    keys, values = torch.zeros(2, 16, 1, 2, 16, 16).transpose(3, 4)[:, :, 0].unbind(0)
     trial = Trial(KEY, torch.arange(16).int(), keys, values, 100)
+    assert keys[:6].all() and not keys[6:].any()
     trial.decode()
     trial.prefill()
     assert trial._parts.owner.max() >= 0
+    trial.clear()
+    assert not keys.any() and not values.any()

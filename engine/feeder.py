@@ -6,7 +6,7 @@ a row, and one copy takes them over. The order of fields is fixed by their sizes
 graph finds them where they were.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -222,10 +222,9 @@ def fed(chunk: Chunk) -> int:
     return -1 - chunk.seq.seat if token == PENDING else token
 
 
-def put(target: Tensor, values: object, rest: float) -> None:
+def put(target: Tensor, values: Sequence[int] | np.ndarray, rest: int) -> None:
     """Values, and `rest` in the places of padding."""
-    array = target.numpy()
-    count = len(values)  # type: ignore[arg-type]
+    array, count = target.numpy(), len(values)
     array[:count] = values
     array[count:] = rest
 

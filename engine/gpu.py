@@ -21,8 +21,7 @@ from drawloom.engine.index import Copies
 from drawloom.engine.kernels import blocks as moving
 from drawloom.engine.kernels import cascade
 from drawloom.engine.kernels import sample as choosing
-from drawloom.engine.kernels.chip import processors
-from drawloom.engine.kernels.decode import Decodes, Parts
+from drawloom.engine.kernels.decode import Decodes, Parts, spare_parts
 from drawloom.engine.kernels.feed import feed
 from drawloom.engine.kernels.prefill import Prefills
 from drawloom.engine.kernels.sample import nothing, sample, unpack
@@ -95,16 +94,16 @@ class GpuRunner(ModelRunner):
         )
         if pinned:
             self._tune(model)
-        parts = -(-4 * processors() // model.kv_heads)
-        self._parts = Parts.room(most, model.heads, model.head_dim, parts, device)
+        spare = spare_parts(model.kv_heads)
+        self._parts = Parts.room(most, model.heads, model.head_dim, spare, device)
         self._graphs = StepGraphs(self._logits, self._blank, self._memory, most)
-        self._packer = Packer(
+        self.packer = Packer(
             self.seats, (model.heads, model.kv_heads, model.head_dim),
-            blocks * config.block_size, self._graphs.sizes, model.window > 0,
+            blocks * config.block_size, self._graphs.sizes, model.window == 0,
         )  # fmt: skip
         if pinned:
             with torch.inference_mode():
-                self._graphs.warm_up([self._packer.plain(size) for size in self._graphs.sizes])
+                self._graphs.warm_up([self.packer.plain(size) for size in self._graphs.sizes])
 
     def _tune(self, model: ModelConfig) -> None:
         """Choose the tilings of attention that are the fastest here."""
@@ -150,7 +149,7 @@ class GpuRunner(ModelRunner):
             moving.copy(store.moved, self._upload(plan.copies))
         if not plan.chunks:
             return dict
-        step = self._packer.pack(plan.chunks, next(self._hosts))
+        step = self.packer.pack(plan.chunks, next(self._hosts))
         if step.rest[0]:
             index, value = self._upload(step.rest)
             self._tables.view(-1)[index.long()] = value
@@ -275,7 +274,10 @@ class GpuRunner(ModelRunner):
             step.decodes = at = Decodes(tables, ints("seats"), ints("contexts"), window)
             if layout.members:
                 at.since, at.members = ints("since"), ints("members")
-                step.before = self._before(layout)
+                spec, shared = self._spec, layout.members // self.packer.tile
+                step.before = cascade.room(
+                    shared, layout.decoding, spec.heads, spec.kv_heads, spec.head_dim, self.device
+                )
             step.parts = self._parts.of(layout.decoding)
         if layout.chunks:
             step.size, tiles = layout.queries, packed.ints("tiles").view(2, -1)
@@ -284,17 +286,6 @@ class GpuRunner(ModelRunner):
                 packed.ints("starts"), tiles, window,
             )  # fmt: skip
         return step
-
-    def _before(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Room for what shared beginnings come to, read in enough parts to keep the device busy."""
-        heads, depth = self._spec.heads, self._spec.head_dim
-        tiles = layout.members // self._packer.tile
-        pieces = min(16, max(1, 4 * processors() // (tiles * self._spec.kv_heads)))
-        shape = (pieces, layout.decoding, heads)
-        return (
-            torch.empty(*shape, depth, dtype=torch.float32, device=self.device),
-            torch.empty(shape, dtype=torch.float32, device=self.device),
-        )
 
     # --- weights and memory ---------------------------------------------------------------
 

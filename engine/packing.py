@@ -59,7 +59,7 @@ class Packer:
         shape: its heads, key heads and their depth.
         spare: the place of a token that is nobody's.
         sizes: batches that are captured; others are padded to them.
-        windowed: whether attention is; then nothing is read for many at once.
+        shares: whether what many begin with is read once; not behind a sliding window.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Packer:
         shape: tuple[int, int, int],
         spare: int,
         sizes: list[int],
-        windowed: bool,
+        shares: bool,
     ) -> None:
         self.seats, self.sizes, self._shape = seats, sizes, shape
-        self._spare, self._windowed = spare, windowed
+        self._spare, self.shares = spare, shares
         self.tile = cascade.queries(*shape[:2])
         self._beside = sorted({n for n in _BESIDE if n < sizes[-1]} | {sizes[-1]})
 
@@ -90,7 +90,7 @@ class Packer:
         if others:
             layout, padded = self._mixed(len(first), others, scored, len(index))
         else:
-            alike = None if self._windowed else self.seats.alike(rows, self.tile)
+            alike = self.seats.alike(rows, self.tile) if self.shares else None
             size, padded = next(s for s in self.sizes if s >= len(first)), True
             # one layout for all ways to be alike at this size
             members = 0 if alike is None else self.seats.members(size, self.tile)

@@ -110,12 +110,12 @@ def _sample_noisy(logits: Tensor, chunks: list[Chunk]) -> Tensor:
     temperature = torch.tensor([p.temperature for p in params], device=device)
     logits = logits / temperature[:, None].clamp_min(1e-6)
     if any(p.top_k or p.top_p < 1 for p in params):
-        logits = _filter(logits, [p.top_k for p in params], [p.top_p for p in params])
+        logits = keep(logits, [p.top_k for p in params], [p.top_p for p in params])
     keys = [noise_key(c.seq.params.seed, c.seq.lineage, c.end) for c in chunks]
     return (logits + gumbel(keys, logits.shape[1], device)).argmax(-1)
 
 
-def _filter(logits: Tensor, top_k: list[int], top_p: list[float]) -> Tensor:
+def keep(logits: Tensor, top_k: list[int], top_p: list[float]) -> Tensor:
     """Keep the `top_k` best, and of these the smallest set that holds `top_p` of the mass."""
     ordered, order = logits.sort(descending=True, stable=True)
     rank = torch.arange(logits.shape[1], device=logits.device)
@@ -151,4 +151,4 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-__all__ = ["gumbel", "noise_key", "sample", "score", "shape", "shaped"]
+__all__ = ["gumbel", "keep", "noise_key", "sample", "score", "shape", "shaped"]

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from drawloom.engine.kernels.chip import HOPPER, capability
+from drawloom.engine.kernels.chip import HOPPER, capability, processors
 from drawloom.engine.kernels.decode import TILE, Decodes, Parts, parts_of
 from drawloom.engine.kernels.merge import merge
 from drawloom.engine.kernels.online import LOG2E, fold, settle
@@ -65,6 +65,18 @@ def _shared(
 def queries(heads: int, kv_heads: int) -> int:
     """Sequences whose queries are one tile; `Decodes.members` is cut into such tiles."""
     return max(1, ROWS // (heads // kv_heads))
+
+
+def room(
+    tiles: int, batch: int, heads: int, kv_heads: int, depth: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Room for what shared beginnings come to, read in as many parts as keep the device busy."""
+    pieces = min(16, max(1, 4 * processors() // (tiles * kv_heads)))
+    shape = (pieces, batch, heads)
+    return (
+        torch.empty(*shape, depth, dtype=torch.float32, device=device),
+        torch.empty(shape, dtype=torch.float32, device=device),
+    )
 
 
 def cascade(

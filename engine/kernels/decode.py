@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from drawloom.engine.kernels.chip import processors
 from drawloom.engine.kernels.online import LOG2E, fold, settle
 from drawloom.engine.kernels.tuning import DECODE
 
@@ -82,6 +83,11 @@ class Parts:
             self.offsets[: batch + 1], self.owner[:count], self.begin[:count], self.end[:count],
             self.partial[:count], self.mass[:count], self.arrived,
         )  # fmt: skip
+
+
+def spare_parts(kv_heads: int) -> int:
+    """Parts, over one for each sequence, that keep every processor busy with four programs."""
+    return -(-4 * processors() // kv_heads)
 
 
 @triton.jit(do_not_specialize=["count", "parts"])

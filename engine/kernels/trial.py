@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from drawloom.engine.kernels import decode, prefill
-from drawloom.engine.kernels.chip import processors
-from drawloom.engine.kernels.decode import Decodes, Parts
+from drawloom.engine.kernels.decode import Decodes, Parts, spare_parts
 from drawloom.engine.kernels.prefill import Prefills
 from drawloom.engine.kernels.tuning import Key
 
@@ -34,8 +33,7 @@ class Trial:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
         self._rows = Decodes(rows, ints(list(range(batch))), ints([each] * batch))
-        spare = -(-4 * processors() // kv_heads)
-        self._parts = Parts.room(batch, heads, depth, spare, device)
+        self._parts = Parts.room(batch, heads, depth, spare_parts(kv_heads), device)
         self._used = keys[: tokens // size], values[: tokens // size]
         for part in self._used:
             part.normal_()

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from drawloom.engine.kernels import prefill
-from drawloom.engine.kernels.decode import Decodes, Parts
+from drawloom.engine.kernels.decode import Decodes, Parts, spare_parts
 from drawloom.engine.kernels.prefill import Prefills
 from drawloom.engine.ops.base import BatchMeta
-
-_PARTS = 512
 
 
 @dataclass(slots=True)
@@ -42,7 +40,7 @@ def step_of(meta: BatchMeta, heads: int, kv_heads: int, depth: int, device: torc
     seats, contexts = ints(list(range(count))), ints(meta.contexts)
     if max(meta.query_lengths) == 1:
         decodes = Decodes(tables, seats, contexts, meta.window)
-        parts = Parts.room(count, heads, depth, _PARTS // kv_heads, device)
+        parts = Parts.room(count, heads, depth, spare_parts(kv_heads), device)
         return Step(count, decodes, parts)
     starts = [0]
     for length in meta.query_lengths:

@@ -19,7 +19,7 @@ from drawloom.engine.checkpoint import dummy
 from drawloom.engine.config import EngineConfig, ModelConfig
 from drawloom.engine.core import EngineCore
 from drawloom.engine.loading import build
-from drawloom.engine.runner import pick_device
+from drawloom.engine.runner import ModelRunner, pick_device
 from drawloom.engine.sequence import SamplingParams
 from drawloom.engine.tokenizer import Tokenizer
 from drawloom.errors import ConfigError
@@ -187,9 +187,20 @@ def engine(
     weights_: str = "dense",
 ) -> EngineCore:
     config = EngineConfig(kv_tokens=kv_tokens, host_tokens=host_tokens, weights=weights_)
+    return engine_of(spec, weights, config, device)
+
+
+def engine_of(
+    spec: ModelConfig,
+    weights: dict[str, torch.Tensor],
+    config: EngineConfig,
+    device: torch.device,
+    runner: type[ModelRunner] | None = None,
+) -> EngineCore:
+    """An engine over random weights: what its tokens mean does not matter."""
     tokenizer = Tokenizer.load(tiny_model())
     tokenizer.size = spec.vocab_size
-    return build(spec, weights, tokenizer, config, device)
+    return build(spec, weights, tokenizer, config, device, runner=runner)
 
 
 class _Ours:
@@ -248,4 +259,4 @@ def _host() -> Iterator[Row]:
     yield Row("small request over HTTP: added", "ms", added, 2.0, "2 ms", -1.0)
 
 
-__all__ = ["Row", "engine", "main", "measure", "shape"]
+__all__ = ["Row", "engine", "engine_of", "main", "measure", "shape"]

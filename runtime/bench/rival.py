@@ -9,27 +9,35 @@ from drawloom.engine.config import ModelConfig
 from drawloom.errors import ConfigError
 
 
+def llama(spec: ModelConfig) -> tuple[Any, Any]:
+    """The library, and its configuration of a Llama of this shape. Raises `ConfigError` where it is
+    not installed."""
+    try:
+        import transformers as hf
+    except ImportError:
+        raise ConfigError(
+            "this benchmark runs transformers beside us: pip install 'drawloom[dev]'"
+        ) from None
+    hf.utils.logging.set_verbosity_error()
+    return hf, hf.LlamaConfig(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        intermediate_size=spec.intermediate_size,
+        max_position_embeddings=spec.max_position,
+        rms_norm_eps=spec.rms_eps,
+        tie_word_embeddings=spec.tied,
+    )
+
+
 class Transformers:
     """Raises `ConfigError` where it is not installed."""
 
     def __init__(self, spec: ModelConfig, weights: dict[str, Tensor], device: torch.device) -> None:
-        try:
-            import transformers as hf
-        except ImportError:
-            raise ConfigError(
-                "this benchmark runs transformers beside us: pip install 'drawloom[dev]'"
-            ) from None
-        hf.utils.logging.set_verbosity_error()
-        config = hf.LlamaConfig(
-            vocab_size=spec.vocab_size,
-            hidden_size=spec.hidden_size,
-            num_hidden_layers=spec.layers,
-            num_attention_heads=spec.heads,
-            num_key_value_heads=spec.kv_heads,
-            intermediate_size=spec.intermediate_size,
-            max_position_embeddings=spec.max_position,
-        )
-        self._hf, self._config = hf, config
+        self._hf, self._config = llama(spec)
         self._weights, self._device = weights, device
         self.model = self._make()
         self._batched: Any = None
@@ -65,4 +73,4 @@ class Transformers:
             raise RuntimeError(f"generate_batch gave {len(found)} answers of {counts} tokens")
 
 
-__all__ = ["Transformers"]
+__all__ = ["Transformers", "llama"]

@@ -23,7 +23,7 @@ def bench_engine(
 
     Args:
         device: cpu, or cuda: kernels are checked against float64 first, then the 8B, 1B and 0.6B
-            shapes are measured (8 minutes on an H200).
+            shapes are measured (meant for 8 minutes on an H200).
         quick: a model of a moment, to see that it runs (CPU).
         parts: on a GPU, only these: correctness, speed, programs, loop, kernels, rivals.
         out: on a GPU, a JSON file that has all figures so far after each.

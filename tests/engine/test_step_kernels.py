@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from drawloom.engine.kernels import blocks, feed, reference, sample, skinny
-from drawloom.engine.sampling import _filter, gumbel
+from drawloom.engine.sampling import gumbel, keep
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ def _reference(
     out = logits.float().argmax(-1)
     for row, temperature in enumerate(temperatures):
         if temperature:
-            values = _filter(logits[row : row + 1].float() / temperature, [k[row]], [p[row]])
+            values = keep(logits[row : row + 1].float() / temperature, [k[row]], [p[row]])
             out[row] = (values + gumbel([keys[row]], values.shape[1], CPU)).argmax()
     tokens: list[int] = out.tolist()
     return tokens
@@ -52,9 +52,7 @@ def test_sampling_is_that_of_the_other_devices(dtype: torch.dtype, width: int) -
 @pytest.mark.parametrize(
     ("k", "p"), [(1, 1.0), (5, 1.0), (0, 0.6), (7, 0.5), (0, 1e-6), (500, 0.9)]
 )
-def test_filtered_sampling_is_that_of_the_other_devices(
-    dtype: torch.dtype, k: int, p: float
-) -> None:
+def testkeeped_sampling_is_that_of_the_other_devices(dtype: torch.dtype, k: int, p: float) -> None:
     torch.manual_seed(1)
     logits = (2 * torch.randn(6, 80)).to(dtype)
     rest = [0.0, 0.7, 1.0, 1.0, 2.0, 5.0], list(range(6)), [k] * 6, [p] * 6

@@ -191,7 +191,7 @@ def test_the_faster_way_is_kept_where_both_can_be_measured(
     times = iter([2.0, 1.0, 1.0, 2.0])
     monkeypatch.setattr("drawloom.engine.graphs._seconds", lambda graph: next(times))
     with torch.inference_mode():
-        runner._graphs.warm_up([runner._packer.plain(1), runner._packer.plain(2)])
+        runner._graphs.warm_up([runner.packer.plain(1), runner.packer.plain(2)])
     assert runner._graphs._few == {2: True, 1: False}
     assert len(made) == 4
     runner._graphs.forget()

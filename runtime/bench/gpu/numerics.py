@@ -14,6 +14,7 @@ from drawloom.engine.kernels import (
     blocks,
     cascade,
     decode,
+    feed,
     prefill,
     reference,
     rmsnorm,
@@ -26,7 +27,7 @@ from drawloom.engine.kernels.decode import Decodes, Parts
 from drawloom.engine.kernels.prefill import Prefills
 from drawloom.engine.ops.base import BatchMeta
 from drawloom.engine.ops.reference import ReferenceOps
-from drawloom.engine.sampling import gumbel
+from drawloom.engine.sampling import gumbel, keep
 
 _SIZE = 16
 _TOLERANCE = {torch.bfloat16: 3e-2, torch.float32: 1e-4}
@@ -87,11 +88,36 @@ def _all(
     yield from _elementwise(device, scale, dtype)
     yield from _products(device, scale, dtype)
     yield from _choosing(device, scale, dtype)
+    yield from _moving(device, dtype)
+
+
+def _moving(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Blocks, and what a step reads: exact."""
+
+    def ints(values: list[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
     store = torch.randn(8, 2, 2, 2, _SIZE, 16, device=device).to(dtype)
-    ids = torch.tensor([5, 0, 3], dtype=torch.int32, device=device)
+    ids = ints([5, 0, 3])
     out = torch.full((3, *store.shape[1:]), torch.nan, dtype=dtype, device=device)
     blocks.gather(store, ids, out)
     yield "gather", out, store[ids.long()]
+    moved, wanted = store.clone(), store.clone()
+    blocks.scatter(moved, ids, out.flip(0).contiguous())
+    wanted[ids.long()] = store[ids.long().flip(0)]
+    yield "scatter", moved, wanted
+    moved, wanted = store.clone(), store.clone()
+    blocks.copy(moved, ints([[5, 1, 3], [2, 6, _SIZE]]))
+    wanted[1, ..., :3, :], wanted[6] = store[5, ..., :3, :], store[2]
+    yield "copy", moved, wanted
+    picked = sample.nothing(3, device)
+    picked[1] = 0x7FFFFFFF - 77
+    tables, read = torch.zeros(3, 4, dtype=torch.int32, device=device), ints([-1, -1, -1])
+    feed.feed(
+        ints([-2, 8, -1]), ints([1, -1, 2]), ints([5, -1]), ints([9, 9]), read, picked, tables
+    )
+    yield "feed, tokens", read, ints([77, 8, 0])
+    yield "feed, tables", tables.flatten(), ints([0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0])
 
 
 def _cache(scale: Scale, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -261,6 +287,16 @@ def _choosing(
     heated = logits.float() / heat.clamp_min(1e-6)[:, None] + noise
     wanted = torch.where(heat > 0, heated.argmax(-1), logits.float().argmax(-1))
     yield "sample", sample.tokens(picked), wanted
+    picked = sample.nothing(rows, device)
+    k, p = [0, 5, 0, 40], [1.0, 1.0, 0.7, 0.9]
+    sample.sample(
+        logits, picked, torch.arange(rows, dtype=torch.int32, device=device), heat,
+        torch.tensor(keys, device=device), torch.tensor(k, dtype=torch.int32, device=device),
+        torch.tensor(p, device=device), True,
+    )  # fmt: skip
+    kept = keep(logits.float() / heat.clamp_min(1e-6)[:, None], k, p) + noise
+    wanted = torch.where(heat > 0, kept.argmax(-1), logits.float().argmax(-1))
+    yield "sample, filtered", sample.tokens(picked), wanted
 
 
 __all__ = ["SMALL", "Scale", "Verdict", "check"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from drawloom.engine.config import ModelConfig
-from drawloom.errors import ConfigError
+from drawloom.runtime.bench.rival import llama
 
 
 class Rivals:
@@ -16,20 +16,7 @@ class Rivals:
     not installed."""
 
     def __init__(self, spec: ModelConfig, weights: dict[str, Tensor], device: torch.device) -> None:
-        try:
-            import transformers as hf
-        except ImportError:
-            raise ConfigError(
-                "this benchmark runs transformers beside us: pip install 'drawloom[dev]'"
-            ) from None
-        hf.utils.logging.set_verbosity_error()
-        config = hf.LlamaConfig(
-            vocab_size=spec.vocab_size, hidden_size=spec.hidden_size,
-            num_hidden_layers=spec.layers, num_attention_heads=spec.heads,
-            num_key_value_heads=spec.kv_heads, head_dim=spec.head_dim,
-            intermediate_size=spec.intermediate_size, max_position_embeddings=spec.max_position,
-            rms_norm_eps=spec.rms_eps, tie_word_embeddings=spec.tied,
-        )  # fmt: skip
+        hf, config = llama(spec)
         with torch.device("meta"):
             model = hf.LlamaForCausalLM(config)
         model.load_state_dict(weights, strict=False, assign=True)

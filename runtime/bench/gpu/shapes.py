@@ -6,9 +6,7 @@ from drawloom.engine.checkpoint import dummy
 from drawloom.engine.config import EngineConfig, ModelConfig
 from drawloom.engine.core import EngineCore
 from drawloom.engine.gpu import GpuRunner
-from drawloom.engine.loading import build
-from drawloom.engine.tokenizer import Tokenizer
-from drawloom.runtime.opening import tiny_model
+from drawloom.runtime.bench.engine import engine_of
 
 LLAMA_8B = ModelConfig(
     "llama", 128256, 4096, 32, 32, 8, 128, 14336, 131072, rope_theta=500000.0, rms_eps=1e-5
@@ -54,9 +52,7 @@ def engine(
         kv_tokens=kv_tokens, kv_memory=0.6, host_tokens=host_tokens, max_sequences=sequences,
         max_batch_tokens=budget,
     )  # fmt: skip
-    tokenizer = Tokenizer.load(tiny_model())
-    tokenizer.size = spec.vocab_size
-    return build(spec, tensors, tokenizer, config, device, runner=GpuRunner)
+    return engine_of(spec, tensors, config, device, GpuRunner)
 
 
 __all__ = [

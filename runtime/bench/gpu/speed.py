@@ -9,6 +9,7 @@ import torch
 from drawloom.engine.base import Delta, GenerateRequest
 from drawloom.engine.config import ModelConfig
 from drawloom.engine.core import EngineCore
+from drawloom.engine.gpu import GpuRunner
 from drawloom.engine.sequence import SamplingParams
 from drawloom.runtime.bench.gpu.limits import Limits, wait
 from drawloom.runtime.bench.gpu.power import Meter
@@ -33,8 +34,9 @@ class Speed:
 
     def __init__(self, core: EngineCore, spec: ModelConfig, limits: Limits) -> None:
         self.core, self.spec, self.limits = core, spec, limits
-        self._device = torch.device(core.info.device)
-        self._width = 2 if self._device.type == "cuda" else 4
+        assert isinstance(core._runner, GpuRunner)
+        self.runner, self._device = core._runner, torch.device(core.info.device)
+        self.width = self.runner._dtype.itemsize
         self._rng = random.Random(0)
         self._names = 0
         self._meter = Meter()
@@ -85,8 +87,8 @@ class Speed:
             core.cancel(name)
         self._drain()
         rate = made / took
-        per_step = self._width * parameters(self.spec) + batch * (context + steps / 2) * kv_bytes(
-            self.spec, self._width
+        per_step = self.width * parameters(self.spec) + batch * (context + steps / 2) * kv_bytes(
+            self.spec, self.width
         )
         best = batch / (per_step / self.limits.memory)
         joules = None if used is None or used_after is None else (used_after - used) / made

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drawloom.engine.kernels import cascade, decode, prefill, skinny
-from drawloom.engine.kernels.chip import processors
 from drawloom.engine.kernels.decode import Decodes, Parts
 from drawloom.engine.kernels.prefill import Prefills
 from drawloom.runtime.bench.gpu.limits import Limits, seconds
@@ -80,8 +79,7 @@ def _batch(
 
 
 def _parts(sizes: Sizes, batch: int, device: torch.device) -> Parts:
-    spare = -(-4 * processors() // sizes.kv_heads)
-    return Parts.room(batch, sizes.heads, sizes.depth, spare, device)
+    return Parts.room(batch, sizes.heads, sizes.depth, decode.spare_parts(sizes.kv_heads), device)
 
 
 def _decodes(
@@ -109,11 +107,8 @@ def _decodes(
     tile = cascade.queries(sizes.heads, sizes.kv_heads)
     at.since = _ints([shared] * count, device)
     at.members = _ints(list(range(count)) + [-1] * (-count % tile), device)
-    pieces = min(16, max(1, 4 * processors() // (at.members.shape[0] // tile * sizes.kv_heads)))
-    before = (
-        torch.empty(pieces, count, sizes.heads, sizes.depth, device=device),
-        torch.empty(pieces, count, sizes.heads, device=device),
-    )
+    tiles = at.members.shape[0] // tile
+    before = cascade.room(tiles, count, sizes.heads, sizes.kv_heads, sizes.depth, device)
     decode.cut(at, parts)
     took = seconds(partial(cascade.cascade, q, keys, values, at, parts, before), device)
     yield Timed(f"cascade, {count} x {shared} shared", 1e6 * took, plain / took, "x decode")

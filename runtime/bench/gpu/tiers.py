@@ -54,7 +54,7 @@ class Tiers:
             seconds.append(time.perf_counter() - began)
             self._empty()
             resumes.append(first_token(core, "chat", [*tokens, 3 + turn]))
-        size = self._context * kv_bytes(self._speed.spec, core._runner._dtype.itemsize)  # type: ignore[attr-defined]
+        size = self._context * kv_bytes(self._speed.spec, self._speed.width)
         bandwidth = size / min(seconds)
         slowdown = self._slowdown(others)
         core.handle(do.Release("chat"))
@@ -92,11 +92,10 @@ class Tiers:
 def shared_prefix(speed: Speed, requests: int, prefix: int, steps: int = 32) -> float:
     """How many times faster sequences of one beginning decode when it is read once for all."""
     core, common = speed.core, speed.prompt(prefix)
-    seats = core._runner.seats  # type: ignore[attr-defined]
-    alike, rates = seats.alike, []
+    packer, rates = speed.runner.packer, []
     params = SamplingParams(max_tokens=3 * steps, ignore_eos=True)
     for once in (False, True):
-        seats.alike = alike if once else lambda rows, tile: None
+        packer.shares = once
         first_token(core, "first", common)
         names = [f"shared-{once}-{at}" for at in range(requests)]
         for at, name in enumerate(names):
@@ -111,7 +110,6 @@ def shared_prefix(speed: Speed, requests: int, prefix: int, steps: int = 32) -> 
             core.cancel(name)
         run(core)
         core.cache.forget_all()
-    seats.alike = alike
     return rates[0] / rates[1] if rates[1] else 0.0
 
 

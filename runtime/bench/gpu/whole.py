@@ -12,11 +12,9 @@ from drawloom.engine.checkpoint import dummy
 from drawloom.engine.config import EngineConfig, ModelConfig
 from drawloom.engine.core import EngineCore
 from drawloom.engine.gpu import GpuRunner
-from drawloom.engine.loading import build
 from drawloom.engine.runner import ModelRunner
 from drawloom.engine.sequence import SamplingParams
-from drawloom.engine.tokenizer import Tokenizer
-from drawloom.runtime.opening import tiny_model
+from drawloom.runtime.bench.engine import engine_of
 
 SPEC = ModelConfig("qwen3", 1100, 256, 3, 8, 2, 64, 512, 2048, qk_norm=True, dtype="float32")
 _OUTPUT = 24
@@ -25,10 +23,8 @@ _OUTPUT = 24
 def _engine(device: torch.device, runner: type[ModelRunner]) -> EngineCore:
     tensors = {name: tensor * 4 for name, tensor in dummy(SPEC, torch.float32).items()}
     config = EngineConfig(kv_tokens=8192, max_sequences=16, max_batch_tokens=256)
-    tokenizer = Tokenizer.load(tiny_model())
-    tokenizer.size = SPEC.vocab_size
     moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return build(SPEC, moved, tokenizer, config, device, runner=runner)
+    return engine_of(SPEC, moved, config, device, runner)
 
 
 def disagreement(device: torch.device, requests: int = 9) -> float:

@@ -220,9 +220,14 @@ class BlockIndex:
         """Nobody finds this block again, nor what continues it. Copies in flight end first."""
         if entry.dead:
             return
+        found = [entry]
         if not self._windowed:
-            for child in list(self.children.get(entry.key, {}).values()):
-                self.forget(child)
+            for one in found:  # grows meanwhile: a long context is deeper than Python may recurse
+                found += self.children.get(one.key, {}).values()
+        for one in reversed(found):
+            self._forget(one)
+
+    def _forget(self, entry: Entry) -> None:
         self._unlease_all(entry)
         entry.dead = True
         del self.known[entry.key]

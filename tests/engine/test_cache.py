@@ -312,3 +312,14 @@ def test_tenants_do_not_share_blocks() -> None:
     _turn(cache, "a", [1] * 16)
     other = Sequence("b", "b", [1] * 17, SamplingParams(), salt=b"tenant")
     assert cache.match(other).tokens == 0
+
+
+def test_a_context_of_thousands_of_blocks_is_forgotten() -> None:
+    cache = KVCache(2100, SIZE)
+    long = list(range(2000 * SIZE))
+    _turn(cache, "long", long)
+    cache.lineages.release("long", evict=False)
+    assert _hit(cache, long) == 2000 * SIZE
+    cache.forget_all()
+    assert _hit(cache, long) == 0
+    assert cache.available == 2100

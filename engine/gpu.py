@@ -21,7 +21,7 @@ from drawloom.engine.index import Copies
 from drawloom.engine.kernels import blocks as moving
 from drawloom.engine.kernels import cascade
 from drawloom.engine.kernels import sample as choosing
-from drawloom.engine.kernels.decode import Decodes, Parts, spare_parts
+from drawloom.engine.kernels.decode import CROWD, Decodes, Parts, spare_parts
 from drawloom.engine.kernels.feed import feed
 from drawloom.engine.kernels.prefill import Prefills
 from drawloom.engine.kernels.sample import nothing, sample, unpack
@@ -94,7 +94,7 @@ class GpuRunner(ModelRunner):
         )
         if pinned:
             self._tune(model)
-        spare = spare_parts(model.kv_heads)
+        spare = spare_parts(model.kv_heads, CROWD)
         self._parts = Parts.room(most, model.heads, model.head_dim, spare, device)
         self._graphs = StepGraphs(self._logits, self._blank, self._memory, most)
         self.packer = Packer(
@@ -112,10 +112,13 @@ class GpuRunner(ModelRunner):
         keys, values = self._awake().layer(0)
         size = self.block_size
         with torch.inference_mode():
-            trial = Trial(key, tables, keys, values, min(self._blocks * size, 32 * 1024))
-            DECODE.tune(key, trial.decode, seconds_on_gpu)
-            PREFILL.tune(key, trial.prefill, seconds_on_gpu)
-            trial.clear()
+            for crowded, batch in ((False, CROWD // 2), (True, 2 * CROWD)):
+                tokens = min(self._blocks * size, batch * 1024)
+                trial = Trial(key, tables, keys, values, batch, tokens)
+                DECODE.tune((*key, crowded), trial.decode, seconds_on_gpu)
+                if crowded:
+                    PREFILL.tune(key, trial.prefill, seconds_on_gpu)
+                trial.clear()
 
     def _make_ops(self, config: EngineConfig) -> Ops:
         if self.device.type != "cuda":
@@ -278,7 +281,8 @@ class GpuRunner(ModelRunner):
                 step.before = cascade.room(
                     shared, layout.decoding, spec.heads, spec.kv_heads, spec.head_dim, self.device
                 )
-            step.parts = self._parts.of(layout.decoding)
+            spare = spare_parts(self._spec.kv_heads, layout.decoding)
+            step.parts = self._parts.of(layout.decoding, spare)
         if layout.chunks:
             step.size, tiles = layout.queries, packed.ints("tiles").view(2, -1)
             step.prefills = Prefills(

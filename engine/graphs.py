@@ -7,11 +7,13 @@ is computed launch by launch.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from drawloom.engine.feeder import Layout, Packed
 from drawloom.engine.kernels.skinny import ROWS
@@ -86,10 +88,12 @@ class StepGraphs:
             return self._capture(layout, False)
         if size in self._few:
             return self._capture(layout, self._few[size])
-        ways = {few: self._capture(layout, few) for few in (False, True)}
+        ways = {False: self._capture(layout, False)}
+        with suppress(OutOfResources):  # a chip with less shared memory than their tiles want
+            ways[True] = self._capture(layout, True)
         seconds = {few: _seconds(way.graph) for few, way in ways.items()}
-        self._few[size] = seconds[True] < seconds[False]
-        return ways[self._few[size]]
+        self._few[size] = best = min(seconds, key=lambda few: seconds[few])
+        return ways[best]
 
     def _capture(self, layout: Layout, few: bool) -> _Captured:
         packed = Packed(self._memory, layout)

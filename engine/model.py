@@ -9,7 +9,7 @@ from torch import Tensor
 from drawloom.engine.checkpoint import shapes
 from drawloom.engine.config import ModelConfig
 from drawloom.engine.kv import KVStore
-from drawloom.engine.ops.base import BatchMeta, Linear, Ops
+from drawloom.engine.ops.base import BatchMeta, Linear, Ops, Stream
 from drawloom.errors import ConfigError
 
 _QKV = [f"self_attn.{n}_proj" for n in "qkv"]
@@ -90,21 +90,27 @@ class Layer:
         return self.down(ops.silu_mul(self.gate_up(h))), residual
 
     def few(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], meta: BatchMeta
-    ) -> Tensor:
+        self,
+        stream: Stream,
+        rope: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
+        meta: BatchMeta,
+        after: Tensor,
+    ) -> Stream:
         """The same for a step of few tokens, its norms, gate and residuals part of the products:
-        6 kernels instead of 9. `x` [T, H] is the residual stream, and so is what comes out."""
+        6 kernels instead of 9. `after` is the gain of the norm behind this layer."""
         c, ops = self.config, self.ops
         q, k, v = (
             part.unflatten(-1, (-1, c.head_dim))
-            for part in ops.product(self.qkv, x, self.input_norm, c.rms_eps).split(
+            for part in ops.normed(self.qkv, stream, c.rms_eps).split(
                 [c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim], -1
             )
         )
         q = ops.rope_and_store(q, k, v, self.norms, rope, *cache, meta)
-        x = ops.product(self.output, ops.attention(q, *cache, meta).flatten(1), residual=x)
-        h = ops.product(self.gate_up, x, self.post_norm, c.rms_eps, gated=True)
-        return ops.product(self.down, h, residual=x)
+        x = ops.attention(q, *cache, meta).flatten(1)
+        stream = ops.added(self.output, x, stream, self.post_norm)
+        h = ops.normed(self.gate_up, stream, c.rms_eps, gated=True)
+        return ops.added(self.down, h, stream, after)
 
 
 class Decoder:
@@ -173,10 +179,13 @@ class Decoder:
 
     def few(self, tokens: Tensor, store: KVStore, meta: BatchMeta) -> Tensor:
         """The same for a step of few tokens, each of which is sampled from; see `Layer.few`."""
-        x, rope = F.embedding(tokens, self.embedding), (self.rope[0], self.rope[1])
-        for index, layer in enumerate(self.layers):
-            x = layer.few(x, rope, store.layer(index), meta)
-        x, _ = self.ops.rms_norm(x, self.norm, self.config.rms_eps, None)
+        rope, norms = (self.rope[0], self.rope[1]), [one.input_norm for one in self.layers]
+        stream = self.ops.enter(tokens, self.embedding, norms[0])
+        for index, (layer, after) in enumerate(
+            zip(self.layers, [*norms[1:], self.norm], strict=True)
+        ):
+            stream = layer.few(stream, rope, store.layer(index), meta, after)
+        x, _ = self.ops.rms_norm(stream.x, self.norm, self.config.rms_eps, None)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from drawloom.engine.kernels.chip import HOPPER, capability, processors
+from drawloom.engine.kernels.chip import HOPPER, capability, chained, follow, processors
 from drawloom.engine.kernels.decode import TILE, Decodes, Parts, parts_of
 from drawloom.engine.kernels.merge import merge
 from drawloom.engine.kernels.online import LOG2E, fold, settle
@@ -24,8 +24,9 @@ def _shared(
     table_row, q_row, q_head, cache_block, cache_token, cache_head, heads, batch,
     GROUP: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, SIZE: tl.constexpr,
     QUERIES: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
-    WIDEN: tl.constexpr,
+    WIDEN: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    follow(CHAINED)
     first = tl.load(members + tl.program_id(0) * QUERIES)
     part, head = tl.program_id(1), tl.program_id(2)
     if first >= 0:
@@ -106,7 +107,7 @@ def cascade(
         GROUP=group, DEPTH=depth, WIDE=max(16, triton.next_power_of_2(depth)), SIZE=keys.shape[1],
         QUERIES=wide, ROWS=max(ROWS, triton.next_power_of_2(group)), TILE=TILE, PARTS=pieces,
         WIDEN=triton.knobs.runtime.interpret,
-        num_warps=4 if capability() >= HOPPER else 8, num_stages=3,
+        num_warps=4 if capability() >= HOPPER else 8, num_stages=3, **chained(),
     )  # fmt: skip
     parts_of(q, keys, values, at, parts, out, merged=False)
     merge(parts.partial, parts.mass, parts.offsets, *before, at.since, out)

@@ -21,6 +21,7 @@ from drawloom.engine.kernels import (
 )
 from drawloom.engine.kernels.ahead import Compiled, compile_for, recording
 from drawloom.engine.kernels.tuning import DECODE, PREFILL, Key, Tilings
+from drawloom.engine.ops.base import Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def _attention(
     key = (shape.heads, shape.kv_heads, shape.depth)
     yield (
         "decode",
-        lambda: _each(DECODE, key, partial(decode.decode, q, keys, values, plain, parts)),
+        lambda: _each(DECODE, (*key, False), partial(decode.decode, q, keys, values, plain, parts)),
     )
     members = ints(4 * cascade.queries(shape.heads, shape.kv_heads))
     shared = decode.Decodes(
@@ -127,22 +128,23 @@ def _each(tilings: Tilings, key: Key, launch: Callable[[], object]) -> None:
 def _products(shape: Heads, device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
     new = partial(torch.empty, dtype=torch.bfloat16, device=device)
     scratch = skinny.Scratch(device)
-    hidden, gain = new(16, shape.hidden), new(shape.hidden)
+    gain = new(shape.hidden)
     heads = shape.heads * shape.depth
     qkv = new(heads + 2 * shape.kv_heads * shape.depth, shape.hidden)
-    product = partial(skinny.skinny, scratch=scratch)
-    yield "skinny, qkv", lambda: product(hidden, qkv, gain=gain, eps=1e-6)
-    yield "skinny, o", lambda: product(new(16, heads), new(shape.hidden, heads), residual=hidden)
-    yield (
-        "skinny, gate_up",
-        lambda: product(
-            hidden, new(2 * shape.inner, shape.hidden), gain=gain, eps=1e-6, gated=True
-        ),
-    )
-    yield (
-        "skinny, down",
-        lambda: product(new(16, shape.inner), new(shape.hidden, shape.inner), residual=hidden),
-    )
+    up, down = new(2 * shape.inner, shape.hidden), new(shape.hidden, shape.inner)
+    for rows in (16, 32, 64) if shape == SHAPES[0] else (16,):  # tiles of more do not depend on it
+        tokens = torch.empty(rows, dtype=torch.int32, device=device)
+        yield f"enter, {rows}", partial(skinny.enter, tokens, new(1000, shape.hidden), gain)
+        stream = Stream(
+            new(rows, shape.hidden), new(rows, shape.hidden),
+            torch.empty(-(-shape.hidden // 64), rows, dtype=torch.float32, device=device),
+        )  # fmt: skip
+        normed = partial(skinny.normed, stream, eps=1e-6, scratch=scratch)
+        yield f"qkv, {rows}", partial(normed, qkv)
+        yield f"gate_up, {rows}", partial(normed, up, gated=True)
+        added = partial(skinny.added, onto=stream, gain=gain, scratch=scratch)
+        yield f"o, {rows}", partial(added, new(rows, heads), new(shape.hidden, heads))
+        yield f"down, {rows}", partial(added, new(rows, shape.inner), down)
 
 
 def compiled(chips: tuple[int, ...], shapes: tuple[Heads, ...] = SHAPES) -> Iterator[Compiled]:

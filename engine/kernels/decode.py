@@ -16,11 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from drawloom.engine.kernels.chip import processors
+from drawloom.engine.kernels.chip import chained, follow, processors
 from drawloom.engine.kernels.online import LOG2E, fold, settle
 from drawloom.engine.kernels.tuning import DECODE
 
 TILE = 64  # parts are so many keys long, or a multiple of it
+LEAST = 128
+CROWD = 64  # so many sequences leave no processor idle
+SPARE = 3
+RECORD = 8  # of a part: row, begin, end, seat, oldest key, the row's first part, its parts
 
 
 @dataclass(slots=True)
@@ -48,15 +52,14 @@ class Decodes:
 class Parts:
     """Room for the parts of a step: where each begins and ends, and what came of it.
 
-    `offsets` [B + 1] says whose they are, `owner`, `begin`, `end` [P] what each is; `partial`
-    [P, heads, d] and `mass` [P, heads] (base-2 logarithms) are float32; `arrived` [B * heads]
-    counts those that are done, and is zeros between steps.
+    `offsets` [B + 1] says whose they are; `records` [P, RECORD] have all that is to be known of
+    each, so that a program knows it after one read (row -1 is no part); `partial` [P, heads, d] and
+    `mass` [P, heads] (base-2 logarithms) are float32; `arrived` [B * heads] counts those that are
+    done, and is zeros between steps.
     """
 
     offsets: Tensor
-    owner: Tensor
-    begin: Tensor
-    end: Tensor
+    records: Tensor
     partial: Tensor
     mass: Tensor
     arrived: Tensor
@@ -72,29 +75,32 @@ class Parts:
         partial = torch.empty(count, heads, depth, dtype=torch.float32, device=device)
         mass = torch.empty(count, heads, dtype=torch.float32, device=device)
         return cls(
-            ints(batch + 1), ints(count), ints(count), ints(count), partial, mass,
+            ints(batch + 1), ints(count * RECORD).view(count, RECORD), partial, mass,
             ints(batch * heads),
         )  # fmt: skip
 
-    def of(self, batch: int) -> "Parts":
+    def of(self, batch: int, spare: int) -> "Parts":
         """Of this room, what a batch of this size needs."""
-        count = self.owner.shape[0] - self.offsets.shape[0] + 1 + batch
+        count = min(batch + spare, self.records.shape[0])
         return Parts(
-            self.offsets[: batch + 1], self.owner[:count], self.begin[:count], self.end[:count],
-            self.partial[:count], self.mass[:count], self.arrived,
+            self.offsets[: batch + 1], self.records[:count], self.partial[:count],
+            self.mass[:count], self.arrived,
         )  # fmt: skip
 
 
-def spare_parts(kv_heads: int) -> int:
-    """Parts, over one for each sequence, that keep every processor busy with four programs."""
-    return -(-4 * processors() // kv_heads)
+def spare_parts(kv_heads: int, batch: int) -> int:
+    """Parts, over one for each sequence: of few sequences as many as processors have at once; of
+    many more, smaller ones, as these are seldom equally long."""
+    return -(-(SPARE if batch < CROWD else 8) * processors() // kv_heads)
 
 
 @triton.jit(do_not_specialize=["count", "parts"])
 def _cut(
-    contexts, since, offsets, owner, begin, end, count, window, parts, minimum,
+    contexts, seats, since, offsets, records, count, window, parts, minimum,
     SINCE: tl.constexpr, BATCH: tl.constexpr, TILE: tl.constexpr, WORK: tl.constexpr,
+    RECORD: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    follow(CHAINED)
     rows = tl.arange(0, BATCH)
     live = rows < count
     context = tl.load(contexts + rows, mask=live, other=0)
@@ -116,96 +122,135 @@ def _cut(
     work = tl.program_id(0) * WORK + tl.arange(0, WORK)
     mine = tl.sum((ends[None, :] <= work[:, None]).to(tl.int32), 1)
     chosen = rows[None, :] == mine[:, None]
-    place = work - tl.sum(tl.where(chosen, (ends - pieces)[None, :], 0), 1)
+    seat = tl.load(seats + rows, mask=live, other=0)
+    begin = tl.sum(tl.where(chosen, (ends - pieces)[None, :], 0), 1)
     step = tl.sum(tl.where(chosen, even[None, :], 0), 1)
-    start = tl.sum(tl.where(chosen, first[None, :], 0), 1) + place * step
-    stop = tl.minimum(start + step, tl.sum(tl.where(chosen, context[None, :], 0), 1))
-    here = work < parts
-    tl.store(owner + work, tl.where(work < tl.sum(pieces, 0), mine, -1), mask=here)
-    tl.store(begin + work, start, mask=here)
-    tl.store(end + work, stop, mask=here)
+    start = tl.sum(tl.where(chosen, first[None, :], 0), 1) + (work - begin) * step
+    whole = tl.sum(tl.where(chosen, context[None, :], 0), 1)
+    here, record = work < parts, records + work * RECORD
+    tl.store(record, tl.where(work < tl.sum(pieces, 0), mine, -1), mask=here)
+    tl.store(record + 1, start, mask=here)
+    tl.store(record + 2, tl.minimum(start + step, whole), mask=here)
+    tl.store(record + 3, tl.sum(tl.where(chosen, seat[None, :], 0), 1), mask=here)
+    tl.store(record + 4, whole - window, mask=here)
+    tl.store(record + 5, begin, mask=here)
+    tl.store(record + 6, tl.sum(tl.where(chosen, pieces[None, :], 0), 1), mask=here)
 
 
 def cut(at: Decodes, parts: Parts) -> None:
     """Divide the keys of a step into parts; good for all of its layers."""
-    count, room = at.contexts.shape[0], parts.owner.shape[0]
+    count, room = at.contexts.shape[0], parts.records.shape[0]
     has = at.since is not None
-    _cut[(triton.cdiv(room, 64),)](
-        at.contexts, at.since if has else at.contexts, parts.offsets, parts.owner, parts.begin,
-        parts.end, count, at.window or 1 << 30, room, 2 * TILE,
-        SINCE=has, BATCH=triton.next_power_of_2(count), TILE=TILE, WORK=64, num_warps=4,
+    _cut[(triton.cdiv(room, 16),)](
+        at.contexts, at.seats, at.since if has else at.contexts, parts.offsets, parts.records,
+        count, at.window or 1 << 30, room, LEAST,
+        SINCE=has, BATCH=triton.next_power_of_2(count), TILE=TILE, WORK=16, RECORD=RECORD,
+        num_warps=4, **chained(),
     )  # fmt: skip
 
 
 @triton.jit
+def _part(partial, masses, part, last, heads, mine, spots, mask, real, DEPTH: tl.constexpr):
+    """What one part came to: base-2 logarithms [ROWS] and means [ROWS, WIDE]; other processors
+    wrote it, so it is read past the first cache. Nothing from part `last` on."""
+    there = tl.zeros_like(mine) + part < last
+    area = tl.cast(part, tl.int64) * heads
+    log = tl.load(
+        masses + area + mine, mask=real & there, other=float("-inf"), cache_modifier=".cg"
+    )
+    value = tl.load(
+        partial + area * DEPTH + spots, mask=mask & there[:, None], other=0.0, cache_modifier=".cg"
+    )
+    return log, value
+
+
+@triton.jit
+def _join(best, mass, total, log, value):
+    top = tl.maximum(best, log)
+    calm = tl.where(top == float("-inf"), 0.0, top)
+    old, new = tl.exp2(best - calm), tl.exp2(log - calm)
+    return top, mass * old + new, total * old[:, None] + value * new[:, None]
+
+
+@triton.jit
+def _joined(
+    partial, masses, first, last, heads, mine, spots, mask, real,
+    DEPTH: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The weighted mean [ROWS, WIDE] of parts, in their order; four are read at a time, as each
+    read takes longer than all else."""
+    best = tl.full((ROWS,), float("-inf"), tl.float32)
+    mass = tl.zeros((ROWS,), tl.float32)
+    total = tl.zeros((ROWS, WIDE), tl.float32)
+    for part in range(first, last, 4):
+        a, w = _part(partial, masses, part, last, heads, mine, spots, mask, real, DEPTH)
+        b, x = _part(partial, masses, part + 1, last, heads, mine, spots, mask, real, DEPTH)
+        c, y = _part(partial, masses, part + 2, last, heads, mine, spots, mask, real, DEPTH)
+        d, z = _part(partial, masses, part + 3, last, heads, mine, spots, mask, real, DEPTH)
+        best, mass, total = _join(best, mass, total, a, w)
+        best, mass, total = _join(best, mass, total, b, x)
+        best, mass, total = _join(best, mass, total, c, y)
+        best, mass, total = _join(best, mass, total, d, z)
+    mean, _ = settle(best, mass, total)
+    return mean
+
+
+@triton.jit
 def _decode(
-    q, keys, values, out, tables, seats, contexts, offsets, owner, begin, end, partial, masses,
-    arrived, scale, window, table_row, q_row, q_head, cache_block, cache_token, cache_head, heads,
+    q, keys, values, out, tables, records, partial, masses, arrived, scale, table_row, q_row,
+    q_head, cache_block, cache_token, cache_head, heads,
     GROUP: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, SIZE: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, MERGE: tl.constexpr, WIDEN: tl.constexpr,
+    RECORD: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    follow(CHAINED)
     part, head = tl.program_id(0), tl.program_id(1)
-    row = tl.load(owner + part)
+    record = records + part * RECORD
+    row = tl.load(record)
+    start, stop, seat = tl.load(record + 1), tl.load(record + 2), tl.load(record + 3)
+    oldest, first, pieces = tl.load(record + 4), tl.load(record + 5), tl.load(record + 6)
     if row >= 0:
         rows, depth = tl.arange(0, ROWS), tl.arange(0, WIDE)
         mine = head * GROUP + rows
-        mask = (rows < GROUP)[:, None] & (depth < DEPTH)[None, :]
+        real = rows < GROUP
+        mask = real[:, None] & (depth < DEPTH)[None, :]
         ask = tl.load(
             q + row.to(tl.int64) * q_row + (mine * q_head)[:, None] + depth[None, :],
             mask=mask, other=0.0,
         )  # fmt: skip
         if WIDEN:
             ask = ask.to(tl.float32)
-        context = tl.load(contexts + row)
-        oldest = context - window
-        start, stop = tl.load(begin + part), tl.load(end + part)
-        table = tables + tl.load(seats + row).to(tl.int64) * table_row
+        table = tables + seat.to(tl.int64) * table_row
         best = tl.full((ROWS,), float("-inf"), tl.float32)
         mass = tl.zeros((ROWS,), tl.float32)
         total = tl.zeros((ROWS, WIDE), tl.float32)
         for at in range(start, stop, TILE):
             cols = at + tl.arange(0, TILE)
-            real = (cols < stop) & (cols >= oldest)
+            there = (cols < stop) & (cols >= oldest)
             best, mass, total = fold(
-                ask, best, mass, total, keys, values, table, cols, real, real[None, :],
+                ask, best, mass, total, keys, values, table, cols, there, there[None, :],
                 head * cache_head, depth, scale, cache_block, cache_token,
                 DEPTH, WIDE, SIZE, True, WIDEN,
             )  # fmt: skip
         mean, log = settle(best, mass, total)
-        first = tl.load(offsets + row)
-        pieces = tl.load(offsets + row + 1) - first
-        place = (row.to(tl.int64) * heads + mine)[:, None] * DEPTH + depth[None, :]
+        spots = mine[:, None] * DEPTH + depth[None, :]
+        goal = out + row.to(tl.int64) * heads * DEPTH + spots
         if MERGE & (pieces == 1):
-            tl.store(out + place, mean.to(out.dtype.element_ty), mask=mask)
+            tl.store(goal, mean.to(out.dtype.element_ty), mask=mask)
         else:
-            where = part.to(tl.int64) * heads + mine
-            tl.store(partial + where[:, None] * DEPTH + depth[None, :], mean, mask=mask)
-            tl.store(masses + where, log, mask=rows < GROUP)
+            area = part.to(tl.int64) * heads
+            tl.store(partial + area * DEPTH + spots, mean, mask=mask)
+            tl.store(masses + area + mine, log, mask=real)
             if MERGE:
                 tl.debug_barrier()
                 count = arrived + row * tl.num_programs(1) + head
                 if tl.atomic_add(count, 1) == pieces - 1:
                     tl.store(count, 0)
-                    best = tl.full((ROWS,), float("-inf"), tl.float32)
-                    mass = tl.zeros((ROWS,), tl.float32)
-                    total = tl.zeros((ROWS, WIDE), tl.float32)
-                    for other in range(pieces):
-                        spot = (first.to(tl.int64) + other) * heads + mine
-                        log = tl.load(
-                            masses + spot, mask=rows < GROUP, other=float("-inf"),
-                            cache_modifier=".cg",
-                        )  # fmt: skip
-                        value = tl.load(
-                            partial + spot[:, None] * DEPTH + depth[None, :], mask=mask, other=0.0,
-                            cache_modifier=".cg",
-                        )  # fmt: skip
-                        top = tl.maximum(best, log)
-                        calm = tl.where(top == float("-inf"), 0.0, top)
-                        old, new = tl.exp2(best - calm), tl.exp2(log - calm)
-                        total = total * old[:, None] + value * new[:, None]
-                        mass, best = mass * old + new, top
-                    mean, _ = settle(best, mass, total)
-                    tl.store(out + place, mean.to(out.dtype.element_ty), mask=mask)
+                    mean = _joined(
+                        partial, masses, first, first + pieces, heads, mine, spots, mask, real,
+                        DEPTH, ROWS, WIDE,
+                    )  # fmt: skip
+                    tl.store(goal, mean.to(out.dtype.element_ty), mask=mask)
 
 
 def decode(
@@ -227,14 +272,13 @@ def parts_of(
     assert keys.stride() == values.stride() and q.stride(2) == keys.stride(3) == 1
     heads, depth = q.shape[1:]
     group = heads // keys.shape[2]
-    tiling = DECODE.of((heads, keys.shape[2], depth))
-    _decode[(parts.owner.shape[0], keys.shape[2])](
-        q, keys, values, out, at.tables, at.seats, at.contexts, parts.offsets, parts.owner,
-        parts.begin, parts.end, parts.partial, parts.mass, parts.arrived, depth**-0.5 * LOG2E,
-        at.window or 1 << 30, at.tables.stride(0), q.stride(0), q.stride(1),
+    tiling = DECODE.of((heads, keys.shape[2], depth, q.shape[0] >= CROWD))
+    _decode[(parts.records.shape[0], keys.shape[2])](
+        q, keys, values, out, at.tables, parts.records, parts.partial, parts.mass, parts.arrived,
+        depth**-0.5 * LOG2E, at.tables.stride(0), q.stride(0), q.stride(1),
         keys.stride(0), keys.stride(1), keys.stride(2), heads,
         GROUP=group, DEPTH=depth, WIDE=max(16, triton.next_power_of_2(depth)), SIZE=keys.shape[1],
         ROWS=max(16, triton.next_power_of_2(group)), TILE=tiling.keys, MERGE=merged,
         WIDEN=triton.knobs.runtime.interpret,  # its dot reads bfloat16 as integers
-        num_warps=tiling.warps, num_stages=tiling.stages,
+        RECORD=RECORD, num_warps=tiling.warps, num_stages=tiling.stages, **chained(),
     )  # fmt: skip

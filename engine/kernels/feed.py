@@ -9,11 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from drawloom.engine.kernels.chip import chained, follow
+
 
 @triton.jit(do_not_specialize=["count", "updates"])
 def _feed(
-    ids, sampled, index, value, tokens, picked, tables, count, updates, NONE, TILE: tl.constexpr
-):
+    ids, sampled, index, value, tokens, picked, tables, count, updates, NONE,
+    TILE: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    follow(CHAINED)
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
     live = at < count
     id = tl.load(ids + at, mask=live, other=0)
@@ -42,5 +46,6 @@ def feed(
 
     count, updates = ids.shape[0], index.shape[0]
     _feed[(triton.cdiv(max(count, updates, 1), 256),)](
-        ids, sampled, index, value, tokens, picked, tables, count, updates, NONE, TILE=256
-    )
+        ids, sampled, index, value, tokens, picked, tables, count, updates, NONE, TILE=256,
+        **chained(),
+    )  # fmt: skip

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from drawloom.engine.kernels.chip import chained, follow
+
 
 @triton.jit
 def _add(best, mass, total, log, value):
@@ -17,8 +19,9 @@ def _add(best, mass, total, log, value):
 @triton.jit(do_not_specialize=["batch"])
 def _merge(
     partial, masses, offsets, before, before_masses, since, out, heads, batch,
-    BEFORE: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr,
+    BEFORE: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    follow(CHAINED)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     first, last = tl.load(offsets + row), tl.load(offsets + row + 1)
     depth = tl.arange(0, WIDE)
@@ -55,4 +58,5 @@ def merge(
     _merge[(batch, heads)](
         partial, mass, offsets, before, before_mass, since, out, heads, batch,
         BEFORE=before.shape[0], DEPTH=depth, WIDE=triton.next_power_of_2(depth), num_warps=1,
+        **chained(),
     )  # fmt: skip

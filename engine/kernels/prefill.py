@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from drawloom.engine.kernels.chip import chained, follow
 from drawloom.engine.kernels.online import LOG2E, fold, settle
 from drawloom.engine.kernels.tuning import PREFILL
 
@@ -65,8 +66,9 @@ def _prefill(
     q_token, q_head, cache_block, cache_token, cache_head, out_token, out_head,
     GROUP: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, SIZE: tl.constexpr,
     QUERIES: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, WINDOWED: tl.constexpr,
-    WIDEN: tl.constexpr,
+    WIDEN: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    follow(CHAINED)
     tile, head = tl.program_id(0), tl.program_id(1)
     batch, first = tl.load(tiles + tile), tl.load(tiles + count + tile)
     begin = tl.load(starts + batch)
@@ -144,5 +146,6 @@ def prefill(
         QUERIES=size, ROWS=rows, TILE=tiling.keys, WINDOWED=at.window > 0,
         WIDEN=triton.knobs.runtime.interpret,  # its dot reads bfloat16 as integers
         num_warps=tiling.warps if rows == tiling.rows else 4, num_stages=tiling.stages,
+        **chained(),
     )  # fmt: skip
     return out

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from drawloom.engine.kernels.decode import Decodes, Parts
 from drawloom.engine.kernels.prefill import Prefills
-from drawloom.engine.ops.reference import attend
+from drawloom.engine.ops.base import Stream
+from drawloom.engine.ops.reference import attend, ready
 
 
 def decode(
@@ -63,27 +64,25 @@ def scatter(store: Tensor, blocks: Tensor, data: Tensor) -> None:
     store[blocks.long()] = data[: blocks.shape[0]].view_as(store[blocks.long()])
 
 
-def skinny(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    gain: Tensor | None = None,
-    eps: float = 0.0,
-    residual: Tensor | None = None,
-    gated: bool = False,
+def normed(
+    stream: Stream, weight: Tensor, bias: Tensor | None = None, *, eps: float, gated: bool = False
 ) -> Tensor:
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    h = x.to(wide)
-    if gain is not None:
-        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * gain.to(wide)
+    wide = torch.float64 if stream.x.dtype is torch.float64 else torch.float32
+    mean = stream.squares.sum(0)[: stream.x.shape[0], None] / stream.x.shape[1]
+    h = stream.scaled.to(wide) * torch.rsqrt(mean + eps)
     y = F.linear(h, weight.to(wide), None if bias is None else bias.to(wide))
     if gated:
         gate, up = y.chunk(2, -1)
         y = F.silu(gate) * up
-    if residual is not None:
-        y = y + residual.to(wide)
-    return y.to(x.dtype)
+    return y.to(stream.x.dtype)
 
 
-__all__ = ["cascade", "decode", "gather", "prefill", "scatter", "skinny"]
+def added(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, onto: Stream, gain: Tensor
+) -> Stream:
+    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    y = F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+    return ready((y + onto.x.to(wide)).to(x.dtype), gain)
+
+
+__all__ = ["added", "cascade", "decode", "gather", "normed", "prefill", "scatter"]

@@ -5,9 +5,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from drawloom.engine.kernels.chip import chained, follow
+
 
 @triton.jit
-def _kernel(x, residual, weight, out, total, width, eps, HAS: tl.constexpr, TILE: tl.constexpr):
+def _kernel(
+    x, residual, weight, out, total, width, eps,
+    HAS: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    follow(CHAINED)
     row = tl.program_id(0).to(tl.int64) * width
     cols = tl.arange(0, TILE)
     live = cols < width
@@ -35,6 +41,7 @@ def rms_norm(
     tile = triton.next_power_of_2(width)
     if x.shape[0]:
         _kernel[(x.shape[0],)](
-            x, other, weight, out, total, width, eps, HAS=residual is not None, TILE=tile
-        )
+            x, other, weight, out, total, width, eps, HAS=residual is not None, TILE=tile,
+            **chained(),
+        )  # fmt: skip
     return out, total

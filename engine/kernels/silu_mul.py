@@ -5,9 +5,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from drawloom.engine.kernels.chip import chained, follow
+
 
 @triton.jit
-def _kernel(x, out, width, TILE: tl.constexpr):
+def _kernel(x, out, width, TILE: tl.constexpr, CHAINED: tl.constexpr):
+    follow(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * TILE + tl.arange(0, TILE)
     live = cols < width
@@ -25,5 +28,5 @@ def silu_mul(x: Tensor) -> Tensor:
     out = torch.empty(x.shape[0], width, dtype=x.dtype, device=x.device)
     tile = min(1024, triton.next_power_of_2(width))
     if x.shape[0]:
-        _kernel[(x.shape[0], triton.cdiv(width, tile))](x, out, width, TILE=tile)
+        _kernel[(x.shape[0], triton.cdiv(width, tile))](x, out, width, TILE=tile, **chained())
     return out

@@ -48,6 +48,21 @@ class BatchMeta:
         return self.angles
 
 
+@dataclass(slots=True)
+class Stream:
+    """The residual stream of a step of few tokens, as one product hands it to the next.
+
+    Attributes:
+        x: [T, H].
+        scaled: [T, H], x times the gain of the norm that comes next.
+        squares: [tiles, >= T] float32, of each row sums of the squares of x, tile by tile.
+    """
+
+    x: Tensor
+    scaled: Tensor
+    squares: Tensor
+
+
 class Linear(Protocol):
     """``y = x W^T + b`` over weights packed for the device."""
 
@@ -101,18 +116,20 @@ class Ops(Protocol):
         """``silu(a) * b`` of x = [a, b]. [T, 2 I] to [T, I]."""
         ...
 
-    def product(
-        self,
-        linear: Linear,
-        x: Tensor,
-        gain: Tensor | None = None,
-        eps: float = 0.0,
-        residual: Tensor | None = None,
-        gated: bool = False,
-    ) -> Tensor:
-        """``linear(norm(x))``, with `silu_mul` if `gated`, plus `residual`; all but the product
-        may be left out. On a GPU it is one kernel, for at most 16 rows. [T, K] to [T, N]."""
+    def enter(self, tokens: Tensor, embedding: Tensor, gain: Tensor) -> Stream:
+        """Rows of `embedding` [V, H], ready for a norm with `gain`. For few tokens; [T] to [T, H].
+
+        This and the next two are for the few tokens of a small batch, at most 64 on a GPU: there
+        each is one kernel."""
+        ...
+
+    def normed(self, linear: Linear, stream: Stream, eps: float, gated: bool = False) -> Tensor:
+        """``linear(norm(x))``, with `silu_mul` if `gated`. [T, H] to [T, N]."""
+        ...
+
+    def added(self, linear: Linear, x: Tensor, onto: Stream, gain: Tensor) -> Stream:
+        """``onto + linear(x)``, ready for a norm with `gain`. [T, K] to [T, H]."""
         ...
 
 
-__all__ = ["BatchMeta", "Linear", "Ops"]
+__all__ = ["BatchMeta", "Linear", "Ops", "Stream"]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drawloom.engine.ops.base import BatchMeta, Linear
+from drawloom.engine.ops.base import BatchMeta, Linear, Stream
 
 if TYPE_CHECKING:
     from drawloom.engine.ops.step import Step
@@ -115,18 +115,22 @@ class ReferenceOps:
         gate, up = x.chunk(2, -1)
         return F.silu(gate) * up
 
-    def product(
-        self,
-        linear: Linear,
-        x: Tensor,
-        gain: Tensor | None = None,
-        eps: float = 0.0,
-        residual: Tensor | None = None,
-        gated: bool = False,
-    ) -> Tensor:
-        y = linear(x if gain is None else norm(x, gain, eps))
-        y = self.silu_mul(y) if gated else y
-        return y if residual is None else y + residual
+    def enter(self, tokens: Tensor, embedding: Tensor, gain: Tensor) -> Stream:
+        return ready(F.embedding(tokens, embedding), gain)
+
+    def normed(self, linear: Linear, stream: Stream, eps: float, gated: bool = False) -> Tensor:
+        mean = stream.squares.sum(0)[: stream.x.shape[0], None] / stream.x.shape[1]
+        y = linear((stream.scaled.float() * torch.rsqrt(mean + eps)).to(stream.x.dtype))
+        return self.silu_mul(y) if gated else y
+
+    def added(self, linear: Linear, x: Tensor, onto: Stream, gain: Tensor) -> Stream:
+        return ready(onto.x + linear(x), gain)
+
+
+def ready(x: Tensor, gain: Tensor) -> Stream:
+    """A stream, for the norm with `gain` that comes next."""
+    wide = x if x.dtype is torch.float64 else x.float()
+    return Stream(x, x * gain, wide.square().sum(-1)[None])
 
 
 def _stepped(q: Tensor, keys: Tensor, values: Tensor, step: "Step") -> Tensor:
@@ -141,4 +145,4 @@ def _stepped(q: Tensor, keys: Tensor, values: Tensor, step: "Step") -> Tensor:
     return out
 
 
-__all__ = ["PlainLinear", "ReferenceOps", "norm", "rotate"]
+__all__ = ["PlainLinear", "ReferenceOps", "norm", "ready", "rotate"]

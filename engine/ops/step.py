@@ -40,7 +40,7 @@ def step_of(meta: BatchMeta, heads: int, kv_heads: int, depth: int, device: torc
     seats, contexts = ints(list(range(count))), ints(meta.contexts)
     if max(meta.query_lengths) == 1:
         decodes = Decodes(tables, seats, contexts, meta.window)
-        parts = Parts.room(count, heads, depth, spare_parts(kv_heads), device)
+        parts = Parts.room(count, heads, depth, spare_parts(kv_heads, count), device)
         return Step(count, decodes, parts)
     starts = [0]
     for length in meta.query_lengths:

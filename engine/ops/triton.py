@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
+from drawloom.engine.kernels import skinny
 from drawloom.engine.kernels.cascade import cascade
 from drawloom.engine.kernels.decode import cut, decode
 from drawloom.engine.kernels.prefill import prefill
 from drawloom.engine.kernels.rmsnorm import rms_norm
 from drawloom.engine.kernels.rope import rope_and_store
 from drawloom.engine.kernels.silu_mul import silu_mul
-from drawloom.engine.kernels.skinny import Scratch, skinny
-from drawloom.engine.ops.base import BatchMeta, Linear
+from drawloom.engine.ops.base import BatchMeta, Linear, Stream
 from drawloom.engine.ops.reference import PlainLinear, ReferenceOps
 from drawloom.engine.ops.step import step_of
 
@@ -19,7 +19,7 @@ class TritonOps(ReferenceOps):
     """Same signatures and results as the reference, by kernels."""
 
     def __init__(self) -> None:
-        self._scratch: Scratch | None = None
+        self._scratch: skinny.Scratch | None = None
 
     def rms_norm(
         self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None
@@ -61,22 +61,25 @@ class TritonOps(ReferenceOps):
     def silu_mul(self, x: Tensor) -> Tensor:
         return silu_mul(x)
 
-    def product(
-        self,
-        linear: Linear,
-        x: Tensor,
-        gain: Tensor | None = None,
-        eps: float = 0.0,
-        residual: Tensor | None = None,
-        gated: bool = False,
-    ) -> Tensor:
+    def enter(self, tokens: Tensor, embedding: Tensor, gain: Tensor) -> Stream:
+        return skinny.enter(tokens, embedding, gain)
+
+    def normed(self, linear: Linear, stream: Stream, eps: float, gated: bool = False) -> Tensor:
         assert isinstance(linear, PlainLinear)
+        return skinny.normed(
+            stream, linear.weight, linear.bias, eps=eps, gated=gated, scratch=self._room(stream.x)
+        )
+
+    def added(self, linear: Linear, x: Tensor, onto: Stream, gain: Tensor) -> Stream:
+        assert isinstance(linear, PlainLinear)
+        return skinny.added(
+            x, linear.weight, linear.bias, onto=onto, gain=gain, scratch=self._room(x)
+        )
+
+    def _room(self, x: Tensor) -> skinny.Scratch:
         if self._scratch is None:
-            self._scratch = Scratch(x.device)
-        return skinny(
-            x, linear.weight, linear.bias, gain=gain, eps=eps, residual=residual, gated=gated,
-            scratch=self._scratch,
-        )  # fmt: skip
+            self._scratch = skinny.Scratch(x.device)
+        return self._scratch
 
 
 __all__ = ["TritonOps"]

@@ -74,15 +74,16 @@ def test_decode(
 def test_parts_cover_every_key_once_and_are_about_even(room: int, window: int) -> None:
     contexts = [1, 640, 0, 64, 65, 2000]
     at = Decodes(
-        torch.zeros(6, 1, dtype=torch.int32), _ints(list(range(6))), _ints(contexts), window
+        torch.zeros(6, 1, dtype=torch.int32), _ints([5, 4, 3, 2, 1, 0]), _ints(contexts), window
     )
     parts = Parts.room(6, 2, 16, room, CPU)
     decode.cut(at, parts)
     seen: dict[int, list[tuple[int, int]]] = {}
-    for row, begin, end in zip(
-        parts.owner.tolist(), parts.begin.tolist(), parts.end.tolist(), strict=True
-    ):
+    for part, record in enumerate(parts.records.tolist()):
+        row, begin, end, seat, oldest, first, count, _ = record
         if row >= 0:
+            assert first <= part < first + count and seat == 5 - row
+            assert oldest == contexts[row] - (window or 1 << 30)
             seen.setdefault(row, []).append((begin, end))
     for row, context in enumerate(contexts):
         pieces = seen[row]

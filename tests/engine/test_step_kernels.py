@@ -1,11 +1,14 @@
 """The kernels around attention, in the interpreter: sampling, what a step reads, blocks, products
 of few rows."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from drawloom.engine.kernels import blocks, feed, reference, sample, skinny
+from drawloom.engine.ops.reference import ready
 from drawloom.engine.sampling import gumbel, keep
 
 CPU = torch.device("cpu")
@@ -113,38 +116,51 @@ def test_blocks_go_out_come_back_and_are_copied() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("rows", [1, 5, 16])
-@pytest.mark.parametrize(
-    "form",
-    [(), ("bias",), ("gain", "residual"), ("gain", "gated"), ("gain", "gated", "bias", "residual")],
-    ids=lambda form: "-".join(form) or "plain",
-)
+@pytest.mark.parametrize("rows", [1, 16, 21, 64])
+@pytest.mark.parametrize("biased", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("processors", [2, 99], ids=["whole", "in-parts"])
-def test_skinny_products(
-    form: tuple[str, ...], rows: int, processors: int, dtype: torch.dtype, tolerance: float
+def test_products_of_few_rows(
+    biased: bool, rows: int, processors: int, dtype: torch.dtype, tolerance: float
 ) -> None:
+    """From tokens to a stream, through a gated product and back onto the stream."""
     torch.manual_seed(0)
-    width, depth = 70, 600
-    x = torch.randn(rows, depth).to(dtype)
-    weight = (torch.randn(width, depth) / depth**0.5).to(dtype)
-    outputs = width // 2 if "gated" in form else width
-    options = {
-        "bias": torch.randn(width).to(dtype) if "bias" in form else None,
-        "gain": torch.randn(depth).to(dtype) if "gain" in form else None,
-        "residual": torch.randn(rows, outputs).to(dtype) if "residual" in form else None,
-    }
+    hidden, inner = 70, 600
+    near = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
+    table, gain = torch.randn(9, hidden).to(dtype), torch.randn(hidden).to(dtype)
+    up, down = torch.randn(2 * inner, hidden) / hidden**0.5, torch.randn(hidden, inner) / inner**0.5
+    up, down = up.to(dtype), down.to(dtype)
+    first, second = (torch.randn(n).to(dtype) if biased else None for n in (2 * inner, hidden))
     scratch = skinny.Scratch(CPU)
-    got, again = (
-        skinny.skinny(x, weight, **options, eps=1e-5, gated="gated" in form, scratch=scratch,
-                      many=processors)
-        for _ in range(2)
-    )  # fmt: skip
-    wanted = reference.skinny(x, weight, **options, eps=1e-5, gated="gated" in form)
-    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
-    assert torch.equal(got, again) and not scratch.counters.any()
+    tokens = torch.arange(rows).int() % 9
+    stream = skinny.enter(tokens, table, gain)
+    plain = ready(table[tokens.long()], gain)
+    near(stream.x, plain.x)
+    near(stream.scaled, plain.scaled)
+    for gated in (False, True):
+        weight, bias = (
+            (up, first) if gated else (up[:inner], None if first is None else first[:inner])
+        )
+        got, again = (
+            skinny.normed(
+                stream, weight, bias, eps=1e-5, gated=gated, scratch=scratch, many=processors
+            )
+            for _ in range(2)
+        )
+        wanted = reference.normed(plain, weight, bias, eps=1e-5, gated=gated)
+        near(got, wanted)
+        assert torch.equal(got, again) and not scratch.counters.any()
+    after = skinny.added(
+        wanted, down, second, onto=stream, gain=gain, scratch=scratch, many=processors
+    )
+    then = reference.added(wanted, down, second, onto=plain, gain=gain)
+    near(after.x, then.x)
+    near(after.scaled, then.scaled)
+    near(after.squares.sum(0)[:rows], then.squares.sum(0), rtol=2 * tolerance)
 
 
-def test_skinny_products_give_every_processor_work() -> None:
-    for width, depth in ((4096, 4096), (6144, 4096), (4096, 14336), (1024, 1024), (1024, 3072)):
-        out, _, split = skinny.shape(width, depth, 132, gated=False)
-        assert -(-width // out) * split >= 128 and depth // split >= 128
+def test_a_product_of_few_rows_keeps_processors_busy() -> None:
+    for width, depth in ((4096, 4096), (6144, 4096), (4096, 14336), (1024, 2048), (1024, 3072)):
+        for rows in (1, 32):
+            tile, split = skinny.cut(rows, width, depth, 132, gated=False)
+            assert 64 <= -(-width // tile.out) * split <= 132 and depth // split >= 128
+            assert not -(-depth // split) % tile.deep

@@ -36,7 +36,7 @@ def _cache() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("tiling", DECODE.options, ids=str)
 def test_decode_by_any_tiling(tiling: Tiling) -> None:
     torch.manual_seed(0)
-    DECODE.use(KEY, tiling)
+    DECODE.use((*KEY, False), tiling)
     keys, values = _cache()
     tables = torch.stack([torch.arange(12), torch.arange(12).flip(0)]).int()
     at = Decodes(tables, _ints([0, 1]), _ints([190, 33]))
@@ -83,10 +83,10 @@ def test_the_fastest_that_runs_is_used() -> None:
 
 def test_a_trial_runs_and_leaves_zeros() -> None:
     keys, values = torch.zeros(2, 16, 1, 2, 16, 16).transpose(3, 4)[:, :, 0].unbind(0)
-    trial = Trial(KEY, torch.arange(16).int(), keys, values, 100)
+    trial = Trial(KEY, torch.arange(16).int(), keys, values, 8, 100)
     assert keys[:6].all() and not keys[6:].any()
     trial.decode()
     trial.prefill()
-    assert trial._parts.owner.max() >= 0
+    assert trial._parts.records[:, 0].max() >= 0
     trial.clear()
     assert not keys.any() and not values.any()

@@ -34,7 +34,7 @@ class Load:
     programs: int
     calls: int = 12
     tokens: float = 0.1
-    seconds: float = 0.2
+    seconds: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,9 +60,9 @@ class Plan:
     scale: numerics.Scale = field(default_factory=numerics.Scale)
     sizes: Sizes = field(default_factory=Sizes)
     resumed: int = 20_000
-    host_tokens: int = 200_000
+    host_tokens: int = 120_000
     kv_tokens: int = 0
-    crowd: Crowd = field(default_factory=lambda: Crowd(64, 20, 720, 30, 2.0))
+    crowd: Crowd = field(default_factory=lambda: Crowd(64, 20, 720, 30, 0.5))
     loads: tuple[Load, ...] = (Load(32), Load(256))
     shared: tuple[int, int] = (64, 8192)
     rival: tuple[int, int, int] = (32, 512, 128)

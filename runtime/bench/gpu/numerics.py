@@ -26,7 +26,7 @@ from drawloom.engine.kernels import (
 from drawloom.engine.kernels.decode import Decodes, Parts
 from drawloom.engine.kernels.prefill import Prefills
 from drawloom.engine.ops.base import BatchMeta
-from drawloom.engine.ops.reference import ReferenceOps
+from drawloom.engine.ops.reference import ReferenceOps, ready
 from drawloom.engine.sampling import gumbel, keep
 
 _SIZE = 16
@@ -253,21 +253,28 @@ def _elementwise(
 def _products(
     device: torch.device, scale: Scale, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    depth, width = scale.hidden, scale.hidden + 32
-    weight = (torch.randn(width, depth, device=device) / depth**0.5).to(dtype)
+    depth, width, eps = scale.hidden, scale.hidden + 32, 1e-5
+    up = (torch.randn(2 * width, depth, device=device) / depth**0.5).to(dtype)
+    down = (torch.randn(depth, width, device=device) / width**0.5).to(dtype)
     gain = torch.randn(depth, device=device).to(dtype)
+    table = torch.randn(90, depth, device=device).to(dtype)
     scratch = skinny.Scratch(device)
-    for rows in (1, 16):
-        x = torch.randn(rows, depth, device=device).to(dtype)
-        rest = torch.randn(rows, width, device=device).to(dtype)
-        got = skinny.skinny(x, weight, residual=rest, scratch=scratch)
-        wanted = reference.skinny(x.double(), weight.double(), residual=rest.double())
-        yield f"skinny, {rows} rows", got, wanted
-        got = skinny.skinny(x, weight, gain=gain, eps=1e-5, gated=True, scratch=scratch)
-        wanted = reference.skinny(
-            x.double(), weight.double(), gain=gain.double(), eps=1e-5, gated=True
-        )
-        yield f"skinny, {rows} rows, norm and gate", got, wanted
+    for rows in (1, 16, 33):
+        tokens = torch.arange(rows, device=device, dtype=torch.int32)
+        stream = skinny.enter(tokens, table, gain)
+        wide = ready(table[:rows].double(), gain.double())
+        name = f"few rows, {rows}"
+        yield f"{name}: enter", stream.scaled, wide.scaled
+        got = skinny.normed(stream, up[:width], eps=eps, scratch=scratch)
+        yield f"{name}: normed", got, reference.normed(wide, up[:width].double(), eps=eps)
+        got = skinny.normed(stream, up, eps=eps, gated=True, scratch=scratch)
+        wanted = reference.normed(wide, up.double(), eps=eps, gated=True)
+        yield f"{name}: normed, gate", got, wanted
+        then = skinny.added(got, down, onto=stream, gain=gain, scratch=scratch)
+        wide = reference.added(got.double(), down.double(), onto=wide, gain=gain.double())
+        yield f"{name}: added", then.x, wide.x
+        yield f"{name}: added, scaled", then.scaled, wide.scaled
+        yield f"{name}: added, squares", then.squares.sum(0)[:rows], wide.squares.sum(0)
 
 
 def _choosing(

@@ -1,8 +1,7 @@
 """`drawloom bench engine --device cuda`: correctness first, then the ceilings of the machine, then
 what the engine reaches of them, alone, with programs, and beside transformers.
 
-Weights are random; everything runs on one GPU. It is to take under 8 minutes on an H200; it has not
-been run on one yet.
+Weights are random; everything runs on one GPU. It is to take under 8 minutes on an H200.
 """
 
 import gc

@@ -49,6 +49,8 @@ class ExecutionGraph:
         usual_peak: the mean of the most KV tokens that finished programs had for themselves.
         peak_spread: the standard deviation of these.
         usual_span: the mean seconds from admission to end.
+        usual_alone: the mean seconds that finished programs would have taken alone.
+        fewest: the fewest LLM calls of a finished program; 0 before any.
         step_seconds: the mean seconds of service of an LLM call.
         informed: whether the states predicted what finished programs still needed better than
             the service that they had had.
@@ -60,9 +62,13 @@ class ExecutionGraph:
         self.contexts: deque[int] = deque(maxlen=128)
         self.services: deque[float] = deque(maxlen=128)
         self.spans: deque[float] = deque(maxlen=128)
+        self.alone: deque[float] = deque(maxlen=128)
+        self.calls: deque[int] = deque(maxlen=128)
         self.usual_peak: int | None = None
         self.peak_spread = 0.0
         self.usual_span: float | None = None
+        self.usual_alone: float | None = None
+        self.fewest = 0
         self._sorted = np.zeros(0)
         self._costs: dict[float, float] = {}
         self.shared = 0
@@ -112,10 +118,12 @@ class ExecutionGraph:
         span: float = 0.0,
         steps: int = 0,
         trail: Sequence[tuple[float, float]] = (),
+        alone: float = 0.0,
     ) -> None:
         """A program ended: the most KV tokens that it had for itself, the seconds that its LLM
-        calls took, those from its admission to its end, how many calls there were, and at the end
-        of each the service so far and what was then expected to follow."""
+        calls took, those from its admission to its end, how many calls there were, at the end of
+        each the service so far and what was then expected to follow, and the seconds that all of it
+        would have taken alone."""
         self._judge(service, trail)
         self.programs += 1
         if steps:
@@ -124,11 +132,16 @@ class ExecutionGraph:
         self.contexts.append(peak_context)
         self.services.append(service)
         self.spans.append(span)
+        if steps:
+            self.calls.append(steps)
+            self.alone.append(alone)
         self._summarise()
 
     def _summarise(self) -> None:
         self.usual_peak, self.peak_spread = int(fmean(self.contexts)), pstdev(self.contexts)
         self.usual_span = fmean(self.spans)
+        if self.calls:
+            self.usual_alone, self.fewest = fmean(self.alone), min(self.calls)
         self._sorted = np.sort(np.array(self.services))
         self._costs.clear()
 
@@ -223,6 +236,8 @@ class ExecutionGraph:
             "contexts": list(self.contexts),
             "services": list(self.services),
             "spans": list(self.spans),
+            "alone": list(self.alone),
+            "calls": list(self.calls),
             "calibrations": {tool: asdict(c) for tool, c in self.calibrations.items()},
             **{name: getattr(self, name) for name in _SAVED},
             "errors": self._errors,
@@ -241,6 +256,8 @@ class ExecutionGraph:
         graph.contexts.extend(map(int, saved["contexts"]))
         graph.services.extend(map(float, saved["services"]))
         graph.spans.extend(map(float, saved["spans"]))
+        graph.alone.extend(map(float, saved.get("alone", ())))
+        graph.calls.extend(map(int, saved.get("calls", ())))
         graph.calibrations = {t: Calibration(**c) for t, c in saved["calibrations"].items()}
         for name, kind in _SAVED.items():
             setattr(graph, name, kind(saved[name]))
@@ -263,7 +280,8 @@ class ExecutionGraph:
         self._changes += 1
 
     def _solve(self) -> dict[str, float]:
-        states = [s for s in self._graph if s != END and self._graph.out_degree(s)]
+        # sorted: where there is hardly a way out, another order might find none
+        states = sorted(s for s in self._graph if s != END and self._graph.out_degree(s))
         place = {s: i for i, s in enumerate(states)}
         matrix = np.eye(len(states))
         for source, target, edge in self._graph.edges(data=True):

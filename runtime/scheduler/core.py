@@ -115,7 +115,9 @@ class Scheduler:
         graph = self.world.graph(program.about.agent)
         if program.peak:
             span = now - program.admitted
-            graph.finished(program.peak, program.service, span, program.steps, program.trail)
+            graph.finished(
+                program.peak, program.service, span, program.steps, program.trail, program.alone
+            )
             self._learned(graph)
         actions: list[Action] = []
         for lineage in program.lineages.values():
@@ -241,6 +243,7 @@ class Scheduler:
         graph = self.world.graph(program.about.agent)
         if lineage.waiting is not None:
             graph.durations.observe(lineage.waiting, now - lineage.since)
+            program.alone += now - lineage.since
             if lineage.forecast is not None:
                 graph.calibrate(lineage.forecast, now - lineage.since, event.state)
             lineage.waiting = lineage.forecast = None
@@ -267,7 +270,11 @@ class Scheduler:
         if program is None or lineage is None:
             return []
         self._served(program, event, now)
+        output = max(0, event.context - lineage.context)
         self.world.cost = self.world.cost.learn(event.computed, event.seconds)
+        quickest = self.world.quickest
+        quickest.learn(event.computed, event.seconds, output, event.service - event.seconds)
+        program.alone += quickest.seconds(event.computed, output)
         shared = lineage.shared
         if program.steps == 1 and len(program.lineages) == 1:  # what it found was not its own
             shared = max(0, lineage.context - event.computed)

@@ -5,7 +5,10 @@ left; else by the states in which its conversations are, where these have predic
 service had; else by the Gittins index of what programs of its agent took (seconds of the engine for
 each completion, given what it has had); its first prompt, which has to be computed, is added. Of
 what looks alike the smaller prompt goes first, then the earlier. Nobody waits for more than
-`_PATIENCE` times what its like take: then the oldest goes first. Between tenants service is shared
+`_PATIENCE` times what its like take: then the oldest goes first. A small program looks like all
+others before its first call, so a new one that has waited for `_OVERDUE` times what its like take
+alone is tried, before its turn and in what memory is free at the time: it is paused again after as
+many calls as the shortest of them made. Between tenants service is shared
 by weight: none is admitted whose tenant has had more than that of another that waits, by what
 `ahead` programs take. Admission: a program runs when its own KV at its usual peak fits beside
 those that run, with a standard deviation of the sum to spare (Past-Future's idea of forecasting
@@ -36,6 +39,8 @@ _HALF_WAY = 0.5
 _DEVIATIONS = 1.0
 _CHEAPER = 0.1
 _PATIENCE = 10.0
+_OVERDUE, _LITTLE = 15.0, 0.25
+_KNOWN = 20  # finished programs of an agent that say what its like take
 _GUESS = 0.125
 _SLACK = 1.5
 _SHORTEST, _LONGEST, _UNKNOWN = 1.0, 60.0, 30.0
@@ -84,10 +89,35 @@ class Drawloom(Policy):
     def admit(self, world: World, now: float) -> Iterator[Program]:
         while (program := self._next(world, now)) is not None:
             if world.active and not self._fits(world, program):
-                return
+                break
             if not self._housed(world, program, now):
-                return
+                break
             yield program
+        while (program := self._overdue(world, now)) is not None:
+            if not self._squeezes(world, program) or not self._housed(world, program, now):
+                return
+            program.trial = world.graph(program.about.agent).fewest
+            yield program
+
+    def _overdue(self, world: World, now: float) -> Program | None:
+        """The oldest new program, if it has waited for so long that it would be slowed down out of
+        all proportion, should it be a small one."""
+        oldest = world.held.oldest_new
+        if oldest is None:
+            return None
+        graph = world.graph(oldest.about.agent)
+        if graph.programs < _KNOWN or graph.usual_alone is None or graph.usual_peak is None:
+            return None
+        if oldest.own > _LITTLE * graph.usual_peak:  # its prompt alone is most of what it is
+            return None
+        return oldest if now - oldest.since > _OVERDUE * graph.usual_alone else None
+
+    def _squeezes(self, world: World, program: Program) -> bool:
+        """Whether it fits beside what runs as this is now, not as it will be, and those on trial
+        are fewer than the others."""
+        tried = sum(p.trial > 0 for p in world.active.values())
+        room = (_FULL + self._beyond(world)) * world.capacity
+        return 2 * tried < len(world.active) and world.own + program.own <= room
 
     def _next(self, world: World, now: float) -> Program | None:
         """The first, unless its tenant is too far ahead of another that waits."""
@@ -111,6 +141,8 @@ class Drawloom(Policy):
         return held.first
 
     def claim(self, world: World, program: Program) -> int:
+        if program.trial:
+            return program.own  # it is gone before it has grown
         seen = world.graph(program.about.agent).usual_peak
         guess = program.about.expect_tokens or int(_GUESS * world.capacity)
         growth = max(0, (seen if seen is not None else guess) - program.own)
@@ -158,11 +190,14 @@ class Drawloom(Policy):
 
     def pause(self, world: World, now: float) -> Iterator[Program]:
         while self._overflows(world) and len(world.active) > 1:
-            acting = [p for p in world.active.values() if p.acting]
+            acting = [p for p in world.active.values() if p.acting and not p.trial]
             if not acting:
                 return
             yield max(acting, key=lambda p: (-p.about.priority, p.cost, p.index))
         program, first = world.boundary, self._next(world, now)
+        if program is not None and program.trial:
+            yield from self._tried(world, program, first)
+            return
         if program is None or first is None or not world.host_tokens:
             return
         if not program.acting or not program.active:
@@ -173,6 +208,17 @@ class Drawloom(Policy):
             return  # what rests would be lost, and computed again
         copying = 2 * world.cost.restore(program.own)
         if self._cost(world, first) + copying < _CHEAPER * self._cost(world, program):
+            yield program
+
+    def _tried(self, world: World, program: Program, first: Program | None) -> Iterator[Program]:
+        """At its boundary: a trial ends, and its program stays only where it would be admitted."""
+        if program.steps < program.trial or not (program.acting and program.active):
+            return
+        program.trial = 0
+        if first is None:
+            return
+        sooner = self._cost(world, first) < self._cost(world, program)
+        if sooner or not self._fits(world, program):
             yield program
 
     def _overflows(self, world: World) -> bool:
@@ -190,7 +236,8 @@ class Drawloom(Policy):
     # --- order and retention --------------------------------------------------------------
 
     def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
-        cost = self._cost(world, program) + _TIE * program.index
+        cost = -1.0 if program.trial else self._cost(world, program)
+        cost += _TIE * program.index
         return cost - _CLASS * program.about.priority
 
     def tool(self, world: World, program: Program, event: ToolReady, now: float) -> float:

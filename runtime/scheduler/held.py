@@ -33,6 +33,7 @@ class Lane:
         self._offers: list[tuple[Rank, int, int, int, Program]] = []
         self._new: dict[str, list[tuple[Rank, int, Program]]] = {}
         self._ages: list[tuple[int, Program]] = []
+        self._fresh: list[tuple[int, Program]] = []
 
     def add(self, program: Program, order: Rank) -> None:
         self.programs[program.id] = program
@@ -42,6 +43,9 @@ class Lane:
             self._queue(program, order)
         heapq.heappush(self._ages, (program.index, program))
         _slim(self._ages, lambda item: self._waits(item[1]), len(self.programs))
+        if not program.begun:
+            heapq.heappush(self._fresh, (program.index, program))
+            _slim(self._fresh, lambda item: self._is_new(item[1]), len(self.programs))
 
     def remove(self, program: Program) -> None:
         del self.programs[program.id]
@@ -88,6 +92,15 @@ class Lane:
             heapq.heappop(self._ages)
         return None
 
+    @property
+    def oldest_new(self) -> Program | None:
+        """Of those that were never admitted, the one that arrived first."""
+        while self._fresh:
+            if self._is_new(self._fresh[0][1]):
+                return self._fresh[0][1]
+            heapq.heappop(self._fresh)
+        return None
+
     def _queue(self, program: Program, order: Rank) -> None:
         """A new program waits among those of its agent, of which the first competes."""
         program.order = order
@@ -120,6 +133,9 @@ class Lane:
 
     def _waits(self, program: Program) -> bool:
         return self.programs.get(program.id) is program
+
+    def _is_new(self, program: Program) -> bool:
+        return self._waits(program) and not program.begun
 
     def _first_choice(self, item: tuple[Rank, int, Program]) -> bool:
         """Whether it is what is now known of a program that waits."""
@@ -183,8 +199,9 @@ class Held:
         self._lanes: dict[str, Lane] = {}
         self._by_rank = _Contest(lambda lane: None if lane.tenant.full else lane.rank)
         self._by_age = _Contest(_age)
+        self._by_new_age = _Contest(_new_age)
         self._by_service = _Contest(_service)
-        self._contests = (self._by_rank, self._by_age, self._by_service)
+        self._contests = (self._by_rank, self._by_age, self._by_new_age, self._by_service)
 
     def add(self, program: Program, order: Rank) -> None:
         """A program is new, or paused. New ones of one agent go by `order`."""
@@ -236,6 +253,12 @@ class Held:
         return None if lane is None else lane.oldest
 
     @property
+    def oldest_new(self) -> Program | None:
+        """Of those that were never admitted, the one that arrived first."""
+        lane = self._by_new_age.least
+        return None if lane is None else lane.oldest_new
+
+    @property
     def neediest(self) -> Lane | None:
         """The programs of the tenant with the least service."""
         return self._by_service.least
@@ -248,6 +271,11 @@ class Held:
 
 def _age(lane: Lane) -> int | None:
     oldest = None if lane.tenant.full else lane.oldest
+    return None if oldest is None else oldest.index
+
+
+def _new_age(lane: Lane) -> int | None:
+    oldest = None if lane.tenant.full else lane.oldest_new
     return None if oldest is None else oldest.index
 
 

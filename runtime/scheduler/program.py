@@ -41,6 +41,8 @@ class Program:
         running: calls at the engine.
         started: these, and the conversation of each.
         service: seconds that its calls have had there.
+        alone: seconds that all of it so far would have taken with nothing beside it.
+        trial: calls after which it is held again, as it was admitted before its turn; 0 is never.
         since: when it became held, or ran out of calls.
         admitted: when it first became active.
         marked: to be paused as soon as it is at a tool boundary.
@@ -65,6 +67,8 @@ class Program:
     running: int = 0
     steps: int = 0
     service: float = 0.0
+    alone: float = 0.0
+    trial: int = 0
     since: float = 0.0
     admitted: float = 0.0
     ready: list[StepReady] = field(default_factory=list)

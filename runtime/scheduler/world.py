@@ -7,6 +7,7 @@ from math import exp
 
 from drawloom.cost import CostModel
 from drawloom.graph.execution import ExecutionGraph
+from drawloom.runtime.scheduler.alone import Quickest
 from drawloom.runtime.scheduler.held import Held
 from drawloom.runtime.scheduler.places import Places
 from drawloom.runtime.scheduler.program import Lineage, Program, Rank
@@ -33,6 +34,7 @@ class World:
         places: where environments are.
         graphs: what is known of each agent.
         cost: what computing costs.
+        quickest: what it costs where nothing else is computed.
         queued: seconds that the last calls waited at their engine.
         computing: active programs that have a call at an engine.
         duty: the share of active programs that compute, over the last minutes.
@@ -52,7 +54,7 @@ class World:
         self.tokens = self.own = self.claimed = self.resting = 0
         self.engines: dict[str, int] = {}
         self.host_tokens = 0
-        self.cost = CostModel()
+        self.cost, self.quickest = CostModel(), Quickest()
         self.queued: deque[float] = deque(maxlen=128)
         self.computing, self.duty = 0, _DUTY
         self.ticked = -1.0

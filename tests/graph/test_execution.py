@@ -54,6 +54,14 @@ def test_what_finished_programs_wanted_is_what_others_will() -> None:
     assert graph.usual_span == 20.0
 
 
+def test_what_finished_programs_took_alone_and_the_fewest_calls() -> None:
+    graph = ExecutionGraph("a")
+    assert (graph.usual_alone, graph.fewest) == (None, 0)
+    graph.finished(1, 9.0, 9.0, steps=4, alone=3.0)
+    graph.finished(1, 9.0, 9.0, steps=2, alone=1.0)
+    assert (graph.usual_alone, graph.fewest) == (2.0, 2)
+
+
 def test_the_cost_of_a_completion_is_the_inverse_gittins_index() -> None:
     graph = ExecutionGraph("a")
     assert graph.seconds_per_completion(0.0) is None

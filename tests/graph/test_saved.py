@@ -35,7 +35,8 @@ def test_a_graph_goes_on_where_it_was(
         graph.durations.observe("shell", value)
         graph.calibrate(graph.forecast("plan/", "shell"), value, "work/shell")
     for peak, service in ends:
-        graph.finished(peak, service, 2 * service, 3, [(service / 2, 1.0), (service, 0.0)])
+        trail = [(service / 2, 1.0), (service, 0.0)]
+        graph.finished(peak, service, 2 * service, 3, trail, service / 2)
     again = ExecutionGraph.restore("a", json.loads(json.dumps(graph.saved())))
     for state in STATES:
         assert again.following(state) == pytest.approx(graph.following(state))
@@ -44,11 +45,21 @@ def test_a_graph_goes_on_where_it_was(
         assert (mine.seconds_p50, mine.seconds_p95) == (theirs.seconds_p50, theirs.seconds_p95)
     assert again.usual_peak == graph.usual_peak
     assert again.usual_span == graph.usual_span
+    assert (again.usual_alone, again.fewest) == (graph.usual_alone, graph.fewest)
     for had in (0.0, 1.0, 1e4):
         assert again.seconds_per_completion(had) == graph.seconds_per_completion(had)
     assert again.calibrations == graph.calibrations
     assert (again.informed, again.step_seconds) == (graph.informed, graph.step_seconds)
     assert again.saved() == graph.saved()
+
+
+def test_a_graph_that_was_saved_before_there_was_more_to_know_is_read() -> None:
+    graph = ExecutionGraph("a")
+    graph.finished(10, 1.0, 2.0, steps=3, alone=0.5)
+    saved = graph.saved()
+    del saved["alone"], saved["calls"]
+    again = ExecutionGraph.restore("a", saved)
+    assert (again.usual_span, again.usual_alone, again.fewest) == (2.0, None, 0)
 
 
 def test_what_is_no_graph_is_refused() -> None:

@@ -286,7 +286,7 @@ def _launch(
         triton.cdiv(triton.cdiv(depth, split), tile.deep) * tile.deep,
         NORM=into is None, GATED=gated, BIAS=bias is not None, ONTO=into is not None,
         ROWS=high, OUT=tile.out, DEEP=tile.deep, SPLIT=split,
-        PIECES=triton.next_power_of_2(pieces), 
-        WIDEN=triton.knobs.runtime.interpret, num_warps=tile.warps, num_stages=tile.stages,
+        PIECES=triton.next_power_of_2(pieces), WIDEN=triton.knobs.runtime.interpret,
+        num_warps=tile.warps, num_stages=tile.stages,
         **chained(),
     )  # fmt: skip

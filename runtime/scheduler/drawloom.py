@@ -106,7 +106,7 @@ class Drawloom(Policy):
         if oldest is None:
             return None
         graph = world.graph(oldest.about.agent)
-        if graph.programs < _KNOWN or graph.usual_alone is None or graph.usual_peak is None:
+        if len(graph.calls) < _KNOWN or graph.usual_alone is None or graph.usual_peak is None:
             return None
         if oldest.own > _LITTLE * graph.usual_peak:  # its prompt alone is most of what it is
             return None

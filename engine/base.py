@@ -68,7 +68,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a step added to a request. The last one has `finish` and `usage`.
+    """What a step added to a request. The last one has `finish` and `usage`; one that is
+    `preempted` has nothing: the request gave way to others, and waits for room to go on.
 
     `tops` are the likeliest ``(token, log-probability)`` at the place of each token, `scores` the
     log-probabilities of the prompt's tokens from `SamplingParams.score_from` on (last delta).
@@ -83,6 +84,7 @@ class Delta:
     error: DrawloomError | None = None
     tops: tuple[tuple[tuple[int, float], ...], ...] = ()
     scores: tuple[float, ...] = ()
+    preempted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,8 @@ class _TooEarly(Exception):
 
 
 class Batch:
-    """The sequences of an engine, waiting and running, over one KV cache."""
+    """The sequences of an engine, waiting and running, over one KV cache. `gave_way` are those
+    that did, in the step that was scheduled last."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Batch:
     ) -> None:
         self.cache = cache
         self.counters = BatchCounters()
+        self.gave_way: list[Sequence] = []
         held = cache.pool.count * cache.block_size
         slides = cache.window and held >= cache.window + max_tokens + 2 * cache.block_size
         self.max_context = max_context if slides else min(max_context, held)
@@ -115,6 +117,7 @@ class Batch:
         """The next step, or None when there is nothing to compute now."""
         chunks: list[Chunk] = []
         copies: list[tuple[int, int, int]] = []
+        self.gave_way = []
         if self._suspects:  # a step failed: find the culprit by running each alone
             suspect = next(s for s in self._by_id.values() if s.suspect)
             self._run_alone(suspect, chunks, copies)
@@ -191,6 +194,7 @@ class Batch:
             given = False
             victim = self._running[-1]
             self._preempt(victim)
+            self.gave_way.append(victim)
             if victim is seq:
                 break
         return given

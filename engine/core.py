@@ -198,10 +198,10 @@ class EngineCore:
         began = now = self._clock()
         self.cache.lineages.expire(now)
         self._arrive(0.0)
-        plan = None
+        plan, gave_way = None, []
         if not self.asleep and len(self._launched) < self._depth:
             plan = self.batch.schedule()
-            self._idle = plan is None
+            self._idle, gave_way = plan is None, self.batch.gave_way
         self._transfer()
         if plan is not None:
             for chunk in plan.chunks:
@@ -216,6 +216,8 @@ class EngineCore:
         outputs, self._outputs = self._outputs, []
         deltas, self._deltas = self._deltas, []
         deltas += [self._deliver(o) for o in outputs if o.seq.id in self._requests]
+        gone = [seq.id for seq in gave_way if seq.id in self._requests]
+        deltas += [Delta(name, (), "", preempted=True) for name in gone]
         self.host_seconds += self._clock() - began
         return deltas
 

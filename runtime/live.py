@@ -26,13 +26,13 @@ from drawloom.actions import (
     Wake,
     WarmEnv,
 )
-from drawloom.engine.base import Engine
+from drawloom.engine.base import Delta, Engine
 from drawloom.errors import (
     ContextTooLong,
     DrawloomError,
     StoreError,
 )
-from drawloom.events import EngineUp, Event, Tick, ToolReady
+from drawloom.events import Decoded, EngineUp, Event, Preempted, Tick, ToolReady
 from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.bus import EventBus, Notice
 from drawloom.runtime.environments import Environments
@@ -65,6 +65,7 @@ class Live:
         self._record = record
         self.engine, self.pool, self.store, self.bus = engine, pool, store, bus
         self._events: deque[Event] = deque()
+        self._decoded: dict[str, tuple[str, str, int]] = {}
         self._emitting = False
         self._admitted: dict[str, asyncio.Future[None]] = {}
         self._started: dict[str, asyncio.Future[float]] = {}
@@ -106,6 +107,23 @@ class Live:
         finally:
             self._emitting = False
 
+    def heard(self, program: str, step: str, context: int, delta: Delta) -> None:
+        """A call's context has so many tokens, with what its engine has just said of it. The core
+        is told once for all that one step of the engine said, when all who wait for it have read
+        it."""
+        if delta.preempted:
+            self._tell_decoded()  # it said that before
+            self.emit(Preempted(program, step, self.engine.info.id))
+        elif delta.finish is None:
+            if not self._decoded:
+                asyncio.get_running_loop().call_soon(self._tell_decoded)
+            self._decoded[step] = (program, step, context)
+
+    def _tell_decoded(self) -> None:
+        calls, self._decoded = tuple(self._decoded.values()), {}
+        if calls:
+            self.emit(Decoded(self.engine.info.id, calls))
+
     def runs(self, program: str) -> bool:
         """Whether a program's calls go to the engine: it is admitted and neither paused nor about
         to be."""
@@ -126,6 +144,7 @@ class Live:
         """Resolves with the priority of an LLM call when it may go to its engine."""
         future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._started[step] = future
+        future.add_done_callback(lambda _: self._started.pop(step, None))
         return future
 
     def _admit(self, action: Admit) -> None:

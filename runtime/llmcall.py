@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from drawloom.engine.base import GenerateRequest, Grammar, Usage
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import EngineError
-from drawloom.events import StepFinished, StepReady, ToolNamed
+from drawloom.events import StepFailed, StepFinished, StepReady, ToolNamed
 from drawloom.runtime.program import Program
 from drawloom.tools.calls import ToolCall
 from drawloom.tools.parsers import SPECIAL, Closed, Named, Piece, Text, make_parser
@@ -68,10 +68,15 @@ class LlmCall:
         self.finish = FinishReason.STOP
         self.usage: Usage | None = None
 
+    @property
+    def step(self) -> str:
+        """Its name for the scheduler."""
+        return f"{self.program.id}:{self.key}"
+
     async def run(self) -> Turn:
         program, live = self.program, self.program.live
         ready = time.time()
-        engine, step = live.engine.info.id, f"{program.id}:{self.key}"
+        engine, step = live.engine.info.id, self.step
         start = live.expect_start(step)
         live.emit(
             StepReady(
@@ -80,11 +85,14 @@ class LlmCall:
             )
         )  # fmt: skip
         live.note(program.id, "llm.queued", step=self.key)
-        priority = await start
-        await self._generate(priority)
-        for piece in self.parser.end():
-            self._take(piece)
-        await self._record(ready)
+        try:
+            await self._generate(await start)
+            for piece in self.parser.end():
+                self._take(piece)
+            await self._record(ready)
+        except BaseException:  # also when whoever asked gave up
+            live.emit(StepFailed(program.id, step))
+            raise
         context = len(self.prompt) + len(self.output)
         kinds = tuple(c.kind for c in self.calls)
         cached = self.usage.cached_tokens if self.usage else 0
@@ -103,7 +111,7 @@ class LlmCall:
         """Stream from the engine; an engine's failure is tried once more before it is raised."""
         for attempt in range(_ENGINE_TRIES):
             request = GenerateRequest(
-                f"{self.program.id}:{self.key}:{attempt}",
+                f"{self.step}:{attempt}",
                 self.program.full(self.name),
                 tuple(self.prompt),
                 self.params,
@@ -119,11 +127,13 @@ class LlmCall:
                 self.clear()
 
     async def _stream(self, request: GenerateRequest) -> None:
-        async with aclosing(self.program.live.engine.generate(request)) as deltas:
+        live, prompt = self.program.live, len(self.prompt)
+        async with aclosing(live.engine.generate(request)) as deltas:
             async for delta in deltas:
                 if not self.output and delta.tokens:
-                    self.program.live.note(self.program.id, "llm.decoding", step=self.key)
+                    live.note(self.program.id, "llm.decoding", step=self.key)
                 self.output += delta.tokens
+                live.heard(self.program.id, self.step, prompt + len(self.output), delta)
                 self.logprobs += delta.logprobs
                 for piece in self.parser.feed(delta.text):
                     self._take(piece)

@@ -2,7 +2,8 @@
 
 10,000 programs are live, 256 run; each of their calls decodes 150 tokens on average, so about 1.7
 calls end in an engine step, as many begin, and a fortieth of the programs end and are replaced.
-Everything that the core does for these is counted as that step's.
+After each step the core hears what each call has said. Everything that it does for these is counted
+as that step's.
 """
 
 import random
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from drawloom.actions import StartStep, Wake
 from drawloom.events import (
+    Decoded,
     EngineUp,
     Event,
     ProgramEnded,
@@ -40,6 +42,7 @@ class _Load:
         self.rng, self.now, self.made = random.Random(0), 0.0, 0
         self.running = running
         self.started: list[str] = []
+        self.contexts: dict[str, int] = {}
         self.wakes: list[float] = []
         self.spent = 0.0
         self.send(EngineUp("e", running * _USUAL))  # so that so many fit
@@ -53,6 +56,8 @@ class _Load:
         for action in actions:
             if isinstance(action, StartStep):
                 self.started.append(action.program)
+                program = self.core.world.programs[action.program]
+                self.contexts[program.id] = program.tokens
             elif isinstance(action, Wake):
                 self.wakes.append(action.at)
 
@@ -81,6 +86,14 @@ class _Load:
         step = f"{name}#{program.steps}"
         self.send(StepReady(name, name, step, f"llm/{tool}", "e", size, _TOKENS))
 
+    def _decoded(self, names: list[str]) -> Decoded:
+        calls = []
+        for name in names:
+            self.contexts[name] += 1
+            step = f"{name}#{self.core.world.programs[name].steps}"
+            calls.append((name, step, self.contexts[name]))
+        return Decoded("e", tuple(calls))
+
     def step(self) -> float:
         """Seconds of the core for one step of the engine."""
         self.spent = 0.0
@@ -89,6 +102,7 @@ class _Load:
             self.wakes.remove(min(self.wakes))
             self.send(Tick())
         count = min(len(self.started), self.running)
+        self.send(self._decoded(self.started[:count]))
         rate = count / _TOKENS
         for _ in range(int(rate) + (self.rng.random() < rate % 1)):
             self.finish(self.started.pop(self.rng.randrange(count)))

@@ -27,6 +27,7 @@ from drawloom.actions import (
     WarmEnv,
 )
 from drawloom.events import (
+    Decoded,
     EngineUp,
     Event,
     Expected,
@@ -34,8 +35,10 @@ from drawloom.events import (
     HostState,
     HostUp,
     LineageEnded,
+    Preempted,
     ProgramEnded,
     ProgramSubmitted,
+    StepFailed,
     StepFinished,
     StepReady,
     TenantShare,
@@ -51,6 +54,7 @@ from drawloom.runtime.scheduler.program import Lineage, Program
 from drawloom.runtime.scheduler.world import World
 
 _GROWTH = 1.1
+_NOTICE = 1e-3  # of an engine's memory; by less nothing is decided otherwise
 
 
 class Scheduler:
@@ -70,6 +74,9 @@ class Scheduler:
             Expected: self._expected,
             StepReady: self._step_ready,
             StepFinished: self._step_finished,
+            StepFailed: self._step_failed,
+            Decoded: self._decoded,
+            Preempted: self._preempted,
             ToolNamed: self._tool_named,
             ToolReady: self._tool_ready,
             ToolStarted: self._tool_started,
@@ -250,7 +257,7 @@ class Scheduler:
         graph.observe(lineage.state, event.state)
         shared = lineage.shared if lineage.context or lineage.shared else graph.shared
         self.world.resize(program, lineage, event.prompt, min(shared, event.prompt))
-        lineage.state = event.state
+        lineage.state, lineage.prompt = event.state, event.prompt
         if program.active:
             return [self._start(program, event, now)]
         program.ready.append(event)
@@ -270,14 +277,14 @@ class Scheduler:
         if program is None or lineage is None:
             return []
         self._served(program, event, now)
-        output = max(0, event.context - lineage.context)
+        output = max(0, event.context - lineage.prompt)
         self.world.cost = self.world.cost.learn(event.computed, event.seconds)
         quickest = self.world.quickest
         quickest.learn(event.computed, event.seconds, output, event.service - event.seconds)
         program.alone += quickest.seconds(event.computed, output)
         shared = lineage.shared
         if program.steps == 1 and len(program.lineages) == 1:  # what it found was not its own
-            shared = max(0, lineage.context - event.computed)
+            shared = max(0, lineage.prompt - event.computed)
             self.world.graph(program.about.agent).shared = shared
         self.world.resize(program, lineage, event.context, min(shared, event.context))
         lineage.since = now
@@ -295,6 +302,42 @@ class Scheduler:
         actions += self.rebalance(now)
         self.world.boundary = None
         return actions
+
+    def _step_failed(self, event: StepFailed, now: float) -> list[Action]:
+        program = self.world.programs.get(event.program)
+        if program is None:
+            return []
+        self.world.stop(program, event.step)
+        program.ready = [step for step in program.ready if step.step != event.step]
+        program.since = now
+        return self.rebalance(now)
+
+    def _decoded(self, event: Decoded, now: float) -> list[Action]:
+        """The books follow a call while it runs, once it has said so much that it matters; what it
+        said in all is known when it ends."""
+        world, changed = self.world, False
+        notice = _NOTICE * world.capacity
+        for name, step, context in event.calls:
+            program = world.programs.get(name)
+            conversation = program.started.get(step) if program is not None else None
+            if program is None or conversation is None:
+                continue
+            if world.pressed and step in world.pressed:
+                world.pressed.discard(step)
+                changed = True
+            lineage = program.lineages[conversation]
+            if context - lineage.context > notice:
+                world.resize(program, lineage, context, lineage.shared)
+                world.reclaim(program, self.policy.claim(world, program))
+                changed = True
+        return self.rebalance(now) if changed else []
+
+    def _preempted(self, event: Preempted, now: float) -> list[Action]:
+        program = self.world.programs.get(event.program)
+        if program is None or event.step not in program.started:
+            return []
+        self.world.pressed.add(event.step)
+        return self.rebalance(now)
 
     def _served(self, program: Program, event: StepFinished, now: float) -> None:
         self.world.stop(program, event.step)
@@ -327,7 +370,8 @@ class Scheduler:
         if program is not None and parent is not None:
             graph = self.world.graph(program.about.agent)
             state = graph.forked(parent.state)
-            child = Lineage(event.child, event.engine, state, shared=parent.context)
+            shared = parent.context or parent.shared
+            child = Lineage(event.child, event.engine, state, parent.id, shared=shared)
             program.lineages.setdefault(event.child, child)
         return []
 
@@ -336,7 +380,7 @@ class Scheduler:
         lineage = program.lineages.pop(event.lineage, None) if program else None
         if program is None or lineage is None:
             return []
-        self.world.resize(program, lineage, 0, 0)
+        self.world.drop(program, lineage)
         self.world.graph(program.about.agent).observe(lineage.state, END)
         program.ready = [step for step in program.ready if step.lineage != lineage.id]
         for step in [s for s, of in program.started.items() if of == lineage.id]:

@@ -87,6 +87,8 @@ class Drawloom(Policy):
     # --- admission ------------------------------------------------------------------------
 
     def admit(self, world: World, now: float) -> Iterator[Program]:
+        if world.pressed:
+            return  # those that run have no room as it is
         while (program := self._next(world, now)) is not None:
             if world.active and not self._fits(world, program):
                 break

@@ -14,6 +14,7 @@ from typing import Any
 from drawloom.actions import Action, MoveKV, ReleaseKV
 from drawloom.errors import ConfigError, EngineError
 from drawloom.events import (
+    Decoded,
     EngineUp,
     Event,
     Forked,
@@ -61,6 +62,7 @@ class Fleet:
             HostUp: self._shared,
             HostState: self._shared,
             TenantShare: self._shared,
+            Decoded: lambda event, now: self.engines[event.engine].handle(event, now),
             Tick: lambda event, now: [
                 a for s in self.engines.values() for a in s.handle(event, now)
             ],

@@ -12,19 +12,27 @@ Rank = tuple[float, ...]
 
 @dataclass(slots=True)
 class Lineage:
-    """A conversation. `waiting` names the tools it waits for, `since` when it began to, `forecast`
-    what was expected then; it is leased `until` then. Of its `context`, the first `shared` tokens
-    are in the cache for others as well."""
+    """A conversation, forked off its `parent` if that goes on. `waiting` names the tools it waits
+    for, `since` when it began to, `forecast` what was expected then; it is leased `until` then. Its
+    last call had `prompt` tokens. Of its `context`, the first `shared` tokens are in the cache for
+    others as well."""
 
     id: str
     engine: str
     state: str = START
+    parent: str = ""
     context: int = 0
+    prompt: int = 0
     shared: int = 0
     waiting: str | None = None
     forecast: Forecast | None = None
     since: float = 0.0
     until: float = 0.0
+
+    @property
+    def own(self) -> int:
+        """Tokens that it has for itself; none before its first call, whatever it goes on from."""
+        return max(0, self.context - self.shared)
 
 
 @dataclass(slots=True, eq=False)

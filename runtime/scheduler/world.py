@@ -40,6 +40,7 @@ class World:
         duty: the share of active programs that compute, over the last minutes.
         ticked: when the policy's clock last ticked.
         boundary: the program of which a call has just ended.
+        pressed: calls that gave way to others at their engine, and have not said anything since.
     """
 
     def __init__(self, beside: "World | None" = None) -> None:
@@ -59,6 +60,7 @@ class World:
         self.computing, self.duty = 0, _DUTY
         self.ticked = -1.0
         self.boundary: Program | None = None
+        self.pressed: set[str] = set()
         self._passed = 0.0
 
     def pass_time(self, now: float) -> None:
@@ -77,6 +79,7 @@ class World:
     def stop(self, program: Program, step: str) -> None:
         """It is over, or given up; nothing happens if it was not there."""
         if program.started.pop(step, None) is not None:
+            self.pressed.discard(step)
             program.running -= 1
             self.computing -= program.active and not program.running
 
@@ -152,9 +155,9 @@ class World:
 
     def resize(self, program: Program, lineage: Lineage, context: int, shared: int) -> None:
         """A conversation has so many tokens now, the first `shared` of them not for itself."""
-        change, own = context - lineage.context, (context - shared)
-        own -= lineage.context - lineage.shared
+        change, before = context - lineage.context, lineage.own
         lineage.context, lineage.shared = context, shared
+        own = lineage.own - before
         program.tokens += change
         program.own += own
         program.peak = max(program.peak, program.own)
@@ -164,9 +167,24 @@ class World:
         elif program.begun:
             self.resting += own
 
+    def drop(self, program: Program, lineage: Lineage) -> None:
+        """A conversation is over. What others go on from is, from now on, the own of the one that
+        shares most of it, and the others share it with that."""
+        heirs = [line for line in program.lineages.values() if line.parent == lineage.id]
+        before = lineage.shared
+        self.resize(program, lineage, 0, 0)
+        if not heirs:
+            return
+        heir = max(heirs, key=lambda line: line.shared)
+        for line in heirs:
+            line.parent = heir.id
+        heir.parent = lineage.parent
+        self.resize(program, heir, heir.context or heir.shared, min(heir.shared, before))
+
     def end(self, program: Program) -> None:
         """A program is over."""
         del self.programs[program.id]
+        self.pressed.difference_update(program.started)
         self.places.end(program)
         if program.active:
             self._leave(program)

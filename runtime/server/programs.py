@@ -244,10 +244,14 @@ class Programs:
                 program.tenant.encode(), grammar,
             )  # fmt: skip
             usage: Usage | None = None
+            context = prompt
             async with aclosing(live.engine.generate(request)) as deltas:
                 async for delta in deltas:
                     usage = delta.usage or usage
-                    yield delta
+                    context += len(delta.tokens)
+                    live.heard(program.id, step, context, delta)
+                    if not delta.preempted:
+                        yield delta
             if usage is not None:
                 self._finished(place, lineage, step, state, usage)
         finally:

@@ -87,6 +87,14 @@ class SimEngine:
         self._blocked = -1
 
     @property
+    def decoding(self) -> list[tuple[str, int]]:
+        """The calls that decode, and the tokens of the context of each by now."""
+        return [
+            (work.step, work.prompt + work.output - int(ends - self._iterations))
+            for ends, _, work in self._decoding
+        ]
+
+    @property
     def running(self) -> int:
         return len(self._prefills) + len(self._decoding) + len(self._parked)
 

@@ -15,6 +15,7 @@ class Engines:
 
     Attributes:
         all: the engines by name.
+        decoded: what the calls decode beside those that ended last, of each engine.
         moved: KV tokens that went from one to another.
     """
 
@@ -22,6 +23,7 @@ class Engines:
         names = [f"sim-{number}" for number in range(replicas)] if replicas > 1 else ["sim"]
         self.all = {name: SimEngine(machine, host, spill) for name in names}
         self.now, self.moved = 0.0, 0
+        self.decoded: list[tuple[str, list[tuple[str, int]]]] = []
         self._machine = machine
         self._touched: dict[str, None] = {}
         self._due: dict[str, int] = {}
@@ -65,10 +67,13 @@ class Engines:
     def settle(self) -> list[Work]:
         """Carry out what was asked of engines since the last time; the calls that ended."""
         ended = list[Work]()
+        self.decoded = []
         for name in list(self._touched):
             engine = self.all[name]
             engine.transfer()
             engine.advance(self.now)
+            if engine.finished:
+                self.decoded.append((name, engine.decoding))
             ended += engine.finished
             engine.finished.clear()
         if not ended:

@@ -26,6 +26,7 @@ from drawloom.actions import (
 )
 from drawloom.errors import EngineError
 from drawloom.events import (
+    Decoded,
     EngineUp,
     Event,
     Expected,
@@ -172,6 +173,9 @@ class Simulation:
     def _settle(self) -> None:
         """What engines finished, and what that sets off, at this same moment."""
         while ended := self.engines.settle():
+            for name, calls in self.engines.decoded:
+                told = ((self._steps[step].running.job.id, step, there) for step, there in calls)
+                self._tell(Decoded(name, tuple(told)))
             for work in ended:
                 self._finished(work)
 

@@ -70,6 +70,33 @@ class StepFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class StepFailed:
+    """An LLM call ended without an answer: its engine failed, or nobody waits for it any more."""
+
+    program: str
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A step of an engine is over. Of each call that it said a token of: the program, the call, and
+    the tokens that its context has now."""
+
+    engine: str
+    calls: tuple[tuple[str, str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Preempted:
+    """Block pressure: what runs has outgrown its engine's memory, and a call gave way. It waits
+    there until there is room for it again."""
+
+    program: str
+    step: str
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
 class ToolNamed:
     """A tool's name was decoded; `env` is the key of the environment it runs in, if any."""
 
@@ -212,6 +239,9 @@ Event = (
     | Expected
     | StepReady
     | StepFinished
+    | StepFailed
+    | Decoded
+    | Preempted
     | ToolNamed
     | ToolReady
     | ToolStarted
@@ -227,6 +257,7 @@ Event = (
 )
 
 __all__ = [
+    "Decoded",
     "EngineUp",
     "Event",
     "Expected",
@@ -234,8 +265,10 @@ __all__ = [
     "HostState",
     "HostUp",
     "LineageEnded",
+    "Preempted",
     "ProgramEnded",
     "ProgramSubmitted",
+    "StepFailed",
     "StepFinished",
     "StepReady",
     "TenantShare",

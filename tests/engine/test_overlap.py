@@ -141,12 +141,17 @@ def test_whoever_has_no_room_loses_nothing_that_is_under_way() -> None:
     core, runner = _core(blocks=6)
     core.submit(_ask("first", list(range(11)), max_tokens=9))
     core.submit(_ask("second", list(range(20, 31)), max_tokens=9))
-    steps = 0
+    steps, heard = 0, list[Delta]()
     while core.busy:
         steps += 1
         assert steps < 60, "no progress"
-        core.step()
+        heard += core.step()
     assert core.batch.counters.preemptions == 1
+    second = [delta for delta in heard if delta.request == "second"]
+    (gave_way,) = (at for at, delta in enumerate(second) if delta.preempted)
+    assert [len(delta.tokens) for delta in second] == [1] * gave_way + [0] + [1] * (9 - gave_way)
+    assert 0 < gave_way < 9
+    assert not any(delta.preempted for delta in heard if delta.request == "first")
     assert core.batch.counters.generated_tokens == 18
     assert runner.steps < 40
 

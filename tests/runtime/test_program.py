@@ -1,6 +1,7 @@
 """Programs end to end over a scripted engine: the SDK's promises."""
 
 import asyncio
+import contextlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from drawloom import (
     tool,
 )
 from drawloom.errors import Cancelled, ConfigError
+from drawloom.events import Decoded
 
 ran: list[str] = []
 
@@ -343,6 +345,67 @@ async def test_an_engine_failure_is_tried_once_more(open_runtime: Any) -> None:
     engine.failures = [EngineError("out of memory")] * 2
     with pytest.raises(EngineError, match="out of memory"):
         await runtime.run(loop, "q")
+
+
+async def test_a_program_that_outlives_a_failed_call_is_at_a_tool_boundary(
+    open_runtime: Any,
+) -> None:
+    @agent
+    async def patient() -> bool:
+        chat = Chat().user("q")
+        with contextlib.suppress(EngineError):
+            await chat.turn()
+        (found,) = runtime.live.scheduler.world.programs.values()
+        return found.acting
+
+    runtime: Runtime = await open_runtime(lambda prompt: "fine")
+    engine: Any = runtime.live.engine
+    engine.failures = [EngineError("out of memory")] * 2
+    assert await runtime.run(patient)
+
+
+async def test_a_call_that_its_agent_gave_up_while_it_was_held_is_forgotten(
+    open_runtime: Any,
+) -> None:
+    @agent(expect_tokens=100_000)
+    async def hasty() -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await Chat().user("q").turn()
+        (found,) = runtime.live.scheduler.world.programs.values()
+        return found.acting and not runtime.live._started
+
+    runtime: Runtime = await open_runtime(lambda prompt: "fine", pause=60.0)
+    assert await runtime.run(hasty)
+
+
+async def test_the_scheduler_hears_once_of_all_that_an_engine_step_said(
+    open_runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @agent
+    async def talks(words: int) -> None:
+        await Chat().user("q").turn(max_tokens=words)
+
+    runtime: Runtime = await open_runtime(lambda prompt: "a b c d e f g h", pause=0.02)
+    heard = list[Decoded]()
+    emit = runtime.live.emit
+
+    def listen(event: Any) -> None:
+        if isinstance(event, Decoded):
+            heard.append(event)
+        emit(event)
+
+    monkeypatch.setattr(runtime.live, "emit", listen)
+    await runtime.run(talks, 8)
+    alone, one = len(heard), heard[0].calls[0]
+    assert alone >= 2
+    contexts = [context for event in heard for _, _, context in event.calls]
+    assert contexts == sorted(set(contexts))
+    assert one[1].startswith(one[0])
+    heard.clear()
+    await asyncio.gather(*(runtime.run(talks, 8) for _ in range(3)))
+    assert sum(len(event.calls) for event in heard) == 3 * alone
+    assert len(heard) < 3 * alone
 
 
 async def test_misuse_is_refused_with_advice(open_runtime: Any) -> None:

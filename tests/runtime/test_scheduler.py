@@ -21,6 +21,7 @@ from drawloom.actions import (
 )
 from drawloom.errors import ConfigError
 from drawloom.events import (
+    Decoded,
     EngineUp,
     Event,
     Expected,
@@ -28,8 +29,10 @@ from drawloom.events import (
     HostState,
     HostUp,
     LineageEnded,
+    Preempted,
     ProgramEnded,
     ProgramSubmitted,
+    StepFailed,
     StepFinished,
     StepReady,
     TenantShare,
@@ -60,8 +63,10 @@ def _step(core: Scheduler, name: str, prompt: int, now: float) -> list[Action]:
     return core.handle(event, now)
 
 
-def _finish(core: Scheduler, name: str, context: int, now: float, *calls: str) -> list[Action]:
-    event = StepFinished(name, f"{name}:0", f"{name}:0#0", "site", "e", context, calls)
+def _finish(
+    core: Scheduler, name: str, context: int, now: float, *calls: str, computed: int = 0
+) -> list[Action]:
+    event = StepFinished(name, f"{name}:0", f"{name}:0#0", "site", "e", context, calls, computed)
     return core.handle(event, now)
 
 
@@ -355,12 +360,130 @@ def test_with_host_memory_a_program_is_promised_half_the_way_to_its_peak() -> No
     assert claims == [900, 450]
 
 
+def _decoded(core: Scheduler, name: str, context: int, now: float) -> list[Action]:
+    return core.handle(Decoded("e", ((name, f"{name}:0#0", context),)), now)
+
+
+def test_a_long_answer_counts_while_it_is_said() -> None:
+    core = _core()
+    _submit(core, "long")
+    _step(core, "long", 100, 0.0)
+    _decoded(core, "long", 800, 1.0)
+    assert core.world.own == core.world.claimed == 800
+    assert _admitted(_submit(core, "next", 2.0)) == []
+    assert _admitted(_decoded(core, "long", 801, 3.0)) == [], "a token changes nothing"
+    _finish(core, "long", 805, 4.0, "tool", computed=100)
+    assert core.world.own == 805
+    assert _admitted(core.handle(ProgramEnded("long"), 5.0)) == ["next"]
+
+
+def test_what_an_engine_said_late_is_not_counted() -> None:
+    core = _core()
+    _submit(core, "p")
+    assert _decoded(core, "p", 500, 0.0) == []  # nothing of it runs
+    _step(core, "p", 100, 1.0)
+    _finish(core, "p", 120, 2.0, "tool", computed=100)
+    _decoded(core, "p", 500, 3.0)
+    assert core.world.own == 120
+    _step(core, "p", 400, 4.0)
+    _decoded(core, "p", 200, 5.0)
+    assert core.world.own == 400
+
+
+def test_the_quickest_token_is_found_of_an_answer_that_was_heard_on_the_way() -> None:
+    core = _core()
+    _submit(core, "p")
+    _step(core, "p", 100, 0.0)
+    _decoded(core, "p", 180, 4.0)
+    event = StepFinished("p", "p:0", "p:0#0", "site", "e", 200, ("t",), 100, 1.0, 0.0, 11.0)
+    core.handle(event, 11.0)
+    assert core.world.quickest.output == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("ends", ["it goes on", "it fails", "its program ends"])
+def test_nobody_is_admitted_while_a_call_has_given_way(ends: str) -> None:
+    core = _core()
+    for name in ("runs", "gives way"):
+        _submit(core, name)
+        _step(core, name, 100, 0.0)
+    event = Preempted("gives way", "gives way:0#0", "e")
+    for _ in range(2):
+        assert core.handle(event, 1.0) == []
+    assert _admitted(_submit(core, "third", 2.0)) == []
+    _decoded(core, "runs", 101, 3.0)
+    assert "third" not in core.world.active
+    after: dict[str, Event] = {
+        "it goes on": Decoded("e", (("gives way", "gives way:0#0", 101),)),
+        "it fails": StepFailed("gives way", "gives way:0#0"),
+        "its program ends": ProgramEnded("gives way"),
+    }
+    assert _admitted(core.handle(after[ends], 4.0)) == ["third"]
+    assert core.handle(event, 5.0) == [] or ends == "it goes on"
+
+
+def test_a_program_whose_call_failed_is_at_a_tool_boundary() -> None:
+    core = _core()
+    _submit(core, "p")
+    _step(core, "p", 100, 0.0)
+    assert not core.world.programs["p"].acting
+    core.handle(StepFailed("p", "p:0#0"), 1.0)
+    assert core.world.programs["p"].acting
+    assert core.world.computing == 0
+    (start,) = _step(core, "p", 100, 2.0)  # it may be tried again
+    assert isinstance(start, StartStep)
+
+
+def test_a_held_call_that_nobody_waits_for_any_more_is_not_started() -> None:
+    core = _core(kv=300)
+    _submit(core, "running")
+    _submit(core, "held")
+    assert _step(core, "held", 100, 0.0) == []
+    core.handle(StepFailed("held", "held:0#0"), 1.0)
+    actions = core.handle(ProgramEnded("running"), 2.0)
+    assert _admitted(actions) == ["held"]
+    assert not [a for a in actions if isinstance(a, StartStep)]
+
+
+@given(st.data())
+def test_what_branches_share_is_counted_once_whoever_ends_first(data: Any) -> None:
+    core, now = _core(kv=10**6), 0.0
+    _submit(core, "p")
+    tokens, fresh = {"p:0": list[int]()}, iter(range(10**6))
+    made = 1
+    for _ in range(data.draw(st.integers(1, 25))):
+        if not tokens:
+            break
+        name, now = data.draw(st.sampled_from(sorted(tokens))), now + 1.0
+        what = data.draw(st.sampled_from(["call", "call", "fork", "end"]))
+        if what == "call":
+            tokens[name] += [next(fresh) for _ in range(data.draw(st.integers(1, 50)))]
+            prompt = len(tokens[name])
+            core.handle(StepReady("p", name, f"{name}#{now}", "site", "e", prompt, 10), now)
+            tokens[name] += [next(fresh) for _ in range(10)]
+            event = StepFinished(
+                "p", name, f"{name}#{now}", "site", "e", prompt + 10, ("t",), prompt
+            )
+            core.handle(event, now + 0.5)
+        elif what == "fork" and tokens[name]:
+            made += 1
+            tokens[f"p:{made}"] = list(tokens[name])
+            core.handle(Forked("p", name, f"p:{made}", "e"), now)
+        elif what == "end":
+            del tokens[name]
+            core.handle(LineageEnded("p", name), now)
+        held = {token for line in tokens.values() for token in line}
+        assert core.world.own == len(held)
+
+
 def test_unknown_doubled_and_late_events_are_harmless() -> None:
     core = _core()
     for event in (
         Expected("x", 3.0),
         StepReady("x", "x:0", "s", "site", "e", 1, 1),
         StepFinished("x", "x:0", "s", "site", "e", 1, ()),
+        StepFailed("x", "s"),
+        Decoded("e", (("x", "s", 5),)),
+        Preempted("x", "s", "e"),
         ToolNamed("x", "t", "env"),
         ToolStarted("x", "x:0", "t", None),
         ToolFinished("x", "x:0", "t", 1.0),
@@ -448,6 +571,29 @@ class CoreMachine(RuleBasedStateMachine):
             self.now += seconds
             self._send(StepFinished(name, f"{name}:0", "s", "site", "e", context + 10, ("t",)))
 
+    @rule(
+        data=st.data(), context=st.integers(1, 2000), said=st.lists(st.integers(0, 2000)),
+        gives_way=st.booleans(), fails=st.booleans(),
+    )  # fmt: skip
+    def answer(
+        self, data: Any, context: int, said: list[int], gives_way: bool, fails: bool
+    ) -> None:
+        """A call whose end is heard of late, or never as it was."""
+        if not self.running:
+            return
+        name = data.draw(st.sampled_from(sorted(self.running)))
+        self._send(StepReady(name, f"{name}:0", "s", "site", "e", context, 10))
+        if gives_way:
+            self._send(Preempted(name, "s", "e"))
+        for more in said:
+            self._send(Decoded("e", ((name, "s", context + more), ("nobody", "s", 1))))
+        if fails:
+            self._send(StepFailed(name, "s"))
+        else:
+            self._send(StepFinished(name, f"{name}:0", "s", "site", "e", context + 1, ("t",)))
+        self._send(Decoded("e", ((name, "s", context + 5000),)))
+        self._send(Preempted(name, "s", "e"))
+
     @rule(data=st.data(), steps=st.floats(0, 1e6))
     def expect(self, data: Any, steps: float) -> None:
         if self.live:
@@ -499,6 +645,23 @@ class CoreMachine(RuleBasedStateMachine):
             assert (tenant.active, tenant.claimed) == (len(mine), sum(p.claim for p in mine))
             live = sum(p.about.tenant == name for p in world.programs.values())
             assert tenant.live == live
+
+    @invariant()
+    def memory_is_counted(self) -> None:
+        world = self.core.world
+        for total, field in (
+            (world.tokens, "tokens"),
+            (world.own, "own"),
+            (world.claimed, "claim"),
+        ):
+            assert total == sum(getattr(p, field) for p in world.active.values())
+        for program in world.programs.values():
+            assert program.own == sum(line.own for line in program.lineages.values())
+
+    @invariant()
+    def who_gave_way_runs(self) -> None:
+        world = self.core.world
+        assert world.pressed <= {step for p in world.active.values() for step in p.started}
 
     @invariant()
     def what_computes_is_counted(self) -> None:

@@ -250,8 +250,7 @@ class Programs:
                     usage = delta.usage or usage
                     context += len(delta.tokens)
                     live.heard(program.id, step, context, delta)
-                    if not delta.preempted:
-                        yield delta
+                    yield delta
             if usage is not None:
                 self._finished(place, lineage, step, state, usage)
         finally:

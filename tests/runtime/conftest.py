@@ -25,7 +25,8 @@ def call(name: str, **arguments: object) -> str:
 
 
 class ScriptedEngine:
-    """Answers each prompt with ``script(prompt)``, four tokens at a time, ended by itself."""
+    """Answers each prompt with ``script(prompt)``, four tokens at a time, ended by itself. With
+    `gives_way` each call does so once, after its first words."""
 
     def __init__(self, script: Script, pause: float = 0.0) -> None:
         folder = tiny_model()
@@ -38,6 +39,7 @@ class ScriptedEngine:
         self.leased: dict[str, float] = {}
         self.running = 0
         self.failures: list[Exception] = []
+        self.gives_way = False
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
         if self.failures:
@@ -56,6 +58,8 @@ class ScriptedEngine:
                 await asyncio.sleep(self.pause)
                 part = ids[at : at + 4]
                 yield Delta(request.id, tuple(part), self.tokenizer.decode(part))
+                if self.gives_way and at == 0:
+                    yield Delta(request.id, (), "", preempted=True)
             now = time.monotonic()
             usage = Usage(len(request.tokens), 0, len(ids) + 1, 0, began, began, began, now)
             yield Delta(request.id, (end,), "", (), FinishReason.STOP, usage)

@@ -27,7 +27,7 @@ from drawloom import (
     tool,
 )
 from drawloom.errors import Cancelled, ConfigError
-from drawloom.events import Decoded
+from drawloom.events import Decoded, Preempted
 
 ran: list[str] = []
 
@@ -406,6 +406,24 @@ async def test_the_scheduler_hears_once_of_all_that_an_engine_step_said(
     await asyncio.gather(*(runtime.run(talks, 8) for _ in range(3)))
     assert sum(len(event.calls) for event in heard) == 3 * alone
     assert len(heard) < 3 * alone
+
+
+async def test_the_scheduler_hears_of_a_call_that_gives_way_and_of_its_going_on(
+    open_runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime: Runtime = await open_runtime(lambda prompt: "a b c d e f g h")
+    engine: Any = runtime.live.engine
+    engine.gives_way = True
+    emit, pressed = runtime.live.emit, list[tuple[str, int]]()
+
+    def listen(event: Any) -> None:
+        emit(event)
+        if isinstance(event, Decoded | Preempted):
+            pressed.append((type(event).__name__, len(runtime.live.scheduler.world.pressed)))
+
+    monkeypatch.setattr(runtime.live, "emit", listen)
+    assert await runtime.run(loop, "q") == ["a b c d e f g h"]
+    assert pressed[:3] == [("Decoded", 0), ("Preempted", 1), ("Decoded", 0)]
 
 
 async def test_misuse_is_refused_with_advice(open_runtime: Any) -> None:

@@ -91,6 +91,22 @@ async def _chunks(client: httpx.AsyncClient, body: Json, path: str = "chat/compl
     return [json.loads(c) for c in chunks]
 
 
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+async def test_a_client_sees_nothing_of_a_call_that_gives_way(scripted: Any, path: str) -> None:
+    client, server = await scripted(lambda prompt: "one two three four five six")
+    engine: Any = server.live.engine
+    ask = {"prompt": "q"} if path == "completions" else _ask("q")
+    body, streams = {**ask, "max_tokens": 40, "stream": True}, []
+    for gives_way in (False, True):
+        engine.gives_way = gives_way
+        lines = (await client.post(f"/v1/{path}", json=body)).text.split("\n\n")
+        chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        said = [choice for chunk in chunks for choice in chunk["choices"]]
+        streams.append([choice.get("text") or choice.get("delta") for choice in said])
+    assert streams[0] == streams[1]
+    assert "three" in str(streams[0])
+
+
 async def test_an_answer_has_its_usage_and_its_program(tiny: Any) -> None:
     client, _ = tiny
     first = (await client.post("/v1/chat/completions", json=_ask(max_tokens=6))).json()

@@ -18,6 +18,7 @@ import numpy as np
 from drawloom.graph.calibration import Calibration
 from drawloom.graph.durations import Durations
 from drawloom.graph.forecast import Forecast
+from drawloom.graph.trend import Trend
 
 START, END, FORK = "start", "end", "fork:"
 _LEARN = 0.05
@@ -52,6 +53,9 @@ class ExecutionGraph:
         usual_alone: the mean seconds that finished programs would have taken alone.
         fewest: the fewest LLM calls of a finished program; 0 before any.
         step_seconds: the mean seconds of service of an LLM call.
+        sizes: LLM calls, peak and seconds of service of finished programs.
+        peaks: what their calls say of their peaks.
+        totals: what these say of their service.
         informed: whether the states predicted what finished programs still needed better than
             the service that they had had.
     """
@@ -64,6 +68,8 @@ class ExecutionGraph:
         self.spans: deque[float] = deque(maxlen=128)
         self.alone: deque[float] = deque(maxlen=128)
         self.calls: deque[int] = deque(maxlen=128)
+        self.sizes: deque[tuple[int, int, float]] = deque(maxlen=128)
+        self.peaks, self.totals = Trend((), ()), Trend((), ())
         self.usual_peak: int | None = None
         self.peak_spread = 0.0
         self.usual_span: float | None = None
@@ -135,6 +141,7 @@ class ExecutionGraph:
         if steps:
             self.calls.append(steps)
             self.alone.append(alone)
+            self.sizes.append((steps, peak_context, service))
         self._summarise()
 
     def _summarise(self) -> None:
@@ -142,6 +149,9 @@ class ExecutionGraph:
         self.usual_span = fmean(self.spans)
         if self.calls:
             self.usual_alone, self.fewest = fmean(self.alone), min(self.calls)
+        if self.sizes:
+            steps, peaks, totals = zip(*self.sizes, strict=True)
+            self.peaks, self.totals = Trend(steps, peaks), Trend(steps, totals)
         self._sorted = np.sort(np.array(self.services))
         self._costs.clear()
 
@@ -195,15 +205,22 @@ class ExecutionGraph:
             self._left, self._solved_at = self._solve(), self._changes
         return self._left.get(state)
 
-    def service_left(self, places: Iterable[tuple[str, bool]]) -> float | None:
+    def service_left(self, places: Iterable[tuple[str, bool, bool]]) -> float | None:
         """Seconds of service that a program still needs; None when nothing is known of any of its
-        conversations. `places` are their states, and whether the call there has ended."""
+        conversations. `places` are their states, whether the call there has ended, and whether
+        its branches are there: then they are conversations of their own."""
         steps, known = 0.0, False
-        for state, ended in places:
+        for state, ended, forked in places:
             left = None if state == START else self.steps_left(state)
             if left is not None:
-                steps, known = steps + left - ended, True
+                steps += left - ended - (self._branches(state) if forked else 0.0)
+                known = True
         return self.step_seconds * max(0.0, steps) if known else None
+
+    def _branches(self, state: str) -> float:
+        """LLM calls of the branches of a state, of those that are expected of it."""
+        each = self.steps_left(f"{FORK}{state}") or 0.0
+        return each * self._forks.get(state, 0.0) / max(1.0, self._visits.get(state, 0.0))
 
     def forecast(self, state: str, tool: str) -> Forecast:
         """What to expect of a program that waits for `tool` in `state`."""
@@ -238,6 +255,7 @@ class ExecutionGraph:
             "spans": list(self.spans),
             "alone": list(self.alone),
             "calls": list(self.calls),
+            "sizes": list(self.sizes),
             "calibrations": {tool: asdict(c) for tool, c in self.calibrations.items()},
             **{name: getattr(self, name) for name in _SAVED},
             "errors": self._errors,
@@ -258,6 +276,7 @@ class ExecutionGraph:
         graph.spans.extend(map(float, saved["spans"]))
         graph.alone.extend(map(float, saved.get("alone", ())))
         graph.calls.extend(map(int, saved.get("calls", ())))
+        graph.sizes.extend((int(n), int(p), float(s)) for n, p, s in saved.get("sizes", ()))
         graph.calibrations = {t: Calibration(**c) for t, c in saved["calibrations"].items()}
         for name, kind in _SAVED.items():
             setattr(graph, name, kind(saved[name]))

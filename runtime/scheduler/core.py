@@ -257,7 +257,7 @@ class Scheduler:
         graph.observe(lineage.state, event.state)
         shared = lineage.shared if lineage.context or lineage.shared else graph.shared
         self.world.resize(program, lineage, event.prompt, min(shared, event.prompt))
-        lineage.state, lineage.prompt = event.state, event.prompt
+        lineage.state, lineage.prompt, lineage.forked = event.state, event.prompt, False
         if program.active:
             return [self._start(program, event, now)]
         program.ready.append(event)
@@ -369,7 +369,7 @@ class Scheduler:
         parent = program.lineages.get(event.parent) if program else None
         if program is not None and parent is not None:
             graph = self.world.graph(program.about.agent)
-            state = graph.forked(parent.state)
+            state, parent.forked = graph.forked(parent.state), True
             shared = parent.context or parent.shared
             child = Lineage(event.child, event.engine, state, parent.id, shared=shared)
             program.lineages.setdefault(event.child, child)

@@ -1,33 +1,36 @@
 """`drawloom`: programs are admitted, ordered, kept and equipped as units.
 
-Order: the program whose end costs least goes first: by the calls that its declared graph says are
-left; else by the states in which its conversations are, where these have predicted better than the
-service had; else by the Gittins index of what programs of its agent took (seconds of the engine for
-each completion, given what it has had); its first prompt, which has to be computed, is added. Of
-what looks alike the smaller prompt goes first, then the earlier. Nobody waits for more than
-`_PATIENCE` times what its like take: then the oldest goes first. A small program looks like all
-others before its first call, so a new one that has waited for `_OVERDUE` times what its like take
-alone is tried, before its turn and in what memory is free at the time: it is paused again after as
-many calls as the shortest of them made. Between tenants service is shared
-by weight: none is admitted whose tenant has had more than that of another that waits, by what
-`ahead` programs take. Admission: a program runs when its own KV at its usual peak fits beside
-those that run, with a standard deviation of the sum to spare (Past-Future's idea of forecasting
-the peak, arXiv 2507.10150, over programs); a prefix that all share is counted once. With host
-memory behind the device, where what is too much is lost to nobody, it is promised what it will
-hold on average from now on, half way to its peak, and more run, by as much as those that run were
-seen to wait for tools: then some KV is always out of the way. Pause: when what runs outgrows
-memory all the same, the last in order that waits for a tool is held there; with host memory, a
-program at a tool boundary also makes room for one that costs a tenth of it. Retention: at a tool
-boundary KV is leased for as long as the tools take to return at the 95th percentile of what was
-observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds waste
-and blocks nobody). What ends is dropped at once. Environments: as many are kept ready as programs
-may claim, but not more than, at the rate of late, will be while others are made.
+Order: the program whose end costs least goes first: by the calls that it declared, and what
+programs of so many took; else by the states in which its conversations are, where these have
+predicted better than the service had; else by the Gittins index of what programs of its agent took
+(seconds of the engine for each completion, given what it has had); to the last two its first
+prompt, which has to be computed, is added. Of what looks alike the smaller prompt goes first, then
+the earlier. Nobody waits for more than `_PATIENCE` times what its like take: then the oldest goes
+first. A small program looks like all others before its first call, so a new one that has waited for
+`_OVERDUE` times what its like take alone is tried, before its turn and in what memory is free at
+the time: it is paused again after as many calls as the shortest of them made. Between tenants
+service is shared by weight: none is admitted whose tenant has had more than that of another that
+waits, by what `ahead` programs take. Admission: a program runs when its own KV at its peak, as
+usual or as it was with the calls that it declared, fits beside those that run, with a standard
+deviation of the sum to spare (Past-Future's idea of forecasting the peak, arXiv 2507.10150, over
+programs); a prefix that all share is counted once. With host memory behind the device, where what
+is too much is lost to nobody, it is promised what it will hold on average from now on, half way to
+its peak, and more run, by as much as those that run were seen to wait for tools: then some KV is
+always out of the way. None is admitted while a call has given way to others at the engine. Pause:
+when what runs outgrows memory all the same, the last in order that waits for a tool is held there;
+with host memory, a program at a tool boundary also makes room for one that costs a tenth of it.
+Retention: at a tool boundary KV is leased for as long as the tools take to return at the 95th
+percentile of what was observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the
+time to live bounds waste and blocks nobody). What ends is dropped at once. Environments: as many
+are kept ready as programs may claim, but not more than, at the rate of late, will be while others
+are made.
 """
 
 import math
 from collections.abc import Iterator
 
 from drawloom.events import StepReady, ToolReady
+from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.scheduler.held import Held, Lane
 from drawloom.runtime.scheduler.policy import Demote, Keep, Policy, Retention
 from drawloom.runtime.scheduler.program import Lineage, Program, Rank
@@ -73,16 +76,25 @@ class Drawloom(Policy):
         learned one where it has been right; else by what such programs took. 0 while nothing is
         known."""
         graph = world.graph(program.about.agent)
-        known = None
         if program.expected is not None:
-            known = max(1.0, program.expected - program.steps) * world.step_seconds(graph)
-        elif graph.informed:
-            known = graph.service_left(program.places)
+            program.cost = self._declared(world, graph, program, program.expected)
+            return program.cost
+        known = graph.service_left(program.places) if graph.informed else None
         if known is None:
             known = graph.seconds_per_completion(program.service)
         prompt = 0.0 if program.begun else world.cost.recompute(program.own)
         program.cost = prompt + (known or 0.0)
         return program.cost
+
+    def _declared(
+        self, world: World, graph: ExecutionGraph, program: Program, calls: float
+    ) -> float:
+        """Seconds of the engine that are left of so many calls, its prompts included: by what
+        programs of its agent took, with so many, if enough of them are known."""
+        each, total = world.step_seconds(graph), graph.totals.at(calls)
+        if total is None:
+            return max(1.0, calls - program.steps) * each
+        return max(1.0, total - program.service)
 
     # --- admission ------------------------------------------------------------------------
 
@@ -145,10 +157,17 @@ class Drawloom(Policy):
     def claim(self, world: World, program: Program) -> int:
         if program.trial:
             return program.own  # it is gone before it has grown
-        seen = world.graph(program.about.agent).usual_peak
+        seen, _ = self._peak(world, program)
         guess = program.about.expect_tokens or int(_GUESS * world.capacity)
         growth = max(0, (seen if seen is not None else guess) - program.own)
         return program.own + int(growth * (_HALF_WAY if world.host_tokens else 1.0))
+
+    def _peak(self, world: World, program: Program) -> tuple[float | None, float]:
+        """What it comes to, and how far others were from that: by the calls that it declared, or
+        as usual."""
+        graph, calls = world.graph(program.about.agent), program.expected
+        seen = None if calls is None else graph.peaks.at(calls)
+        return (graph.usual_peak, graph.peak_spread) if seen is None else (seen, graph.peaks.spread)
 
     def takes(self, world: World, program: Program) -> bool:
         return not world.active or self._fits(world, program)
@@ -156,7 +175,8 @@ class Drawloom(Policy):
     def _fits(self, world: World, program: Program) -> bool:
         """Whether one more does, should all together be a deviation above what is usual."""
         graph = world.graph(program.about.agent)
-        margin = graph.shared + _DEVIATIONS * graph.peak_spread * (len(world.active) + 1) ** 0.5
+        _, spread = self._peak(world, program)
+        margin = graph.shared + _DEVIATIONS * spread * (len(world.active) + 1) ** 0.5
         wanted = world.claimed + self.claim(world, program) + margin
         return bool(wanted <= (_FULL + self._beyond(world)) * world.capacity)
 

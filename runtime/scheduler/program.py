@@ -12,7 +12,8 @@ Rank = tuple[float, ...]
 
 @dataclass(slots=True)
 class Lineage:
-    """A conversation, forked off its `parent` if that goes on. `waiting` names the tools it waits
+    """A conversation, forked off its `parent` if that goes on, and itself `forked` since its last
+    call. `waiting` names the tools it waits
     for, `since` when it began to, `forecast` what was expected then; it is leased `until` then. Its
     last call had `prompt` tokens. Of its `context`, the first `shared` tokens are in the cache for
     others as well."""
@@ -23,6 +24,7 @@ class Lineage:
     parent: str = ""
     context: int = 0
     prompt: int = 0
+    forked: bool = False
     shared: int = 0
     waiting: str | None = None
     forecast: Forecast | None = None
@@ -106,9 +108,11 @@ class Program:
         return not self.running and all(line.waiting is None for line in self.lineages.values())
 
     @property
-    def places(self) -> Iterator[tuple[str, bool]]:
-        """The states of its conversations, and whether the call there has ended."""
-        return ((line.state, line.waiting is not None) for line in self.lineages.values())
+    def places(self) -> Iterator[tuple[str, bool, bool]]:
+        """The states of its conversations, whether the call there has ended, and whether what
+        branches off there is there."""
+        lines = self.lineages.values()
+        return ((line.state, line.waiting is not None, line.forked) for line in lines)
 
     def lacks(self, env: str) -> bool:
         """Whether it may still ask for an environment of this key."""

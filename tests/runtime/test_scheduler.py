@@ -318,6 +318,32 @@ def test_what_is_declared_to_be_short_goes_first() -> None:
     assert _admitted(core.handle(ProgramEnded("short"), 3.0)) == ["long"]
 
 
+def test_a_program_is_promised_what_others_with_as_many_calls_came_to() -> None:
+    core = _core(kv=10_000)
+    graph = core.world.graph("agent")
+    for calls in range(1, 21):
+        graph.finished(100 * calls, service=float(calls), steps=calls)
+    _submit(core, "small", expect_steps=5.0)
+    _submit(core, "large", expect_steps=40.0)
+    _submit(core, "silent")
+    claims = [core.world.programs[name].claim for name in ("small", "large", "silent")]
+    assert claims == pytest.approx([500, 4000, 1050], abs=1)
+
+
+def test_a_declared_program_costs_what_is_left_of_others_with_as_many_calls() -> None:
+    core = _core()
+    graph, rank = core.world.graph("agent"), core.policy.rank
+    for calls in range(1, 21):
+        graph.finished(100, service=10.0 + 2.0 * calls, steps=calls)
+    _submit(core, "p", expect_steps=10.0)
+    program = core.world.programs["p"]
+    _step(core, "p", 500, 0.0)
+    assert rank(core.world, program)[2] == pytest.approx(30.0)  # its prompt is in it
+    for service, left in ((12.0, 18.0), (29.5, 1.0), (99.0, 1.0)):
+        program.service = service
+        assert rank(core.world, program)[2] == pytest.approx(left)
+
+
 def test_of_new_programs_that_look_alike_the_smallest_prompt_goes_first() -> None:
     core = _core()
     _submit(core, "running", expect_tokens=900)

@@ -13,10 +13,9 @@ Rank = tuple[float, ...]
 @dataclass(slots=True)
 class Lineage:
     """A conversation, forked off its `parent` if that goes on, and itself `forked` since its last
-    call. `waiting` names the tools it waits
-    for, `since` when it began to, `forecast` what was expected then; it is leased `until` then. Its
-    last call had `prompt` tokens. Of its `context`, the first `shared` tokens are in the cache for
-    others as well."""
+    call. `waiting` names the tools it waits for, `since` when it began to, `forecast` what was
+    expected then; it is leased `until` then. Its last call had `prompt` tokens. Of its `context`,
+    the first `shared` tokens are in the cache for others as well."""
 
     id: str
     engine: str

@@ -10,7 +10,9 @@ from drawloom.graph.execution import END, START, ExecutionGraph
 from drawloom.graph.trend import Trend
 
 
-@given(st.floats(0, 1e5), st.floats(0, 1e4), st.sets(st.integers(1, 200), min_size=8, max_size=40))
+@given(
+    st.floats(0, 1e5), st.floats(0.1, 1e4), st.sets(st.integers(1, 200), min_size=8, max_size=40)
+)
 def test_programs_on_a_line_are_foretold(base: float, each: float, calls: set[int]) -> None:
     counts = sorted(calls)
     trend = Trend(counts, [base + each * n for n in counts])
@@ -23,6 +25,10 @@ def test_how_far_others_were_from_it_is_known() -> None:
     assert trend.at(5) == pytest.approx(50.0)
     assert trend.spread == pytest.approx(1.0)
     assert trend.at(-5) == 0.0
+
+
+def test_a_line_that_falls_says_nothing() -> None:
+    assert Trend(range(10), [float(10 - n) for n in range(10)]).at(3) is None
 
 
 @pytest.mark.parametrize("calls", [[], [1, 2, 3, 4, 5, 6, 7], [3] * 50])

@@ -205,6 +205,11 @@ class ExecutionGraph:
             self._left, self._solved_at = self._solve(), self._changes
         return self._left.get(state)
 
+    @property
+    def forks(self) -> bool:
+        """Whether its programs have branches."""
+        return bool(self._forks)
+
     def service_left(self, places: Iterable[tuple[str, bool, bool]]) -> float | None:
         """Seconds of service that a program still needs; None when nothing is known of any of its
         conversations. `places` are their states, whether the call there has ended, and whether

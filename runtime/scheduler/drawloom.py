@@ -45,6 +45,7 @@ _PATIENCE = 10.0
 _OVERDUE, _LITTLE = 15.0, 0.25
 _KNOWN = 20  # finished programs of an agent that say what its like take
 _GUESS = 0.125
+_WIDE = 32  # calls at an engine; 24 is as good, with 48 and 64 all slow each other down
 _SLACK = 1.5
 _SHORTEST, _LONGEST, _UNKNOWN = 1.0, 60.0, 30.0
 _CLASS, _TIE = 1e9, 1e-6
@@ -173,8 +174,11 @@ class Drawloom(Policy):
         return not world.active or self._fits(world, program)
 
     def _fits(self, world: World, program: Program) -> bool:
-        """Whether one more does, should all together be a deviation above what is usual."""
+        """Whether one more does, should all together be a deviation above what is usual. Branches
+        share their KV, so memory does not bound how many calls they make at a time."""
         graph = world.graph(program.about.agent)
+        if graph.forks and world.calls >= _WIDE:
+            return False
         _, spread = self._peak(world, program)
         margin = graph.shared + _DEVIATIONS * spread * (len(world.active) + 1) ** 0.5
         wanted = world.claimed + self.claim(world, program) + margin

@@ -37,6 +37,7 @@ class World:
         quickest: what it costs where nothing else is computed.
         queued: seconds that the last calls waited at their engine.
         computing: active programs that have a call at an engine.
+        calls: calls of active programs there.
         duty: the share of active programs that compute, over the last minutes.
         ticked: when the policy's clock last ticked.
         boundary: the program of which a call has just ended.
@@ -57,7 +58,7 @@ class World:
         self.host_tokens = 0
         self.cost, self.quickest = CostModel(), Quickest()
         self.queued: deque[float] = deque(maxlen=128)
-        self.computing, self.duty = 0, _DUTY
+        self.computing, self.calls, self.duty = 0, 0, _DUTY
         self.ticked = -1.0
         self.boundary: Program | None = None
         self.pressed: set[str] = set()
@@ -73,6 +74,7 @@ class World:
     def start(self, program: Program, step: str, lineage: str) -> None:
         """A call of a program goes to its engine."""
         self.computing += program.active and not program.running
+        self.calls += program.active
         program.running += 1
         program.started[step] = lineage
 
@@ -81,6 +83,7 @@ class World:
         if program.started.pop(step, None) is not None:
             self.pressed.discard(step)
             program.running -= 1
+            self.calls -= program.active
             self.computing -= program.active and not program.running
 
     @property
@@ -132,6 +135,7 @@ class World:
         self.active[program.id] = program
         self.tenants.activate(program)
         self.computing += program.running > 0
+        self.calls += program.running
         self.tokens += program.tokens
         self.own += program.own
         self.claimed += program.claim
@@ -140,6 +144,7 @@ class World:
         program.active = False
         del self.active[program.id]
         self.computing -= program.running > 0
+        self.calls -= program.running
         self.places.deactivate(program)
         self.tenants.deactivate(program)
         self.tokens -= program.tokens

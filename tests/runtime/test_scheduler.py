@@ -318,6 +318,28 @@ def test_what_is_declared_to_be_short_goes_first() -> None:
     assert _admitted(core.handle(ProgramEnded("short"), 3.0)) == ["long"]
 
 
+def test_programs_with_branches_wait_while_many_calls_run() -> None:
+    core = _core(kv=10_000)
+    _submit(core, "wide", expect_tokens=10)
+    _step(core, "wide", 10, 0.0)
+    _finish(core, "wide", 10, 1.0, "plan", computed=10)
+    for branch in range(1, 33):
+        core.handle(Forked("wide", "wide:0", f"wide:{branch}", "e"), 2.0)
+        event = StepReady("wide", f"wide:{branch}", f"s{branch}", "work", "e", 11, 5)
+        core.handle(event, 2.0)
+    assert core.world.calls == 32
+    assert _admitted(_submit(core, "alike", 3.0, expect_tokens=10)) == []
+    assert _admitted(core.handle(StepFailed("wide", "s1"), 4.0)) == ["alike"]
+
+
+def test_programs_without_branches_are_as_many_as_memory_holds() -> None:
+    core = _core(kv=10_000)
+    for number in range(40):
+        _submit(core, f"p{number}", expect_tokens=10)
+        _step(core, f"p{number}", 10, 0.0)
+    assert core.world.calls == len(core.world.active) == 40
+
+
 def test_a_program_is_promised_what_others_with_as_many_calls_came_to() -> None:
     core = _core(kv=10_000)
     graph = core.world.graph("agent")
@@ -693,6 +715,7 @@ class CoreMachine(RuleBasedStateMachine):
     def what_computes_is_counted(self) -> None:
         world = self.core.world
         assert world.computing == sum(p.running > 0 for p in world.active.values())
+        assert world.calls == sum(p.running for p in world.active.values())
         assert 0.0 <= world.duty <= 1.0
 
     @invariant()

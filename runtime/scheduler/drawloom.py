@@ -16,14 +16,14 @@ deviation of the sum to spare (Past-Future's idea of forecasting the peak, arXiv
 programs); a prefix that all share is counted once. With host memory behind the device, where what
 is too much is lost to nobody, it is promised what it will hold on average from now on, half way to
 its peak, and more run, by as much as those that run were seen to wait for tools: then some KV is
-always out of the way. None is admitted while a call has given way to others at the engine. Pause:
-when what runs outgrows memory all the same, the last in order that waits for a tool is held there;
-with host memory, a program at a tool boundary also makes room for one that costs a tenth of it.
-Retention: at a tool boundary KV is leased for as long as the tools take to return at the 95th
-percentile of what was observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the
-time to live bounds waste and blocks nobody). What ends is dropped at once. Environments: as many
-are kept ready as programs may claim, but not more than, at the rate of late, will be while others
-are made.
+always out of the way. None is admitted while a call has given way to others at the engine. Branches
+share their KV, so programs that have some wait while `_WIDE` calls run. Pause: when what runs
+outgrows memory all the same, the last in order that waits for a tool is held there; with host
+memory, a program at a tool boundary also makes room for one that costs a tenth of it. Retention: at
+a tool boundary KV is leased for as long as the tools take to return at the 95th percentile of what
+was observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds
+waste and blocks nobody). What ends is dropped at once. Environments: as many are kept ready as
+programs may claim, but not more than, at the rate of late, will be while others are made.
 """
 
 import math

@@ -54,8 +54,6 @@ class ExecutionGraph:
         fewest: the fewest LLM calls of a finished program; 0 before any.
         step_seconds: the mean seconds of service of an LLM call.
         sizes: LLM calls, peak and seconds of service of finished programs.
-        peaks: what their calls say of their peaks.
-        totals: what these say of their service.
         informed: whether the states predicted what finished programs still needed better than
             the service that they had had.
     """
@@ -69,7 +67,7 @@ class ExecutionGraph:
         self.alone: deque[float] = deque(maxlen=128)
         self.calls: deque[int] = deque(maxlen=128)
         self.sizes: deque[tuple[int, int, float]] = deque(maxlen=128)
-        self.peaks, self.totals = Trend((), ()), Trend((), ())
+        self._trends: tuple[Trend, Trend] | None = None
         self.usual_peak: int | None = None
         self.peak_spread = 0.0
         self.usual_span: float | None = None
@@ -149,9 +147,7 @@ class ExecutionGraph:
         self.usual_span = fmean(self.spans)
         if self.calls:
             self.usual_alone, self.fewest = fmean(self.alone), min(self.calls)
-        if self.sizes:
-            steps, peaks, totals = zip(*self.sizes, strict=True)
-            self.peaks, self.totals = Trend(steps, peaks), Trend(steps, totals)
+        self._trends = None
         self._sorted = np.sort(np.array(self.services))
         self._costs.clear()
 
@@ -204,6 +200,23 @@ class ExecutionGraph:
         if self._changes > self._solved_at + self._solved_at // 32:
             self._left, self._solved_at = self._solve(), self._changes
         return self._left.get(state)
+
+    @property
+    def peaks(self) -> Trend:
+        """What their calls say of the peaks of programs."""
+        return self._by_calls()[0]
+
+    @property
+    def totals(self) -> Trend:
+        """What their calls say of the service of programs, seconds."""
+        return self._by_calls()[1]
+
+    def _by_calls(self) -> tuple[Trend, Trend]:
+        """Worked out when somebody declares calls, not each time that a program ends."""
+        if self._trends is None:
+            steps, peaks, totals = zip(*self.sizes, strict=True) if self.sizes else ((), (), ())
+            self._trends = Trend(steps, peaks), Trend(steps, totals)
+        return self._trends
 
     @property
     def forks(self) -> bool:

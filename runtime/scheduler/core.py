@@ -322,8 +322,8 @@ class Scheduler:
             conversation = program.started.get(step) if program is not None else None
             if program is None or conversation is None:
                 continue
-            if world.pressed and step in world.pressed:
-                world.pressed.discard(step)
+            if step in world.pressed:
+                world.pressed.remove(step)
                 changed = True
             lineage = program.lineages[conversation]
             if context - lineage.context > notice:

@@ -18,6 +18,7 @@ import numpy as np
 from drawloom.graph.calibration import Calibration
 from drawloom.graph.durations import Durations
 from drawloom.graph.forecast import Forecast
+from drawloom.graph.look import Look
 from drawloom.graph.trend import Trend
 
 START, END, FORK = "start", "end", "fork:"
@@ -54,6 +55,9 @@ class ExecutionGraph:
         fewest: the fewest LLM calls of a finished program; 0 before any.
         step_seconds: the mean seconds of service of an LLM call.
         sizes: LLM calls, peak and seconds of service of finished programs.
+        look: when programs with branches showed how many; sizes are seconds of service.
+        told: when declared ones said anew how large they are; sizes are shares of what they had
+            said at first.
         informed: whether the states predicted what finished programs still needed better than
             the service that they had had.
     """
@@ -67,6 +71,7 @@ class ExecutionGraph:
         self.alone: deque[float] = deque(maxlen=128)
         self.calls: deque[int] = deque(maxlen=128)
         self.sizes: deque[tuple[int, int, float]] = deque(maxlen=128)
+        self.look, self.told = Look(), Look()
         self._trends: tuple[Trend, Trend] | None = None
         self.usual_peak: int | None = None
         self.peak_spread = 0.0
@@ -123,11 +128,14 @@ class ExecutionGraph:
         steps: int = 0,
         trail: Sequence[tuple[float, float]] = (),
         alone: float = 0.0,
+        shown: tuple[int, float] | None = None,
+        outgrew: float | None = None,
     ) -> None:
         """A program ended: the most KV tokens that it had for itself, the seconds that its LLM
         calls took, those from its admission to its end, how many calls there were, at the end of
-        each the service so far and what was then expected to follow, and the seconds that all of it
-        would have taken alone."""
+        each the service so far and what was then expected to follow, the seconds that all of it
+        would have taken alone, the calls and service after which it had shown how large it is,
+        and how many times the calls that it declared at first it declared last."""
         self._judge(service, trail)
         self.programs += 1
         if steps:
@@ -140,6 +148,10 @@ class ExecutionGraph:
             self.calls.append(steps)
             self.alone.append(alone)
             self.sizes.append((steps, peak_context, service))
+        calls, had = shown or (0, service)
+        self.look.observe(calls, had, service)
+        if outgrew is not None:
+            self.told.observe(calls, had, outgrew)
         self._summarise()
 
     def _summarise(self) -> None:
@@ -274,6 +286,8 @@ class ExecutionGraph:
             "alone": list(self.alone),
             "calls": list(self.calls),
             "sizes": list(self.sizes),
+            "look": self.look.saved(),
+            "told": self.told.saved(),
             "calibrations": {tool: asdict(c) for tool, c in self.calibrations.items()},
             **{name: getattr(self, name) for name in _SAVED},
             "errors": self._errors,
@@ -295,6 +309,8 @@ class ExecutionGraph:
         graph.alone.extend(map(float, saved.get("alone", ())))
         graph.calls.extend(map(int, saved.get("calls", ())))
         graph.sizes.extend((int(n), int(p), float(s)) for n, p, s in saved.get("sizes", ()))
+        graph.look.restore(saved.get("look", ()))
+        graph.told.restore(saved.get("told", ()))
         graph.calibrations = {t: Calibration(**c) for t, c in saved["calibrations"].items()}
         for name, kind in _SAVED.items():
             setattr(graph, name, kind(saved[name]))

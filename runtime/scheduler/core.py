@@ -101,7 +101,8 @@ class Scheduler:
     def _submitted(self, event: ProgramSubmitted, now: float) -> list[Action]:
         if event.program in self.world.programs:
             return []
-        program = Program(event, next(self.world.arrivals), now, expected=event.expect_steps)
+        program = Program(event, next(self.world.arrivals), now)
+        program.say(event.expect_steps)
         self.world.submit(program)
         self.world.hold(program, self.policy.order(program), now)
         return [*self.rebalance(now), *self._clock(now)]
@@ -110,7 +111,7 @@ class Scheduler:
         program = self.world.programs.get(event.program)
         if program is None:
             return []
-        program.expected = program.steps + event.steps
+        program.say(event.steps)
         self.world.reconsider(program, self.policy.order(program))
         return self.rebalance(now)
 
@@ -123,8 +124,9 @@ class Scheduler:
         if program.peak:
             span = now - program.admitted
             graph.finished(
-                program.peak, program.service, span, program.steps, program.trail, program.alone
-            )
+                program.peak, program.service, span, program.steps, program.trail, program.alone,
+                program.shown, program.outgrew,
+            )  # fmt: skip
             self._learned(graph)
         actions: list[Action] = []
         for lineage in program.lineages.values():
@@ -370,6 +372,7 @@ class Scheduler:
         if program is not None and parent is not None:
             graph = self.world.graph(program.about.agent)
             state, parent.forked = graph.forked(parent.state), True
+            program.show()
             shared = parent.context or parent.shared
             child = Lineage(event.child, event.engine, state, parent.id, shared=shared)
             program.lineages.setdefault(event.child, child)

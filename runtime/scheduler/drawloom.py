@@ -2,28 +2,33 @@
 
 Order: the program whose end costs least goes first: by the calls that it declared, and what
 programs of so many took; else by the states in which its conversations are, where these have
-predicted better than the service had; else by the Gittins index of what programs of its agent took
-(seconds of the engine for each completion, given what it has had); to the last two its first
-prompt, which has to be computed, is added. Of what looks alike the smaller prompt goes first, then
-the earlier. Nobody waits for more than `_PATIENCE` times what its like take: then the oldest goes
-first. A small program looks like all others before its first call, so a new one that has waited for
-`_OVERDUE` times what its like take alone is tried, before its turn and in what memory is free at
-the time: it is paused again after as many calls as the shortest of them made. Between tenants
-service is shared by weight: none is admitted whose tenant has had more than that of another that
-waits, by what `ahead` programs take. Admission: a program runs when its own KV at its peak, as
-usual or as it was with the calls that it declared, fits beside those that run, with a standard
-deviation of the sum to spare (Past-Future's idea of forecasting the peak, arXiv 2507.10150, over
-programs); a prefix that all share is counted once. With host memory behind the device, where what
-is too much is lost to nobody, it is promised what it will hold on average from now on, half way to
-its peak, and more run, by as much as those that run were seen to wait for tools: then some KV is
-always out of the way. None is admitted while a call has given way to others at the engine. Branches
-share their KV, so programs that have some wait while `_WIDE` calls run. Pause: when what runs
-outgrows memory all the same, the last in order that waits for a tool is held there; with host
-memory, a program at a tool boundary also makes room for one that costs a tenth of it. Retention: at
-a tool boundary KV is leased for as long as the tools take to return at the 95th percentile of what
-was observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds
-waste and blocks nobody). What ends is dropped at once. Environments: as many are kept ready as
-programs may claim, but not more than, at the rate of late, will be while others are made.
+predicted better than the service had, or are several, which are there to be counted; else by the
+Gittins index of what programs of its agent took (seconds of the engine for each completion, given
+what it has had); to the last two its first prompt, which has to be computed, is added. Where
+programs of an agent show on their way how large they are, by the branches that they begin or by
+what they declare anew, a new one is looked at first: it runs until then, in the memory that this
+takes, at what looking at all and going on with the smallest costs for each that ends, and is held
+again if it turns out that others should go before it. Of what looks alike the smaller prompt goes
+first, then the earlier. Nobody waits for more than `_PATIENCE` times what its like take: then the
+oldest goes first. A small program looks like all others before its first call, so a new one that
+has waited for `_OVERDUE` times what its like take alone is tried, before its turn and in what
+memory is free at the time: it is paused again after as many calls as the shortest of them made.
+Between tenants service is shared by weight: none is admitted whose tenant has had more than that of
+another that waits, by what `ahead` programs take. Admission: a program runs when its own KV at its
+peak, as usual or as it was with the calls that it declared, fits beside those that run, with a
+standard deviation of the sum to spare (Past-Future's idea of forecasting the peak, arXiv
+2507.10150, over programs); a prefix that all share is counted once. With host memory behind the
+device, where what is too much is lost to nobody, it is promised what it will hold on average from
+now on, half way to its peak, and more run, by as much as those that run were seen to wait for
+tools: then some KV is always out of the way. None is admitted while a call has given way to others
+at the engine. Branches share their KV, so programs that have some wait while `_WIDE` calls run.
+Pause: when what runs outgrows memory all the same, the last in order that waits for a tool is held
+there; with host memory, a program at a tool boundary also makes room for one that costs a tenth of
+it. Retention: at a tool boundary KV is leased for as long as the tools take to return at the 95th
+percentile of what was observed (Continuum's idea, arXiv 2511.02230; leases here are soft, so the
+time to live bounds waste and blocks nobody). What ends is dropped at once. Environments: as many
+are kept ready as programs may claim, but not more than, at the rate of late, will be while others
+are made.
 """
 
 import math
@@ -46,6 +51,7 @@ _OVERDUE, _LITTLE = 15.0, 0.25
 _KNOWN = 20  # finished programs of an agent that say what its like take
 _GUESS = 0.125
 _WIDE = 32  # calls at an engine; 24 is as good, with 48 and 64 all slow each other down
+_WORTH = 0.9  # of what a program takes, to be worth a look at it first
 _SLACK = 1.5
 _SHORTEST, _LONGEST, _UNKNOWN = 1.0, 60.0, 30.0
 _CLASS, _TIE = 1e9, 1e-6
@@ -73,19 +79,38 @@ class Drawloom(Policy):
         return priority, deadline, self._cost(world, program), size, index
 
     def _cost(self, world: World, program: Program) -> float:
-        """Seconds of the engine for each completion: what a declared graph says is left, or the
-        learned one where it has been right; else by what such programs took. 0 while nothing is
-        known."""
+        """Seconds of the engine for each completion; 0 while nothing is known."""
+        program.cost, _ = self._plan(world, program)
+        if not program.begun and program.expected is None:
+            lines = program.lineages.values()
+            program.cost += sum(world.cost.recompute(line.own) for line in lines)
+        return program.cost
+
+    def _plan(self, world: World, program: Program) -> tuple[float, int]:
+        """Seconds of the engine for each completion, its first prompt apart, and after how many of
+        its calls it is decided whether it is gone on with; 0: it runs to its end."""
         graph = world.graph(program.about.agent)
+        whole = self._whole(world, graph, program)
+        if program.begun or len(program.lineages) > 1:
+            return whole, 0
+        declared = program.expected is not None
+        look = graph.told if declared else graph.look
+        cost = look.cost(whole if declared else 1.0)
+        if cost is None or cost >= _WORTH * whole:
+            return whole, 0
+        return cost, look.calls
+
+    def _whole(self, world: World, graph: ExecutionGraph, program: Program) -> float:
+        """Seconds of the engine until its end: what a declared graph says is left, or the learned
+        one where that has been right or several conversations are there to be counted; else for
+        each completion, by what such programs took."""
         if program.expected is not None:
-            program.cost = self._declared(world, graph, program, program.expected)
-            return program.cost
-        known = graph.service_left(program.places) if graph.informed else None
+            return self._declared(world, graph, program, program.expected)
+        counted = graph.informed or len(program.lineages) > 1
+        known = graph.service_left(program.places) if counted else None
         if known is None:
             known = graph.seconds_per_completion(program.service)
-        prompt = 0.0 if program.begun else world.cost.recompute(program.own)
-        program.cost = prompt + (known or 0.0)
-        return program.cost
+        return known or 0.0
 
     def _declared(
         self, world: World, graph: ExecutionGraph, program: Program, calls: float
@@ -103,9 +128,10 @@ class Drawloom(Policy):
         if world.pressed:
             return  # those that run have no room as it is
         while (program := self._next(world, now)) is not None:
-            if world.active and not self._fits(world, program):
-                break
-            if not self._housed(world, program, now):
+            program.trial = self._plan(world, program)[1] if world.active else 0
+            fits = not world.active or self._fits(world, program)
+            if not fits or not self._housed(world, program, now):
+                program.trial = 0
                 break
             yield program
         while (program := self._overdue(world, now)) is not None:
@@ -241,11 +267,11 @@ class Drawloom(Policy):
         if program.steps < program.trial or not (program.acting and program.active):
             return
         program.trial = 0
-        if first is None:
-            return
-        sooner = self._cost(world, first) < self._cost(world, program)
-        if sooner or not self._fits(world, program):
+        sooner = first is not None and self._cost(world, first) < self._cost(world, program)
+        if sooner or (first is not None and not self._fits(world, program)):
             yield program
+        else:
+            world.reclaim(program, self.claim(world, program))
 
     def _overflows(self, world: World) -> bool:
         """Whether what runs has outgrown memory; with host memory its loss is cheap."""

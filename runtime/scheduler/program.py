@@ -54,12 +54,15 @@ class Program:
         trial: calls after which it is held again, as it was admitted before its turn; 0 is never.
         since: when it became held, or ran out of calls.
         admitted: when it first became active.
+        shown: calls and service that it had had when it showed how large it is: began branches, or
+            declared anew what is to come.
         marked: to be paused as soon as it is at a tool boundary.
         order: its place among its agent's new programs.
         host: where it has room for its environments, from its first call on.
         offer: how often it was ranked among the held; the last rank counts.
         cost: what the policy last found its end to cost.
         expected: LLM calls in all, by what it declared last; None if it did not.
+        said: the same, by what it declared before its first call.
         trail: at the end of each call, the service so far and the service that was expected to
             follow it.
     """
@@ -78,6 +81,7 @@ class Program:
     service: float = 0.0
     alone: float = 0.0
     trial: int = 0
+    shown: tuple[int, float] | None = None
     since: float = 0.0
     admitted: float = 0.0
     ready: list[StepReady] = field(default_factory=list)
@@ -88,6 +92,7 @@ class Program:
     offer: int = 0
     cost: float = 0.0
     expected: float | None = None
+    said: float | None = None
     trail: list[tuple[float, float]] = field(default_factory=list)
     lineages: dict[str, Lineage] = field(default_factory=dict)
     envs: set[str] = field(default_factory=set)
@@ -112,6 +117,25 @@ class Program:
         branches off there is there."""
         lines = self.lineages.values()
         return ((line.state, line.waiting is not None, line.forked) for line in lines)
+
+    def say(self, calls: float | None) -> None:
+        """It declares how many calls are to come."""
+        if calls is None:
+            return
+        self.expected = self.steps + calls
+        self.show()
+        if not self.steps:
+            self.said = self.expected
+
+    def show(self) -> None:
+        """It is seen how large it is, unless it was before. Its first call shows nothing."""
+        if self.steps and self.shown is None:
+            self.shown = self.steps, self.service
+
+    @property
+    def outgrew(self) -> float | None:
+        """How many times the calls that it declared at first it declared last."""
+        return self.expected / self.said if self.said and self.expected is not None else None
 
     def lacks(self, env: str) -> bool:
         """Whether it may still ask for an environment of this key."""

@@ -222,9 +222,7 @@ class Simulation:
         job, call = running.job, running.job.calls[at]
         lineage = lineage_of(name, call.chat)
         if call.chat not in running.chats:
-            running.chats.add(call.chat)
-            parent = job.calls[job.base(at)].chat if job.base(at) >= 0 else 0
-            self._tell(Forked(name, lineage_of(name, parent), lineage, self._home))
+            self._fork(running, job.base(at))
         units, tail = self._prompts.of(running, at)
         self._fresh += self._unit * (len(units) - tail) + call.output
         step = f"{name}#{at}"
@@ -233,6 +231,17 @@ class Simulation:
         self._steps[step] = _Step(running, at, work, tail)
         state = self._state(job, at)
         self._tell(StepReady(name, lineage, step, state, self._home, work.prompt, call.output))
+
+    def _fork(self, running: Running, base: int) -> None:
+        """All conversations that go on from a call begin; they are there before any of them speaks.
+        Whoever sees requests only, does not see where they come from."""
+        job = running.job
+        for at, call in enumerate(job.calls):
+            if job.base(at) == base and call.chat not in running.chats:
+                running.chats.add(call.chat)
+                if base >= 0 and not self.blind:
+                    parent, child = (lineage_of(job.id, c.chat) for c in (job.calls[base], call))
+                    self._tell(Forked(job.id, parent, child, self._home))
 
     def _finished(self, work: Work) -> None:
         step = self._steps.pop(work.step)

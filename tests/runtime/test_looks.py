@@ -1,0 +1,139 @@
+"""New programs are looked at before the large ones of them are gone on with."""
+
+import pytest
+
+from drawloom.actions import Action
+from drawloom.events import (
+    EngineUp,
+    Expected,
+    Forked,
+    ProgramEnded,
+    ProgramSubmitted,
+    StepFinished,
+    StepReady,
+)
+from drawloom.graph.execution import END, START, ExecutionGraph
+from drawloom.runtime.scheduler import Scheduler, make_policy
+
+PEAK = 400
+
+
+def _core() -> Scheduler:
+    """Room for two programs as usual, which has `wide` ones before: they plan, and then branch into
+    10 or 200 calls of a second each."""
+    core = Scheduler(make_policy("drawloom"))
+    core.handle(EngineUp("e", int(2.5 * PEAK)), 0.0)
+    graph = core.world.graph("wide")
+    _branches(graph)
+    for number in range(20):
+        calls = 10 if number % 2 else 200
+        graph.finished(PEAK, float(calls), 100.0, calls, shown=(1, 1.0), outgrew=calls / 105)
+    return core
+
+
+def _branches(graph: ExecutionGraph) -> None:
+    for _ in range(20):
+        graph.observe(START, "plan")
+        graph.observe(graph.forked("plan"), "work")
+        graph.observe("work", END)
+        graph.observe("plan", END)
+
+
+def _submit(core: Scheduler, name: str, steps: float | None = None) -> list[Action]:
+    return core.handle(ProgramSubmitted(name, "wide", expect_steps=steps), 0.0)
+
+
+def _plan(core: Scheduler, name: str) -> None:
+    core.handle(StepReady(name, name, f"{name}#0", "plan", "e", 10, 5), 1.0)
+    core.handle(StepFinished(name, name, f"{name}#0", "plan", "e", 15, ("plan",), 10), 2.0)
+
+
+def _fork(core: Scheduler, name: str, branches: int) -> list[Action]:
+    for branch in range(branches):
+        core.handle(Forked(name, name, f"{name}.{branch}", "e"), 3.0)
+    return [
+        action
+        for branch in range(branches)
+        for action in core.handle(
+            StepReady(name, f"{name}.{branch}", f"{name}.{branch}#0", "work", "e", 16, 5), 3.0
+        )
+    ]
+
+
+def test_a_look_takes_the_memory_of_a_look() -> None:
+    core = _core()
+    _submit(core, "first")
+    assert core.world.programs["first"].claim == PEAK  # nobody waits for it: no look
+    _submit(core, "second")
+    _submit(core, "third")
+    looked = [core.world.programs[name] for name in ("second", "third")]
+    assert [(p.active, p.trial, p.claim) for p in looked] == [(True, 1, 0)] * 2
+
+
+def test_where_nobody_waits_it_goes_on_and_is_promised_what_is_usual() -> None:
+    core = _core()
+    _submit(core, "first")
+    _submit(core, "second")
+    _plan(core, "second")
+    program = core.world.programs["second"]
+    assert (program.active, program.trial, program.claim) == (True, 0, PEAK)
+
+
+def test_what_shows_that_it_is_large_waits_for_what_is_small() -> None:
+    core = _core()
+    core.handle(ProgramSubmitted("running", "plain", expect_tokens=PEAK), 0.0)
+    for name in ("large", "small", "next"):
+        _submit(core, name)
+    core.handle(ProgramSubmitted("more", "plain", expect_tokens=2 * PEAK), 0.0)
+    for name in ("large", "small", "next"):
+        _plan(core, name)
+    held = core.world.held.programs
+    assert set(held) == {"large", "small", "next", "more"}
+    assert _fork(core, "large", 20) == []
+    assert _fork(core, "small", 2) == []
+    costs = {name: core.policy.rank(core.world, held[name])[2] for name in ("large", "small")}
+    assert costs["large"] == pytest.approx(20.0, rel=0.1)
+    assert costs["small"] == pytest.approx(2.0, rel=0.3)
+    core.handle(ProgramEnded("running"), 4.0)
+    core.handle(ProgramEnded("more"), 5.0)
+    assert set(core.world.active) == {"small", "next"}
+    core.handle(ProgramEnded("next"), 6.0)
+    assert set(core.world.active) == {"small", "large"}
+
+
+@pytest.mark.parametrize(("says", "looks"), [(True, True), (False, False)])
+def test_declared_programs_are_looked_at_where_they_say_more_on_their_way(
+    says: bool, looks: bool
+) -> None:
+    core = Scheduler(make_policy("drawloom"))
+    core.handle(EngineUp("e", 10 * PEAK), 0.0)
+    graph = core.world.graph("wide")
+    for number in range(20):
+        outgrew = 0.1 + number % 2 if says else 1.0
+        graph.finished(PEAK, 100.0 * outgrew, 100.0, 50, shown=(1, 1.0), outgrew=outgrew)
+    _submit(core, "first", 50.0)
+    _submit(core, "second", 50.0)
+    assert (core.world.programs["second"].trial == 1) is looks
+
+
+def test_what_declared_programs_say_first_and_last_is_learned() -> None:
+    core = Scheduler(make_policy("drawloom"))
+    core.handle(EngineUp("e", 10 * PEAK), 0.0)
+    _submit(core, "p", 40.0)
+    _plan(core, "p")
+    core.handle(Expected("p", 9.0), 3.0)
+    program = core.world.programs["p"]
+    assert (program.said, program.expected, program.outgrew) == (40.0, 10.0, 0.25)
+    assert program.shown == (1, 0.0)
+    core.handle(Expected("p", 19.0), 4.0)
+    assert program.outgrew == 0.5
+    core.handle(ProgramEnded("p"), 5.0)
+    assert core.world.graph("wide").told.saved() == [(1, 0.0, 0.5)]
+
+
+def test_branches_before_the_first_call_show_nothing() -> None:
+    core = _core()
+    _submit(core, "p")
+    core.handle(StepReady("p", "p", "p#0", "plan", "e", 10, 5), 1.0)
+    core.handle(Forked("p", "p", "p.1", "e"), 1.0)
+    assert core.world.programs["p"].shown is None

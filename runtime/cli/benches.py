@@ -87,7 +87,7 @@ def bench_graphs(
     skip: int = 200,
     json: Json = False,
 ) -> int:
-    """What declared graphs are worth: the same programs declared, learned and blind.
+    """What declared graphs are worth: the same programs declared, learned, over HTTP and blind.
 
     Args:
         workload: graphs, planner, map-reduce or best-of-n.

@@ -87,7 +87,7 @@ def graphs(scenario: Scenario, policy: str, json: bool) -> int:
     """Raises `ConfigError` for a workload or machine that there is not."""
     found = {
         knows: compare(replace(scenario, knows=knows), [policy])[policy]
-        for knows in ("declared", "learned", "blind")
+        for knows in ("declared", "learned", "http", "blind")
     }
     blind = found["blind"]["jct_mean_s"]
     for row in found.values():

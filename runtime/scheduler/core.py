@@ -369,13 +369,15 @@ class Scheduler:
     def _forked(self, event: Forked, now: float) -> list[Action]:
         program = self.world.programs.get(event.program)
         parent = program.lineages.get(event.parent) if program else None
-        if program is not None and parent is not None:
-            graph = self.world.graph(program.about.agent)
-            state, parent.forked = graph.forked(parent.state), True
-            program.show()
-            shared = parent.context or parent.shared
-            child = Lineage(event.child, event.engine, state, parent.id, shared=shared)
-            program.lineages.setdefault(event.child, child)
+        if program is None or parent is None or event.child in program.lineages:
+            return []
+        graph = self.world.graph(program.about.agent)
+        state, parent.forked = graph.forked(parent.state), True
+        program.show()
+        there = parent.context or parent.shared
+        shared = there if event.shared is None else min(event.shared, there)
+        child = Lineage(event.child, event.engine, state, parent.id, shared=shared)
+        program.lineages[event.child] = child
         return []
 
     def _lineage_ended(self, event: LineageEnded, now: float) -> list[Action]:

@@ -16,7 +16,14 @@ from itertools import islice
 from drawloom.engine.base import Delta, GenerateRequest, Grammar, Usage
 from drawloom.engine.sequence import SamplingParams
 from drawloom.errors import EngineError
-from drawloom.events import LineageEnded, ProgramEnded, ProgramSubmitted, StepFinished, StepReady
+from drawloom.events import (
+    Forked,
+    LineageEnded,
+    ProgramEnded,
+    ProgramSubmitted,
+    StepFinished,
+    StepReady,
+)
 from drawloom.ids import new_id
 from drawloom.runtime.budget import Account
 from drawloom.runtime.live import Live
@@ -100,8 +107,8 @@ class Programs:
         self, name: str | None, tenant: str, priority: int, text: str, output: int = 0
     ) -> Place:
         """The lineage that a prompt continues, or a new one; its tokens, the known ones as they
-        were sampled. Lineages that are busy are continued by nobody else. `output` is how many
-        tokens may come, if that is known."""
+        were sampled. A lineage that is busy is continued by nobody else: what begins as it did
+        before is a fork of it. `output` is how many tokens may come, if that is known."""
         guest = self._programs.get(name or "")
         inside = guest is not None and guest.account is not None
         key = name if name is None or inside else self.key(name, tenant)
@@ -114,10 +121,12 @@ class Programs:
                 self._bound()
         if not program.named:
             self._nameless.move_to_end(program.id)
-        lineage = _continued(program, text)
+        lineage, parent = _continued(program, text, busy=False), None
         if lineage is None:
             self._lineages += 1  # never one name twice: an ended program may still be running
             lineage = Lineage(f"{program.id}/{self._lineages}")
+            if (parent := _continued(program, text, busy=True)) is not None:
+                lineage.text, lineage.ids = parent.text, parent.ids
             program.lineages[lineage.name] = lineage
         lineage.busy = True
         program.running += 1
@@ -130,6 +139,9 @@ class Programs:
             self.live.emit(
                 ProgramSubmitted(program.id, kind, tenant, priority, expect_tokens=expect)
             )
+        if parent is not None:
+            engine = self.live.engine.info.id
+            self.live.emit(Forked(program.id, parent.name, lineage.name, engine, len(parent.ids)))
         return place
 
     @staticmethod
@@ -282,12 +294,13 @@ class Programs:
         )  # fmt: skip
 
 
-def _continued(program: HttpProgram, text: str) -> Lineage | None:
-    """The longest conversation of a program that this text goes on with."""
+def _continued(program: HttpProgram, text: str, busy: bool) -> Lineage | None:
+    """The longest conversation of a program, of those that are busy or the others, that this text
+    goes on with."""
     best = None
     for lineage in program.lineages.values():
         longer = best is None or len(lineage.text) > len(best.text)
-        if not lineage.busy and lineage.text and longer and text.startswith(lineage.text):
+        if lineage.busy is busy and lineage.text and longer and text.startswith(lineage.text):
             best = lineage
     return best
 

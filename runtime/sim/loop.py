@@ -64,7 +64,9 @@ class Simulation:
     it was of and its number there; `Work.ends` is then when it ended.
 
     What the scheduler `knows` of agents: ``declared`` (their graphs say how many calls are to
-    come), ``learned`` (their names and places, from which it learns) or ``blind`` (requests).
+    come), ``learned`` (their names and places, from which it learns), ``http`` (what the server
+    sees of a client: conversations, where they fork, the tools that answered) or ``blind``
+    (requests, each in some conversation of a program).
     With `replicas` engines, `routing` is how programs find theirs (`Fleet`).
     """
 
@@ -81,7 +83,7 @@ class Simulation:
         routing: str = "affine",
     ) -> None:
         self.machine, self.jobs, self._unit = machine, jobs, machine.unit
-        self.declared, self.blind = knows == "declared", knows == "blind"
+        self.knows = knows
         self.log: list[tuple[Work, Job, int]] | None = [] if record else None
         self.scheduler = Fleet(policy, routing) if replicas > 1 else Scheduler(policy)
         self.engines = Engines(machine, host, host and policy.spill, replicas)
@@ -196,7 +198,7 @@ class Simulation:
 
     def _arrive(self, job: Job) -> None:
         running = self._running[job.id] = Running(job, self.now)
-        expect = job.expect if self.declared else None
+        expect = job.expect if self.knows == "declared" else None
         envs = (job.env,) if self.host is not None and job.env else ()
         agent = self._agent(job)
         self._tell(ProgramSubmitted(job.id, agent, job.tenant, envs=envs, expect_steps=expect))
@@ -206,14 +208,14 @@ class Simulation:
             self._ready((job.id, at))
 
     def _agent(self, job: Job) -> str:
-        return "client" if self.blind else job.agent
+        return "client" if self.knows in ("http", "blind") else job.agent
 
     def _state(self, job: Job, at: int) -> str:
         """Where an agent is: its place, and what came before. A blind scheduler sees a request."""
-        if self.blind:
+        if self.knows == "blind":
             return "llm/"
-        before = job.base(at)
-        return f"{job.calls[at].site}/{job.calls[before].tool if before >= 0 else ''}"
+        before, site = job.base(at), "http" if self.knows == "http" else job.calls[at].site
+        return f"{site}/{job.calls[before].tool if before >= 0 else ''}"
 
     def _ready(self, which: tuple[str, int]) -> None:
         """A program's call has its input."""
@@ -239,7 +241,7 @@ class Simulation:
         for at, call in enumerate(job.calls):
             if job.base(at) == base and call.chat not in running.chats:
                 running.chats.add(call.chat)
-                if base >= 0 and not self.blind:
+                if base >= 0 and self.knows != "blind":
                     parent, child = (lineage_of(job.id, c.chat) for c in (job.calls[base], call))
                     self._tell(Forked(job.id, parent, child, self._home))
 
@@ -267,7 +269,7 @@ class Simulation:
             return
         if not running.calls_of[call.chat] and call.chat:
             self._tell(LineageEnded(job.id, lineage_of(job.id, call.chat)))
-        if self.declared and call.left is not None:
+        if self.knows == "declared" and call.left is not None:
             self._tell(Expected(job.id, call.left))
         if self.host is not None and job.env and call.busy:
             self._use(running, at)

@@ -134,12 +134,14 @@ class ToolFinished:
 
 @dataclass(frozen=True, slots=True)
 class Forked:
-    """A conversation was forked."""
+    """A conversation was forked. The child begins with the first `shared` tokens of its parent; by
+    default with all of them."""
 
     program: str
     parent: str
     child: str
     engine: str
+    shared: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import uvicorn
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.sequence import SamplingParams
 from drawloom.errors import EngineError
+from drawloom.events import Forked
 from drawloom.runtime.runtime import Runtime
 from drawloom.runtime.server.app import Server
 from drawloom.runtime.server.serve import bind, is_loopback
@@ -383,3 +384,48 @@ async def test_metrics_have_our_names_and_those_that_dashboards_know(tiny: Any) 
 def test_loopback_is_told_from_the_world() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org")))
+
+
+def _told(server: Any) -> list[Any]:
+    """What the scheduler is told from now on."""
+    told, emit = list[Any](), server.live.emit
+
+    def both(event: Any) -> None:
+        told.append(event)
+        emit(event)
+
+    server.live.emit = both
+    return told
+
+
+async def test_what_begins_as_a_busy_conversation_did_is_a_fork_of_it(tiny: Any) -> None:
+    client, server = tiny
+    told, live, programs = _told(server), server.live, server.programs
+    trunk: Json = {**_ask("Where is it?", max_tokens=6), "program_id": "p"}
+    answer = (await client.post("/v1/chat/completions", json=trunk)).json()
+    said = answer["choices"][0]["message"]["content"]
+    (conversation,) = programs._programs["p"].lineages.values()
+    ids = list(conversation.ids)
+    more = [*trunk["messages"], {"role": "assistant", "content": said}]
+    asks = [{**trunk, "messages": [*more, {"role": "user", "content": way}]} for way in "abc"]
+    posts = [client.post("/v1/chat/completions", json=ask) for ask in asks]
+    for branch in await asyncio.gather(*posts):
+        assert branch.status_code == 200
+        assert branch.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    forks = [event for event in told if isinstance(event, Forked)]
+    assert [(fork.parent, fork.shared) for fork in forks] == [(conversation.name, len(ids))] * 2
+    assert len({fork.child for fork in forks}) == 2
+    branches = programs._programs["p"].lineages.values()
+    assert [lineage.ids[: len(ids)] for lineage in branches] == [ids] * 3
+    world = live.scheduler.world
+    own = {line.id: line.own for line in world.programs["p"].lineages.values()}
+    assert all(own[fork.child] <= len(lineage.ids) - len(ids) + 1 for fork in forks
+               for lineage in branches if lineage.name == fork.child)  # fmt: skip
+
+
+async def test_programs_without_a_name_do_not_fork_off_each_other(tiny: Any) -> None:
+    client, server = tiny
+    told = _told(server)
+    posts = [client.post("/v1/chat/completions", json=_ask("same", max_tokens=4)) for _ in range(3)]
+    await asyncio.gather(*posts)
+    assert not any(isinstance(event, Forked) for event in told)

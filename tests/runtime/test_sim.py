@@ -182,7 +182,7 @@ def test_generated_programs_are_ones_that_could_be(kind: str) -> None:
         assert job.after(len(job.calls) - 1) or len(job.calls) == 1
 
 
-@pytest.mark.parametrize("knows", ["declared", "learned", "blind"])
+@pytest.mark.parametrize("knows", ["declared", "learned", "http", "blind"])
 @pytest.mark.parametrize("host", [False, True])
 def test_programs_of_many_conversations_end_and_leave_nothing(knows: str, host: bool) -> None:
     jobs = Mix(tuple(generate("graphs", 12, seed=2)), 6, 12).draw(1, 60.0)

@@ -22,7 +22,6 @@ from drawloom.graph.look import Look
 from drawloom.graph.trend import Trend
 
 START, END, FORK = "start", "end", "fork:"
-_LEARN = 0.05
 _ENOUGH, _BETTER = 8, 0.9
 _SAVED: dict[str, Callable[[Any], Any]] = {
     "shared": int, "step_seconds": float, "informed": bool, "programs": int
@@ -138,9 +137,6 @@ class ExecutionGraph:
         and how many times the calls that it declared at first it declared last."""
         self._judge(service, trail)
         self.programs += 1
-        if steps:
-            share = max(1 / self.programs, _LEARN)
-            self.step_seconds += share * (service / steps - self.step_seconds)
         self.contexts.append(peak_context)
         self.services.append(service)
         self.spans.append(span)
@@ -159,6 +155,8 @@ class ExecutionGraph:
         self.usual_span = fmean(self.spans)
         if self.calls:
             self.usual_alone, self.fewest = fmean(self.alone), min(self.calls)
+        if calls := sum(steps for steps, _, _ in self.sizes):
+            self.step_seconds = sum(service for _, _, service in self.sizes) / calls
         self._trends = None
         self._sorted = np.sort(np.array(self.services))
         self._costs.clear()

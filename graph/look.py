@@ -4,7 +4,7 @@ from collections import deque
 
 import numpy as np
 
-_ENOUGH = 8  # programs that have shown how large they are
+_ENOUGH = 4  # programs that have shown how large they are
 
 
 class Look:

@@ -79,3 +79,13 @@ def test_a_forecast_says_what_is_known() -> None:
     assert forecast.next == {}
     graph.durations.observe("shell", 1.0)
     assert graph.forecast("llm", "shell").seconds_p50 == pytest.approx(1.0, rel=0.02)
+
+
+def test_the_seconds_of_a_call_are_the_mean_over_calls_and_not_over_programs() -> None:
+    graph = ExecutionGraph("a")
+    graph.finished(10, service=4.0, steps=2)
+    graph.finished(10, service=96.0, steps=8)
+    graph.finished(10, service=7.0)  # of which no call is known
+    assert graph.step_seconds == pytest.approx(10.0)
+    older = graph.saved() | {"sizes": [], "step_seconds": 3.0}
+    assert ExecutionGraph.restore("a", older).step_seconds == 3.0

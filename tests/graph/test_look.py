@@ -53,7 +53,7 @@ def test_who_never_shows_it_has_to_be_run_to_the_end() -> None:
 
 
 def test_it_is_known_after_how_many_calls_and_only_from_enough_programs() -> None:
-    few = _seen(*[(3, 1.0, 5.0)] * 7, *[(0, 0.0, 5.0)] * 50)
+    few = _seen(*[(3, 1.0, 5.0)] * 3, *[(0, 0.0, 5.0)] * 50)
     assert (few.calls, few.cost(1.0)) == (0, None)
     few.observe(9, 1.0, 5.0)
     assert few.calls == 3

@@ -133,6 +133,7 @@ class Drawloom(Policy):
             if not fits or not self._housed(world, program, now):
                 program.trial = 0
                 break
+            program.looked = program.looked or program.trial > 0
             yield program
         while (program := self._overdue(world, now)) is not None:
             if not self._squeezes(world, program) or not self._housed(world, program, now):
@@ -264,13 +265,15 @@ class Drawloom(Policy):
 
     def _tried(self, world: World, program: Program, first: Program | None) -> Iterator[Program]:
         """At its boundary: a trial ends, and its program stays only where it would be admitted."""
-        if program.steps < program.trial or not (program.acting and program.active):
+        early = program.steps < program.trial and program.shown is None
+        if early or not (program.acting and program.active):
             return
         program.trial = 0
         sooner = first is not None and self._cost(world, first) < self._cost(world, program)
         if sooner or (first is not None and not self._fits(world, program)):
             yield program
         else:
+            program.looked = False
             world.reclaim(program, self.claim(world, program))
 
     def _overflows(self, world: World) -> bool:

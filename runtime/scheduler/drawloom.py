@@ -133,7 +133,6 @@ class Drawloom(Policy):
             if not fits or not self._housed(world, program, now):
                 program.trial = 0
                 break
-            program.looked = program.looked or program.trial > 0
             yield program
         while (program := self._overdue(world, now)) is not None:
             if not self._squeezes(world, program) or not self._housed(world, program, now):
@@ -273,7 +272,6 @@ class Drawloom(Policy):
         if sooner or (first is not None and not self._fits(world, program)):
             yield program
         else:
-            program.looked = False
             world.reclaim(program, self.claim(world, program))
 
     def _overflows(self, world: World) -> bool:

@@ -53,8 +53,7 @@ class Program:
         alone: seconds that all of it so far would have taken with nothing beside it.
         trial: calls after which it is held again, as it was admitted before its turn; 0 is never.
         since: when it became held, or ran out of calls.
-        admitted: when it first became active, for more than a look.
-        looked: that trial is, or was until it was held again, only a look at it.
+        admitted: when it first became active.
         shown: calls and service that it had had when it showed how large it is: began branches, or
             declared anew what is to come.
         marked: to be paused as soon as it is at a tool boundary.
@@ -82,7 +81,6 @@ class Program:
     service: float = 0.0
     alone: float = 0.0
     trial: int = 0
-    looked: bool = False
     shown: tuple[int, float] | None = None
     since: float = 0.0
     admitted: float = 0.0

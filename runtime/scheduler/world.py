@@ -128,9 +128,8 @@ class World:
         self.places.activate(program)
         if program.begun:
             self.resting -= program.own
-        if not program.begun or program.looked:
+        else:
             program.admitted = now
-        program.looked = program.looked and not program.begun
         program.active, program.begun, program.marked = True, True, False
         self.held.remove(program)
         self.active[program.id] = program

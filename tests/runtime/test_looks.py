@@ -139,30 +139,6 @@ def test_branches_before_the_first_call_show_nothing() -> None:
     assert core.world.programs["p"].shown is None
 
 
-def test_a_program_takes_as_long_as_it_does_after_the_look() -> None:
-    core = _core()
-    core.handle(ProgramSubmitted("running", "plain", expect_tokens=PEAK), 0.0)
-    _submit(core, "p")
-    core.handle(ProgramSubmitted("more", "plain", expect_tokens=2 * PEAK), 0.0)
-    program = core.world.programs["p"]
-    _plan(core, "p")
-    assert (program.active, program.admitted) == (False, 0.0)
-    _fork(core, "p", 2)
-    core.handle(ProgramEnded("running"), 50.0)
-    core.handle(ProgramEnded("more"), 60.0)
-    assert (program.active, program.admitted, program.looked) == (True, 60.0, False)
-
-
-def test_a_look_that_nobody_waited_for_was_the_admission() -> None:
-    core = _core()
-    _submit(core, "first")
-    _submit(core, "second")
-    program = core.world.programs["second"]
-    assert program.looked
-    _plan(core, "second")
-    assert (program.admitted, program.looked) == (0.0, False)
-
-
 def test_a_look_ends_when_there_are_branches_however_few_calls_there_were() -> None:
     core = _core()
     graph = core.world.graph("wide")

@@ -400,27 +400,27 @@ def _told(server: Any) -> list[Any]:
 
 async def test_what_begins_as_a_busy_conversation_did_is_a_fork_of_it(tiny: Any) -> None:
     client, server = tiny
-    told, live, programs = _told(server), server.live, server.programs
+    told, programs = _told(server), server.programs
     trunk: Json = {**_ask("Where is it?", max_tokens=6), "program_id": "p"}
-    answer = (await client.post("/v1/chat/completions", json=trunk)).json()
-    said = answer["choices"][0]["message"]["content"]
+    assert (await client.post("/v1/chat/completions", json=trunk)).status_code == 200
     (conversation,) = programs._programs["p"].lineages.values()
-    ids = list(conversation.ids)
-    more = [*trunk["messages"], {"role": "assistant", "content": said}]
-    asks = [{**trunk, "messages": [*more, {"role": "user", "content": way}]} for way in "abc"]
-    posts = [client.post("/v1/chat/completions", json=ask) for ask in asks]
-    for branch in await asyncio.gather(*posts):
-        assert branch.status_code == 200
-        assert branch.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    text, ids = conversation.text, list(conversation.ids)
+    places = [programs.place("p", "default", 0, f"{text} and {way}") for way in "abc"]
+    assert places[0].lineage is conversation
     forks = [event for event in told if isinstance(event, Forked)]
-    assert [(fork.parent, fork.shared) for fork in forks] == [(conversation.name, len(ids))] * 2
-    assert len({fork.child for fork in forks}) == 2
-    branches = programs._programs["p"].lineages.values()
-    assert [lineage.ids[: len(ids)] for lineage in branches] == [ids] * 3
-    world = live.scheduler.world
-    own = {line.id: line.own for line in world.programs["p"].lineages.values()}
-    assert all(own[fork.child] <= len(lineage.ids) - len(ids) + 1 for fork in forks
-               for lineage in branches if lineage.name == fork.child)  # fmt: skip
+    children = [place.lineage.name for place in places[1:]]
+    assert [(f.parent, f.child, f.shared) for f in forks] == [
+        (conversation.name, child, len(ids)) for child in children
+    ]
+    lines = server.live.scheduler.world.programs["p"].lineages
+    for place in places:
+        assert place.tokens[: len(ids)] == ids
+        params = SamplingParams(max_tokens=2)
+        async for _ in programs.generate(place, params, None):
+            if place.lineage is not conversation:
+                assert lines[place.lineage.name].own < len(place.tokens) - len(ids) + 4
+    for place in places:
+        programs.leave(place, None, [])
 
 
 async def test_programs_without_a_name_do_not_fork_off_each_other(tiny: Any) -> None:

@@ -22,7 +22,7 @@ class Look:
 
     def observe(self, calls: int, seconds: float, size: float) -> None:
         """A program ended that had made so many calls, with so many seconds of service, when it
-        showed how large it was: `size` of what programs are expected to come to. One that never
+        showed how large it was: `size` times the `usual` that `cost` is asked with. One that never
         did has made 0 calls until then."""
         self._seen.append((calls, seconds, size))
         self._costs.clear()

@@ -268,8 +268,9 @@ class Drawloom(Policy):
         if early or not (program.acting and program.active):
             return
         program.trial = 0
-        sooner = first is not None and self._cost(world, first) < self._cost(world, program)
-        if sooner or (first is not None and not self._fits(world, program)):
+        if first is not None and (
+            self._cost(world, first) < self._cost(world, program) or not self._fits(world, program)
+        ):
             yield program
         else:
             world.reclaim(program, self.claim(world, program))

@@ -31,6 +31,8 @@ StoreUrl = Annotated[str, Parameter(name="--store", help="Where programs are kep
 Model = Annotated[str, Parameter(help="A model folder, a hub id, or the model in the box.")]
 Policy = Annotated[str, Parameter(help="How programs are scheduled.")]
 Kind = Annotated[str, Parameter(help="auto, docker, process or none.")]
+Device = Annotated[str, Parameter(help="auto (a GPU if there is one), cpu or cuda.")]
+Dtype = Annotated[str, Parameter(help="auto, float32, bfloat16 or float16.")]
 
 
 @app.command
@@ -42,7 +44,7 @@ def demo(
     kv_tokens: int = 3072,
     pool: int = 8,
     model: Model = "tinyagent",
-    device: str = "auto",
+    device: Device = "auto",
     sandbox: Kind = "auto",
     out: Path = Path("."),
     json: Json = False,
@@ -70,7 +72,7 @@ def run(
     store: StoreUrl = STORE,
     policy: Policy = "drawloom",
     sandbox: Kind = "auto",
-    device: str = "auto",
+    device: Device = "auto",
     kv_tokens: int = 0,
     json: Json = False,
 ) -> int:
@@ -91,7 +93,7 @@ def mcp(
     *entries: str,
     store: StoreUrl = STORE,
     sandbox: Kind = "auto",
-    device: str = "auto",
+    device: Device = "auto",
 ) -> int:
     """Offer tools as an MCP server over stdio: ``drawloom mcp tools.py:shell tools.py:search``.
 
@@ -114,7 +116,7 @@ def resume(
     store: StoreUrl = STORE,
     policy: Policy | None = None,
     sandbox: Kind | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     kv_tokens: int = 0,
     json: Json = False,
 ) -> int:
@@ -129,10 +131,18 @@ def resume(
 
 
 @app.command
-def ps(*, store: StoreUrl = STORE, limit: int = 30, json: Json = False) -> int:
-    """List programs, the newest first."""
-    from drawloom.runtime.cli import programs
+def ps(*, store: StoreUrl = STORE, server: str = "", limit: int = 30, json: Json = False) -> int:
+    """List programs, the newest first.
 
+    Args:
+        server: list those of a running `drawloom serve` instead, by its URL; a key is read from
+            DRAWLOOM_API_KEY.
+        limit: most programs to list.
+    """
+    from drawloom.runtime.cli import programs, served
+
+    if server:
+        return served.ps(server, os.environ.get("DRAWLOOM_API_KEY", ""), limit, json)
     return asyncio.run(programs.ps(store, limit, json))
 
 
@@ -169,15 +179,20 @@ def serve(
     model: Model = "tinyagent",
     host: str = "127.0.0.1",
     port: int = 8000,
+    api_key: list[str] | None = None,
+    allow_host: list[str] | None = None,
+    insecure: bool = False,
     name: str = "",
     policy: Policy = "drawloom",
-    device: str = "auto",
-    dtype: str = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     kv_tokens: int = 0,
     host_tokens: int = 0,
     max_sequences: int = 0,
     reasoning: bool = False,
     always_usage: bool = False,
+    trust_priority: bool = False,
+    drain: float = 30.0,
     isolate: bool = False,
     cost: Path | None = None,
     tenant: list[str] | None = None,
@@ -185,14 +200,21 @@ def serve(
     """Serve a model over HTTP, on the wire that OpenAI's clients speak.
 
     Args:
-        host: the address to listen on. Nobody is asked for a key: keep it on loopback.
+        host: the address to listen on. Off loopback a key is needed.
         port: 0 takes any that is free.
+        api_key: a key that clients must send, as a bearer token; may be given several times.
+            Better in the environment, as DRAWLOOM_API_KEY: arguments are seen by every user.
+        allow_host: a further name that clients and pages may reach this server by, as a reverse
+            proxy's; * is any. Loopback names always may.
+        insecure: serve off loopback without a key: everybody who reaches the address can use it.
         name: what the model is called on the wire; by default as it is loaded.
         kv_tokens: tokens of KV cache; 0 takes what fits.
         host_tokens: tokens of KV that host memory holds behind it.
         max_sequences: requests computed at a time; 0 is 64 on a CPU and 256 on a GPU.
-        reasoning: the model thinks between <think> and </think> first.
+        reasoning: the model writes a thought first, ended by </think>, whatever its template says.
         always_usage: end every stream with its usage, asked for or not.
+        trust_priority: order requests by the priority that they give themselves; ignored otherwise.
+        drain: seconds for which running requests may go on after SIGTERM or Ctrl-C.
         isolate: run the engine in a process of its own, whose crash fails no request.
         cost: what computing costs here, as `drawloom profile --out` wrote it.
         tenant: what one may have, as NAME:weight=2,programs=8,kv_tokens=100000; any of the three.
@@ -201,9 +223,20 @@ def serve(
     from drawloom.engine.config import EngineConfig
     from drawloom.events import TenantShare
     from drawloom.runtime.bench import profile as profiles
+    from drawloom.runtime.cli import show
     from drawloom.runtime.runtime import Runtime
     from drawloom.runtime.server import serve as server
+    from drawloom.runtime.server.access import Access
 
+    keys = [*(api_key or ()), os.environ.get("DRAWLOOM_API_KEY", "")]
+    options = server.ServeOptions(
+        name=name or Path(model).name,
+        reasoning=reasoning,
+        always_usage=always_usage,
+        trust_priority=trust_priority,
+        drain=drain,
+        access=Access.for_listener(host, keys, allow_host or (), insecure),
+    )
     config = EngineConfig(
         device, dtype, kv_tokens=kv_tokens, host_tokens=host_tokens, max_sequences=max_sequences
     )
@@ -218,23 +251,16 @@ def serve(
         tenants=map(TenantShare.parse, tenant or ()),
     )
     listener = server.bind(host, port)
-    serving = server.serve(
-        runtime,
-        listener,
-        name=name or Path(model).name,
-        reasoning=reasoning,
-        always_usage=always_usage,
-    )
-    asyncio.run(serving)
-    return 0
+    show.log_to_stderr("drawloom.access")
+    return asyncio.run(server.serve(runtime, listener, options))
 
 
 @app.command
 def profile(
     *,
     model: Model = "tinyagent",
-    device: str = "auto",
-    dtype: str = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     kv_tokens: int = 0,
     out: Path | None = None,
     json: Json = False,

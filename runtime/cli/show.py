@@ -2,6 +2,7 @@
 
 import contextlib
 import json as js
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,16 @@ def emit(data: Any) -> None:
 def note(words: str) -> None:
     """A line for whoever watches, beside the output."""
     print(f"drawloom: {words}", file=sys.stderr, flush=True)
+
+
+def log_to_stderr(name: str) -> None:
+    """Print what a logger says at INFO, with the time."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger(name)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,11 +16,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from drawloom.errors import ConfigError, ContextTooLong, DrawloomError
+from drawloom.engine.base import Usage
+from drawloom.errors import ConfigError, ContextTooLong, DrawloomError, EngineClosed
 from drawloom.ids import new_id
 from drawloom.runtime.runtime import Runtime
+from drawloom.runtime.server.access_log import RECORD, AccessLog, Record
 from drawloom.runtime.server.chat import ChatCompletion, Event, Served
 from drawloom.runtime.server.completions import Completion
+from drawloom.runtime.server.drain import Drain, shutting_down
 from drawloom.runtime.server.metrics import Timings, render
 from drawloom.runtime.server.programs import Programs
 from drawloom.runtime.server.wire import (
@@ -36,6 +38,7 @@ log = logging.getLogger("drawloom.server")
 
 _MOST_BYTES = 16 << 20
 _WAITING_SECONDS, _PATIENCE = 15.0, 5.0
+_PART_SECONDS, _BODY_SECONDS = 20.0, 300.0
 T = TypeVar("T", bound=Any)
 
 
@@ -44,9 +47,16 @@ class _Job(Protocol):
 
     def chunks(self) -> AsyncGenerator[Event, None]: ...
 
+    def usages(self) -> list[Usage]: ...
+
 
 class Server:
-    """An open runtime over HTTP. `name` is what the model is called on the wire."""
+    """An open runtime over HTTP.
+
+    Attributes:
+        app: the ASGI application; it checks no key and no Host header (see `access.Guard`).
+        drain: ends what runs when the server stops.
+    """
 
     def __init__(
         self,
@@ -55,11 +65,22 @@ class Server:
         name: str = "",
         reasoning: bool = False,
         always_usage: bool = False,
+        trust_priority: bool = False,
         ttl: float = 300.0,
     ) -> None:
+        """
+        Args:
+            runtime: an open runtime.
+            name: how the model is called on the wire; by default as it is loaded.
+            reasoning: the model writes its thought first.
+            always_usage: end every stream with its usage, asked for or not.
+            trust_priority: believe the priority that a request gives itself.
+            ttl: seconds for which a silent named program is kept.
+        """
         live = runtime.live
         info = replace(live.engine.info, model=name or Path(live.engine.info.model).name)
         self.live, self.info = live, info
+        self._trust_priority = trust_priority
         self.programs = Programs(live, ttl)
         self.timings = Timings(info)
         self.served = Served(
@@ -78,6 +99,7 @@ class Server:
             Route("/v1/models", self._models),
             Route("/v1/models/{id:path}", self._model),
             Route("/programs/release", self._release, methods=["POST"]),
+            Route("/v1/programs", self._list),
             Route("/v1/programs/{id:path}", self._delete, methods=["DELETE"]),
             Route("/health", self._health),
             Route("/metrics", self._metrics),
@@ -85,7 +107,8 @@ class Server:
         handlers: dict[Any, Any] = {
             DrawloomError: _refused, HTTPException: _no_such_page, Exception: _broken
         }  # fmt: skip
-        self.app = Starlette(routes=routes, exception_handlers=handlers)
+        self.drain = Drain(Starlette(routes=routes, exception_handlers=handlers))
+        self.app = AccessLog(self.drain)
 
     async def close(self) -> None:
         await self.programs.close()
@@ -93,25 +116,35 @@ class Server:
     # --- completions ----------------------------------------------------------------------
 
     async def _chat(self, request: Request) -> Response:
-        asked = await _read(request, ChatRequest)
+        asked = self._polite(await _read(request, ChatRequest))
         job = ChatCompletion(self.served, asked, *_identity(request, asked))
         return await self._answer(request, job, asked.stream, job.place.program.id)
 
     async def _completion(self, request: Request) -> Response:
-        asked = await _read(request, CompletionRequest)
+        asked = self._polite(await _read(request, CompletionRequest))
         program, tenant = _identity(request, asked)
         job = Completion(self.served, asked, program, tenant)
         return await self._answer(request, job, asked.stream, program or "")
 
+    def _polite(self, asked: T) -> T:
+        """Leave the order to the scheduler unless requests are trusted to know their rank."""
+        if not self._trust_priority:
+            asked.priority = 0
+        return asked
+
     async def _answer(self, request: Request, job: _Job, stream: bool, program: str) -> Response:
         headers = {"x-request-id": new_id("req"), "x-program-id": program}
+        record: Record = request.scope[RECORD]
+        record.program = program
         if not stream:
-            return JSONResponse(await _unless_gone(request, job.whole()), headers=headers)
+            answer = await self._unless_gone(request, job.whole())
+            record.usages = job.usages()
+            return JSONResponse(answer, headers=headers)
         headers["cache-control"] = "no-cache"
         chunks = job.chunks()
         first: asyncio.Future[Event | None] = asyncio.ensure_future(anext(chunks, None))
         try:  # what cannot begin is a plain error, not a stream; who is held gets comments
-            await _unless_gone(request, asyncio.wait({first}, timeout=_PATIENCE))
+            await self._unless_gone(request, asyncio.wait({first}, timeout=_PATIENCE))
             if first.done():
                 first.result()
         except BaseException:
@@ -119,7 +152,62 @@ class Server:
             await asyncio.gather(first, return_exceptions=True)
             await chunks.aclose()
             raise
-        return _EventStream(_events(first, chunks), headers)
+        return _EventStream(self._events(first, chunks, job, record), headers)
+
+    async def _unless_gone(self, request: Request, work: Awaitable[T]) -> T:
+        """Await some work; a client that leaves, or the end of the server, ends it at once."""
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(_disconnected(request))
+        cut = asyncio.ensure_future(self.drain.cut.wait())
+        jobs: tuple[asyncio.Future[Any], ...] = (task, gone, cut)
+        try:
+            await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise shutting_down() if cut.done() else HttpError(499, "the client has gone")
+            result: T = task.result()
+            return result
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+
+    async def _events(
+        self,
+        task: "asyncio.Future[Event | None]",
+        chunks: AsyncGenerator[Event, None],
+        job: _Job,
+        record: Record,
+    ) -> AsyncGenerator[str, None]:
+        """Encode chunks as server-sent events. A comment now and then keeps the client's read
+        timeout away; an error, or the end of the server, is the last event."""
+        cut = asyncio.ensure_future(self.drain.cut.wait())
+        try:
+            while True:
+                while not task.done() and not cut.done():
+                    ends: tuple[asyncio.Future[Any], ...] = (task, cut)
+                    done, _ = await asyncio.wait(
+                        ends, timeout=_WAITING_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if not done:
+                        yield ": waiting\n\n"
+                if not task.done():
+                    raise shutting_down()
+                chunk = task.result()
+                if chunk is None:
+                    yield "data: [DONE]\n\n"
+                    return
+                yield f"data: {json.dumps(chunk)}\n\n"
+                task = asyncio.ensure_future(anext(chunks, None))
+        except DrawloomError as error:
+            yield f"data: {json.dumps(_wire_error(error).body)}\n\n"
+        except Exception as error:
+            yield f"data: {json.dumps(_unexpected(error).body)}\n\n"
+        finally:
+            record.usages = job.usages()
+            for waiting in (task, cut):
+                waiting.cancel()
+            await asyncio.gather(task, cut, return_exceptions=True)
+            await chunks.aclose()
 
     # --- everything else ------------------------------------------------------------------
 
@@ -142,12 +230,23 @@ class Server:
     async def _delete(self, request: Request) -> Response:
         return self._ended(request, request.path_params["id"])
 
+    async def _list(self, request: Request) -> Response:
+        """List the programs that the server knows, those of one tenant if it is named."""
+        tenant = request.query_params.get("tenant")
+        found = [p for p in self.programs.describe() if tenant in (None, p["tenant"])]
+        return JSONResponse({"object": "list", "data": found})
+
     def _ended(self, request: Request, name: str) -> Response:
         found = self.programs.end(self.programs.key(name, _tenant(request)))
         return JSONResponse({"program_id": name, "released": found}, 200 if found else 404)
 
     async def _health(self, request: Request) -> Response:
-        stats = await self.live.engine.stats()
+        if self.drain.draining:
+            return JSONResponse({"status": "draining"}, 503)
+        try:
+            stats = await self.live.engine.stats()
+        except EngineClosed as error:
+            return JSONResponse({"status": "failed", "error": str(error)}, 503)
         return JSONResponse({"status": "asleep" if stats.asleep else "ok"})
 
     async def _metrics(self, request: Request) -> Response:
@@ -159,10 +258,18 @@ class Server:
 async def _read(request: Request, kind: type[T]) -> T:
     """A body as a model. Raises `HttpError` with the field that is wrong."""
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > _MOST_BYTES:
-            raise HttpError(413, f"a request has at most {_MOST_BYTES >> 20} MiB")
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + _BODY_SECONDS
+    try:
+        # whoever sends nothing for a while would hold a connection for nothing
+        async with asyncio.timeout(_PART_SECONDS) as limit:
+            async for part in request.stream():
+                body += part
+                if len(body) > _MOST_BYTES:
+                    raise HttpError(413, f"a request has at most {_MOST_BYTES >> 20} MiB")
+                limit.reschedule(min(deadline, clock() + _PART_SECONDS))
+    except TimeoutError:
+        raise HttpError(408, "the body did not arrive in time") from None
     try:
         asked: T = kind.model_validate_json(bytes(body))
     except ValidationError as error:
@@ -195,22 +302,6 @@ def _identity(request: Request, asked: Sampling) -> tuple[str | None, str]:
     if name is not None and not (name.isprintable() and all(ord(c) < 256 for c in name)):
         raise HttpError(400, "program_id: printable Latin-1 only, it is answered in a header")
     return name, request.headers.get("x-tenant") or asked.user or "default"
-
-
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of some work; a client that leaves meanwhile ends it at once."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise HttpError(499, "the client has gone")
-        result: T = task.result()
-        return result
-    finally:
-        gone.cancel()
-        task.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:
@@ -246,29 +337,6 @@ class _EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _events(
-    task: "asyncio.Future[Event | None]", chunks: AsyncGenerator[Event, None]
-) -> AsyncGenerator[str, None]:
-    """Chunks as lines. A comment now and then keeps the client's read timeout away."""
-    async with aclosing(chunks):
-        while True:
-            try:
-                while not (await asyncio.wait({task}, timeout=_WAITING_SECONDS))[0]:
-                    yield ": waiting\n\n"
-                chunk = task.result()
-            except DrawloomError as error:
-                yield f"data: {json.dumps(_wire_error(error).body)}\n\n"
-                return
-            finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-            if chunk is None:
-                yield "data: [DONE]\n\n"
-                return
-            yield f"data: {json.dumps(chunk)}\n\n"
-            task = asyncio.ensure_future(anext(chunks, None))
-
-
 def _wire_error(error: DrawloomError) -> HttpError:
     if isinstance(error, HttpError):
         return error
@@ -289,8 +357,12 @@ async def _no_such_page(request: Request, error: Exception) -> Response:
 
 
 async def _broken(request: Request, error: Exception) -> Response:
+    return JSONResponse(_unexpected(error).body, 500)
+
+
+def _unexpected(error: Exception) -> HttpError:
     log.error("a request failed", exc_info=error)
-    return JSONResponse(HttpError(500, "this is a bug in drawloom; see its log").body, 500)
+    return HttpError(500, "this is a bug in drawloom; see its log")
 
 
 __all__ = ["Server"]

@@ -78,6 +78,7 @@ class ChatCompletion:
                 param="model", code="model_not_found",
             )  # fmt: skip
         self.count = asked.choices
+        self.choices: list[_Choice] = []
         self.tools = [t.schema_for_model() for t in asked.tools or []]
         forced = self._forced()
         offered = [] if asked.tool_choice == "none" else self.tools
@@ -325,8 +326,12 @@ class ChatCompletion:
         about = {"id": self.id, "object": kind, "created": self.created}
         return about | {"model": self.served.model, "program_id": self.place.program.id}
 
+    def usages(self) -> list[Usage]:
+        """Return the usage of each choice that was computed to its end."""
+        return [c.usage for c in self.choices if c.usage is not None]
+
     def usage(self) -> Event:
-        return usage([c.usage for c in self.choices if c.usage is not None])
+        return usage(self.usages())
 
 
 class _Plain:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from drawloom.engine.base import Delta
+from drawloom.engine.base import Delta, Usage
 from drawloom.engine.sequence import FinishReason
 from drawloom.ids import new_id
 from drawloom.runtime.server.chat import Event, Served, usage
@@ -31,6 +31,11 @@ class Completion:
         if asked.echo and asked.stream:
             raise HttpError(400, "echo cannot be streamed", param="echo")
         self.count = asked.choices
+        self._usages: list[Usage] = []
+
+    def usages(self) -> list[Usage]:
+        """Return the usage of each choice that was computed to its end."""
+        return self._usages
 
     def _prompts(self) -> list[list[int]]:
         prompt: Any = self.asked.prompt
@@ -50,19 +55,16 @@ class Completion:
 
     async def whole(self) -> Event:
         choices: list[Event] = []
-        usages = []
         for tokens in self.prompts:
             for _ in range(self.count):
                 deltas = [d async for d in self._stream(tokens)]
                 choices.append(self._choice(len(choices), tokens, deltas))
-                usages.append(deltas[-1].usage)
-        found = usage([u for u in usages if u is not None])
+        found = usage(self._usages)
         found["prompt_tokens"] = sum(len(p) for p in self.prompts)
         found["total_tokens"] = found["prompt_tokens"] + found["completion_tokens"]
         return self._about() | {"choices": choices, "usage": found}
 
     async def chunks(self) -> AsyncGenerator[Event, None]:
-        usages = []
         index = 0
         for tokens in self.prompts:
             for _ in range(self.count):
@@ -72,12 +74,10 @@ class Completion:
                         if delta.text or finish:
                             choice = {"index": index, "text": delta.text, "finish_reason": finish}
                             yield self._about() | {"choices": [choice]}
-                        if delta.usage is not None:
-                            usages.append(delta.usage)
                 index += 1
         options = self.asked.stream_options
         if self.served.always_usage or (options is not None and options.include_usage):
-            yield self._about() | {"choices": [], "usage": usage(usages)}
+            yield self._about() | {"choices": [], "usage": usage(self._usages)}
 
     async def _stream(self, tokens: list[int]) -> AsyncGenerator[Delta, None]:
         asked, programs = self.asked, self.served.programs
@@ -100,6 +100,7 @@ class Completion:
                 async for delta in deltas:
                     said += delta.tokens
                     if delta.usage is not None:
+                        self._usages.append(delta.usage)
                         self.served.timings.observe(delta.usage, _finish(delta) or "stop")
                     yield delta
             whole = True

@@ -25,6 +25,17 @@ from drawloom.runtime.server.app import Server
 _NOBODY = 65534
 
 
+_OFFERED = frozenset(
+    {("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models")}
+)
+
+
+def _offered(method: str, path: str) -> bool:
+    """Tell whether code inside an environment may ask for this: a model's answers and its name,
+    never anything about programs, which may be another's."""
+    return (method, path) in _OFFERED or (method == "GET" and path.startswith("/v1/models/"))
+
+
 @dataclass(slots=True, eq=False)
 class _Inside:
     """The app as one environment sees it."""
@@ -36,7 +47,7 @@ class _Inside:
         if scope["type"] != "http":
             return
         program = self.door.program(self.box)
-        if program is None or not scope["path"].startswith("/v1/"):
+        if program is None or not _offered(scope["method"], scope["path"]):
             await _refuse(send)
             return
         await self.door.server.app({**scope, "drawloom.inside": program}, receive, send)
@@ -64,7 +75,7 @@ def _guarded(protocol: Any) -> Any:
 
 
 async def _refuse(send: Send) -> None:
-    words = "this environment belongs to no program that runs, or asks for more than /v1"
+    words = "this environment belongs to no program that runs, or asks for more than a model"
     body = json.dumps({"error": {"message": words, "type": "forbidden"}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 403, "headers": headers})

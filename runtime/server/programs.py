@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 from drawloom.engine.base import Delta, GenerateRequest, Grammar, Usage
 from drawloom.engine.sequence import SamplingParams
@@ -93,6 +94,23 @@ class Programs:
         for key in list(self._programs):
             self.end(key)
         await self.live.settle()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Describe every program for people: identity, state, size and idle time in seconds."""
+        now = time.monotonic()
+        return [
+            {
+                "program_id": program.id,
+                "tenant": program.tenant,
+                "named": program.named,
+                "status": "running" if program.running else "idle",
+                "requests": program.running,
+                "conversations": len(program.lineages),
+                "tokens": sum(len(lineage.ids) for lineage in program.lineages.values()),
+                "idle_s": 0.0 if program.running else round(now - program.seen, 3),
+            }
+            for program in self._programs.values()
+        ]
 
     # --- whose request it is --------------------------------------------------------------
 

@@ -1,0 +1,49 @@
+"""Commands that ask a running `drawloom serve`."""
+
+import json as js
+import urllib.error
+import urllib.request
+from typing import Any
+
+from rich.table import Table
+
+from drawloom.errors import ConfigError
+from drawloom.runtime.cli import show
+
+_SECONDS = 10.0
+
+
+def ps(url: str, key: str, limit: int, json: bool) -> int:
+    """Print the programs of a server, those that were active last first."""
+    found = _get(f"{url.rstrip('/').removesuffix('/v1')}/v1/programs", key)["data"]
+    rows = sorted(found, key=lambda row: row["idle_s"])[:limit]
+    if json:
+        show.emit(rows)
+        return 0
+    table = Table("program", "tenant", "status", "conversations", "tokens", "idle")
+    for row in rows:
+        table.add_row(
+            row["program_id"], row["tenant"], row["status"], str(row["conversations"]),
+            str(row["tokens"]), f"{row['idle_s']:.0f} s",
+        )  # fmt: skip
+    show.console().print(table)
+    return 0
+
+
+def _get(url: str, key: str) -> Any:
+    """Fetch JSON. Raises `ConfigError` for a server that is not there or refuses."""
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{url!r} is no URL of a server: write --server http://127.0.0.1:8000")
+    request = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"} if key else {})
+    try:
+        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+            return js.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        hint = "; set DRAWLOOM_API_KEY" if error.code == 401 else ""
+        raise ConfigError(f"{url} answers {error.code} {error.reason}{hint}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ConfigError(f"no drawloom server answers at {url}: {reason}") from None
+
+
+__all__ = ["ps"]

@@ -1,0 +1,82 @@
+"""One log line a request: who asked, what was computed, what was found in KV, how long it took."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from drawloom.engine.base import Usage
+
+log = logging.getLogger("drawloom.access")
+
+_PROBES = frozenset({"/health", "/metrics"})
+RECORD = "drawloom.record"
+
+
+@dataclass(slots=True)
+class Record:
+    """Facts about a request that only its handler knows.
+
+    Attributes:
+        program: the program that it belongs to.
+        usages: one for each choice that was computed; times by `time.monotonic`.
+    """
+
+    program: str = ""
+    usages: Sequence[Usage] = ()
+
+    def fields(self, began: float) -> str:
+        """Describe the work of a request that began at `began`, by `time.monotonic`."""
+        words = [f"program={_plain(self.program)}"] if self.program else []
+        if self.usages:
+            first = self.usages[0]
+            words += [
+                f"prompt={first.prompt_tokens}",
+                f"cached={first.cached_tokens}",
+                f"output={sum(usage.output_tokens for usage in self.usages)}",
+                f"waited={max(0.0, first.started - began):.3f}s",
+            ]
+        return " ".join(words)
+
+
+class AccessLog:
+    """ASGI middleware that logs a request when its response has ended.
+
+    Handlers fill the `Record` at ``scope[RECORD]``. Probes are logged at DEBUG.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 0
+        record = Record()
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app({**scope, RECORD: record}, receive, watched)
+        finally:
+            level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+            log.log(
+                level, "%s %s %s %s took=%.3fs", scope["method"], _plain(scope["path"]),
+                status or "aborted", record.fields(began), time.monotonic() - began,
+            )  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """Keep a log line one line, whatever a client sent."""
+    shown = text if len(text) <= 200 else text[:199] + "…"
+    return "".join(c if c.isprintable() else "?" for c in shown)
+
+
+__all__ = ["RECORD", "AccessLog", "Record"]

@@ -225,17 +225,21 @@ class Drawloom(Policy):
         return program.host in world.places.parks and not world.places.leaving
 
     def _equipped(self, world: World, program: Program, env: str, now: float) -> bool:
-        """Whether an environment is ready for one more; of those that each call has a fresh one of,
-        beside what the active ones will claim while others are made, as far as a third of the
-        pool goes: start-up bandwidth is shared too. Where none can be made, do not wait."""
+        """Tell whether an environment is ready for one more program, or is being made: its first
+        LLM call overlaps the rest of that, and holding it would hold all behind it too. Of those
+        that each call has a fresh one of, one must be ready beside what the active programs will
+        claim while others are made, as far as a third of the pool goes: start-up bandwidth is
+        shared too. Where none can be made, do not wait."""
         places, host = world.places, world.places.hosts.get(env)
         if host is None:
             return False
         if not host.warm and not host.creating:
             return True
         spoken_for = places.promised.get(env, 0)
+        if env not in program.about.fresh:
+            return host.warm + host.creating > spoken_for
         rate = places.rates.get(env)
-        if env in program.about.fresh and rate is not None:
+        if rate is not None:
             coming = math.ceil(rate.per_second(now) * host.cold)
             spoken_for += min(coming, int(_RESERVE * host.limit), places.wanted.get(env, 0) // 2)
         return host.warm > spoken_for

@@ -158,13 +158,15 @@ def test_an_ended_program_gives_everything_back_in_the_same_instant() -> None:
     assert core.world.programs == {}
 
 
-def test_admission_waits_for_an_environment_and_claims_it_when_the_tool_is_named() -> None:
+def test_a_program_is_admitted_while_its_environment_is_made_and_claims_it_by_name() -> None:
     core = _core()
-    core.handle(HostState("h", "env", 0, 1, 8), 0.0)
-    actions = _submit(core, "p", envs=("env",)) + _submit(core, "q", envs=("env",))
-    assert _admitted(actions) == []
-    assert [a.count for a in actions if isinstance(a, WarmEnv)] == [1, 2]
-    assert _admitted(core.handle(HostState("h", "env", 1, 1, 8), 1.0)) == ["p"]
+    core.handle(HostState("h", "other", 0, 0, 8), 0.0)
+    actions = [a for name in "pqr" for a in _submit(core, name, envs=("env",))]
+    assert _admitted(actions) == [], "nobody makes one yet"
+    assert [a.count for a in actions if isinstance(a, WarmEnv)] == [1, 2, 3]
+    making = core.handle(HostState("h", "env", 0, 1, 8), 1.0)
+    assert _admitted(making) == ["p"], "one is being made, for one program"
+    assert _admitted(core.handle(HostState("h", "env", 1, 1, 8), 1.5)) == ["q"]
     named = core.handle(ToolNamed("p", "shell", "env"), 2.0)
     assert ClaimEnv("h", "p", "env") in named
     assert _admitted(named) == [], "the claimed environment was promised twice"
@@ -233,7 +235,6 @@ def test_a_steady_rate_is_found() -> None:
 
 def test_where_no_environment_can_be_made_programs_do_not_wait_for_one() -> None:
     core = _core()
-    core.handle(HostState("h", "env", 0, 1, 8), 0.0)
     assert _admitted(_submit(core, "p", envs=("env",))) == []
     assert _admitted(core.handle(HostState("h", "env", 0, 0, 8), 1.0)) == ["p"]
 

@@ -11,20 +11,22 @@ from drawloom.runtime.timeline import Activity, Bar, Track
 COLORS = {
     Activity.HELD: "#e3e6ea",
     Activity.QUEUED: "#b9c0c9",
-    Activity.PREFILL: "#e07b39",
+    Activity.PREFILL: "#e9a23b",
+    Activity.RECOMPUTE: "#d1342b",
     Activity.DECODE: "#2f6fb2",
-    Activity.ENV: "#d4b13f",
+    Activity.ENV: "#f0d34a",
     Activity.TOOL: "#4f9d69",
     Activity.LEASED: "#8a5fb5",
 }
 WORDS = {
-    Activity.HELD: "held before admission",
-    Activity.QUEUED: "queued",
-    Activity.PREFILL: "prefill",
+    Activity.HELD: "held before it starts",
+    Activity.QUEUED: "waiting for its turn",
+    Activity.PREFILL: "prompt: new tokens",
+    Activity.RECOMPUTE: "prompt: computed again",
     Activity.DECODE: "decode",
     Activity.ENV: "waiting for a container",
     Activity.TOOL: "tool",
-    Activity.LEASED: "KV leased",
+    Activity.LEASED: "KV kept",
 }
 _LEFT, _RIGHT, _ROW, _HEAD, _WIDTH = 92, 24, 15, 46, 1120
 _FOOT = 26
@@ -82,6 +84,15 @@ def _height(panels: list[Panel]) -> float:
     return 40 + sum(_HEAD + len(p.tracks) * _ROW + _FOOT for p in panels)
 
 
+def _legend() -> list[tuple[float, Activity]]:
+    """Place the entries of the legend side by side, by the lengths of their words."""
+    places, x = [], float(_LEFT)
+    for activity in Activity:
+        places.append((x, activity))
+        x += 32 + 6.2 * len(WORDS[activity])
+    return places
+
+
 def _ticks(seconds: float) -> list[float]:
     steps = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
     step = next((s for s in steps if seconds / s <= 12), 300.0)
@@ -92,8 +103,7 @@ def save_html(path: Path, panels: list[Panel], heading: str) -> None:
     """One static page; every bar says what it was when pointed at."""
     seconds = max(p.seconds for p in panels)
     parts, top = [], 40.0
-    for index, activity in enumerate(Activity):
-        x: float = _LEFT + 146 * index
+    for x, activity in _legend():
         parts.append(f'<rect x="{x}" y="12" width="11" height="11" fill="{COLORS[activity]}"/>')
         parts.append(f'<text x="{x + 16}" y="22">{WORDS[activity]}</text>')
     for panel in panels:
@@ -155,9 +165,9 @@ def save_png(path: Path, panels: list[Panel], heading: str) -> None:
 
     seconds, top = max(p.seconds for p in panels), 40.0
     text(_LEFT, -6, heading, 17, "#22272e")
-    for index, activity in enumerate(Activity):
-        box(_LEFT + 146 * index, 12, 11, 11, COLORS[activity])
-        text(_LEFT + 146 * index + 16, 22, WORDS[activity])
+    for x, activity in _legend():
+        box(x, 12, 11, 11, COLORS[activity])
+        text(x + 16, 22, WORDS[activity])
     for panel in panels:
         text(_LEFT, top + 18, panel.title, 15, "#22272e")
         text(_LEFT, top + 36, panel.note)

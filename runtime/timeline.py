@@ -12,6 +12,7 @@ class Activity(StrEnum):
     HELD = "held"
     QUEUED = "queued"
     PREFILL = "prefill"
+    RECOMPUTE = "recompute"
     DECODE = "decode"
     ENV = "env"
     TOOL = "tool"
@@ -62,23 +63,27 @@ def _llm_bars(step: StepRow) -> list[Bar]:
     times = step.detail.get("times") or {}
     if not times:
         return []
-    detail = step.detail
+    detail, first = step.detail, times["first"]
     asked = detail["prompt"] - detail["cached"]
-    return [
+    again = max(0, asked - len(detail["delta"]))
+    # one computation: its time is shared by its tokens
+    middle = first - (first - times["started"]) * (again / asked if asked else 0.0)
+    bars = [
         Bar(Activity.QUEUED, step.started, times["started"], step.key),
         Bar(
             Activity.PREFILL,
             times["started"],
-            times["first"],
-            f"{step.key}: {asked} of {detail['prompt']} prompt tokens computed",
+            middle,
+            f"{step.key}: {asked - again} new of {detail['prompt']} prompt tokens",
         ),
         Bar(
-            Activity.DECODE,
-            times["first"],
-            times["finished"],
-            f"{step.key}: {len(detail['output'])} tokens",
+            Activity.DECODE, first, times["finished"], f"{step.key}: {len(detail['output'])} tokens"
         ),
     ]
+    if again:
+        what = f"{step.key}: {again} prompt tokens computed a second time"
+        bars.append(Bar(Activity.RECOMPUTE, middle, first, what))
+    return bars
 
 
 def _tool_bars(step: StepRow) -> list[Bar]:

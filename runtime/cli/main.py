@@ -39,22 +39,31 @@ Dtype = Annotated[str, Parameter(help="auto, float32, bfloat16 or float16.")]
 def demo(
     *,
     programs: int = 32,
-    questions: int = 4,
+    questions: int = 7,
+    gap: float = 0.1,
     rounds: int = 3,
     kv_tokens: int = 3072,
-    pool: int = 8,
     model: Model = "tinyagent",
     device: Device = "auto",
     sandbox: Kind = "auto",
     out: Path = Path("."),
     json: Json = False,
 ) -> int:
-    """Run the same programs under two policies and show what the difference is."""
+    """Run the same programs under two policies and show what the difference is.
+
+    Args:
+        programs: programs, each with a container of its own.
+        questions: questions that each answers, one after the other in one conversation.
+        gap: mean seconds between two arrivals.
+        rounds: times that each policy runs; the median round is shown.
+        kv_tokens: tokens of KV cache; too few on purpose for all programs at once.
+        out: the folder for demo.html and demo.png.
+    """
     from drawloom.runtime.cli import show
     from drawloom.runtime.demo import run as demo_run
 
     options = demo_run.DemoOptions(
-        programs, questions, rounds, kv_tokens, pool, model, device=device, sandbox=sandbox
+        programs, questions, gap, rounds, kv_tokens, model, device=device, sandbox=sandbox
     )
     with demo_run.docker_engine(sandbox) as url, show.demo_progress(json) as progress:
         outcomes = asyncio.run(demo_run.run_demo(options, url, progress))

@@ -59,7 +59,8 @@ def demo_progress(quiet: bool) -> Iterator[Progress]:
             key = (policy, index)
             if key not in known:
                 known[key] = bars.add_task(f"round {index + 1}  {policy}", total=total, now="")
-            now = f"{started - ended} running, {total - started} held"
+            now = f"{started - ended} running, {total - started} to come"
+            now = now if started else "containers are made"
             bars.update(known[key], completed=ended, now=now if ended < total else "done")
 
         yield report
@@ -73,32 +74,46 @@ def _lines(stream: Any) -> Progress:
     return report
 
 
-_ROWS = (
-    ("solved", "programs solved", "{:d}"),
-    ("jct_mean_s", "job completion, mean", "{:.2f} s"),
-    ("jct_p95_s", "job completion, p95", "{:.2f} s"),
-    ("ttft_p99_s", "first token of later steps, p99", "{:.2f} s"),
-    ("prompt_tokens", "prompt tokens", "{:,d}"),
-    ("prefix_hit_tokens", "  found in the KV cache", "{:,d}"),
-    ("recomputed_tokens", "  computed a second time", "{:,d}"),
-    ("env_claims", "environments claimed", "{:d}"),
-    ("env_warm_claims", "  ready when asked for", "{:d}"),
-    ("env_wait_hidden", "environment wait hidden", "{:.0%}"),
+_SPENT = (
+    ("held", "held until there is room", "drawloom starts what its memory can hold to the end"),
+    ("queued", "calls waiting for their turn", "nothing is computed twice, so the queue is short"),
+    ("prefill", "computing prompts: new tokens", ""),
+    ("recompute", "computing prompts: once more", "KV cache is kept while a tool runs"),
+    ("decode", "writing answers", "steps are not shared with the prompts of others"),
+    ("env", "waiting for a container", "made before the start, for both"),
+    ("tool", "running tools", "the same commands, on a less busy machine"),
+    ("other", "anything else", ""),
 )
 
 
 def demo(summary: dict[str, Any], pictures: list[Path], json: bool) -> None:
+    """Print what a demo found: how long programs took, and where that time went."""
     if json:
         emit(summary)
         return
     out, policies = console(), summary["policies"]
+    before, after = policies.values()
     table = Table(title=f"{summary['programs']} programs, median of the rounds")
     table.add_column("")
     for policy in policies:
         table.add_column(policy, justify="right")
-    for key, words, form in _ROWS:
-        values = [p[key] for p in policies.values()]
-        table.add_row(words, *("–" if v is None else form.format(v) for v in values))
+    table.add_column("")
+
+    def row(words: str, first: float, second: float, form: str, why: str = "") -> None:
+        table.add_row(words, form.format(first), form.format(second), why)
+
+    row("programs solved", before["solved"], after["solved"], "{:d}")
+    for key, words in (("jct_mean_s", "time of a program, mean"), ("jct_p95_s", "  p95")):
+        ratio = before[key] / max(after[key], 1e-9)
+        row(words, before[key], after[key], "{:.2f} s", f"[bold]{ratio:.1f}x[/bold]")
+    table.add_section()
+    for key, words, why in _SPENT:
+        row(f"  {words}", before["spent_s"][key], after["spent_s"][key], "{:.2f} s", why)
+    table.add_section()
+    row("prompt tokens", before["prompt_tokens"], after["prompt_tokens"], "{:,d}")
+    row(
+        "  computed a second time", before["recomputed_tokens"], after["recomputed_tokens"], "{:,d}"
+    )
     out.print(table)
     equal = all(p["answers_equal"] for p in policies.values())
     out.print("answers: " + ("identical under both policies" if equal else "[red]they differ"))

@@ -25,6 +25,7 @@ from drawloom.runtime.opening import tiny_model
 KEYS = {
     "solved", "answers_equal", "jct_mean_s", "jct_p95_s", "ttft_p99_s", "prompt_tokens",
     "recomputed_tokens", "prefix_hit_tokens", "env_claims", "env_warm_claims", "env_wait_hidden",
+    "spent_s",
 }  # fmt: skip
 
 
@@ -51,7 +52,17 @@ def test_the_baseline_computes_twice_what_drawloom_keeps(
     rows = summarise(outcomes)["policies"]
     assert rows["fcfs-lru"]["recomputed_tokens"] > 0
     assert rows["drawloom"]["recomputed_tokens"] <= 0.7 * rows["fcfs-lru"]["recomputed_tokens"]
-    assert rows["drawloom"]["env_warm_claims"] > rows["fcfs-lru"]["env_warm_claims"]
+
+
+def test_both_policies_find_the_same_containers(outcomes: dict[str, list[Outcome]]) -> None:
+    for row in summarise(outcomes)["policies"].values():
+        assert row["env_claims"] == row["env_warm_claims"] == 9
+
+
+def test_the_time_of_a_program_is_accounted_for(outcomes: dict[str, list[Outcome]]) -> None:
+    for (outcome,) in outcomes.values():
+        assert sum(outcome.spent.values()) >= 0.999 * outcome.jct_mean
+        assert outcome.spent["decode"] > 0 and outcome.spent["tool"] > 0
 
 
 def test_the_summary_is_one_json_object_with_its_promised_keys(
@@ -69,7 +80,7 @@ def test_the_pictures_show_every_program(
     page, image = save_pictures(outcomes, tmp_path)
     text = page.read_text()
     assert text.count("9 solve") == 2
-    for words in ("prefill", "decode", "tool", "KV leased"):
+    for words in ("new tokens", "computed again", "decode", "tool", "KV kept"):
         assert words in text
     assert image.read_bytes().startswith(b"\x89PNG")
     assert image.stat().st_size > 10_000

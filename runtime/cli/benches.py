@@ -5,9 +5,26 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-bench_app = App(name="bench", help="Measurements, each beside its rival in the same run.")
+from drawloom.runtime.cli.options import (
+    Count,
+    Json,
+    Machine,
+    Pressure,
+    Programs,
+    Seconds,
+    Seeds,
+    Size,
+    Workload,
+)
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead.")]
+bench_app = App(
+    name="bench",
+    help="Measurements, each beside its rival in the same run.",
+    help_format="plaintext",
+)
+
+Policies = Annotated[str, Parameter(help="Names with commas between them.")]
+HostMemory = Annotated[bool, Parameter(help="Host memory behind the device.")]
 
 
 @bench_app.command(name="engine")
@@ -50,7 +67,7 @@ def bench_sandbox(*, json: Json = False) -> int:
 
 
 @bench_app.command(name="scheduler")
-def bench_scheduler(*, policy: str = "drawloom,fcfs-lru", json: Json = False) -> int:
+def bench_scheduler(*, policy: Policies = "drawloom,fcfs-lru", json: Json = False) -> int:
     """What the scheduler's core costs with 10,000 live programs."""
     from drawloom.runtime.bench import scheduler
 
@@ -59,12 +76,12 @@ def bench_scheduler(*, policy: str = "drawloom,fcfs-lru", json: Json = False) ->
 
 @bench_app.command(name="eviction")
 def bench_eviction(
-    workload: str = "swe",
+    workload: Workload = "swe",
     *,
-    machine: str = "h200-8b",
-    pressure: float = 0.4,
-    seeds: int = 5,
-    programs: int = 0,
+    machine: Machine = "h200-8b",
+    pressure: Pressure = 0.4,
+    seeds: Seeds = 5,
+    programs: Programs = 0,
     json: Json = False,
 ) -> int:
     """What is prefilled again when only eviction differs, beside what knows the future."""
@@ -78,19 +95,20 @@ def bench_eviction(
 def bench_graphs(
     workload: str = "graphs",
     *,
-    policy: str = "drawloom",
-    machine: str = "h200-8b",
-    pressure: float = 0.4,
-    host: bool = True,
-    seeds: int = 5,
-    programs: int = 300,
-    skip: int = 200,
+    policy: Policies = "drawloom",
+    machine: Machine = "h200-8b",
+    pressure: Pressure = 0.4,
+    host: HostMemory = True,
+    seeds: Seeds = 5,
+    programs: Count = 300,
+    skip: Size = 200,
     json: Json = False,
 ) -> int:
     """What declared graphs are worth: the same programs declared, learned, over HTTP and blind.
 
     Args:
         workload: graphs, planner, map-reduce or best-of-n.
+        programs: of each draw.
         skip: programs that are not counted; until then it learns.
     """
     from drawloom.runtime.cli import simulate
@@ -103,11 +121,11 @@ def bench_graphs(
 @bench_app.command(name="tenants")
 def bench_tenants(
     *,
-    policy: str = "drawloom,saga,fcfs-lru",
-    machine: str = "h200-8b",
-    load: float = 0.8,
-    minutes: float = 120.0,
-    seeds: int = 5,
+    policy: Policies = "drawloom,saga,fcfs-lru",
+    machine: Machine = "h200-8b",
+    load: Seconds = 0.8,
+    minutes: Seconds = 120.0,
+    seeds: Seeds = 5,
     json: Json = False,
 ) -> int:
     """Ten tenants, heavy to light, on one engine: who ends within 1.5 times isolated time.
@@ -125,11 +143,11 @@ def bench_tenants(
 def bench_unit(
     workload: str,
     *,
-    machine: str = "h200-8b",
-    pressure: float = 0.4,
-    host: bool = True,
-    seeds: int = 5,
-    programs: int = 0,
+    machine: Machine = "h200-8b",
+    pressure: Pressure = 0.4,
+    host: HostMemory = True,
+    seeds: Seeds = 5,
+    programs: Programs = 0,
     json: Json = False,
 ) -> int:
     """KV, environments and tool slots as one unit, beside rivals with a pool apart; ablations.
@@ -145,23 +163,25 @@ def bench_unit(
 
 @bench_app.command(name="workflow")
 def bench_workflow(
-    workload: str = "swe",
+    workload: Workload = "swe",
     *,
-    policy: str = "drawloom,static-cap:5,continuum,fcfs-lru",
-    programs: int = 24,
-    in_flight: int = 12,
-    pressure: float = 0.4,
-    tokens: float = 1 / 32,
-    host: bool = True,
+    policy: Policies = "drawloom,static-cap:5,continuum,fcfs-lru",
+    programs: Count = 24,
+    in_flight: Count = 12,
+    pressure: Pressure = 0.4,
+    tokens: Seconds = 1 / 32,
+    host: HostMemory = True,
     environments: bool = True,
-    seed: int = 0,
+    seed: Size = 0,
     plot: Path | None = None,
     json: Json = False,
 ) -> int:
     """Replay a workload against the live engine under several policies, and in the simulator.
 
     Args:
-        workload: a generated one by name, or a trace file.
+        programs: programs that are replayed.
+        in_flight: of these, most that run at a time.
+        seed: of the draw.
         tokens: what one token of the workload is scaled to; seconds are scaled so that the engine
             is as busy between pauses as the simulator's preset.
         environments: tools wait for theirs, where the workload says what these take to start.
@@ -174,4 +194,4 @@ def bench_workflow(
     return workflow.main(replay, [name.strip() for name in policy.split(",")], json, plot)
 
 
-__all__ = ["Json", "bench_app"]
+__all__ = ["bench_app"]

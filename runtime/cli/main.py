@@ -10,14 +10,34 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from drawloom.errors import BudgetExceeded, ConfigError, DrawloomError
-from drawloom.runtime.cli.benches import Json, bench_app
+from drawloom.runtime.cli.benches import bench_app
+from drawloom.runtime.cli.options import (
+    STORE,
+    Count,
+    Device,
+    Docker,
+    Dtype,
+    Json,
+    Kind,
+    KvTokens,
+    Machine,
+    Model,
+    Policy,
+    Pressure,
+    Programs,
+    Seconds,
+    Seeds,
+    Size,
+    StoreUrl,
+)
 
 app = App(
     name="drawloom",
     help="Runs agent programs: one scheduler for their LLM calls, KV cache and tool containers.",
+    help_format="plaintext",  # markdown would take <think> for a tag and leave it out
     version="0.1.0",
     suppress_keyboard_interrupt=False,
 )
@@ -25,24 +45,15 @@ sandbox_app = App(name="sandbox", help="The tool environments that exist on this
 app.command(sandbox_app)
 app.command(bench_app)
 
-STORE = os.environ.get("DRAWLOOM_STORE", "sqlite:///.drawloom/programs.db")
-
-StoreUrl = Annotated[str, Parameter(name="--store", help="Where programs are kept, as a URL.")]
-Model = Annotated[str, Parameter(help="A model folder, a hub id, or the model in the box.")]
-Policy = Annotated[str, Parameter(help="How programs are scheduled.")]
-Kind = Annotated[str, Parameter(help="auto, docker, process or none.")]
-Device = Annotated[str, Parameter(help="auto (a GPU if there is one), cpu or cuda.")]
-Dtype = Annotated[str, Parameter(help="auto, float32, bfloat16 or float16.")]
-
 
 @app.command
 def demo(
     *,
-    programs: int = 32,
-    questions: int = 7,
-    gap: float = 0.1,
-    rounds: int = 3,
-    kv_tokens: int = 3072,
+    programs: Count = 32,
+    questions: Count = 7,
+    gap: Seconds = 0.1,
+    rounds: Count = 3,
+    kv_tokens: Count = 3072,
     model: Model = "tinyagent",
     device: Device = "auto",
     sandbox: Kind = "auto",
@@ -82,14 +93,14 @@ def run(
     policy: Policy = "drawloom",
     sandbox: Kind = "auto",
     device: Device = "auto",
-    kv_tokens: int = 0,
+    kv_tokens: KvTokens = 0,
     json: Json = False,
 ) -> int:
-    """Run an agent: ``drawloom run module:agent --question "…"``.
+    """Run an agent: `drawloom run module:agent --question "…"`.
 
     Args:
-        entry: where the agent is: ``module:name`` or ``path/to/file.py:name``.
-        arguments: the agent's own arguments, as ``--name value``.
+        entry: where the agent is: `module:name` or `path/to/file.py:name`.
+        arguments: the agent's own arguments, as `--name value`.
     """
     from drawloom.runtime.cli import programs
 
@@ -104,10 +115,10 @@ def mcp(
     sandbox: Kind = "auto",
     device: Device = "auto",
 ) -> int:
-    """Offer tools as an MCP server over stdio: ``drawloom mcp tools.py:shell tools.py:search``.
+    """Offer tools as an MCP server over stdio: `drawloom mcp tools.py:shell tools.py:search`.
 
     Args:
-        entries: where the tools are: ``module:name`` or ``path/to/file.py:name``.
+        entries: where the tools are: `module:name` or `path/to/file.py:name`.
     """
     from drawloom.runtime.cli import programs
 
@@ -126,12 +137,15 @@ def resume(
     policy: Policy | None = None,
     sandbox: Kind | None = None,
     device: Device = "auto",
-    kv_tokens: int = 0,
+    kv_tokens: KvTokens = 0,
     json: Json = False,
 ) -> int:
     """Go on with a program whose process died; finished steps are not run again.
 
     Model, policy and sandbox are those it began with, unless given.
+
+    Args:
+        program: its id, as `drawloom ps` has it.
     """
     from drawloom.runtime.cli import programs
 
@@ -140,7 +154,7 @@ def resume(
 
 
 @app.command
-def ps(*, store: StoreUrl = STORE, server: str = "", limit: int = 30, json: Json = False) -> int:
+def ps(*, store: StoreUrl = STORE, server: str = "", limit: Count = 30, json: Json = False) -> int:
     """List programs, the newest first.
 
     Args:
@@ -157,7 +171,11 @@ def ps(*, store: StoreUrl = STORE, server: str = "", limit: int = 30, json: Json
 
 @app.command
 def trace(program: str, *, store: StoreUrl = STORE, json: Json = False) -> int:
-    """Show what a program did when."""
+    """Show what a program did when.
+
+    Args:
+        program: its id, as `drawloom ps` has it.
+    """
     from drawloom.runtime.cli import programs
 
     return asyncio.run(programs.trace(program, store, json))
@@ -195,13 +213,13 @@ def serve(
     policy: Policy = "drawloom",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    kv_tokens: int = 0,
-    host_tokens: int = 0,
-    max_sequences: int = 0,
+    kv_tokens: KvTokens = 0,
+    host_tokens: Size = 0,
+    max_sequences: Size = 0,
     reasoning: bool = False,
     always_usage: bool = False,
     trust_priority: bool = False,
-    drain: float = 30.0,
+    drain: Seconds = 30.0,
     isolate: bool = False,
     cost: Path | None = None,
     tenant: list[str] | None = None,
@@ -217,7 +235,6 @@ def serve(
             proxy's; * is any. Loopback names always may.
         insecure: serve off loopback without a key: everybody who reaches the address can use it.
         name: what the model is called on the wire; by default as it is loaded.
-        kv_tokens: tokens of KV cache; 0 takes what fits.
         host_tokens: tokens of KV that host memory holds behind it.
         max_sequences: requests computed at a time; 0 is 64 on a CPU and 256 on a GPU.
         reasoning: the model writes a thought first, ended by </think>, whatever its template says.
@@ -270,14 +287,14 @@ def profile(
     model: Model = "tinyagent",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    kv_tokens: int = 0,
+    kv_tokens: KvTokens = 0,
     out: Path | None = None,
     json: Json = False,
 ) -> int:
     """Measure what computing costs here: the model that scheduler and simulator read.
 
     Args:
-        out: write it to this file, for ``--cost`` of serve and ``Runtime(cost=…)``.
+        out: write it to this file, for `--cost` of serve and `Runtime(cost=…)`.
     """
     from drawloom.runtime.cli import profiles
 
@@ -289,13 +306,13 @@ def sim(
     workload: str = "swe",
     *,
     policy: str = "fcfs-lru,static-cap,drawloom,clairvoyant",
-    machine: str = "h200-8b",
-    pressure: float = 0.4,
+    machine: Machine = "h200-8b",
+    pressure: Pressure = 0.4,
     host: bool = True,
-    seeds: int = 3,
-    programs: int = 0,
-    burst: int = 1,
-    replicas: int = 1,
+    seeds: Seeds = 3,
+    programs: Programs = 0,
+    burst: Count = 1,
+    replicas: Count = 1,
     routing: str = "affine",
     json: Json = False,
 ) -> int:
@@ -304,11 +321,7 @@ def sim(
     Args:
         workload: swe, web, function, rl, or a trace file.
         policy: names with commas between them, or all; static-cap is the best of a sweep.
-        machine: h200-8b, 4xh200-70b, or a file that `drawloom profile --out` wrote.
-        pressure: KV capacity over working set; 0 is memory without end.
         host: host memory behind the device.
-        seeds: draws of programs and arrivals; tail figures pool them.
-        programs: of each draw; 0 is four times those in flight.
         burst: programs that arrive at a time, at the same rate in all.
         replicas: engines, with as many times the programs in flight.
         routing: affine (a program stays with its KV, moves with it, and is stolen by engines with
@@ -333,7 +346,7 @@ def doctor(*, json: Json = False) -> int:
 
 
 @sandbox_app.command(name="ls")
-def sandbox_ls(*, docker: str | None = None, json: Json = False) -> int:
+def sandbox_ls(*, docker: Docker = None, json: Json = False) -> int:
     """List the environments that drawloom made on this host, whoever owns them."""
     from drawloom.runtime.cli import sandboxes
 
@@ -342,7 +355,7 @@ def sandbox_ls(*, docker: str | None = None, json: Json = False) -> int:
 
 @sandbox_app.command
 def gc(
-    *, store: StoreUrl = STORE, docker: str | None = None, all: bool = False, json: Json = False
+    *, store: StoreUrl = STORE, docker: Docker = None, all: bool = False, json: Json = False
 ) -> int:
     """Remove environments that no program of this store can come back to.
 
@@ -355,7 +368,7 @@ def gc(
 
 
 @sandbox_app.command
-def shell(id: str, *, docker: str | None = None) -> int:
+def shell(id: str, *, docker: Docker = None) -> int:
     """Open a shell in an environment that lives on this host, beside whoever uses it.
 
     Args:
@@ -371,11 +384,11 @@ def host(
     *,
     broker: str,
     name: str = "",
-    most: int = 32,
+    most: Count = 32,
     sandbox: Kind = "auto",
-    docker: str | None = None,
+    docker: Docker = None,
     network: bool = False,
-    lease: float = 6.0,
+    lease: Seconds = 6.0,
 ) -> int:
     """Offer this machine's environments to runtimes: Runtime(sandbox="mqtt://…").
 
@@ -396,7 +409,12 @@ def main() -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="drawloom: %(message)s")
     try:
-        return app(result_action="return_value") or 0
+        return (
+            app(sys.argv[1:], result_action="return_value", exit_on_error=False, print_error=False)
+            or 0
+        )
+    except CycloptsError as error:
+        return _fail(_one_line(error), 2)
     except KeyboardInterrupt:
         print("drawloom: interrupted; everything was released", file=sys.stderr)
         return 130
@@ -408,7 +426,14 @@ def main() -> int:
         return _fail(error, 1)
 
 
-def _fail(error: DrawloomError, code: int) -> int:
+def _one_line(error: CycloptsError) -> str:
+    """Say what is wrong with a command line, and where its options are explained."""
+    chain = " ".join(error.command_chain or ())
+    words = " ".join(str(error).split()).rstrip(".?")
+    return f"{words}; see: drawloom {chain + ' ' if chain else ''}--help"
+
+
+def _fail(error: DrawloomError | str, code: int) -> int:
     print(f"drawloom: {error}", file=sys.stderr)
     return code
 

@@ -126,11 +126,15 @@ def _convert(name: str, kind: Any, value: str) -> Any:
     adapter = TypeAdapter(kind)
     try:
         return adapter.validate_python(value)
-    except ValidationError:
-        try:
-            return adapter.validate_json(value)
-        except ValidationError as error:
-            raise ConfigError(f"--{name} {value!r}: {error.errors()[0]['msg']}") from None
+    except ValidationError as error:
+        plain = error.errors()[0]["msg"]
+    try:
+        return adapter.validate_json(value)
+    except ValidationError as error:
+        # text that is no JSON was meant as it stands; the other message is about JSON's syntax
+        structured = error.errors()[0]
+        message = plain if structured["type"] == "json_invalid" else structured["msg"]
+        raise ConfigError(f"--{name} {value!r}: {message}") from None
 
 
 async def run(entry: str, words: list[str], options: Options, json: bool) -> int:

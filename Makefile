@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test lint soak bench clean
+.PHONY: setup demo test test-clients lint soak bench clean
 
 setup: .venv/.ready system image
 
@@ -29,6 +29,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+test-clients: .venv/.ready
+	$(BIN)/python tests/clients/run.py $(ARGS)
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """What a model asks for and what it is told."""
 
+import hashlib
 import re
+import string
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,24 @@ _WORD = re.compile(r"^\s*(?:\S*/)?([\w.-]{1,24})(?=[\s;&|>]|$)")
 
 
 _LOOKED_AT = 256
+_ID_LENGTH = 9
+_ID_ALPHABET = string.ascii_letters + string.digits
+
+
+def new_call_id(turn: str, index: int) -> str:
+    """Return the id of a tool call, in a form that every known chat template accepts.
+
+    Mistral's templates refuse any id but nine ASCII letters and digits; the others take any text.
+    The id is a hash of its arguments, so a turn that is parsed again gives its calls the same ids.
+
+    Args:
+        turn: a name of the turn that makes the call, unique among all turns whose ids may meet.
+        index: the place of the call among the calls of its turn, from 0.
+    """
+    digest = hashlib.blake2b(f"{turn}\0{index}".encode("utf-8", "surrogatepass")).digest()
+    value = int.from_bytes(digest)
+    places = (value // len(_ID_ALPHABET) ** i for i in range(_ID_LENGTH))
+    return "".join(_ID_ALPHABET[place % len(_ID_ALPHABET)] for place in places)
 
 
 def _bare(command: str) -> str:
@@ -52,4 +72,4 @@ class ToolResult:
     seconds: float = 0.0
 
 
-__all__ = ["ToolCall", "ToolResult"]
+__all__ = ["ToolCall", "ToolResult", "new_call_id"]

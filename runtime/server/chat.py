@@ -16,6 +16,7 @@ from drawloom.ids import new_id
 from drawloom.runtime.server.metrics import Timings
 from drawloom.runtime.server.programs import Place, Programs
 from drawloom.runtime.server.wire import ChatRequest, HttpError, ToolChoice
+from drawloom.tools.calls import new_call_id
 from drawloom.tools.forced import call_grammar
 from drawloom.tools.parsers import (
     SPECIAL,
@@ -187,7 +188,7 @@ class ChatCompletion:
     def _choice(self, index: int) -> _Choice:
         served = self.served
         name = served.template.calls if self.tools else "none"
-        prefix = f"call_{self.id[-8:]}_{index}"
+        prefix = f"{self.id}/{index}"
         if name == "none":
             parser: Parser = _Plain()
             return _Choice(index, _thinking(parser) if served.reasoning else parser)
@@ -300,7 +301,7 @@ class ChatCompletion:
             elif isinstance(piece, Reasoning):
                 parts.append({"reasoning_content": piece.text})
             elif isinstance(piece, Named):
-                id = f"call_{self.id[-8:]}_{choice.index}-{piece.index}"
+                id = new_call_id(f"{self.id}/{choice.index}", piece.index)
                 function = {"name": piece.name, "arguments": ""}
                 call = {"index": piece.index, "id": id, "type": "function", "function": function}
                 parts.append({"tool_calls": [call]})

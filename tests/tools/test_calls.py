@@ -1,10 +1,13 @@
 """What is alike among tool calls."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.tools.calls import ToolCall
+from drawloom.tools.calls import ToolCall, new_call_id
+from drawloom.tools.parsers import Closed, make_parser
 
 
 @pytest.mark.parametrize(
@@ -41,3 +44,30 @@ def test_no_command_makes_a_strange_kind(command: str) -> None:
     assert len(word) <= 24
     assert "+" not in word
     assert ":" not in word
+
+
+@given(st.text(), st.integers(0, 1000))
+def test_an_id_is_what_the_strictest_template_takes(turn: str, index: int) -> None:
+    assert re.fullmatch("[a-zA-Z0-9]{9}", new_call_id(turn, index))
+    assert new_call_id(turn, index) == new_call_id(turn, index)
+
+
+def test_ids_of_other_turns_and_other_calls_differ() -> None:
+    ids = {new_call_id(f"{turn}#{n}", index) for turn in range(20) for n in range(20)
+           for index in range(20)}  # fmt: skip
+    assert len(ids) == 20**3
+
+
+@pytest.mark.parametrize(
+    ("parser", "text"),
+    [
+        ("hermes", '<tool_call>{"name": "f", "arguments": {}}</tool_call>'),
+        ("llama3_json", '{"name": "f", "parameters": {}}'),
+        ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {}}]'),
+        ("pythonic", "[f()]"),
+    ],
+)
+def test_every_parser_makes_such_ids(parser: str, text: str) -> None:
+    made = make_parser(parser, "http-1/0")
+    closed = [p for p in [*made.feed(text), *made.end()] if isinstance(p, Closed)]
+    assert [c.call.id for c in closed] == [new_call_id("http-1/0", 0)]

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drawloom.errors import ConfigError
+from drawloom.tools.calls import new_call_id
 from drawloom.tools.parsers import (
     PARSERS,
     Closed,
@@ -43,7 +44,7 @@ def test_the_name_is_known_before_the_arguments_close() -> None:
 
 def test_parallel_calls_have_their_own_ids() -> None:
     calls = [p.call for p in _feed([CALL + "\n" + CALL]) if isinstance(p, Closed)]
-    assert [c.id for c in calls] == ["id-0", "id-1"]
+    assert [c.id for c in calls] == [new_call_id("id", 0), new_call_id("id", 1)]
 
 
 @given(st.data(), st.text(max_size=30).filter(lambda s: "<" not in s))

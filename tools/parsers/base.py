@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from drawloom.tools.calls import ToolCall
+from drawloom.tools.calls import ToolCall, new_call_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Brackets:
 
 
 class Buffered(ABC):
-    """A parser that keeps what it is not sure of. `prefix` begins the ids of its calls.
+    """A parser that keeps what it is not sure of. `prefix` names the turn for `new_call_id`.
 
     Subclasses read from `_buffer` in `_advance`, as long as that gets them anywhere. Once `_plain`
     is set, all that follows is text.
@@ -169,7 +169,7 @@ class Buffered(ABC):
 
     def _close(self, body: str) -> Closed:
         index, self._count = self._count, self._count + 1
-        return Closed(index, self._call(f"{self._prefix}-{index}", body))
+        return Closed(index, self._call(new_call_id(self._prefix, index), body))
 
     def _give_up(self, pieces: list[Piece]) -> bool:
         """It is no call after all."""

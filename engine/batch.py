@@ -91,7 +91,9 @@ class Batch:
             raise ContextTooLong(
                 f"the prompt has {len(seq.tokens)} tokens; this engine holds {self.max_context} "
                 "(the model's context or the KV cache, whichever is smaller): shorten the prompt "
-                "or raise kv_tokens"
+                "or raise kv_tokens",
+                tokens=len(seq.tokens),
+                limit=self.max_context,
             )
         if not seq.tokens:
             raise ContextTooLong("the prompt is empty: send at least one token")

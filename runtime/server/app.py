@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,19 +17,20 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from drawloom.engine.base import Usage
-from drawloom.errors import ConfigError, ContextTooLong, DrawloomError, EngineClosed
+from drawloom.errors import DrawloomError, EngineClosed
 from drawloom.ids import new_id
 from drawloom.runtime.runtime import Runtime
 from drawloom.runtime.server.access_log import RECORD, AccessLog, Record
 from drawloom.runtime.server.chat import ChatCompletion, Event, Served
 from drawloom.runtime.server.completions import Completion
 from drawloom.runtime.server.drain import Drain, shutting_down
+from drawloom.runtime.server.errors import HttpError, parse, wire_error
 from drawloom.runtime.server.metrics import Timings, render
+from drawloom.runtime.server.names import header_name, header_value, program_name
 from drawloom.runtime.server.programs import Programs
 from drawloom.runtime.server.wire import (
     ChatRequest,
     CompletionRequest,
-    HttpError,
     ReleaseRequest,
     Sampling,
 )
@@ -39,7 +40,9 @@ log = logging.getLogger("drawloom.server")
 _MOST_BYTES = 16 << 20
 _WAITING_SECONDS, _PATIENCE = 15.0, 5.0
 _PART_SECONDS, _BODY_SECONDS = 20.0, 300.0
-T = TypeVar("T", bound=Any)
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+S = TypeVar("S", bound=Sampling)
 
 
 class _Job(Protocol):
@@ -118,22 +121,22 @@ class Server:
     async def _chat(self, request: Request) -> Response:
         asked = self._polite(await _read(request, ChatRequest))
         job = ChatCompletion(self.served, asked, *_identity(request, asked))
-        return await self._answer(request, job, asked.stream, job.place.program.id)
+        return await self._answer(request, job, bool(asked.stream), job.place.program.id)
 
     async def _completion(self, request: Request) -> Response:
         asked = self._polite(await _read(request, CompletionRequest))
         program, tenant = _identity(request, asked)
         job = Completion(self.served, asked, program, tenant)
-        return await self._answer(request, job, asked.stream, program or "")
+        return await self._answer(request, job, bool(asked.stream), program or "")
 
-    def _polite(self, asked: T) -> T:
+    def _polite(self, asked: S) -> S:
         """Leave the order to the scheduler unless requests are trusted to know their rank."""
         if not self._trust_priority:
             asked.priority = 0
         return asked
 
     async def _answer(self, request: Request, job: _Job, stream: bool, program: str) -> Response:
-        headers = {"x-request-id": new_id("req"), "x-program-id": program}
+        headers = {"x-request-id": new_id("req"), "x-program-id": header_value(program)}
         record: Record = request.scope[RECORD]
         record.program = program
         if not stream:
@@ -199,7 +202,7 @@ class Server:
                 yield f"data: {json.dumps(chunk)}\n\n"
                 task = asyncio.ensure_future(anext(chunks, None))
         except DrawloomError as error:
-            yield f"data: {json.dumps(_wire_error(error).body)}\n\n"
+            yield f"data: {json.dumps(wire_error(error).body)}\n\n"
         except Exception as error:
             yield f"data: {json.dumps(_unexpected(error).body)}\n\n"
         finally:
@@ -255,7 +258,7 @@ class Server:
         return Response(page, media_type="text/plain; version=0.0.4")
 
 
-async def _read(request: Request, kind: type[T]) -> T:
+async def _read(request: Request, kind: type[M]) -> M:
     """A body as a model. Raises `HttpError` with the field that is wrong."""
     body = bytearray()
     clock = asyncio.get_running_loop().time
@@ -270,17 +273,11 @@ async def _read(request: Request, kind: type[T]) -> T:
                 limit.reschedule(min(deadline, clock() + _PART_SECONDS))
     except TimeoutError:
         raise HttpError(408, "the body did not arrive in time") from None
-    try:
-        asked: T = kind.model_validate_json(bytes(body))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise HttpError(400, f"{where or 'body'}: {first['msg']}", param=where or None) from None
-    return asked
+    return parse(kind, bytes(body))
 
 
 def _tenant(request: Request) -> str:
-    return request.headers.get("x-tenant") or "default"
+    return header_name(request, "x-tenant") or "default"
 
 
 def _identity(request: Request, asked: Sampling) -> tuple[str | None, str]:
@@ -290,18 +287,15 @@ def _identity(request: Request, asked: Sampling) -> tuple[str | None, str]:
         program, tenant = inside
         return str(program), str(tenant)
     about = asked.metadata or {}
-    named = (
+    name = (
         asked.program_id
         or asked.session_id
-        or about.get("program_id")
-        or request.headers.get("x-program-id")
-        or request.headers.get("x-session-id")
+        or program_name(about.get("program_id"), "metadata.program_id")
+        or header_name(request, "x-program-id")
+        or header_name(request, "x-session-id")
         or asked.prompt_cache_key
     )
-    name = str(named) if named else None
-    if name is not None and not (name.isprintable() and all(ord(c) < 256 for c in name)):
-        raise HttpError(400, "program_id: printable Latin-1 only, it is answered in a header")
-    return name, request.headers.get("x-tenant") or asked.user or "default"
+    return name or None, header_name(request, "x-tenant") or asked.user or "default"
 
 
 async def _disconnected(request: Request) -> None:
@@ -337,23 +331,19 @@ class _EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-def _wire_error(error: DrawloomError) -> HttpError:
-    if isinstance(error, HttpError):
-        return error
-    if isinstance(error, ContextTooLong):
-        return HttpError(400, str(error), code="context_length_exceeded")
-    return HttpError(400 if isinstance(error, ConfigError) else 500, str(error))
-
-
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, DrawloomError)
-    wire = _wire_error(error)
+    wire = wire_error(error)
     return JSONResponse(wire.body, wire.status, headers={"x-request-id": new_id("req")})
 
 
 async def _no_such_page(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse(HttpError(error.status_code, str(error.detail)).body, error.status_code)
+    path, method = request.url.path, request.method
+    words = f"there is no {path}" if error.status_code == 404 else f"{path} takes no {method}"
+    code = "unknown_url" if error.status_code == 404 else "method_not_allowed"
+    body = HttpError(error.status_code, words, code=code).body
+    return JSONResponse(body, error.status_code, headers=error.headers)
 
 
 async def _broken(request: Request, error: Exception) -> Response:

@@ -13,11 +13,13 @@ from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.engine.tokenizer import Tokenizer
 from drawloom.errors import ConfigError
 from drawloom.ids import new_id
+from drawloom.runtime.server.errors import HttpError, context_too_long
 from drawloom.runtime.server.metrics import Timings
 from drawloom.runtime.server.programs import Place, Programs
-from drawloom.runtime.server.wire import ChatRequest, HttpError, ToolChoice
+from drawloom.runtime.server.toolspecs import calls_of
+from drawloom.runtime.server.wire import ChatRequest
 from drawloom.tools.calls import new_call_id
-from drawloom.tools.forced import call_grammar
+from drawloom.tools.forced import call_grammar, call_mark
 from drawloom.tools.parsers import (
     SPECIAL,
     Closed,
@@ -80,18 +82,18 @@ class ChatCompletion:
             )  # fmt: skip
         self.count = asked.choices
         self.choices: list[_Choice] = []
-        self.tools = [t.schema_for_model() for t in asked.tools or []]
-        forced = self._forced()
-        offered = [] if asked.tool_choice == "none" else self.tools
+        self.calls = calls_of(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
+        shown = [tool.schema_for_model() for tool in asked.tools or []]
+        forced = self._forced() if self.calls.required else None
         try:
-            text = served.template.render([m.rendered() for m in asked.messages], offered)
+            text = served.template.render([m.rendered() for m in asked.messages], shown)
         except ConfigError as error:
             raise HttpError(400, str(error), param="messages") from None
         format_ = asked.response_format
         self.grammar = forced or (format_.grammar() if format_ is not None else None)
         self.text = text
         output = asked.max_completion_tokens or asked.max_tokens or 0
-        self.place = served.programs.place(program, tenant, asked.priority, text, output)
+        self.place = served.programs.place(program, tenant, asked.priority or 0, text, output)
         try:
             self.params = self._params()
         except BaseException:
@@ -102,40 +104,36 @@ class ChatCompletion:
         asked, served = self.asked, self.served
         if asked.max_completion_tokens is not None:
             asked.max_tokens = asked.max_completion_tokens
+        if not self.place.tokens:
+            raise HttpError(400, "the chat template makes no prompt of this", param="messages")
         room = served.max_context - len(self.place.tokens)
         if room < 1:
-            raise HttpError(
-                400,
-                f"the prompt has {len(self.place.tokens)} tokens; this model holds "
-                f"{served.max_context}: shorten it",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        if asked.top_logprobs is not None and not asked.logprobs:
-            raise HttpError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+            raise context_too_long(len(self.place.tokens), served.max_context, "messages")
         return asked.params(
             room,
+            served.tokenizer.size,
+            self._banned(),
             logprobs=bool(asked.logprobs),
             top_logprobs=asked.top_logprobs or 0,
-            show_special=served.template.calls in SPECIAL,
+            show_special=bool(self.calls.tools) and served.template.calls in SPECIAL,
         )
 
-    def _forced(self) -> Grammar | None:
-        choice, asked = self.asked.tool_choice, self.asked
-        if choice in (None, "none", "auto"):
-            return None
-        functions = [t["function"] for t in self.tools]
-        if isinstance(choice, ToolChoice):
-            functions = [f for f in functions if f["name"] == choice.function.name]
-        if not functions:
-            raise HttpError(
-                400, "tool_choice asks for a tool that is not given", param="tool_choice"
-            )
-        several = choice == "required" and asked.parallel_tool_calls is not False
+    def _banned(self) -> tuple[int, ...]:
+        """The token that begins a call, if the prompt shows tools and none may be called."""
+        if self.calls.tools or not self.asked.tools:
+            return ()
+        mark = self.served.tokenizer.id_of(call_mark(self.served.template.calls))
+        return () if mark is None else (mark,)
+
+    def _forced(self) -> Grammar:
+        functions = [tool.function.model_dump() for tool in self.calls.tools]
         known = self.served.tokenizer.id_of
         try:
             lark = call_grammar(
-                self.served.template.calls, functions, several, lambda m: known(m) is not None
+                self.served.template.calls,
+                functions,
+                self.calls.several,
+                lambda m: known(m) is not None,
             )
         except ConfigError as error:
             raise HttpError(400, str(error), param="tool_choice") from None
@@ -187,7 +185,7 @@ class ChatCompletion:
 
     def _choice(self, index: int) -> _Choice:
         served = self.served
-        name = served.template.calls if self.tools else "none"
+        name = served.template.calls if self.calls.tools else "none"
         prefix = f"{self.id}/{index}"
         if name == "none":
             parser: Parser = _Plain()
@@ -195,12 +193,17 @@ class ChatCompletion:
         return _Choice(index, make_parser(name, prefix, reasoning=served.reasoning))
 
     async def _run(self, choice: _Choice) -> AsyncGenerator[_Answered, None]:
-        stream = self.served.programs.generate(self.place, self.params, self.grammar, choice.index)
+        one = not self.calls.several
+        stream = self.served.programs.generate(
+            self.place, self.params, self.grammar, choice.index, lambda: one and bool(choice.calls)
+        )
         async with aclosing(stream) as deltas:
             async for delta in deltas:
                 pieces = choice.parser.feed(delta.text)
                 if delta.finish is not None:
                     pieces += choice.parser.end()
+                if one:
+                    pieces = [] if choice.calls else _to_first_call(pieces)
                 self._take(choice, pieces, delta)
                 yield choice, pieces, delta
 
@@ -333,6 +336,11 @@ class ChatCompletion:
 
     def usage(self) -> Event:
         return usage(self.usages())
+
+
+def _to_first_call(pieces: list[Piece]) -> list[Piece]:
+    ends = (place for place, piece in enumerate(pieces, 1) if isinstance(piece, Closed))
+    return pieces[: next(ends, None)]
 
 
 class _Plain:

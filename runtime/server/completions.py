@@ -9,7 +9,8 @@ from drawloom.engine.base import Delta, Usage
 from drawloom.engine.sequence import FinishReason
 from drawloom.ids import new_id
 from drawloom.runtime.server.chat import Event, Served, usage
-from drawloom.runtime.server.wire import CompletionRequest, HttpError
+from drawloom.runtime.server.errors import HttpError, context_too_long
+from drawloom.runtime.server.wire import CompletionRequest, check_ids
 
 _PROMPTS = 64
 
@@ -28,8 +29,6 @@ class Completion:
                 param="model", code="model_not_found",
             )  # fmt: skip
         self.prompts = self._prompts()
-        if asked.echo and asked.stream:
-            raise HttpError(400, "echo cannot be streamed", param="echo")
         self.count = asked.choices
         self._usages: list[Usage] = []
 
@@ -44,13 +43,11 @@ class Completion:
         encode = self.served.tokenizer.encode
         prompts = [encode(p) if isinstance(p, str) else list(p) for p in prompt]
         if not prompts or len(prompts) > _PROMPTS or not all(prompts):
-            raise HttpError(400, f"1 to {_PROMPTS} prompts, none empty", param="prompt")
+            raise HttpError(400, f"prompt: 1 to {_PROMPTS} prompts, none empty", param="prompt")
         for tokens in prompts:
+            check_ids(tokens, self.served.tokenizer.size, "prompt")
             if self.served.max_context - len(tokens) < 1:
-                raise HttpError(
-                    400, f"the prompt has {len(tokens)} tokens; this model holds "
-                    f"{self.served.max_context}", param="prompt", code="context_length_exceeded",
-                )  # fmt: skip
+                raise context_too_long(len(tokens), self.served.max_context, "prompt")
         return prompts
 
     async def whole(self) -> Event:
@@ -83,7 +80,7 @@ class Completion:
         asked, programs = self.asked, self.served.programs
         text = self.served.tokenizer.decode(tokens, special=True)
         place = programs.place(
-            self.program, self.tenant, asked.priority, text, asked.max_tokens or 0
+            self.program, self.tenant, asked.priority or 0, text, asked.max_tokens or 0
         )
         place.tokens[:] = tokens
         wants = asked.logprobs is not None
@@ -92,6 +89,7 @@ class Completion:
         try:
             params = asked.params(
                 self.served.max_context - len(tokens),
+                self.served.tokenizer.size,
                 logprobs=wants,
                 top_logprobs=asked.logprobs or 0,
                 score_from=1 if asked.echo and wants and len(tokens) > 1 else -1,

@@ -8,7 +8,7 @@ what it sends: a prompt that begins with all that a program was told and said is
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -29,6 +29,7 @@ from drawloom.ids import new_id
 from drawloom.runtime.budget import Account
 from drawloom.runtime.live import Live
 from drawloom.runtime.llmcall import spans
+from drawloom.runtime.server.early import generate_until
 
 _NAMELESS = 256
 _OUTPUT = 256
@@ -250,9 +251,10 @@ class Programs:
         params: SamplingParams,
         grammar: Grammar | None,
         choice: int = 0,
+        enough: Callable[[], bool] = lambda: False,
     ) -> AsyncGenerator[Delta, None]:
-        """Stream one answer, when the scheduler gives leave. Raises `BudgetExceeded` for a program
-        that has one."""
+        """Stream one answer, when the scheduler gives leave; it ends early when `enough` is true.
+        Raises `BudgetExceeded` for a program that has one."""
         program, live = place.program, self.live
         if (account := program.account) is not None:
             account.before_llm()
@@ -275,7 +277,7 @@ class Programs:
             )  # fmt: skip
             usage: Usage | None = None
             context = prompt
-            async with aclosing(live.engine.generate(request)) as deltas:
+            async with aclosing(generate_until(live.engine, request, enough)) as deltas:
                 async for delta in deltas:
                     usage = delta.usage or usage
                     context += len(delta.tokens)

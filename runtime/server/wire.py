@@ -1,69 +1,87 @@
 """What arrives over HTTP, as pydantic models. Unknown fields are ignored, as clients expect."""
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import from_json
 
 from drawloom.engine.base import Grammar
 from drawloom.engine.sequence import SamplingParams
-from drawloom.errors import ConfigError, DrawloomError
+from drawloom.errors import ConfigError
+from drawloom.runtime.server import bounds
+from drawloom.runtime.server.bounds import Flag
+from drawloom.runtime.server.errors import HttpError
+from drawloom.runtime.server.names import Name
+from drawloom.runtime.server.toolspecs import AnyToolChoice, Model, ToolChoice, ToolSpec
 
-_MOST_CHOICES = 16
-
-
-class HttpError(DrawloomError):
-    """A request that is refused, in the words and the shape that OpenAI's clients know."""
-
-    def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-
-    @property
-    def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        return {"error": error}
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+_TEXTS = {"text": "text", "input_text": "text", "refusal": "refusal"}
+_LEAST_TOP_P = 1e-6
+_BAN = -100.0
 
 
 def _plain(value: Any) -> Any:
-    """Content given as parts is their text."""
+    """Return the text of content that is given as parts."""
     if not isinstance(value, list):
         return value
     texts = []
-    for part in value:
-        if not isinstance(part, dict) or part.get("type") not in ("text", "input_text"):
-            raise ValueError("only parts of type text are understood")
-        texts.append(str(part.get("text", "")))
+    for place, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, dict) else None
+        text = part.get(_TEXTS[kind]) if kind in _TEXTS else None
+        if kind not in _TEXTS:
+            raise ValueError(f"Part {place} is {kind!r:.40}: only text is understood")
+        if not isinstance(text, str):
+            raise ValueError(f"Part {place} should have a text")
+        texts.append(text)
     return "".join(texts)
 
 
-Content = Annotated[str | None, BeforeValidator(_plain)]
+def _part(kind: str, field: str) -> dict[str, Any]:
+    properties = {"type": {"const": kind}, field: {"type": "string"}}
+    return {"type": "object", "properties": properties, "required": ["type", field]}
 
 
-class FunctionCall(_Model):
+Content = Annotated[
+    str | None,
+    BeforeValidator(_plain),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"anyOf": [_part(*both) for both in _TEXTS.items()]}},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+
+class FunctionCall(Model):
     name: str
-    arguments: str | dict[str, Any] = "{}"
+    arguments: str | dict[str, Any] | None = "{}"
 
 
-class MessageCall(_Model):
-    id: str = ""
+class MessageCall(Model):
+    id: str | None = ""
     function: FunctionCall
 
 
-class Message(_Model):
+class Message(Model):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content = None
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: list[MessageCall] | None = None
-    reasoning_content: str | None = None
+    reasoning_content: str | None = Field(
+        default=None, validation_alias=AliasChoices("reasoning_content", "reasoning")
+    )
 
     def rendered(self) -> dict[str, Any]:
         """As chat templates want it: arguments are objects, developers are the system."""
@@ -75,49 +93,30 @@ class Message(_Model):
             out["tool_call_id"] = self.tool_call_id
         if self.tool_calls:
             out["tool_calls"] = [_rendered_call(call) for call in self.tool_calls]
+        if self.reasoning_content and role == "assistant":
+            out["reasoning_content"] = self.reasoning_content
         return out
 
 
 def _rendered_call(call: MessageCall) -> dict[str, Any]:
-    arguments: Any = call.function.arguments
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError:  # what a model wrote badly goes back to it as it was
-            arguments = {"": arguments}
+    arguments: Any = call.function.arguments or "{}"
+    try:
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments, strict=False)
+        from_json(json.dumps(arguments))  # else it cannot be written into a prompt
+    except (ValueError, RecursionError):  # what a model wrote badly goes back to it as it was
+        arguments = {"": str(call.function.arguments)}
     function = {"name": call.function.name, "arguments": arguments}
-    return {"id": call.id, "type": "function", "function": function}
+    return {"id": call.id or "", "type": "function", "function": function}
 
 
-class FunctionSpec(_Model):
-    name: str
-    description: str = ""
-    parameters: dict[str, Any] = Field(default_factory=dict)
+class SchemaSpec(Model):
+    name: str | None = ""
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: Flag | None = None
 
 
-class ToolSpec(_Model):
-    type: Literal["function"] = "function"
-    function: FunctionSpec
-
-    def schema_for_model(self) -> dict[str, Any]:
-        return {"type": "function", "function": self.function.model_dump()}
-
-
-class NamedFunction(_Model):
-    name: str
-
-
-class ToolChoice(_Model):
-    type: Literal["function"] = "function"
-    function: NamedFunction
-
-
-class SchemaSpec(_Model):
-    name: str = ""
-    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
-
-
-class ResponseFormat(_Model):
+class ResponseFormat(Model):
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: SchemaSpec | None = None
 
@@ -128,90 +127,138 @@ class ResponseFormat(_Model):
             return Grammar("json_schema", '{"type": "object"}')
         if self.json_schema is None:
             raise HttpError(400, "json_schema is missing", param="response_format")
-        return Grammar("json_schema", json.dumps(self.json_schema.schema_))
+        return Grammar("json_schema", json.dumps(self.json_schema.schema_ or {}))
 
 
-class StreamOptions(_Model):
-    include_usage: bool = False
+class StreamOptions(Model):
+    include_usage: Flag | None = False
 
 
-class Sampling(_Model):
+class Sampling(Model):
     """What both kinds of completion may say about sampling and about their program."""
 
-    model: str = ""
-    stream: bool = False
+    model: str | None = None
+    stream: Flag | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int = 0
-    n: int | None = 1
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] = Field(default_factory=list)
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
-    ignore_eos: bool = False
-    user: str | None = None
-    prompt_cache_key: str | None = None
-    program_id: str | None = None
-    session_id: str | None = None
+    max_tokens: bounds.Length | None = None
+    temperature: bounds.Temperature | None = None
+    top_p: bounds.TopP | None = None
+    top_k: bounds.TopK | None = 0
+    n: bounds.Choices | None = 1
+    seed: bounds.Seed | None = None
+    stop: bounds.Stop | None = None
+    stop_token_ids: list[bounds.TokenId] | None = Field(
+        default=None, max_length=bounds.MOST_STOP_IDS
+    )
+    presence_penalty: bounds.Penalty | None = None
+    frequency_penalty: bounds.Penalty | None = None
+    repetition_penalty: bounds.Repetition | None = None
+    logit_bias: bounds.LogitBias | None = None
+    ignore_eos: Flag | None = False
+    user: Name | None = None
+    prompt_cache_key: Name | None = None
+    program_id: Name | None = None
+    session_id: Name | None = None
     metadata: dict[str, Any] | None = None
-    priority: int = 0
+    priority: bounds.Priority | None = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Sampling":
+        if self.stream_options is not None and not self.stream:
+            raise HttpError(
+                400, "stream_options is only allowed when stream is true", param="stream_options"
+            )
+        return self
 
     @property
     def choices(self) -> int:
-        count = 1 if self.n is None else self.n
-        if not 1 <= count <= _MOST_CHOICES:
-            raise HttpError(400, f"n is between 1 and {_MOST_CHOICES}", param="n")
-        return count
+        return self.n or 1
 
-    def params(self, room: int, **more: Any) -> SamplingParams:
-        """As the engine takes them; `room` is what the context has left. Raises `HttpError`."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+    def params(
+        self, room: int, vocabulary: int, banned: tuple[int, ...] = (), **more: Any
+    ) -> SamplingParams:
+        """Return the options as the engine takes them.
+
+        Args:
+            room: tokens that the context has left.
+            vocabulary: how many token ids there are.
+            banned: token ids that the answer should not have.
+            more: further options of `SamplingParams`.
+
+        Raises:
+            HttpError: a token id is outside the vocabulary.
+        """
+        bias = self.logit_bias or {}
+        check_ids(bias, vocabulary, "logit_bias")
+        check_ids(self.stop_token_ids or (), vocabulary, "stop_token_ids")
         wanted = self.max_tokens
         try:
             return SamplingParams(
                 max_tokens=max(1, room) if wanted is None else wanted,
                 temperature=1.0 if self.temperature is None else self.temperature,
-                top_p=1.0 if self.top_p is None else self.top_p,
-                top_k=self.top_k,
+                top_p=1.0 if self.top_p is None else max(self.top_p, _LEAST_TOP_P),
+                top_k=max(self.top_k or 0, 0),
                 seed=self.seed or 0,
                 presence_penalty=self.presence_penalty or 0.0,
                 frequency_penalty=self.frequency_penalty or 0.0,
                 repetition_penalty=self.repetition_penalty or 1.0,
-                logit_bias=tuple((self.logit_bias or {}).items()),
-                stop=tuple(s for s in stop if s),
-                stop_ids=tuple(self.stop_token_ids),
-                ignore_eos=self.ignore_eos,
+                logit_bias=(*bias.items(), *((id, _BAN) for id in banned)),
+                stop=tuple(s for s in self.stop or () if s),
+                stop_ids=tuple(self.stop_token_ids or ()),
+                ignore_eos=bool(self.ignore_eos),
                 **more,
             )
         except ConfigError as error:
             raise HttpError(400, str(error)) from None
 
 
+def check_ids(ids: Iterable[int], vocabulary: int, field: str) -> None:
+    """Raise `HttpError` for a token id that the model does not have."""
+    wrong = next((id for id in ids if not 0 <= id < vocabulary), None)
+    if wrong is not None:
+        raise HttpError(
+            400, f"{field}: token id {wrong} is outside the vocabulary, 0 to {vocabulary - 1}",
+            param=field,
+        )  # fmt: skip
+
+
 class ChatRequest(Sampling):
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = None
-    tools: list[ToolSpec] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
+    messages: list[Message] = Field(min_length=1, max_length=bounds.MOST_MESSAGES)
+    max_completion_tokens: bounds.Length | None = None
+    tools: list[ToolSpec] | None = Field(default=None, max_length=bounds.MOST_TOOLS)
+    tool_choice: AnyToolChoice | None = None
+    parallel_tool_calls: Flag | None = None
     response_format: ResponseFormat | None = None
-    logprobs: bool | None = False
-    top_logprobs: int | None = None
+    logprobs: Flag | None = False
+    top_logprobs: bounds.Tops | None = None
+    functions: None = Field(default=None, description="Not supported: use tools.")
+
+    @model_validator(mode="after")
+    def _logprobs_asked_for(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise HttpError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        return self
 
 
 class CompletionRequest(Sampling):
-    prompt: str | list[int] | list[str] | list[list[int]]
-    max_tokens: int | None = 16
-    logprobs: int | None = None
-    echo: bool = False
+    prompt: bounds.Prompt
+    max_tokens: bounds.LengthOrNone | None = 16
+    logprobs: bounds.Tops | None = None
+    echo: Flag | None = False
+    best_of: bounds.Choices | None = None
+    suffix: Literal[""] | None = Field(default=None, description="Not supported.")
+
+    @model_validator(mode="after")
+    def _supported(self) -> "CompletionRequest":
+        if self.echo and self.stream:
+            raise HttpError(400, "echo cannot be streamed", param="echo")
+        if self.best_of is not None and self.best_of != self.choices:
+            raise HttpError(400, "best_of: only the value of n is supported", param="best_of")
+        return self
 
 
-class ReleaseRequest(_Model):
-    program_id: str
+class ReleaseRequest(Model):
+    program_id: Name
 
 
 __all__ = [
@@ -222,4 +269,5 @@ __all__ = [
     "ReleaseRequest",
     "Sampling",
     "ToolChoice",
+    "check_ids",
 ]

@@ -86,7 +86,16 @@ class CheckpointError(EngineError):
 
 
 class ContextTooLong(EngineError):
-    """A prompt does not fit the model's context or the KV cache."""
+    """A prompt does not fit the model's context or the KV cache.
+
+    Attributes:
+        tokens: how long the prompt is, if known.
+        limit: the longest prompt and answer together, if known.
+    """
+
+    def __init__(self, *words: object, tokens: int | None = None, limit: int | None = None) -> None:
+        super().__init__(*words)
+        self.tokens, self.limit = tokens, limit
 
 
 class EngineClosed(EngineError):

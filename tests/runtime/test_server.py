@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.sequence import SamplingParams
@@ -16,6 +18,7 @@ from drawloom.errors import EngineError
 from drawloom.events import Forked
 from drawloom.runtime.runtime import Runtime
 from drawloom.runtime.server.app import Server
+from drawloom.runtime.server.names import header_value, is_name
 from drawloom.runtime.server.serve import bind
 
 CALL = '<tool_call>\n{"name": "get", "arguments": {"city": "Rome"}}\n</tool_call>'
@@ -74,6 +77,11 @@ async def scripted(
             return await stack.enter_async_context(_serving(runtime, **options))
 
         yield make
+
+
+@pytest.fixture
+async def plain(scripted: Any) -> Any:
+    return await scripted(lambda prompt: "yes")
 
 
 def _ask(text: str = "hi", **more: Any) -> Json:
@@ -231,11 +239,36 @@ async def test_a_nameless_client_is_known_by_what_it_sends(tiny: Any) -> None:
     assert not server.live.scheduler.world.programs
 
 
-@pytest.mark.parametrize("name", ["\0p", "a\nb", "織"])
-async def test_a_name_that_no_header_can_carry_is_refused(tiny: Any, name: str) -> None:
+@pytest.mark.parametrize("name", ["\0p", "a\nb", "\x85", "x" * 257])
+async def test_a_name_with_control_characters_or_too_long_is_refused(tiny: Any, name: str) -> None:
     client, server = tiny
     answer = await client.post("/v1/chat/completions", json=_ask("hello", program_id=name))
-    assert answer.status_code == 400 and "printable" in answer.text
+    assert answer.status_code == 400 and "256" in answer.text
+    assert len(server.programs) == 0
+
+
+@given(name=st.text(min_size=1, max_size=20), tenant=st.text(max_size=20))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+async def test_a_name_of_any_unicode_comes_back_and_ends_its_program(
+    plain: Any, name: str, tenant: str
+) -> None:
+    client, server = plain
+    body = _ask("hello", program_id=name, user=tenant)
+    answer = await client.post("/v1/chat/completions", json=body)
+    if not (is_name(name) and is_name(tenant)):
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] in ("program_id", "user")
+        return
+    assert answer.status_code == 200
+    owner = {"x-tenant": header_value(tenant)} if tenant else {}
+    again = {**owner, "x-program-id": header_value(name)}
+    second = await client.post("/v1/chat/completions", json=_ask("hello"), headers=again)
+    assert second.headers["x-program-id"] == answer.headers["x-program-id"]
+    assert second.json()["program_id"] == answer.json()["program_id"]
+    ended = await client.post("/programs/release", json={"program_id": name}, headers=owner)
+    assert ended.status_code == 200, ended.text
     assert len(server.programs) == 0
 
 
@@ -327,7 +360,7 @@ async def test_completions_take_text_and_tokens_and_score_their_prompt(tiny: Any
     [
         ({"messages": []}, 400, "messages", "at least 1"),
         ({"messages": [{"role": "alien", "content": "x"}]}, 400, "messages.0.role", "Input"),
-        (_ask(temperature=-1), 400, None, "temperature"),
+        (_ask(temperature=-1), 400, "temperature", "between 0 and 2"),
         (_ask(n=99), 400, "n", "between"),
         (_ask(model="gpt-9"), 404, "model", "gpt-9"),
         (_ask("word " * 9000), 400, "messages", "shorten"),

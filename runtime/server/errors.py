@@ -1,0 +1,114 @@
+"""Errors on the wire, in the words and the shape that OpenAI's clients know."""
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from drawloom.errors import BudgetExceeded, ConfigError, ContextTooLong, DrawloomError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class HttpError(DrawloomError):
+    """A request that is refused, in the words and the shape that OpenAI's clients know."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+def context_too_long(tokens: int | None, limit: int | None, param: str | None) -> HttpError:
+    """Return the error of a prompt that does not fit.
+
+    Clients recognise it by OpenAI's wording (litellm searches the message, and retries what it
+    does not recognise), so the first sentence must stay as it is.
+
+    Args:
+        tokens: how long the prompt is; None if that is not known.
+        limit: the longest prompt and answer together; None if that is not known.
+        param: the field of the request that holds the prompt.
+    """
+    kind = param or "prompt"
+    found = f"resulted in {tokens} tokens" if tokens is not None else "resulted in more"
+    most = f"{limit} tokens" if limit is not None else "shorter than this prompt"
+    return HttpError(
+        400,
+        f"This model's maximum context length is {most}. However, your {kind} {found}, and the "
+        f"answer needs one more. Please shorten the {kind}.",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
+def wire_error(error: DrawloomError) -> HttpError:
+    """Return what a client is told of an error."""
+    if isinstance(error, HttpError):
+        return error
+    if isinstance(error, ContextTooLong):
+        return context_too_long(error.tokens, error.limit, None)
+    if isinstance(error, BudgetExceeded):
+        return HttpError(429, str(error), code="insufficient_quota")
+    return HttpError(400 if isinstance(error, ConfigError) else 500, str(error))
+
+
+def parse(kind: type[M], body: bytes) -> M:
+    """Return a request's body as a model.
+
+    Raises:
+        HttpError: the body is not JSON, or a field of it is wrong; `param` names the field.
+    """
+    try:
+        # the parser refuses NaN, lone surrogates, invalid UTF-8 and deep nesting: nothing behind
+        # it can encode them
+        data = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise HttpError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise _invalid(error, data) from None
+
+
+def _invalid(error: ValidationError, data: Any) -> HttpError:
+    """Return an error that names the wrong field; of several, the one that is deepest in the body,
+    since the alternatives of a union all fail and the one that was meant fails last."""
+    found: dict[str, list[str]] = {}
+    depths: dict[str, int] = {}
+    for detail in error.errors(include_url=False, include_input=False):
+        field, depth = _field(detail, data)
+        words = detail["msg"].removeprefix("Value error, ")
+        if words not in found.setdefault(field, []):
+            found[field].append(words)
+        depths[field] = depth
+    field = max(depths, key=lambda name: depths[name])  # the first of those that are equally deep
+    message = f"{field or 'body'}: {' or '.join(found[field])}"
+    return HttpError(400, message, param=field or None)
+
+
+def _field(detail: ErrorDetails, data: Any) -> tuple[str, int]:
+    """Return the path of a wrong field, as ``messages.0.content``, and how deep it is. Parts of
+    pydantic's location that are not in the body name an alternative of a union."""
+    name, depth, value = "", 0, data
+    missing = detail["loc"][-1] if detail["type"] == "missing" else None
+    for part in detail["loc"]:
+        if isinstance(part, int) and isinstance(value, list) and part < len(value):
+            value = value[part]
+        elif isinstance(value, dict) and (part in value or part == missing):
+            value = value.get(part)
+        else:
+            continue
+        name = f"{name}.{part}" if name else str(part)
+        depth += 1
+    return name, depth
+
+
+__all__ = ["HttpError", "context_too_long", "parse", "wire_error"]

@@ -20,6 +20,7 @@ from drawloom.engine.base import Usage
 from drawloom.errors import DrawloomError, EngineClosed
 from drawloom.ids import new_id
 from drawloom.runtime.runtime import Runtime
+from drawloom.runtime.server import openapi
 from drawloom.runtime.server.access_log import RECORD, AccessLog, Record
 from drawloom.runtime.server.chat import ChatCompletion, Event, Served
 from drawloom.runtime.server.completions import Completion
@@ -106,6 +107,7 @@ class Server:
             Route("/v1/programs/{id:path}", self._delete, methods=["DELETE"]),
             Route("/health", self._health),
             Route("/metrics", self._metrics),
+            *openapi.routes(),
         ]
         handlers: dict[Any, Any] = {
             DrawloomError: _refused, HTTPException: _no_such_page, Exception: _broken

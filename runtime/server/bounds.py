@@ -26,6 +26,7 @@ MOST_STOP_IDS = 1024
 MOST_MESSAGES = 10_000
 MOST_TOOLS = 1024
 MOST_TOP = 20
+MOST_PROMPTS = 64
 _INT32, _INT64 = 1 << 31, 1 << 63
 
 
@@ -76,7 +77,14 @@ Repetition = Annotated[float, Between(0.01, 100)]
 Bias = Annotated[float, Between(-100, 100)]
 TokenId = Annotated[int, Field(strict=True, ge=0, le=_INT32 - 1)]
 Flag = StrictBool
-Prompt = str | list[TokenId] | list[str] | list[list[TokenId]]
+Text = Annotated[str, Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Prompt = (
+    Text
+    | TokenIds
+    | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_PROMPTS)]
+)
 
 Stop = Annotated[
     list[Annotated[str, Field(max_length=LONGEST_STOP)]],
@@ -102,6 +110,7 @@ LogitBias = Annotated[
 
 __all__ = [
     "MOST_MESSAGES",
+    "MOST_PROMPTS",
     "MOST_STOP_IDS",
     "MOST_TOOLS",
     "Choices",

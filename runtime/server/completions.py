@@ -12,8 +12,6 @@ from drawloom.runtime.server.chat import Event, Served, usage
 from drawloom.runtime.server.errors import HttpError, context_too_long
 from drawloom.runtime.server.wire import CompletionRequest, check_ids
 
-_PROMPTS = 64
-
 
 class Completion:
     """Raises `HttpError` on creation for what makes no sense."""
@@ -42,8 +40,8 @@ class Completion:
             prompt = [prompt]
         encode = self.served.tokenizer.encode
         prompts = [encode(p) if isinstance(p, str) else list(p) for p in prompt]
-        if not prompts or len(prompts) > _PROMPTS or not all(prompts):
-            raise HttpError(400, f"prompt: 1 to {_PROMPTS} prompts, none empty", param="prompt")
+        if not all(prompts):
+            raise HttpError(400, "prompt: a prompt has no tokens", param="prompt")
         for tokens in prompts:
             check_ids(tokens, self.served.tokenizer.size, "prompt")
             if self.served.max_context - len(tokens) < 1:

@@ -34,9 +34,9 @@ def _plain(value: Any) -> Any:
     texts = []
     for place, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
-        text = part.get(_TEXTS[kind]) if kind in _TEXTS else None
-        if kind not in _TEXTS:
+        if not (isinstance(kind, str) and kind in _TEXTS):
             raise ValueError(f"Part {place} is {kind!r:.40}: only text is understood")
+        text = part.get(_TEXTS[kind])
         if not isinstance(text, str):
             raise ValueError(f"Part {place} should have a text")
         texts.append(text)

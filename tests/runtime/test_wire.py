@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 from typing import Any
 
 import pytest
@@ -12,16 +13,28 @@ from drawloom.errors import BudgetExceeded, ConfigError, ContextTooLong, EngineE
 from drawloom.runtime.server.errors import HttpError, context_too_long, parse, wire_error
 from drawloom.runtime.server.names import header_value, is_name
 from drawloom.runtime.server.toolspecs import calls_of
-from drawloom.runtime.server.wire import ChatRequest, CompletionRequest, Message
+from drawloom.runtime.server.wire import (
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    ReleaseRequest,
+    Sampling,
+)
+
+from .hostile import BODIES, hostile
 
 USER = {"role": "user", "content": "hi"}
 CHAT: dict[str, Any] = {"messages": [USER]}
 TOOL = {"type": "function", "function": {"name": "get"}}
 SCHEMAS = [(ChatRequest, CHAT), (CompletionRequest, {"prompt": "hi"})]
+KEYS = st.text(max_size=5) | st.sampled_from(
+    "type text function name arguments parameters strict id role content json_schema schema "
+    "tool_calls allowed_tools mode tools program_id include_usage 5 $ref".split()
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=9)
     | st.integers() | st.sampled_from([2**63, -(2**63), 2**64, 10**400, -1, 0]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
 
@@ -67,26 +80,51 @@ def test_a_number_has_bounds_and_is_refused_outside_of_them(
         assert f"between {low} and {high}" in str(error)
 
 
-@given(st.data())
-@settings(max_examples=300)
-def test_no_body_does_more_than_be_refused(data: st.DataObject) -> None:
-    kind, base = data.draw(st.sampled_from(SCHEMAS))
-    fields = st.sampled_from([*kind.model_fields, "x"])
-    body = {**base, **data.draw(st.dictionaries(fields, JSON, max_size=3))}
-    if data.draw(st.booleans()):
-        body["messages"] = [{**USER, **data.draw(st.dictionaries(_FIELDS, JSON, max_size=2))}]
+KINDS: dict[str, Any] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/programs/release": ReleaseRequest,
+}
+
+
+def _understand(path: str, body: bytes) -> bool:
+    """Do with a body what the server does before the model; whether it was accepted."""
     try:
-        asked = parse(kind, json.dumps(body).encode())
+        asked = parse(KINDS[path], body)
         if isinstance(asked, ChatRequest):
             calls_of(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
-            json.dumps([m.rendered() for m in asked.messages], ensure_ascii=False).encode()
-        asked.params(100, 768)
+            shown = [tool.schema_for_model() for tool in asked.tools or []]
+            turns = [message.rendered() for message in asked.messages]
+            json.dumps([turns, shown], ensure_ascii=False, indent=4).encode()
+            if asked.response_format is not None:
+                asked.response_format.grammar()
+        if isinstance(asked, Sampling):
+            asked.params(100, 768)
     except HttpError as error:
         assert error.status == 400
-        json.dumps(error.body).encode()
+        json.dumps(error.body, ensure_ascii=False).encode()
+        return False
+    return True
 
 
-_FIELDS = st.sampled_from(list(Message.model_fields))
+@pytest.mark.parametrize("seed", range(20))
+def test_no_body_does_more_than_be_refused(seed: int) -> None:
+    rng = random.Random(seed)
+    accepted = [_understand(*hostile(rng)) for _ in range(200)]
+    assert {True, False} == set(accepted)
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_no_json_does_more_than_be_refused(data: st.DataObject) -> None:
+    path, valid = data.draw(st.sampled_from(BODIES))
+    fields = st.sampled_from([*valid, "x"])
+    body = valid | data.draw(st.dictionaries(fields, JSON, max_size=3))
+    _understand(path, json.dumps(body).encode())
+
+
+def test_the_bodies_that_hostile_ones_are_made_of_are_accepted() -> None:
+    assert all(_understand(path, json.dumps(body).encode()) for path, body in BODIES)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test test-clients lint soak bench clean
+.PHONY: setup demo test test-clients lint soak fuzz bench clean
 
 setup: .venv/.ready system image
 
@@ -40,6 +40,9 @@ lint: .venv/.ready
 
 soak: setup
 	$(BIN)/python tests/soak.py $(ARGS)
+
+fuzz: setup
+	$(BIN)/python tests/fuzz_server.py $(ARGS)
 
 bench: setup
 	$(BIN)/drawloom bench engine --device cpu $(ARGS)

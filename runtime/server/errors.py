@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from drawloom.errors import BudgetExceeded, ConfigError, ContextTooLong, DrawloomError
+from drawloom.errors import BudgetExceeded, ConfigError, ContextTooLong, DrawloomError, EngineError
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -24,6 +24,13 @@ class HttpError(DrawloomError):
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
+
+
+class ProgramReleased(HttpError, EngineError):
+    """A program was released while a request of it waited."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__(409, f"program {program} was released", code="program_released")
 
 
 def context_too_long(tokens: int | None, limit: int | None, param: str | None) -> HttpError:
@@ -111,4 +118,4 @@ def _field(detail: ErrorDetails, data: Any) -> tuple[str, int]:
     return name, depth
 
 
-__all__ = ["HttpError", "context_too_long", "parse", "wire_error"]
+__all__ = ["HttpError", "ProgramReleased", "context_too_long", "parse", "wire_error"]

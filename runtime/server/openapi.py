@@ -23,6 +23,7 @@ _TEXTS = {
     403: "The Host, the Origin or the socket may not do this.",
     404: "There is no such model, program or page.",
     408: "The body did not arrive in time.",
+    409: "The program was released meanwhile.",
     413: "The body is too large.",
     415: "The body is not application/json.",
     429: "The program spent its budget.",
@@ -73,7 +74,7 @@ def _path(name: str, description: str) -> Json:
 
 
 _BODY: dict[int, type[BaseModel]] = dict.fromkeys((400, 408, 413, 415), answers.Error)
-_RUN: dict[int, type[BaseModel]] = dict.fromkeys((404, 429, 500, 503), answers.Error)
+_RUN: dict[int, type[BaseModel]] = dict.fromkeys((404, 409, 429, 500, 503), answers.Error)
 OPERATIONS = (
     Operation(
         "/v1/chat/completions", "post", "Answer a conversation.", answers.ChatCompletion,

@@ -16,7 +16,6 @@ from typing import Any
 
 from drawloom.engine.base import Delta, GenerateRequest, Grammar, Usage
 from drawloom.engine.sequence import SamplingParams
-from drawloom.errors import EngineError
 from drawloom.events import (
     Forked,
     LineageEnded,
@@ -30,6 +29,7 @@ from drawloom.runtime.budget import Account
 from drawloom.runtime.live import Live
 from drawloom.runtime.llmcall import spans
 from drawloom.runtime.server.early import generate_until
+from drawloom.runtime.server.errors import ProgramReleased
 
 _NAMELESS = 256
 _OUTPUT = 256
@@ -290,13 +290,13 @@ class Programs:
                 live.emit(LineageEnded(program.id, lineage))
 
     async def _admission(self, program: HttpProgram) -> None:
-        """Raises `EngineError` for a program that was released meanwhile."""
+        """Raises `ProgramReleased` for one that was released meanwhile."""
         while (admitted := program.admitted) is not None and not admitted.done():
             await asyncio.wait({admitted}, timeout=_HELD_SECONDS)
             if not admitted.done():
                 self._make_room()
         if program.account is None and self._programs.get(program.id) is not program:
-            raise EngineError(f"program {program.id} was released")
+            raise ProgramReleased(program.id)
 
     def _finished(self, place: Place, lineage: str, step: str, state: str, usage: Usage) -> None:
         if (account := place.program.account) is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,15 @@ def call(name: str, **arguments: object) -> str:
     import json
 
     return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+
+
+def _scores(request: GenerateRequest, tokens: list[int]) -> dict[str, Any]:
+    """Log-probabilities, as far as they are asked for."""
+    if not request.params.logprobs:
+        return {}
+    top = tuple((token, -float(token + 1)) for token in range(request.params.top_logprobs))
+    tops = (top,) * len(tokens) if top else ()
+    return {"logprobs": (-0.5,) * len(tokens), "tops": tops}
 
 
 class ScriptedEngine:
@@ -57,12 +67,14 @@ class ScriptedEngine:
             for at in range(0, len(ids), 4):
                 await asyncio.sleep(self.pause)
                 part = ids[at : at + 4]
-                yield Delta(request.id, tuple(part), self.tokenizer.decode(part))
+                text = self.tokenizer.decode(part)
+                yield Delta(request.id, tuple(part), text, **_scores(request, part))
                 if self.gives_way and at == 0:
                     yield Delta(request.id, (), "", preempted=True)
             now = time.monotonic()
             usage = Usage(len(request.tokens), 0, len(ids) + 1, 0, began, began, began, now)
-            yield Delta(request.id, (end,), "", (), FinishReason.STOP, usage)
+            scores = _scores(request, [end])
+            yield Delta(request.id, (end,), "", finish=FinishReason.STOP, usage=usage, **scores)
         finally:
             self.running -= 1
 

@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from hypothesis import strategies as st
+
 _SCHEMA = {
     "type": "object",
     "properties": {"n": {"$ref": "#/$defs/N"}, "s": {"type": "string", "pattern": "^a+$"}},
@@ -95,7 +97,7 @@ def hostile(rng: random.Random) -> tuple[str, bytes]:
     """Return a path and a body that nobody should send."""
     path, valid = rng.choice(BODIES)
     body = copy.deepcopy(valid)
-    for _ in range(rng.choice((1, 1, 2, 3, 6))):
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
         _change(rng, body)
     text = json.dumps(body, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
     if rng.random() < 0.15:
@@ -104,4 +106,24 @@ def hostile(rng: random.Random) -> tuple[str, bytes]:
     return path, text
 
 
-__all__ = ["BODIES", "hostile"]
+_KEYS = st.text(max_size=5) | st.sampled_from(
+    "type text function name arguments parameters strict id role content json_schema schema "
+    "tool_calls allowed_tools mode tools program_id include_usage 5 $ref".split()
+)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=9)
+    | st.integers() | st.sampled_from([2**63, -(2**63), 2**64, 10**400, -1, 0]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[str, bytes]:
+    """Paths and bodies, some fields of which are any JSON at all."""
+    path, valid = draw(st.sampled_from(BODIES))
+    body = valid | draw(st.dictionaries(st.sampled_from([*valid, "x"]), _JSON, max_size=3))
+    return path, json.dumps(body).encode("utf-8", "surrogatepass")
+
+
+__all__ = ["BODIES", "hostile", "requests"]

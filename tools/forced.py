@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from drawloom.errors import ConfigError
+from drawloom.tools.closing import close_objects
 
 _SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MARKS = {"hermes": "<tool_call>", "mistral": "[TOOL_CALLS]", "llama3_json": "<|python_tag|>"}
@@ -70,7 +71,7 @@ def _calls(tools: list[dict[str, Any]], key: str) -> list[str]:
 def _arguments(tool: dict[str, Any]) -> dict[str, Any]:
     schema = tool.get("parameters") or _NO_ARGUMENTS
     guidance = {**_SPACES, "lenient": not tool.get("strict")}
-    return {**schema, "type": "object", "x-guidance": guidance}
+    return {**close_objects({**schema, "type": "object"}), "x-guidance": guidance}
 
 
 __all__ = ["call_grammar", "call_mark"]

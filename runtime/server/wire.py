@@ -21,6 +21,7 @@ from drawloom.runtime.server.bounds import Flag
 from drawloom.runtime.server.errors import HttpError
 from drawloom.runtime.server.names import Name
 from drawloom.runtime.server.toolspecs import AnyToolChoice, Model, ToolChoice, ToolSpec
+from drawloom.tools.closing import close_objects
 
 _TEXTS = {"text": "text", "input_text": "text", "refusal": "refusal"}
 _LEAST_TOP_P = 1e-6
@@ -127,7 +128,10 @@ class ResponseFormat(Model):
             return Grammar("json_schema", '{"type": "object"}')
         if self.json_schema is None:
             raise HttpError(400, "json_schema is missing", param="response_format")
-        return Grammar("json_schema", json.dumps(self.json_schema.schema_ or {}))
+        schema = close_objects(self.json_schema.schema_ or {})
+        if not self.json_schema.strict:  # a constraint that no grammar holds is no reason to refuse
+            schema = {**schema, "x-guidance": {"lenient": True}}
+        return Grammar("json_schema", json.dumps(schema))
 
 
 class StreamOptions(Model):

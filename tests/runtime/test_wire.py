@@ -271,6 +271,20 @@ def test_a_tool_may_leave_everything_but_its_name_out() -> None:
     assert shown == {"name": "f", "description": "", "parameters": {}}
 
 
+def test_a_schema_that_is_not_strict_is_followed_as_far_as_a_grammar_can() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    for strict in (True, False, None):
+        about = {"name": "x", "schema": schema, "strict": strict}
+        body = CHAT | {"response_format": {"type": "json_schema", "json_schema": about}}
+        asked = parse(ChatRequest, json.dumps(body).encode())
+        assert asked.response_format is not None
+        grammar = asked.response_format.grammar()
+        assert grammar is not None
+        made = json.loads(grammar.text)
+        assert made.pop("x-guidance", None) == (None if strict else {"lenient": True})
+        assert made == {**schema, "additionalProperties": False}
+
+
 # --- names ----------------------------------------------------------------------------------
 
 

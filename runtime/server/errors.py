@@ -5,7 +5,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from drawloom.errors import BudgetExceeded, ConfigError, ContextTooLong, DrawloomError, EngineError
+from drawloom.errors import (
+    BudgetExceeded,
+    ConfigError,
+    ContextTooLong,
+    DrawloomError,
+    EngineClosed,
+    EngineError,
+)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -64,6 +71,8 @@ def wire_error(error: DrawloomError) -> HttpError:
         return context_too_long(error.tokens, error.limit, None)
     if isinstance(error, BudgetExceeded):
         return HttpError(429, str(error), code="insufficient_quota")
+    if isinstance(error, EngineClosed):
+        return HttpError(503, str(error))
     return HttpError(400 if isinstance(error, ConfigError) else 500, str(error))
 
 

@@ -9,8 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drawloom.errors import BudgetExceeded, ConfigError, ContextTooLong, EngineError
-from drawloom.runtime.server.errors import HttpError, context_too_long, parse, wire_error
+from drawloom.errors import BudgetExceeded, ConfigError, ContextTooLong, EngineClosed, EngineError
+from drawloom.runtime.server.errors import (
+    HttpError,
+    ProgramReleased,
+    context_too_long,
+    parse,
+    wire_error,
+)
 from drawloom.runtime.server.names import header_value, is_name
 from drawloom.runtime.server.toolspecs import calls_of
 from drawloom.runtime.server.wire import (
@@ -322,5 +328,5 @@ def test_the_engine_s_error_of_a_context_becomes_the_same() -> None:
 
 
 def test_what_a_client_did_wrong_is_no_error_of_the_server() -> None:
-    statuses = [wire_error(kind("x")).status for kind in (ConfigError, BudgetExceeded, EngineError)]
-    assert statuses == [400, 429, 500]
+    kinds = (ConfigError, BudgetExceeded, ProgramReleased, EngineError, EngineClosed)
+    assert [wire_error(kind("x")).status for kind in kinds] == [400, 429, 409, 500, 503]

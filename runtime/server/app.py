@@ -233,7 +233,8 @@ class Server:
         return self._ended(request, asked.program_id)
 
     async def _delete(self, request: Request) -> Response:
-        return self._ended(request, request.path_params["id"])
+        name = program_name(request.path_params["id"], "program_id")
+        return self._ended(request, name or "")
 
     async def _list(self, request: Request) -> Response:
         """List the programs that the server knows, those of one tenant if it is named."""

@@ -272,6 +272,24 @@ async def test_a_name_of_any_unicode_comes_back_and_ends_its_program(
     assert len(server.programs) == 0
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("%00p", 400), ("a%0db", 400), ("a%0ab", 404), ("x" * 257, 400), ("x" * 256, 404),
+        ("%ff", 404), ("%e9%9b%aa", 404), ("a/b", 404), ("", 404), ("%25", 404),
+    ],
+)  # fmt: skip
+async def test_a_program_is_ended_by_a_name_only(plain: Any, path: str, status: int) -> None:
+    client, server = plain
+    server.programs.inside("p", "default", None)  # its key begins with what no name can have
+    answer = await client.delete(f"/v1/programs/{path}")
+    assert answer.status_code == status, answer.text
+    assert len(server.programs) == 1
+    for header in ("x-tenant", "x-program-id", "x-session-id"):
+        long = await client.post("/v1/chat/completions", json=_ask(), headers={header: "y" * 257})
+        assert long.status_code == 400 and long.json()["error"]["param"] == header
+
+
 async def test_tenants_share_no_program_and_no_kv(tiny: Any) -> None:
     client, server = tiny
     body = _ask("The same words for everybody " * 5, program_id="p", max_tokens=4)

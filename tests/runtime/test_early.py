@@ -6,22 +6,22 @@ import pytest
 
 from drawloom.engine.base import Delta, GenerateRequest
 from drawloom.engine.config import EngineConfig
+from drawloom.engine.host import Host
 from drawloom.engine.local import LocalEngine
+from drawloom.engine.process import ProcessEngine
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.runtime.opening import tiny_model
 from drawloom.runtime.server.early import generate_until
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[LocalEngine]:
-    engine = LocalEngine.load(str(tiny_model()), EngineConfig(kv_tokens=4096))
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Host]:
+    engine: Host = request.param.load(str(tiny_model()), EngineConfig(kv_tokens=4096))
     yield engine
     await engine.close()
 
 
-async def _generate(
-    engine: LocalEngine, tokens: tuple[int, ...], id: str, after: int
-) -> list[Delta]:
+async def _generate(engine: Host, tokens: tuple[int, ...], id: str, after: int) -> list[Delta]:
     request = GenerateRequest(id, "l", tokens, SamplingParams(max_tokens=40, ignore_eos=True))
     deltas: list[Delta] = []
 
@@ -33,8 +33,12 @@ async def _generate(
     return deltas
 
 
-@pytest.mark.parametrize("after", [1, 5, 40, 99])
-async def test_it_ends_with_the_usage_of_what_was_taken(engine: LocalEngine, after: int) -> None:
+@pytest.mark.parametrize(
+    ("engine", "after"),
+    [(LocalEngine, 1), (LocalEngine, 5), (LocalEngine, 40), (LocalEngine, 99), (ProcessEngine, 5)],
+    indirect=["engine"],
+)
+async def test_it_ends_with_the_usage_of_what_was_taken(engine: Host, after: int) -> None:
     prompt = tuple(engine.tokenizer.encode("Tell me of the sea, of the sea and of the sea. " * 3))
     deltas = await _generate(engine, prompt, "a", after)
     ids = tuple(token for delta in deltas for token in delta.tokens)

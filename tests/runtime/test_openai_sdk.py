@@ -177,6 +177,24 @@ async def test_errors_have_openai_s_classes_and_codes(tiny: Any) -> None:
     assert wrong.value.param == "temperature"
 
 
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_turn_after_one_call_finds_all_that_came_before(tiny: Any) -> None:
+    command = {"type": "object", "properties": {"command": {"type": "string"}}}
+    tools = [{"type": "function", "function": {"name": "shell", "parameters": command}}]
+    turns: list[Any] = [{"role": "user", "content": "What is the sum of a.txt and b.txt?"}]
+    body = {"model": "m", "messages": turns, "tools": tools, "temperature": 0, "max_tokens": 90}
+    several = await tiny.chat.completions.create(**body)
+    assert len(several.choices[0].message.tool_calls) > 1
+    one = await tiny.chat.completions.create(**body, parallel_tool_calls=False)
+    (call,) = one.choices[0].message.tool_calls
+    assert call.function == several.choices[0].message.tool_calls[0].function
+    assert one.choices[0].finish_reason == "tool_calls"
+    result = {"role": "tool", "tool_call_id": call.id, "content": "7"}
+    body["messages"] = [*turns, one.choices[0].message.model_dump(exclude_none=True), result]
+    after = await tiny.chat.completions.create(**body)
+    assert after.usage.prompt_tokens_details.cached_tokens >= one.usage.total_tokens - 1
+
+
 async def _both(client: Any, body: Json) -> list[tuple[Any, ...]]:
     """What a whole answer and a stream say: text, names of calls, reason, output tokens."""
     whole = await client.chat.completions.create(**body)

@@ -15,6 +15,7 @@ from drawloom.engine.index import Copies
 from drawloom.engine.plan import Chunk, Sampled, StepPlan
 from drawloom.engine.sequence import PENDING, Sequence
 from drawloom.engine.tokenizer import TextStream, Tokenizer
+from drawloom.prompts import Prompt
 
 Script = Callable[[Sequence], int]
 
@@ -35,8 +36,8 @@ class NumberTokenizer(Tokenizer):
     def __init__(self, size: int = 1 << 30) -> None:
         self.size = size
 
-    def encode(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
+    def encode(self, text: str | Prompt) -> list[int]:
+        return [int(word) for word in Prompt.of(text).text.split()]
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         return "".join(f"{token} " for token in ids)

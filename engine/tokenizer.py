@@ -5,15 +5,18 @@ from pathlib import Path
 from tokenizers import Tokenizer as _Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from drawloom.engine.encoding import PromptEncoder
 from drawloom.errors import CheckpointError
+from drawloom.prompts import Prompt
 
 
 class Tokenizer:
-    """Text to ids and back. Special tokens in the text are recognised, none are added."""
+    """Text to ids and back. Control tokens are recognised in trusted text, none are added."""
 
     def __init__(self, tokenizer: _Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
+        self._prompts = PromptEncoder(tokenizer)
         self._added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
 
     @classmethod
@@ -26,27 +29,29 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise CheckpointError(f"{path} cannot be read: {error}") from None
 
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+    def encode(self, text: str | Prompt) -> list[int]:
+        """Return the ids of a text. In a plain string every control token is recognised; in a
+        `Prompt` only those of the template's own text, none that touches a content."""
+        return self._prompts.encode(Prompt.of(text))
 
-    def settled(self, text: str) -> list[int]:
-        """Ids that `text`, followed by anything whatever, begins with; none where that cannot be
-        known.
+    def settled(self, text: str | Prompt) -> list[int]:
+        """Return ids that `text`, followed by anything whatever, begins with; none where that
+        cannot be known.
 
         Held back are the start of a special token and the last pre-token; before trailing white
         space one more, because the patterns in use split white space by what follows it.
         """
-        whole, splitter = self._tokenizer, self._tokenizer.pre_tokenizer
+        prompt, whole = Prompt.of(text), self._tokenizer
+        text, splitter = prompt.text, whole.pre_tokenizer
         if splitter is None or (whole.normalizer and whole.normalizer.normalize_str(text) != text):
             return []
         text = text[: len(text) - max((_overlap(text, a) for a in self._added), default=0)]
-        start = max((at + len(a) for a in self._added if (at := text.rfind(a)) >= 0), default=0)
+        start = self._prompts.last_border(prompt.before(len(text)))
         pieces = splitter.pre_tokenize_str(text[start:])
         while pieces and not text[start:][slice(*pieces[-1][1])].strip():
             pieces.pop()
         cut = start + pieces[-1][1][0] if pieces else start
-        return self.encode(text[:cut])
+        return self.encode(prompt.before(cut))
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=not special)

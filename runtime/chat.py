@@ -186,10 +186,10 @@ class Chat:
             raise ConfigError("nothing is new in this chat: add .user(…) or .run(calls) first")
         template = self._program.template
         if self._ids:
-            text = template.delta(self._new, self._schemas, self._closed)
+            prompt = template.delta(self._new, self._schemas, self._closed)
         else:
-            text = template.render(self._new, self._schemas)
-        return self._program.live.engine.tokenizer.encode(text)
+            prompt = template.render(self._new, self._schemas)
+        return self._program.live.engine.tokenizer.encode(prompt)
 
     def _streams(self, calls: Sequence[ToolCall]) -> bool:
         """Whether what these calls say can be computed before they end."""
@@ -199,8 +199,8 @@ class Chat:
 
     def _begun(self, results: list[Message]) -> list[int]:
         """All tokens so far, and those that the next prompt surely adds."""
-        text = self._program.template.begun([*self._new, *results], self._schemas, self._closed)
-        return [*self._ids, *self._program.live.engine.tokenizer.settled(text)]
+        prompt = self._program.template.begun([*self._new, *results], self._schemas, self._closed)
+        return [*self._ids, *self._program.live.engine.tokenizer.settled(prompt)]
 
     def _params(self, options: dict[str, Any]) -> SamplingParams:
         agent = self._program.agent

@@ -15,6 +15,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from drawloom.errors import CheckpointError, ConfigError
+from drawloom.prompts import Prompt
 from drawloom.tools.parsers import detect
 
 Message = dict[str, Any]
@@ -58,32 +59,36 @@ class ChatTemplate:
             raise CheckpointError(f"{folder} has no chat template: use a chat model")
         return cls(source, _token(about.get("bos_token")), _token(about.get("eos_token")))
 
-    def render(self, messages: list[Message], tools: list[dict[str, Any]]) -> str:
+    def render(self, messages: list[Message], tools: list[dict[str, Any]]) -> Prompt:
         """A whole chat, up to where the assistant speaks next."""
         return self._render(messages, tools, generate=True)
 
-    def delta(self, new: list[Message], tools: list[dict[str, Any]], closed: bool) -> str:
+    def delta(self, new: list[Message], tools: list[dict[str, Any]], closed: bool) -> Prompt:
         """What `new` messages add behind an assistant turn, up to where it speaks next.
 
         `closed` says that the turn ended by itself, its end-of-turn token sampled.
         """
         past = [{"role": "user", "content": "-"}, {"role": "assistant", "content": _MARK}]
-        text = self._render([*past, *new], tools, generate=True)
-        _, found, rest = text.partition(_MARK)
-        if not found:
+        whole = self._render([*past, *new], tools, generate=True)
+        at = whole.text.find(_MARK)
+        if at < 0:
             raise ConfigError("the chat template drops assistant turns; it cannot be continued")
-        return rest.removeprefix(self.eos) if closed and self.eos else rest
+        rest = whole.after(at + len(_MARK))
+        ended = closed and self.eos and rest.text.startswith(self.eos)
+        return rest.after(len(self.eos)) if ended else rest
 
-    def begun(self, new: list[Message], tools: list[dict[str, Any]], closed: bool) -> str:
+    def begun(self, new: list[Message], tools: list[dict[str, Any]], closed: bool) -> Prompt:
         """What `new` messages surely add, though the content of the last one may go on."""
         *before, last = new
         marked = {**last, "content": last["content"] + _GOES_ON}
-        text, found, _ = self.delta([*before, marked], tools, closed).partition(_GOES_ON)
-        return text if found else ""
+        prompt = self.delta([*before, marked], tools, closed)
+        return prompt.before(max(0, prompt.text.find(_GOES_ON)))
 
-    def _render(self, messages: list[Message], tools: list[dict[str, Any]], generate: bool) -> str:
+    def _render(
+        self, messages: list[Message], tools: list[dict[str, Any]], generate: bool
+    ) -> Prompt:
         try:
-            return self._template.render(
+            text = self._template.render(
                 messages=messages,
                 tools=tools or None,
                 add_generation_prompt=generate,
@@ -92,6 +97,7 @@ class ChatTemplate:
             )
         except TemplateError as error:
             raise ConfigError(f"the chat template refuses these messages: {error}") from None
+        return Prompt(text)
 
 
 def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:

@@ -86,14 +86,14 @@ class ChatCompletion:
         shown = [tool.schema_for_model() for tool in asked.tools or []]
         forced = self._forced() if self.calls.required else None
         try:
-            text = served.template.render([m.rendered() for m in asked.messages], shown)
+            prompt = served.template.render([m.rendered() for m in asked.messages], shown)
         except ConfigError as error:
             raise HttpError(400, str(error), param="messages") from None
         format_ = asked.response_format
         self.grammar = forced or (format_.grammar() if format_ is not None else None)
-        self.text = text
+        self.text = prompt.text
         output = asked.max_completion_tokens or asked.max_tokens or 0
-        self.place = served.programs.place(program, tenant, asked.priority or 0, text, output)
+        self.place = served.programs.place(program, tenant, asked.priority or 0, prompt, output)
         try:
             self.params = self._params()
         except BaseException:

@@ -25,6 +25,7 @@ from drawloom.events import (
     StepReady,
 )
 from drawloom.ids import new_id
+from drawloom.prompts import Prompt
 from drawloom.runtime.budget import Account
 from drawloom.runtime.live import Live
 from drawloom.runtime.llmcall import spans
@@ -123,11 +124,13 @@ class Programs:
         return key
 
     def place(
-        self, name: str | None, tenant: str, priority: int, text: str, output: int = 0
+        self, name: str | None, tenant: str, priority: int, prompt: str | Prompt, output: int = 0
     ) -> Place:
         """The lineage that a prompt continues, or a new one; its tokens, the known ones as they
         were sampled. A lineage that is busy is continued by nobody else: what begins as it did
         before is a fork of it. `output` is how many tokens may come, if that is known."""
+        prompt = Prompt.of(prompt)
+        text = prompt.text
         guest = self._programs.get(name or "")
         inside = guest is not None and guest.account is not None
         key = name if name is None or inside else self.key(name, tenant)
@@ -149,7 +152,7 @@ class Programs:
             program.lineages[lineage.name] = lineage
         lineage.busy = True
         program.running += 1
-        rest = self.live.engine.tokenizer.encode(text[len(lineage.text) :])
+        rest = self.live.engine.tokenizer.encode(prompt.after(len(lineage.text)))
         place = Place(program, lineage, [*lineage.ids, *rest])
         if program.admitted is None and program.account is None:
             program.admitted = self.live.expect_admission(program.id)

@@ -21,9 +21,9 @@ def test_the_delta_of_a_turn_continues_the_whole() -> None:
         {"role": "assistant", "content": "said"},
     ]
     new: list[Message] = [{"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]
-    whole = template.render([*past, *new], SCHEMAS)
-    assert whole.endswith("said<|im_end|>" + template.delta(new, SCHEMAS, closed=True))
-    assert whole.endswith("said" + template.delta(new, SCHEMAS, closed=False))
+    whole = template.render([*past, *new], SCHEMAS).text
+    assert whole.endswith("said<|im_end|>" + template.delta(new, SCHEMAS, closed=True).text)
+    assert whole.endswith("said" + template.delta(new, SCHEMAS, closed=False).text)
 
 
 def test_a_hostile_template_cannot_reach_python() -> None:
@@ -46,4 +46,4 @@ def test_a_checkpoint_without_a_template_is_refused(tmp_path: Path) -> None:
 def test_a_template_may_stand_in_the_tokenizer_s_config(tmp_path: Path) -> None:
     about = {"chat_template": "{{ eos_token }}", "eos_token": {"content": "<e>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
-    assert ChatTemplate.load(tmp_path).render([], []) == "<e>"
+    assert ChatTemplate.load(tmp_path).render([], []).text == "<e>"

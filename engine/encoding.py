@@ -28,6 +28,7 @@ class PromptEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._whole = tokenizer
         added = tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(t.content for t in added.values() if t.special)
         self._id_of = {t.content: id for id, t in added.items() if _controls(t.content, t.special)}
         self._ids = frozenset(self._id_of.values())
         self._control = _any(self._id_of)
@@ -46,6 +47,10 @@ class PromptEncoder:
         ]
         spans = [_stripped(prompt.text, place) for place in places]
         return self._again(prompt) if _touch(spans, prompt.contents) else ids
+
+    def special(self, text: str) -> bool:
+        """Return whether `text` is a special token."""
+        return text in self._special
 
     def own(self, prompt: Prompt) -> list[Span]:
         """Return where the template's own text has control tokens, in order."""

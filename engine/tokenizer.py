@@ -57,6 +57,10 @@ class Tokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=not special)
         return text
 
+    def hides(self, text: str) -> bool:
+        """Return whether `text` is a special token, which decoding leaves out by default."""
+        return self._prompts.special(text)
+
     def id_of(self, token: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(token)
         return found

@@ -13,11 +13,14 @@ from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import ConfigError, ReplayMismatch, ToolError
 from drawloom.events import Forked
 from drawloom.graph.execution import State
+from drawloom.prompts import Prompt
 from drawloom.runtime.ahead import Ahead
 from drawloom.runtime.llmcall import LlmCall, Turn
+from drawloom.runtime.offload import offload
 from drawloom.runtime.program import running
 from drawloom.runtime.toolrun import run_call
 from drawloom.tools.calls import ToolCall, ToolResult
+from drawloom.tools.parsers import opens_thought
 from drawloom.tools.template import Message
 
 T = TypeVar("T")
@@ -139,7 +142,7 @@ class Chat:
             raise ConfigError("this chat is in the middle of a turn: wait for it, or fork the chat")
         self._speaking, heard = True, len(self._new)
         try:
-            turn, fresh = await self._speak(key, site, options, push, grammar)
+            turn, fresh = await self._speak(key, site, options, push, grammar, self._new[:heard])
         finally:
             self._speaking = False
         self._ids += [*fresh, *turn.ids]
@@ -155,8 +158,9 @@ class Chat:
         options: dict[str, Any],
         push: Callable[[str], None] | None,
         grammar: Grammar | None,
+        new: list[Message],
     ) -> tuple[Turn, list[int]]:
-        fresh = self._tokenise()
+        prompt, fresh = await self._tokenise(new)
         row = self._program.recorded(key, "llm", "llm")
         if row is not None:
             turn = self._replayed(key, fresh, row.detail)
@@ -166,7 +170,7 @@ class Chat:
             state = str(State(site, self._last_tool))
             turn = await LlmCall(
                 self._program, self._name, key, state, [*self._ids, *fresh], fresh,
-                self._params(options), push, self._start_early, grammar,
+                self._params(options), push, self._start_early, grammar, opens_thought(prompt),
             ).run()  # fmt: skip
         return turn, fresh
 
@@ -181,15 +185,17 @@ class Chat:
             return
         self._early[call.id] = program.spawn(run_call(program, self._name, call))
 
-    def _tokenise(self) -> list[int]:
-        if not self._new:
+    async def _tokenise(self, new: list[Message]) -> tuple[Prompt, list[int]]:
+        if not new:
             raise ConfigError("nothing is new in this chat: add .user(…) or .run(calls) first")
-        template = self._program.template
-        if self._ids:
-            prompt = template.delta(self._new, self._schemas, self._closed)
-        else:
-            prompt = template.render(self._new, self._schemas)
-        return self._program.live.engine.tokenizer.encode(prompt)
+        template, tokenizer = self._program.template, self._program.live.engine.tokenizer
+        said, closed, schemas = bool(self._ids), self._closed, self._schemas
+
+        def work() -> tuple[Prompt, list[int]]:
+            prompt = template.delta(new, schemas, closed) if said else template.render(new, schemas)
+            return prompt, tokenizer.encode(prompt)
+
+        return await offload(work, sum(len(str(message.get("content"))) for message in new))
 
     def _streams(self, calls: Sequence[ToolCall]) -> bool:
         """Whether what these calls say can be computed before they end."""

@@ -11,7 +11,15 @@ from drawloom.errors import EngineError
 from drawloom.events import StepFailed, StepFinished, StepReady, ToolNamed
 from drawloom.runtime.program import Program
 from drawloom.tools.calls import ToolCall
-from drawloom.tools.parsers import SPECIAL, Closed, Named, Piece, Text, make_parser
+from drawloom.tools.parsers import (
+    CLOSE,
+    Closed,
+    Named,
+    Piece,
+    Text,
+    make_parser,
+    needs_special,
+)
 
 _ENGINE_TRIES = 2
 
@@ -31,7 +39,8 @@ class Turn:
 
 class LlmCall:
     """Asks for leave, streams, parses, records. `name` is the conversation's, `prompt` all of its
-    tokens, of which `fresh` are new. `start_early` takes calls that may run meanwhile."""
+    tokens, of which `fresh` are new. `start_early` takes calls that may run meanwhile. `thinks`
+    says that the prompt ends within a thought."""
 
     def __init__(
         self,
@@ -45,22 +54,27 @@ class LlmCall:
         push: Callable[[str], None] | None,
         start_early: Callable[[ToolCall], None],
         grammar: Grammar | None = None,
+        thinks: bool = False,
     ) -> None:
         self.program, self.name, self.key, self.state = program, name, key, state
         self.prompt, self.fresh = prompt, fresh
-        self.push, self.start_early, self.grammar = push, start_early, grammar
+        self.push, self.start_early, self.thinks = push, start_early, thinks
+        if thinks and grammar is not None and not grammar.after:
+            grammar = replace(grammar, after=CLOSE)
+        self.grammar = grammar
         account = program.account
         account.before_llm()
         self.format = program.template.calls
         self.params = replace(
             params,
             max_tokens=max(1, account.output_left(params.max_tokens)),
-            show_special=self.format in SPECIAL,
+            show_special=needs_special(self.format, thinks, program.live.engine.tokenizer.hides),
         )
         self.clear()
 
     def clear(self) -> None:
-        self.parser = make_parser(self.format, self.key)
+        names = {tool.name for tool in self.program.agent.tools}
+        self.parser = make_parser(self.format, self.key, inside=self.thinks, offered=names)
         self.text = ""
         self.calls: list[ToolCall] = []
         self.output: list[int] = []

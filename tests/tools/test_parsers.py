@@ -1,10 +1,14 @@
 """Tool calls out of text cut anywhere."""
 
+import json
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from drawloom.errors import ConfigError
+from drawloom.prompts import Prompt
 from drawloom.tools.calls import new_call_id
 from drawloom.tools.parsers import (
     PARSERS,
@@ -16,6 +20,8 @@ from drawloom.tools.parsers import (
     Text,
     detect,
     make_parser,
+    needs_special,
+    opens_thought,
     read_call,
 )
 
@@ -93,16 +99,22 @@ SPOKEN = {
     "hermes": CALL + CALL,
     "llama3_json": '<|python_tag|>{"name": "shell", "parameters": {"command": "cat a; {"}}; '
     '{"name": "shell", "parameters": {"command": "cat a; {"}}',
+    "llama3_json-4": '<|python_start|>{"name": "shell", "parameters": {"command": "cat a; {"}}; '
+    '{"name": "shell", "parameters": {"command": "\\"}<|python_end|>"}}<|python_end|>',
     "pythonic": """[shell(command="cat a, )'"), """
     """shell(command='cat a', n=[1, {"a": true}], x=None)]""",
+    "pythonic-4": '<|python_start|>[shell(command="<|python_end|>)]"), '
+    "shell(command=1)]<|python_end|>",
     "mistral": '[TOOL_CALLS] [{"name": "shell", "arguments": {"command": "]{"}}, '
     '{"name": "shell", "arguments": {"command": "b"}}]',
     "mistral-v11": '[TOOL_CALLS]shell{"command": "a}"}[TOOL_CALLS]shell[ARGS]{"command": "b"}',
+    "mistral-v13": '[TOOL_CALLS]shell[CALL_ID]abcDEF123[ARGS]{"command": "[TOOL_CALLS]"}'
+    '[TOOL_CALLS]shell[CALL_ID]abcDEF124[ARGS]{"command": "}"}',
 }
 
 
-def _say(name: str, parts: list[str], reasoning: bool = False) -> list[Piece]:
-    parser = make_parser(name.removesuffix("-v11"), "id", reasoning=reasoning)
+def _say(name: str, parts: list[str], reasoning: bool = False, **options: Any) -> list[Piece]:
+    parser = make_parser(name.partition("-")[0], "id", reasoning=reasoning, **options)
     out = [piece for text in parts for piece in parser.feed(text)]
     return out + parser.end()
 
@@ -155,18 +167,33 @@ def test_tokens_split_anywhere_change_nothing(name: str, before: str, data: st.D
         assert wanted[0] == Reasoning("well, {hm} [x")
 
 
+_MARKS = (
+    "<tool_call>", "</tool_call>", "<think>", "</think>", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]",
+    "<|python_tag|>", "<|python_start|>", "<|python_end|>", '{"name": "shell"', '{"name": "ada"',
+    '"name"', '"arguments": ', '"parameters": ', "shell(", "ada(", 'command="', "=", "{", "}", "[",
+    "]", "(", ")", '"', "'", "\\", ";", ",", ":", " ", "\n", "1e999", "NaN", "\\ud800", "\ud800",
+    "9" * 5000, "x", "é",
+)  # fmt: skip
+_ANY = st.lists(st.sampled_from(_MARKS) | st.text(max_size=3), max_size=14).map("".join)
+
+
 @pytest.mark.parametrize("name", SPOKEN)
-@given(
-    data=st.data(),
-    text=st.text(alphabet="<tool_cal>/{}\":,[]()=;name TOLCARGS\\'|\n1", max_size=60),
-)
+@given(data=st.data(), text=_ANY)
 def test_whatever_is_said_is_read_the_same_however_it_is_cut(
     name: str, data: st.DataObject, text: str
 ) -> None:
+    """And nothing raises, and every call can be stored and sent."""
     whole = data.draw(st.sampled_from(["", SPOKEN[name], SPOKEN[name][:-3]])) + text
-    reasoning = data.draw(st.booleans())
-    wanted = _merged(_say(name, [whole], reasoning))
-    assert _merged(_say(name, _cut(data, whole), reasoning)) == wanted
+    reasoning, inside = data.draw(st.booleans()), data.draw(st.booleans())
+    offered = data.draw(st.sampled_from([None, frozenset(), frozenset({"shell"})]))
+    options: dict[str, Any] = {"inside": inside, "offered": offered}
+    wanted = _merged(_say(name, [whole], reasoning, **options))
+    assert _merged(_say(name, _cut(data, whole), reasoning, **options)) == wanted
+    closed = [p.call for p in wanted if isinstance(p, Closed)]
+    for call in closed:
+        json.dumps([call.name, call.arguments], allow_nan=False, ensure_ascii=False).encode()
+    named = {p.index: p.name for p in wanted if isinstance(p, Named)}
+    assert all(closed[index].name == name for index, name in named.items())
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -183,6 +210,94 @@ def test_a_call_that_breaks_off_is_a_call_with_an_error(name: str) -> None:
     calls = [p.call for p in _say(name, [begun]) if isinstance(p, Closed)]
     assert [c.name for c in calls] == ["shell"]
     assert calls[0].error is not None
+
+
+_IN_STRINGS = [
+    "</tool_call>",
+    "<tool_call>",
+    "\\\\",
+    '\\"',
+    '\\\\\\"',
+    "}",
+    "]",
+    "[TOOL_CALLS]",
+    ";",
+    "'",
+]
+
+
+@pytest.mark.parametrize("name", ["hermes", "llama3_json", "mistral", "pythonic"])
+@given(
+    data=st.data(), parts=st.lists(st.sampled_from(_IN_STRINGS) | st.text(max_size=2), max_size=6)
+)
+def test_arguments_hold_any_text(name: str, data: st.DataObject, parts: list[str]) -> None:
+    value = "".join(parts).encode("utf-8", "replace").decode()
+    body = json.dumps({"name": "shell", "arguments": {"command": value}})
+    written = {
+        "hermes": f"<tool_call>\n{body}\n</tool_call>",
+        "llama3_json": body,
+        "mistral": f"[TOOL_CALLS] [{body}]",
+        "pythonic": f"[shell(command={json.dumps(value)})]",
+    }[name] + ("" if name == "llama3_json" else "\n")
+    pieces = _say(name, _cut(data, written), offered={"shell"})
+    (call,) = [p.call for p in pieces if isinstance(p, Closed)]
+    assert (call.arguments, call.error) == ({"command": value}, None)
+    assert not "".join(p.text for p in pieces if isinstance(p, Text)).strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("llama3_json", '{"name": "Ada", "age": 36}'),
+        ("llama3_json", '{"name": "Ada", "parameters": {}}'),
+        ("pythonic", "[see(above=1)]"),
+        ("pythonic", "[f(x) for x in y]"),
+    ],
+)
+@pytest.mark.parametrize("offered", [frozenset(), frozenset({"shell"})])
+def test_an_answer_that_names_no_offered_tool_is_text(
+    name: str, text: str, offered: frozenset[str]
+) -> None:
+    assert _merged(_say(name, list(text), offered=offered)) == [Text(text)]
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "llama3_json-4", "pythonic-4"])
+def test_a_marked_call_of_an_unknown_tool_is_a_call(name: str) -> None:
+    pieces = _say(name, [SPOKEN[name]], offered=frozenset({"other"}))
+    assert [p.call.name for p in pieces if isinstance(p, Closed)] == ["shell", "shell"]
+
+
+def test_a_string_that_never_ends_does_not_hide_what_follows() -> None:
+    whole = '<tool_call>{"name": "shell", "arguments": {"c": "x}}</tool_call>' + CALL
+    calls = [p.call for p in _say("hermes", list(whole)) if isinstance(p, Closed)]
+    assert [bool(call.error) for call in calls] == [True, False]
+
+
+def test_text_behind_a_mistral_call_is_text() -> None:
+    pieces = _merged(_say("mistral", list(SPOKEN["mistral"] + "\nDone.")))
+    assert [type(p) for p in pieces] == [Named, Closed, Named, Closed, Text]
+
+
+@pytest.mark.parametrize("opened", ["<think>", "<think>\n", "<|x|><think>\n\n"])
+def test_a_thought_that_the_template_opens_is_known(opened: str) -> None:
+    assert opens_thought(Prompt("<|user|>hi" + opened, ((8, 10),)))
+    assert not opens_thought(Prompt(opened, ((0, len(opened)),)))
+    assert not opens_thought(Prompt(opened + "</think>"))
+
+
+def test_a_thought_begun_in_the_prompt_ends_at_its_mark() -> None:
+    for begun in ("", "<think>\n"):
+        pieces = _merged(_say("hermes", list(f"{begun}well</think>\n\n{CALL}"), inside=True))
+        assert [type(p) for p in pieces] == [Reasoning, Named, Closed]
+        assert pieces[0] == Reasoning("well")
+    assert _merged(_say("hermes", ["only a"], inside=True)) == [Reasoning("only a")]
+
+
+def test_marks_that_are_special_tokens_are_left_in_the_text() -> None:
+    assert needs_special("mistral", False, lambda mark: False)
+    assert needs_special("hermes", False, {"<tool_call>"}.__contains__)
+    assert needs_special("hermes", True, {"</think>"}.__contains__)
+    assert not needs_special("hermes", False, {"</think>"}.__contains__)
 
 
 def test_a_template_tells_its_format() -> None:

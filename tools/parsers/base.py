@@ -8,6 +8,7 @@ start). Nothing a model writes makes it raise: what cannot be understood is a ca
 import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,26 +65,43 @@ HEAD = re.compile(r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^
 def read_call(id: str, body: str) -> ToolCall:
     """The call that a JSON object stands for; with an `error` if it stands for none."""
     body = body.strip()
+    begun = HEAD.match(body)  # the name that was told while the call was written stays its name
     try:
         data = json.loads(body, strict=False)
         if not isinstance(data, dict):
             return ToolCall(id, "", {}, body, "a tool call is a JSON object")
-        name, arguments = data.get("name"), data.get("arguments", data.get("parameters", {}))
+        name = begun[1] if begun else data.get("name")
+        arguments = data.get("arguments", data.get("parameters", {}))
         if isinstance(arguments, str):
             arguments = json.loads(arguments or "{}", strict=False)
     except (ValueError, RecursionError) as error:
-        begun = HEAD.match(body)
         name = begun[1] if begun else ""
         return ToolCall(id, name, {}, body, f"the call is not valid JSON: {error}")
     return checked(id, name, arguments, body)
 
 
 def checked(id: str, name: Any, arguments: Any, body: str) -> ToolCall:
+    """The call of these arguments, or one with an `error` if they are no JSON object."""
     if not isinstance(name, str) or not name:
         return ToolCall(id, "", {}, body, "the call has no name")
     if not isinstance(arguments, dict):
         return ToolCall(id, name, {}, body, "the arguments are not a JSON object")
+    try:
+        json.dumps([name, arguments], allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a character, which nothing can store or send
+        name, arguments = _mended(name), _mended(arguments)
+    except (ValueError, TypeError, RecursionError) as error:
+        return ToolCall(id, name, {}, body, f"the arguments have no JSON form: {error}")
     return ToolCall(id, name, arguments, body)
+
+
+def _mended(value: Any) -> Any:
+    """The value with halves of characters joined, and U+FFFD for each that is alone."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_mended(key): _mended(item) for key, item in value.items()}
+    return [_mended(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def overlap(text: str, mark: str) -> int:
@@ -123,15 +141,45 @@ class Brackets:
         return -1
 
 
+class Strings:
+    """Finds a mark outside of JSON's strings in text that comes in parts."""
+
+    def __init__(self, mark: str) -> None:
+        self._mark = mark
+        self._at = 0
+        self._quoted = False
+
+    def find(self, text: str) -> int:
+        """Return where the mark is in `text`, all of it so far; -1 if it is not there yet."""
+        while self._at < len(text):
+            char = text[self._at]
+            if self._quoted and char == "\\":
+                if self._at + 1 == len(text):
+                    return -1  # what is escaped comes with the next part
+                self._at += 1
+            elif char == '"':
+                self._quoted = not self._quoted
+            elif not self._quoted and char == self._mark[0]:
+                if text.startswith(self._mark, self._at):
+                    return self._at
+                if self._mark.startswith(text[self._at :]):
+                    return -1
+            self._at += 1
+        return -1
+
+
 class Buffered(ABC):
     """A parser that keeps what it is not sure of. `prefix` names the turn for `new_call_id`.
+
+    `offered` are the names of the tools that the model was given, if known: where nothing else
+    marks a call, one with another name is text.
 
     Subclasses read from `_buffer` in `_advance`, as long as that gets them anywhere. Once `_plain`
     is set, all that follows is text.
     """
 
-    def __init__(self, prefix: str = "call") -> None:
-        self._prefix = prefix
+    def __init__(self, prefix: str = "call", offered: Collection[str] | None = None) -> None:
+        self._prefix, self._offered = prefix, offered
         self._buffer = ""
         self._plain = False
         self._count = self._scanned = 0
@@ -153,6 +201,9 @@ class Buffered(ABC):
     @abstractmethod
     def _call(self, id: str, body: str) -> ToolCall:
         """The call that a body stands for."""
+
+    def _is_offered(self, name: str) -> bool:
+        return self._offered is None or name in self._offered
 
     def _begin_body(self, quotes: str = '"') -> None:
         """What the buffer begins with is a call, up to where its bracket closes."""
@@ -199,6 +250,7 @@ __all__ = [
     "Parser",
     "Piece",
     "Reasoning",
+    "Strings",
     "Text",
     "checked",
     "overlap",

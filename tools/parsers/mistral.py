@@ -1,30 +1,33 @@
 """Calls as Mistral writes them behind ``[TOOL_CALLS]``: a JSON list of ``{"name", "arguments"}``,
-or since tokenizer v11 ``name{…}`` or ``name[ARGS]{…}`` with the mark before each."""
+or since tokenizer v11 ``name{…}``, ``name[ARGS]{…}`` or ``name[CALL_ID]id[ARGS]{…}`` with the mark
+before each. The ids that a model writes may repeat, so calls get their own."""
 
 import json
 import re
+from collections.abc import Collection
 
 from drawloom.tools.calls import ToolCall
 from drawloom.tools.parsers.base import HEAD, Buffered, Named, Piece, Text, read_call
 
 _MARK = "[TOOL_CALLS]"
-_NAMED = re.compile(r"\s*([\w.\-/]+)\s*(?:\[ARGS\])?\s*(?=\{)")
+_NAMED = re.compile(r"\s*([\w.\-/]+)\s*(?:\[CALL_ID\]\s*[\w-]*\s*)?(?:\[ARGS\])?\s*(?=\{)")
 _ITEM = re.compile(r"[\s,\[]*(?=\{)")
 
 
 class MistralParser(Buffered):
     """Behind the mark everything is a call; each ends where its object does."""
 
-    def __init__(self, prefix: str = "call") -> None:
-        super().__init__(prefix)
+    def __init__(self, prefix: str = "call", offered: Collection[str] | None = None) -> None:
+        super().__init__(prefix, offered)
         self._marked = self._inside = self._told = False
         self._name = ""
 
     def end(self) -> list[Piece]:
         body, self._buffer = self._buffer, ""
-        if self._inside or (self._marked and body.strip(" \n,][")):
+        spare = not body.strip(" \n,][")
+        if self._inside or (self._marked and not self._count and not spare):
             return [self._close(body)]
-        return [Text(body)] if body and not self._marked else []
+        return [] if self._marked and spare else [Text(body)] if body else []
 
     def _advance(self, pieces: list[Piece]) -> bool:
         if not self._marked:

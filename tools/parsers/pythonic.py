@@ -1,12 +1,16 @@
 """Calls as Llama 3.2 and 4 write them: ``[search(query="x", limit=3), today()]``, an answer that is
-a Python list of calls with literal arguments. Any other answer is text."""
+a Python list of calls with literal arguments, between ``<|python_start|>`` and ``<|python_end|>``
+or not. Any other answer is text."""
 
 import ast
 import re
+from collections.abc import Collection
 from typing import Any
 
 from drawloom.tools.calls import ToolCall
-from drawloom.tools.parsers.base import Buffered, Named, Piece, Text
+from drawloom.tools.parsers.base import Buffered, Named, Piece, Text, checked
+
+_START, _END = "<|python_start|>", "<|python_end|>"
 
 _NAME = re.compile(r"[\s,]*([A-Za-z_][\w.]*)\s*\(")
 _UNFINISHED = re.compile(r"[\s,]*(?:[A-Za-z_][\w.]*\s*)?\Z")
@@ -14,18 +18,19 @@ _CONSTANTS = {"true": True, "false": False, "null": None}
 
 
 class PythonicParser(Buffered):
-    """A call ends where its parenthesis closes."""
+    """A call ends where its parenthesis closes. Without a mark before it, a list whose first call
+    names no tool that was offered is an answer."""
 
-    def __init__(self, prefix: str = "call") -> None:
-        super().__init__(prefix)
-        self._open = False
+    def __init__(self, prefix: str = "call", offered: Collection[str] | None = None) -> None:
+        super().__init__(prefix, offered)
+        self._open = self._marked = False
         self._name = ""
 
     def end(self) -> list[Piece]:
         body, self._buffer = self._buffer, ""
         if self._name:
             return [self._close(body)]
-        if self._count and not body.strip(" \n,]"):
+        if self._count and not body.replace(_END, "").strip(" \n,]"):
             return []
         return [Text(body)] if body else []
 
@@ -36,13 +41,16 @@ class PythonicParser(Buffered):
         return self._next(text, pieces) if self._open else self._begin(text, pieces)
 
     def _begin(self, text: str, pieces: list[Piece]) -> bool:
-        if not text:
+        if _START.startswith(text) and text != _START:
             return False
-        if text.startswith("[") and _NAME.match(text[1:]):
+        marked = text.startswith(_START)
+        text = text.removeprefix(_START).lstrip()
+        match = _NAME.match(text[1:]) if text.startswith("[") else None
+        if match and (marked or self._is_offered(match[1])):
             self._open, self._buffer = True, text[1:]
             return True
-        undecided = text.startswith("[") and _UNFINISHED.match(text[1:])
-        return False if undecided else self._give_up(pieces)
+        undecided = not text or (text.startswith("[") and _UNFINISHED.match(text[1:]))
+        return False if undecided and not match else self._give_up(pieces)
 
     def _next(self, text: str, pieces: list[Piece]) -> bool:
         if match := _NAME.match(text):
@@ -50,11 +58,16 @@ class PythonicParser(Buffered):
             self._begin_body("\"'")
             pieces.append(Named(self._count, self._name))
             return True
-        if text.startswith("]") and text[1:].strip():
-            self._buffer = text[1:]
-            return self._give_up(pieces)
-        undecided = text.startswith("]") or _UNFINISHED.match(text)
-        return False if undecided else self._give_up(pieces)
+        if text.startswith("]"):
+            rest = text[1:].lstrip()
+            if _END.startswith(rest) and rest != _END:
+                return False
+            rest = rest.removeprefix(_END)
+            if rest.strip():
+                self._buffer = rest
+                return self._give_up(pieces)
+            return False
+        return False if _UNFINISHED.match(text) else self._give_up(pieces)
 
     def _call(self, id: str, body: str) -> ToolCall:
         name, self._name = self._name, ""
@@ -72,7 +85,7 @@ def _read(id: str, name: str, body: str) -> ToolCall:
         arguments = {str(k.arg): _literal(k.value) for k in call.keywords}
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         return ToolCall(id, name, {}, raw, f"the call is not valid Python: {error}")
-    return ToolCall(id, name, arguments, raw)
+    return checked(id, name, arguments, raw)
 
 
 def _literal(node: ast.expr) -> Any:
@@ -85,8 +98,6 @@ def _literal(node: ast.expr) -> Any:
         value = ast.literal_eval(node)
     except ValueError:
         raise ValueError("an argument is not a literal") from None
-    if isinstance(value, bytes | set | complex):
-        raise ValueError("an argument has no JSON form")
     return value
 
 

@@ -1,8 +1,16 @@
 """Thoughts between ``<think>`` and ``</think>``, before whatever another parser reads."""
 
+from drawloom.prompts import Prompt
 from drawloom.tools.parsers.base import Parser, Piece, Reasoning, overlap
 
 OPEN, CLOSE = "<think>", "</think>"
+
+
+def opens_thought(prompt: Prompt) -> bool:
+    """Return whether the template itself began a thought at the end of a prompt."""
+    text = prompt.text.rstrip()
+    start = len(text) - len(OPEN)
+    return text.endswith(OPEN) and all(end <= start for _, end in prompt.contents)
 
 
 class ReasoningParser:
@@ -10,7 +18,7 @@ class ReasoningParser:
 
     def __init__(self, inner: Parser, inside: bool = False) -> None:
         self._inner = inner
-        self._state = "thought" if inside else "before"
+        self._state, self._opened = "before", inside
         self._buffer = ""
         self._trim = False
 
@@ -23,17 +31,18 @@ class ReasoningParser:
             begun = self._buffer.lstrip()
             if OPEN.startswith(begun) and begun != OPEN:
                 return []
-            if not begun.startswith(OPEN):
+            if begun.startswith(OPEN):  # some write it although the prompt has it
+                self._buffer, self._trim = begun.removeprefix(OPEN), True
+            elif not self._opened:
                 return self._answer(pieces, self._buffer)
-            self._buffer, self._state = begun.removeprefix(OPEN), "thought"
-            self._trim = True
+            self._state = "thought"
         return self._think(pieces)
 
     def end(self) -> list[Piece]:
         pieces: list[Piece] = []
-        if self._state == "thought" and self._buffer:
+        if self._buffer and (self._state == "thought" or self._opened):
             pieces.append(Reasoning(self._buffer))
-        elif self._state == "before" and self._buffer:
+        elif self._buffer:
             pieces += self._inner.feed(self._buffer)
         self._buffer = ""
         return pieces + self._inner.end()
@@ -65,4 +74,4 @@ class ReasoningParser:
         return text
 
 
-__all__ = ["CLOSE", "OPEN", "ReasoningParser"]
+__all__ = ["CLOSE", "OPEN", "ReasoningParser", "opens_thought"]

@@ -26,6 +26,8 @@ class PromptEncoder:
     """Encodes prompts with one tokenizer. Thread-safe; the copy is made at first need."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_truncation()  # some files cut or pad every text
+        tokenizer.no_padding()
         self._whole = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._special = frozenset(t.content for t in added.values() if t.special)

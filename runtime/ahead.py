@@ -1,7 +1,7 @@
 """Prefill of tool output while the tool still runs."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from drawloom.errors import DrawloomError
 from drawloom.runtime.program import Program
@@ -56,7 +56,7 @@ class Ahead:
         program: Program,
         lineage: str,
         calls: Sequence[ToolCall],
-        begun: Callable[[list[Message]], list[int]],
+        begun: Callable[[list[Message]], Awaitable[list[int]]],
     ) -> None:
         self._program, self._lineage, self._begun = program, lineage, begun
         self.heard = [Heard(call, self._changed) for call in calls]
@@ -89,7 +89,9 @@ class Ahead:
             while self._news() and live.runs(program.id):
                 known = self._known()
                 self._looked = sum(len(heard.text) for heard in known)
-                ids = self._begun([heard.message for heard in known])
+                ids = await self._begun([heard.message for heard in known])
+                if self._over:
+                    return
                 if len(ids) - self._sent < _TOKENS:
                     continue
                 self._sent = len(ids)

@@ -195,7 +195,7 @@ class Chat:
             prompt = template.delta(new, schemas, closed) if said else template.render(new, schemas)
             return prompt, tokenizer.encode(prompt)
 
-        return await offload(work, sum(len(str(message.get("content"))) for message in new))
+        return await offload(work, _size(new))
 
     def _streams(self, calls: Sequence[ToolCall]) -> bool:
         """Whether what these calls say can be computed before they end."""
@@ -203,10 +203,15 @@ class Chat:
         streams = any(tool is not None and tool.streams for tool in tools)
         return streams and len(tools) == len(calls) and bool(self._ids)
 
-    def _begun(self, results: list[Message]) -> list[int]:
+    async def _begun(self, results: list[Message]) -> list[int]:
         """All tokens so far, and those that the next prompt surely adds."""
-        prompt = self._program.template.begun([*self._new, *results], self._schemas, self._closed)
-        return [*self._ids, *self._program.live.engine.tokenizer.settled(prompt)]
+        template, tokenizer = self._program.template, self._program.live.engine.tokenizer
+        new, closed = [*self._new, *results], self._closed
+
+        def work() -> list[int]:
+            return tokenizer.settled(template.begun(new, self._schemas, closed))
+
+        return [*self._ids, *await offload(work, _size(new))]
 
     def _params(self, options: dict[str, Any]) -> SamplingParams:
         agent = self._program.agent
@@ -283,6 +288,10 @@ class TurnStream:
             self.turn = await task
         finally:
             task.cancel()
+
+
+def _size(messages: list[Message]) -> int:
+    return sum(len(str(message.get("content"))) for message in messages)
 
 
 def _site(depth: int) -> str:

@@ -202,7 +202,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         result = super().call(__context, __obj, *args, **named)
         if isinstance(called, Macro | LoopContext) or inner is _Generation.body:
             return result  # all of it went through concat
-        if isinstance(result, Mapping | bytes):
+        if isinstance(result, dict | bytes):
             self.meter.weigh(result)
         return self._stained(result, owner, args, named)
 
@@ -250,7 +250,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.meter.spend(VALUE)
         if isinstance(value, Tracked):
             return bool(spans_of(value))
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return any(self._tracked(k) or self._tracked(v) for k, v in value.items())
         return isinstance(value, list | tuple) and any(map(self._tracked, value))
 
@@ -260,20 +260,33 @@ def prepared(value: Any) -> tuple[Any, int]:
 
     Only plain JSON types reach a template: methods of other objects are not for its sandbox.
     """
+    sizes: list[int] = []
+    return _plain(value, sizes), sum(sizes) + len(sizes)
+
+
+def _plain(value: Any, sizes: list[int]) -> Any:
+    kind = type(value)
+    if kind is str:
+        sizes.append(len(value))
+        return Tracked(value)
+    if kind is dict:
+        sizes.append(1)
+        return {_plain(key, sizes): _plain(item, sizes) for key, item in value.items()}
+    if kind is list:
+        sizes.append(1)
+        return [_plain(item, sizes) for item in value]
+    sizes.append(1)
+    if value is None or kind is bool or kind is int or kind is float or kind is Tracked:
+        return value
     if isinstance(value, str):
-        tracked = isinstance(value, Tracked)
-        return value if tracked else Tracked(str.__str__(value)), 1 + len(value)
-    if value is None or isinstance(value, bool):
-        return value, 1
-    if isinstance(value, int | float):
-        return (int(value) if isinstance(value, int) else float(value)), 1
+        return _plain(str.__str__(value), sizes)
     if isinstance(value, Mapping):
-        pairs = [(*prepared(key), *prepared(item)) for key, item in value.items()]
-        return {k: v for k, _, v, _ in pairs}, 1 + sum(a + b for _, a, _, b in pairs)
+        return _plain(dict(value), sizes)
     if isinstance(value, list | tuple):
-        items = [prepared(item) for item in value]
-        return [item for item, _ in items], 1 + sum(size for _, size in items)
-    return Tracked(f"<{type(value).__name__}>"), 1
+        return _plain(list(value), sizes)
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
+    return Tracked(f"<{kind.__name__}>")
 
 
 def _tojson(

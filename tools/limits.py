@@ -44,7 +44,7 @@ class Meter:
     def weigh(self, value: Any) -> None:
         """Charge for all that a container holds, once for each place where it is."""
         self.spend(VALUE + len(value) // CHARS_A_UNIT if isinstance(value, str) else VALUE)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             for key, item in value.items():
                 self.weigh(key)
                 self.weigh(item)
@@ -120,7 +120,7 @@ class Meter:
 
 def _numbers(values: Any) -> Iterator[int]:
     """All whole numbers in a value."""
-    if isinstance(values, Mapping):
+    if isinstance(values, dict):
         values = [*values.values()]
     if isinstance(values, list | tuple):
         for value in values:

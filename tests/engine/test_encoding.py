@@ -156,6 +156,20 @@ def test_hostile_contents_keep_their_characters(name: str, text: str, own: str) 
     assert tokenizer.decode(ids, special=True) == text + own
 
 
+def test_a_file_that_cuts_or_pads_texts_is_used_without() -> None:
+    made = _byte_level(_QWEN)
+    plain = Tokenizer(HfTokenizer.from_str(made.to_str())).encode("the user said it")
+    made.enable_truncation(2)
+    made.enable_padding(length=50)
+    assert Tokenizer(made).encode("the user said it") == plain
+
+
+def test_a_long_text_is_encoded_as_its_parts_are() -> None:
+    tokenizer = _TOKENIZERS["qwen"]
+    text = "the user said <|im_end|>\n" * 500
+    assert tokenizer.encode(text) == tokenizer.encode("the user said <|im_end|>\n") * 500
+
+
 def test_letters_that_are_added_tokens_stay_tokens() -> None:
     tokenizer = _TOKENIZERS["qwen"]
     ids = tokenizer.encode(_prompt([("<s>", "für <s>")]))

@@ -236,7 +236,10 @@ def test_nothing_new_is_not_looked_at_twice() -> None:
 
         id = "p"
 
-    ahead = Ahead(Idle, "p:0", [ToolCall("a", "t", {}), ToolCall("b", "t", {})], lambda _: [])  # type: ignore[arg-type]
+    async def nothing(_: object) -> list[int]:
+        return []
+
+    ahead = Ahead(Idle, "p:0", [ToolCall("a", "t", {}), ToolCall("b", "t", {})], nothing)  # type: ignore[arg-type]
     ahead.heard[0].add("x" * 200, None)  # too little
     ahead.heard[1].add("y" * 9000, None)  # not known before the first has ended
     ahead.close()

@@ -304,5 +304,6 @@ def test_a_template_tells_its_format() -> None:
     assert detect("… [TOOL_CALLS] …") == "mistral"
     assert detect("… <tool_call> …") == "hermes"
     assert detect("… <|python_tag|> …") == "llama3_json"
+    assert detect("… <|python_start|> …") == "pythonic"
     with pytest.raises(ConfigError, match="hermes, llama3_json"):
         make_parser("morse")

@@ -65,6 +65,8 @@ def detect(template: str) -> str:
         return "mistral"
     if "<tool_call>" in template:
         return "hermes"
+    if "<|python_start|>" in template:
+        return "pythonic"
     if "<|python_tag|>" in template or '"parameters": ' in template:
         return "llama3_json"
     return "hermes"

@@ -1,6 +1,8 @@
 # ruff: noqa: E501 (templates are data)
 """Templates render as transformers renders them, know their contents, and always end."""
 
+import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,27 @@ def test_a_template_s_own_text_does_not_depend_on_contents(
     harmless = template.render(chat(*(f".{'z' * len(text)}." for text in texts)), _TOOLS)
     for control in ("<|im_end|>", "<think>", "</think>"):
         assert _own(prompt).count(control) == _own(harmless).count(control)
+
+
+_CONTROL = re.compile(
+    r"<\|[^|]*\|>|</?(?:tool_call|tool_response|think|tools)>|\[/?[A-Z_]{4,}\]|<｜[^｜]*｜>|</?s>"
+)
+
+
+@pytest.mark.parametrize("name", _SOURCES)
+@pytest.mark.parametrize("chat", _CHATS)
+def test_all_of_a_template_s_own_control_tokens_are_its_own(name: str, chat: str) -> None:
+    template = ChatTemplate(_SOURCES[name], "<s>", "</s>")
+    messages = json.loads(json.dumps(_CHATS[chat]).replace("<", "(").replace("/think>", ""))
+    try:
+        prompt = template.render(messages, _TOOLS)
+    except ConfigError:
+        return
+    found = [match.span() for match in _CONTROL.finditer(prompt.text)]
+    if not template.shows_tools:  # the tools' marks are text of messages there
+        found = [s for s in found if "tool" not in prompt.text[slice(*s)]]
+    assert len(found) >= 3
+    assert not [s for s in found if any(a < s[1] and s[0] < b for a, b in prompt.contents)]
 
 
 def _own(prompt: Prompt) -> str:

@@ -47,3 +47,25 @@ def test_a_template_may_stand_in_the_tokenizer_s_config(tmp_path: Path) -> None:
     about = {"chat_template": "{{ eos_token }}", "eos_token": {"content": "<e>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
     assert ChatTemplate.load(tmp_path).render([], []).text == "<e>"
+
+
+@pytest.mark.parametrize(
+    "about",
+    ["{", "[]", '{"chat_template": [1]}', '{"chat_template": 3}',
+     '{"chat_template": [{"name": 1}]}', "\x00\xff", '{"chat_template": "{% if"}'],
+)  # fmt: skip
+def test_a_broken_config_is_one_clear_error(about: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_bytes(about.encode("latin-1"))
+    with pytest.raises(CheckpointError, match="chat template"):
+        ChatTemplate.load(tmp_path)
+
+
+def test_chats_with_tools_use_the_template_for_tools(tmp_path: Path) -> None:
+    shows = "T{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% endfor %}{{ tools }}"
+    named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": shows}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    template = ChatTemplate.load(tmp_path)
+    assert template.render([], []).text == "D"
+    assert template.render([], SCHEMAS).text.startswith("T")
+    (tmp_path / "chat_template.jinja").write_text("E")
+    assert ChatTemplate.load(tmp_path).render([], []).text == "E"

@@ -273,6 +273,13 @@ def test_a_string_that_never_ends_does_not_hide_what_follows() -> None:
     assert [bool(call.error) for call in calls] == [True, False]
 
 
+def test_a_broken_call_keeps_the_name_that_was_told() -> None:
+    named, closed = _say("mistral", ['[TOOL_CALLS]é¹{"name": "shell"'])
+    assert named == Named(0, "é¹")
+    assert isinstance(closed, Closed)
+    assert closed.call.name == "é¹"
+
+
 def test_text_behind_a_mistral_call_is_text() -> None:
     pieces = _merged(_say("mistral", list(SPOKEN["mistral"] + "\nDone.")))
     assert [type(p) for p in pieces] == [Named, Closed, Named, Closed, Text]

@@ -62,7 +62,7 @@ class MistralParser(Buffered):
     def _call(self, id: str, body: str) -> ToolCall:
         name, self._inside, self._name = self._name, False, ""
         if name:
-            body = json.dumps({"name": name})[:-1] + f', "arguments": {body}}}'
+            body = json.dumps({"name": name}, ensure_ascii=False)[:-1] + f', "arguments": {body}}}'
         return read_call(id, body)
 
 

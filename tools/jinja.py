@@ -25,12 +25,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from markupsafe import escape
 
-from drawloom.tools.limits import CHARS_A_UNIT, STEP, VALUE, WORK, Meter
+from drawloom.tools.limits import CHARS_A_UNIT, PART, STEP, VALUE, WORK, Meter
 from drawloom.tools.tracked import Tracked, concat, join, spans_of
 
+_AT_ONCE = frozenset("attr count d default first last length".split())
 _PASSES_ON = frozenset(
-    "attr batch count d default dictsort first groupby items last length list map max min random "
-    "reject rejectattr reverse select selectattr slice sort sum unique".split()
+    "batch dictsort groupby items list map max min random reject rejectattr reverse select "
+    "selectattr slice sort sum unique".split()
 )
 
 
@@ -105,7 +106,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.finalize = self.text
         self.filters |= {"tojson": _tojson, "join": self._join, "safe": _same}
         self.filters |= {name: _escape for name in ("e", "escape", "forceescape")}
-        for name in ("urlize", "xmlattr", "wordwrap"):
+        for name in ("pprint", "striptags", "urlize", "xmlattr", "wordwrap"):
             del self.filters[name]  # not for prompts, and slow or HTML
         for name, filter_ in self.filters.items():
             self.filters[name] = self._metered_filter(name, filter_)
@@ -113,10 +114,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.globals |= {"raise_exception": _raise, "strftime_now": _now, "namespace": _Space}
 
     @contextmanager
-    def metered(self, size: int = 0, work: int = WORK) -> Iterator[None]:
-        """Limit the work of this thread's rendering of `size` characters and values."""
+    def metered(self, values: int = 0, chars: int = 0, work: int = WORK) -> Iterator[None]:
+        """Limit the work of this thread's rendering of so many values and characters."""
         before = getattr(self._local, "meter", None)
-        self._local.meter = Meter(size, work)
+        self._local.meter = Meter(values, chars, work)
         try:
             yield
         finally:
@@ -134,13 +135,15 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         if tree.find(nodes.EvalContextModifier) or tree.find(nodes.ScopedEvalContextModifier):
             raise TemplateError("{% autoescape %} has no use in a chat template")
         for loop in tree.find_all(nodes.For):
-            turn = nodes.Call(nodes.EnvironmentAttribute("turn"), [], [], None, None)
+            turn = nodes.EnvironmentAttribute("turn")  # looking at it charges for it
             loop.body.insert(0, nodes.ExprStmt(turn).set_lineno(loop.lineno))
         tree.set_environment(self)
         return tree
 
+    @property
     def turn(self) -> None:
-        """Charge a turn of a loop; the call of it already has."""
+        """Charge a turn of a loop."""
+        self.meter.spend(STEP)
 
     def concat(self, parts: Iterable[str]) -> str:
         texts, size = [], 0
@@ -209,7 +212,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     # --- limits and tracking --------------------------------------------------------------
 
     def _metered_filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        passes_on = name in _PASSES_ON
+        at_once, passes_on = name in _AT_ONCE, name in _PASSES_ON
 
         @functools.wraps(function)
         def metered(*args: Any, **named: Any) -> Any:
@@ -217,7 +220,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             meter.spend(STEP)
             values = args[1:] if hasattr(function, "jinja_pass_arg") else args
             meter.filter(name, values, named)
-            for value in (*values, *named.values()):
+            for value in () if at_once else (*values, *named.values()):
                 if isinstance(value, str) or (passes_on and hasattr(value, "__len__")):
                     meter.spend(len(value) // (CHARS_A_UNIT if isinstance(value, str) else 1))
                 else:
@@ -233,6 +236,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return self._join_texts(self.text(d), [self.text(item) for item in items])
 
     def _join_texts(self, separator: str, parts: Iterable[Any]) -> str:
+        self.meter.spend(PART * len(parts) if isinstance(parts, str) else 0)
         texts = list(parts)
         if any(not isinstance(text, str) for text in texts):
             raise TypeError("join takes strings")
@@ -255,13 +259,13 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return isinstance(value, list | tuple) and any(map(self._tracked, value))
 
 
-def prepared(value: Any) -> tuple[Any, int]:
-    """Make plain, tracked data of what a template is given, and count its size.
+def prepared(value: Any) -> tuple[Any, int, int]:
+    """Make plain, tracked data of what a template is given, and count its values and characters.
 
     Only plain JSON types reach a template: methods of other objects are not for its sandbox.
     """
     sizes: list[int] = []
-    return _plain(value, sizes), sum(sizes) + len(sizes)
+    return _plain(value, sizes), len(sizes), sum(sizes)
 
 
 def _plain(value: Any, sizes: list[int]) -> Any:
@@ -296,8 +300,9 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    if (indent if isinstance(indent, int) else len(indent or "")) > 16:
-        raise TemplateError("tojson with an indent of more than 16 is too much")
+    widths = [indent if isinstance(indent, int) else len(indent or "")]
+    if max([*widths, *map(len, separators or ())]) > 16:
+        raise TemplateError("tojson with more than 16 characters between values is too much")
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -11,29 +11,33 @@ from typing import Any
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
 
-STEP, VALUE, CHARS_A_UNIT = 20, 5, 32
+STEP, VALUE, PART, CHARS_A_UNIT = 20, 5, 100, 32
 WORK = 10_000_000
 _CHARS = 4_000_000
 _WIDTH = 10_000
 _BITS = 20_000
 _NUMBER = re.compile(r"\d+")
+_ITERATE = frozenset(
+    "batch groupby join list map max min reject select slice sort sum unique".split()
+)
 _REFUSED = frozenset(("encode", "translate", "to_bytes", "maketrans"))
 
 
 class Meter:
-    """Counts the work of one rendering, which may grow with the `size` of what is rendered.
+    """Counts the work of one rendering, which may grow with the number of `values` that it is given
+    and with their `chars`.
 
     All methods raise `TemplateError` for what is too much.
     """
 
-    def __init__(self, size: int = 0, work: int = WORK) -> None:
-        self.left = work + 200 * size
-        self.chars = _CHARS + 8 * size
+    def __init__(self, values: int = 0, chars: int = 0, work: int = WORK) -> None:
+        self.left = work + 500 * values + 4 * chars
+        self.chars = _CHARS + 8 * (values + chars)
 
     def spend(self, units: int) -> None:
         self.left -= units
         if self.left < 0:
-            raise TemplateError("it does not come to an end")
+            raise TemplateError("it does not come to an end, or takes far too much work")
 
     def fits(self, size: int) -> None:
         """Charge for a text or list of this size."""
@@ -69,9 +73,9 @@ class Meter:
         """Charge for a binary operator before it runs."""
         if operator == "%" and isinstance(left, str | bytes):
             self.form(left, right)
-        elif operator in ("**", "*") and isinstance(left, int) and isinstance(right, int):
+        elif isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() + right.bit_length()
-            if (left.bit_length() * right if operator == "**" else bits) > _BITS:
+            if max(bits, left.bit_length() * right if operator == "**" else 0) > _BITS:
                 raise TemplateError("it makes a number of more than 6,000 digits")
         elif operator == "*":
             for many, times in ((left, right), (right, left)):
@@ -96,12 +100,17 @@ class Meter:
             self.fits(len(owner) + (owner.count(args[0]) + 1) * len(args[1]))
         elif name == "expandtabs":
             self.fits(len(owner) + str(owner).count("\t") * _WIDTH)
+        elif name in ("split", "rsplit", "splitlines") and isinstance(owner, str):
+            mark = args[0] if args and isinstance(args[0], str) and args[0] else None
+            self.spend(PART * (owner.count(mark) if mark else len(owner.split())))
 
     def filter(self, name: str, values: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Charge for a filter before it runs."""
         options = [*values[1:], *named.values()]
         self._widths(name, options)
         first = str(values[0]) if values and isinstance(values[0], str) else ""
+        if name in _ITERATE:
+            self.spend(PART * len(first))
         if name == "indent":
             width = max((w if isinstance(w, int) else len(str(w)) for w in options), default=4)
             self.fits(len(first) + (first.count("\n") + 1) * abs(width))
@@ -129,4 +138,4 @@ def _numbers(values: Any) -> Iterator[int]:
         yield values
 
 
-__all__ = ["CHARS_A_UNIT", "STEP", "VALUE", "WORK", "Meter"]
+__all__ = ["CHARS_A_UNIT", "PART", "STEP", "VALUE", "WORK", "Meter"]

@@ -230,10 +230,9 @@ class ChatTemplate:
         variables: Mapping[str, Any],
         work: int = WORK,
     ) -> Prompt:
-        (chat, size), (schemas, more) = prepared(messages), prepared(tools)
-        extra, most = prepared(dict(variables))
+        (chat, schemas, extra), values, chars = prepared([messages, tools, dict(variables)])
         template = self._for_tools if tools else self._template
-        with self._environment.metered(size + more + most, work):
+        with self._environment.metered(values, chars, work):
             text = template.render(
                 {
                     "documents": None,

@@ -198,10 +198,10 @@ def _own(prompt: Prompt) -> str:
         "{{ x.partition('_')[0] ~ '_' ~ x.partition('_')[2] }}", "{{ [x, x] | unique | first }}",
         "{{ x | truncate(99) }}", "{{ x | title }}", "{{ dict(a=x).items() | list }}", "{{ x * 2 }}",
         "{{ strftime_now(x) }}", "{{ [[x]] | sum(start=[]) }}", "{{ x | default('y') }}",
-        "{% for k in [x] recursive %}{{ k }}{% endfor %}", "{{ x | pprint }}", "{{ x | urlencode }}",
+        "{% for k in [x] recursive %}{{ k }}{% endfor %}", "{{ x | first ~ x[1:] }}", "{{ x | urlencode }}",
         "{{ [{'a': x}] | map(attribute='a') | join(' ') }}", "{{ cycler(x, 'b').next() }}",
         "{{ x.removeprefix('a').removesuffix('b') }}", "{{ x | attr('upper')() }}", "{{ x.format() }}",
-        "{{ '{0[0]}'.format([x]) }}", "{{ '{a.b}'.format(a={'b': x}) }}", "{{ x | striptags }}",
+        "{{ '{0[0]}'.format([x]) }}", "{{ '{a.b}'.format(a={'b': x}) }}",
     ],
 )  # fmt: skip
 def test_no_operation_takes_a_content_for_the_template_s_own(source: str) -> None:
@@ -257,6 +257,10 @@ _HOSTILE = [
     "{% for a in range(99999) %}{{ 'a' * 1000 }}{% endfor %}", "{{ 1 | round(10**8, 'ceil') }}",
     "{{ lipsum(n=10**6) }}", "{{ range(10**10) }}", "{{ [[1]] | tojson(indent=10**9) }}",
     "{{ ('\t' * 999999).expandtabs(9999) }}", "{{ ''.join(['a' * 99999] * 9999) }}",
+    "{{ ('f' * 4000000) | int(base=16) // 3 }}", "{{ ('<!---->' * 500000) | striptags }}",
+    "{{ [1, 2] | tojson(separators=('a' * 999999, ':')) }}", "{{ ('a' * 4000000) | list }}",
+    "{{ ('a,' * 2000000).split(',') }}", "{{ ''.join('a' * 4000000) }}", "{{ 'a' | pprint }}",
+    "{{ ('a ' * 2000000).split() | length }}", "{% for c in 'a' * 4000000 %}{% endfor %}",
     "{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{{ x.y.z }}", "{{ {}['a'].b }}", "{% include 'x' %}",
     "{% extends 'x' %}", "{% import 'x' as y %}", "{{ raise_exception('no') }}", "{{ 1 | nope }}",
     "{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__ }}",
@@ -280,8 +284,16 @@ def test_a_long_chat_is_not_too_much_work() -> None:
         messages += _calling({"city": f"{at} " + "x" * 50}, "")
     for name in ("qwen3", "qwen2_5", "hermes"):
         assert "499 x" in ChatTemplate(_SOURCES[name], "<s>").render(messages, _TOOLS).text
+    turns = [{"role": ("user", "assistant")[at % 2], "content": "x"} for at in range(20_001)]
+    assert ChatTemplate(_SOURCES["qwen3"]).render(turns, []).text.count("<|im_start|>") == 20_002
     huge = [{"role": "user", "content": "word " * 1_000_000}]
     assert len(ChatTemplate(_SOURCES["qwen3"]).render(huge, []).text) > 5_000_000
+
+
+def test_a_content_that_a_template_would_cut_into_millions_is_refused() -> None:
+    marks = [{"role": "assistant", "content": "</think>" * 1_000_000}]
+    with pytest.raises(ConfigError, match="too much work"):
+        ChatTemplate(_SOURCES["qwen3"]).render([_PLAIN[1], *marks, _PLAIN[1]], [])
 
 
 def test_deep_values_are_an_error_not_a_crash() -> None:

@@ -25,32 +25,32 @@ def with_plain_tools(
         system: whether the template shows a system message; otherwise the tools are listed in the
             first message of the user.
     """
-    told: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
     before = None
     for message in messages:
         role = message.get("role")
         if role == "tool":
             block = f"<tool_response>\n{_text(message.get('content'))}\n</tool_response>"
             if before == "tool":
-                told[-1]["content"] += "\n" + block
+                shown[-1]["content"] += "\n" + block
             else:
-                told.append({"role": "user", "content": block})
+                shown.append({"role": "user", "content": block})
         else:
-            told.append(_with_calls(message) if message.get("tool_calls") else message)
+            shown.append(_with_calls(message) if message.get("tool_calls") else message)
         before = role
     if tools:
         words = _HOW.format(tools="\n".join(json.dumps(t, ensure_ascii=False) for t in tools))
-        _list_tools(told, words, "system" if system else "user")
-    return told, []
+        _list_tools(shown, words, "system" if system else "user")
+    return shown, []
 
 
-def _list_tools(told: list[dict[str, Any]], words: str, role: str) -> None:
-    place = next((i for i, m in enumerate(told) if m.get("role") == role), None)
+def _list_tools(shown: list[dict[str, Any]], words: str, role: str) -> None:
+    place = next((i for i, m in enumerate(shown) if m.get("role") == role), None)
     if place is None:
-        told.insert(0, {"role": role, "content": words})
+        shown.insert(0, {"role": role, "content": words})
     else:
-        content = _text(told[place].get("content"))
-        told[place] = {**told[place], "content": f"{content}\n\n{words}" if content else words}
+        content = _text(shown[place].get("content"))
+        shown[place] = {**shown[place], "content": f"{content}\n\n{words}" if content else words}
 
 
 def _with_calls(message: dict[str, Any]) -> dict[str, Any]:

@@ -204,7 +204,7 @@ class ChatTemplate:
             with self._environment.metered():
                 return self._environment.from_string(source)
         except Exception as error:  # any: the source is untrusted
-            raise CheckpointError(f"the chat template does not compile: {_said(error)}") from None
+            raise CheckpointError(f"the chat template does not compile: {_reason(error)}") from None
 
     def _render(
         self,
@@ -221,7 +221,9 @@ class ChatTemplate:
                 with suppress(Exception):  # the first error says more
                     return self._rendered(objects, tools, variables)
             what = "refuses" if isinstance(error, TemplateError) else "fails on"
-            raise ConfigError(f"the chat template {what} these messages: {_said(error)}") from None
+            raise ConfigError(
+                f"the chat template {what} these messages: {_reason(error)}"
+            ) from None
 
     def _rendered(
         self,
@@ -293,7 +295,7 @@ def _first_role(messages: list[Message]) -> Any:
     return messages[0].get("role") if messages else None
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = str(error)[:_LONGEST_ERROR]
     return text if isinstance(error, TemplateError) and text else f"{type(error).__name__}: {text}"
 

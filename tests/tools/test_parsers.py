@@ -1,5 +1,6 @@
 """Tool calls out of text cut anywhere."""
 
+import ast
 import json
 from typing import Any
 
@@ -271,6 +272,17 @@ def test_a_string_that_never_ends_does_not_hide_what_follows() -> None:
     whole = '<tool_call>{"name": "shell", "arguments": {"c": "x}}</tool_call>' + CALL
     calls = [p.call for p in _say("hermes", list(whole)) if isinstance(p, Closed)]
     assert [bool(call.error) for call in calls] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "written",
+    ['"""say "hi" (now\'\'\'"""', "'''it's \\\"'''", '""', "''", '"a" "b"', '"""\\""""', "'\\''"],
+)
+@given(data=st.data())
+def test_python_s_strings_hold_quotes(written: str, data: st.DataObject) -> None:
+    whole = f"[shell(command={written}, n=1)]"
+    (call,) = [p.call for p in _say("pythonic", _cut(data, whole)) if isinstance(p, Closed)]
+    assert call.arguments == {"command": ast.literal_eval(written), "n": 1}
 
 
 def test_a_broken_call_keeps_the_name_that_was_told() -> None:

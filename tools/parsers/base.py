@@ -111,34 +111,51 @@ def overlap(text: str, mark: str) -> int:
 
 
 class Brackets:
-    """Finds where a bracketed thing ends in text that comes in parts, strings respected."""
+    """Finds where a bracketed thing ends in text that comes in parts, strings respected: JSON's, or
+    with ``"\'`` as `quotes` Python's, triple quotes included."""
 
     def __init__(self, quotes: str = '"') -> None:
         self._quotes = quotes
-        self._depth = 0
+        self._at = self._depth = 0
         self._quote = ""
-        self._escaped = False
 
-    def end(self, text: str, start: int) -> int:
-        """Where the thing that began earlier ends in `text`, scanned from `start`; -1 if later."""
-        for at in range(start, len(text)):
-            char = text[at]
-            if self._quote:
-                if self._escaped:
-                    self._escaped = False
-                elif char == "\\":
-                    self._escaped = True
-                elif char == self._quote:
-                    self._quote = ""
-            elif char in self._quotes:
-                self._quote = char
-            elif char in "([{":
-                self._depth += 1
-            elif char in ")]}":
-                self._depth -= 1
-                if self._depth <= 0:
-                    return at + 1
+    def end(self, text: str) -> int:
+        """Return where the thing that `text` begins with ends; -1 if that is not there yet.
+        `text` is all of it so far."""
+        while self._at < len(text):
+            step = self._string(text) if self._quote else self._code(text)
+            if step == 0:
+                return -1  # what follows decides
+            self._at += step
+            if self._depth <= 0:
+                return self._at
         return -1
+
+    def _string(self, text: str) -> int:
+        if text[self._at] == "\\":
+            return 2 if self._at + 1 < len(text) else 0
+        rest = text[self._at : self._at + len(self._quote)]
+        if rest == self._quote:
+            self._quote = ""
+            return len(rest)
+        return 0 if self._at + len(rest) == len(text) and self._quote.startswith(rest) else 1
+
+    def _code(self, text: str) -> int:
+        char = text[self._at]
+        if char in self._quotes:
+            return self._open(text, char)
+        self._depth += (char in "([{") - (char in ")]}")
+        return 1
+
+    def _open(self, text: str, char: str) -> int:
+        if len(self._quotes) == 1:
+            self._quote = char
+            return 1
+        rest = text[self._at : self._at + 3]
+        if rest == char * len(rest) and len(rest) < 3:
+            return 0
+        self._quote = char * 3 if rest == char * 3 else char
+        return len(self._quote)
 
 
 class Strings:
@@ -182,7 +199,7 @@ class Buffered(ABC):
         self._prefix, self._offered = prefix, offered
         self._buffer = ""
         self._plain = False
-        self._count = self._scanned = 0
+        self._count = 0
         self._brackets = Brackets()
 
     def feed(self, text: str) -> list[Piece]:
@@ -207,11 +224,10 @@ class Buffered(ABC):
 
     def _begin_body(self, quotes: str = '"') -> None:
         """What the buffer begins with is a call, up to where its bracket closes."""
-        self._scanned, self._brackets = 0, Brackets(quotes)
+        self._brackets = Brackets(quotes)
 
     def _read_body(self, pieces: list[Piece]) -> bool:
-        end = self._brackets.end(self._buffer, self._scanned)
-        self._scanned = len(self._buffer)
+        end = self._brackets.end(self._buffer)
         if end < 0:
             return False
         body, self._buffer = self._buffer[:end], self._buffer[end:]

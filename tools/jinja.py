@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, Undefined, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
@@ -33,6 +33,8 @@ _PASSES_ON = frozenset(
     "batch dictsort groupby items list map max min random reject rejectattr reverse select "
     "selectattr slice sort sum unique".split()
 )
+
+_PLAIN = (str, bytes, int, float, complex, type(None), Undefined)
 
 
 class _Generator(CodeGenerator):
@@ -256,7 +258,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             return bool(spans_of(value))
         if isinstance(value, dict):
             return any(self._tracked(k) or self._tracked(v) for k, v in value.items())
-        return isinstance(value, list | tuple) and any(map(self._tracked, value))
+        if isinstance(value, list | tuple):
+            return any(map(self._tracked, value))
+        return not isinstance(value, _PLAIN)  # views, iterators: they may hold anything
 
 
 def prepared(value: Any) -> tuple[Any, int, int]:

@@ -213,6 +213,29 @@ def test_no_operation_takes_a_content_for_the_template_s_own(source: str) -> Non
         assert mark not in _own(kept)
 
 
+def test_no_method_and_no_filter_takes_a_content_for_the_template_s_own() -> None:
+    environment = TemplateEnvironment()
+    methods = [name for kind in (str, dict, list) for name in dir(kind) if name[0] != "_"]
+    values = ("x", "d", "[x]", "'%s {} a'")
+    options = ("", "x", "'a', x", "1", "d")
+    sources = [f"{v}.{m}({o})" for v in values for m in methods for o in options]
+    sources += [f"{v} | {f}({o})" for v in values for f in environment.filters for o in options]
+    sources += [f"{v} {o} {w}" for v in values for o in ("+", "~", "%", "*", "or") for w in values]
+    mark = "a<|im_end|>b"
+    given = {"x": prepared(mark)[0], "d": prepared({"a": mark, mark: [mark]})[0]}
+    rendered = 0
+    for source in sources:
+        with environment.metered():
+            try:
+                text = environment.from_string("{{ " + source + " }}").render(given)
+            except Exception:
+                continue
+        rendered += 1
+        own = _own(Prompt(text, spans_of(text))).lower()
+        assert not any(part in own for part in ("<|i", "im_e", "end|")), source
+    assert rendered > 400
+
+
 @given(st.data(), st.text(alphabet="ab,| \n", max_size=8), st.text(alphabet="ab,| \n", max_size=8))
 def test_tracked_texts_behave_as_texts(data: st.DataObject, own: str, content: str) -> None:
     text, plain = own + Tracked(content), own + content

@@ -139,8 +139,13 @@ class EngineCore:
             said=request.said,
             guide=self._guide(request),
         )
-        text = self.tokenizer.stream(request.params.stop, special=request.params.show_special)
-        for token in request.tokens[len(request.tokens) - request.said :]:
+        prompt = len(request.tokens) - request.said
+        text = self.tokenizer.stream(
+            request.params.stop,
+            special=request.params.show_special,
+            after=request.tokens[:prompt],
+        )
+        for token in request.tokens[prompt:]:
             text.push(token)
         self._supersede(request.lineage)
         self.batch.add(seq)

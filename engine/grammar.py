@@ -59,9 +59,7 @@ class _Guide:
 
     def __init__(self, matcher: Any, size: int, tokenizer: Tokenizer, after: str) -> None:
         self._matcher, self._size = matcher, size
-        self._after = after
-        self._text = tokenizer.stream(special=True) if after else None
-        self._tail = ""
+        self._text = tokenizer.stream((after,), special=True) if after else None
 
     def mask(self) -> bytes:
         if self._text is not None:
@@ -73,8 +71,8 @@ class _Guide:
         if self._text is None:
             self._matcher.consume_token(token)
             return
-        self._tail = (self._tail + self._text.push(token))[-4 * len(self._after) :]
-        if self._after in self._tail:
+        self._text.push(token)
+        if self._text.stopped:
             self._text = None
 
     @property

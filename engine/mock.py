@@ -7,7 +7,7 @@ model.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from hashlib import blake2b
 
@@ -42,16 +42,10 @@ class NumberTokenizer(Tokenizer):
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         return "".join(f"{token} " for token in ids)
 
-    def stream(self, stop: tuple[str, ...] = (), *, special: bool = False) -> TextStream:
-        return _Numbers(stop)
-
-
-class _Numbers(TextStream):
-    def __init__(self, stop: tuple[str, ...]) -> None:
-        self._stop, self._held, self.stopped = stop, "", False
-
-    def _decode(self, token: int) -> str:
-        return f"{token} "
+    def stream(
+        self, stop: tuple[str, ...] = (), *, special: bool = False, after: Iterable[int] = ()
+    ) -> TextStream:
+        return TextStream(self.decode, str, stop)
 
 
 class MockRunner:

@@ -1,13 +1,17 @@
 """A checkpoint's tokenizer, and text that grows with the tokens."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as _Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from drawloom.engine.encoding import PromptEncoder
 from drawloom.errors import CheckpointError
 from drawloom.prompts import Prompt
+
+_PARTIAL = "\ufffd"
+_WINDOW = 32
+_KEPT = 8
 
 
 class Tokenizer:
@@ -17,7 +21,9 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
         self._prompts = PromptEncoder(tokenizer)
-        self._added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        added = tokenizer.get_added_tokens_decoder().values()
+        self._added = [token.content for token in added]
+        self._special = {token.content for token in added if token.special}
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -54,7 +60,13 @@ class Tokenizer:
         return self.encode(prompt.before(cut))
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=not special)
+        """Return the text of ids; those outside the vocabulary have none."""
+        try:
+            text: str = self._tokenizer.decode(ids, skip_special_tokens=not special)
+        except BaseException as error:  # the library's panics are no Exception
+            if type(error).__name__ not in ("PanicException", "OverflowError"):
+                raise
+            return ""
         return text
 
     def hides(self, text: str) -> bool:
@@ -70,43 +82,133 @@ class Tokenizer:
         text: str = self._tokenizer.to_str()
         return text
 
-    def stream(self, stop: tuple[str, ...] = (), *, special: bool = False) -> "TextStream":
-        return TextStream(self._tokenizer, stop, special)
+    def stream(
+        self, stop: tuple[str, ...] = (), *, special: bool = False, after: Sequence[int] = ()
+    ) -> "TextStream":
+        """Return a stream of the text of ids that follow a prompt.
+
+        Args:
+            stop: strings at which the text ends.
+            special: keep special tokens in the text.
+            after: the prompt's ids; the text is what they do not have, leading space included.
+        """
+        return TextStream(
+            lambda ids: self.decode(ids, special=special),
+            lambda id: self._shown(id, special),
+            stop,
+            after,
+        )
+
+    def _shown(self, id: int, special: bool) -> str | None:
+        """Return the token of an id, None where decoding leaves it out."""
+        try:
+            token: str | None = self._tokenizer.id_to_token(id)
+        except OverflowError:
+            return None
+        return None if token in self._special and not special else token
 
 
 class TextStream:
-    """The text of a growing sequence, cut before the first stop string.
+    """The text of a growing sequence, equal to its tokens decoded at once, cut before the first
+    stop string.
 
-    What could still become a stop string is held back until it is decided.
+    A window of the last ids is decoded at each token, and of its text what was not sent yet is
+    sent, except for what later tokens can change: a trailing U+FFFD (a character that is not
+    complete), a run of byte-fallback tokens (decoded as a whole, or as one U+FFFD a byte when it is
+    not UTF-8 as a whole), and the beginning of a stop string.
+
+    Args:
+        decode: the text of ids.
+        shown: the token of an id, None where the text leaves it out.
+        stop: strings at which the text ends.
+        after: ids that the sequence follows.
     """
 
-    def __init__(self, tokenizer: _Tokenizer, stop: tuple[str, ...], special: bool = False) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
-        self._decoder = DecodeStream(skip_special_tokens=not special)
-        self._held = ""
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        shown: Callable[[int], str | None],
+        stop: tuple[str, ...] = (),
+        after: Sequence[int] = (),
+    ) -> None:
+        self._decode, self._shown, self._stop = decode, shown, stop
+        self._run = 0  # byte-fallback tokens at the end of the window
+        self._window = self._tail(after)
+        self._prompt: str | None = decode(self._window) if self._window else None
+        self._sent = 0
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that this token makes certain; a partial character waits for its rest."""
-        piece = self._decode(token)
-        if not self._stop or self.stopped:
-            return "" if self.stopped else piece
-        text = self._held + piece
-        cuts = [at for s in self._stop if (at := text.find(s)) >= 0]
-        if cuts:
-            self.stopped, self._held = True, ""
-            return text[: min(cuts)]
-        keep = max(_overlap(text, s) for s in self._stop)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def _decode(self, token: int) -> str:
-        return self._decoder.step(self._tokenizer, token) or ""
+        """Return the text that this token makes certain."""
+        name = self._shown(token)
+        if name is None or self.stopped:
+            return ""
+        self._window.append(token)
+        self._run = self._run + 1 if _is_byte(name) else 0
+        if self._run and (not self._stop or (self._run > _WINDOW and self._run % _WINDOW)):
+            return ""
+        text = self._decode(self._window)
+        unsent = self._unsent(text)
+        # a sequence that ends at a stop string has no later tokens to change its text
+        if (cut := self._cut(unsent.rstrip(_PARTIAL))) is not None:
+            self.stopped = True
+            return unsent[:cut]
+        if self._run:
+            return ""
+        ready = unsent.removesuffix(_PARTIAL)
+        ready = ready[: len(ready) - max((_overlap(ready, s) for s in self._stop), default=0)]
+        if ready:
+            self._prompt, self._sent = None, len(text) - len(unsent) + len(ready)
+        if len(self._window) > _WINDOW:
+            self._trim(unsent[len(ready) :])
+        return ready
 
     def flush(self) -> str:
-        """What was held back, when no more tokens come."""
-        held, self._held = self._held, ""
-        return held
+        """Return what was held back, when no more tokens come."""
+        if self.stopped:
+            return ""
+        text = self._decode(self._window) if self._window else ""
+        unsent = self._unsent(text)
+        self._prompt, self._sent = None, max(self._sent, len(text))
+        if (cut := self._cut(unsent)) is not None:
+            self.stopped = True
+            return unsent[:cut]
+        return unsent
+
+    def _unsent(self, text: str) -> str:
+        """Return the part of the window's text that was not sent."""
+        if self._prompt is None:
+            return text[self._sent :]
+        if text.startswith(self._prompt):
+            return text[len(self._prompt) :]
+        return text[len(self._prompt.rstrip(_PARTIAL)) :]  # its last character was completed
+
+    def _cut(self, text: str) -> int | None:
+        return min((at for s in self._stop if (at := text.find(s)) >= 0), default=None)
+
+    def _trim(self, held: str) -> None:
+        """Forget all ids but the last, which keep what decoding knows of those before."""
+        window = self._tail(self._window)
+        text = self._decode(window)
+        if len(text) > len(held) and text.endswith(held):
+            self._window, self._prompt, self._sent = window, None, len(text) - len(held)
+
+    def _tail(self, ids: Sequence[int]) -> list[int]:
+        """Return the last ids that are shown, at least `_KEPT` and no part of a run of bytes."""
+        tail: list[int] = []
+        for id in reversed(ids):
+            name = self._shown(id)
+            if name is not None:
+                tail.append(id)
+                if len(tail) >= _KEPT and not _is_byte(name):
+                    break
+        tail.reverse()
+        return tail
+
+
+def _is_byte(token: str) -> bool:
+    """Return whether byte fallback takes a token for a byte, as ``<0x0A>``."""
+    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -29,11 +29,11 @@ class LLGuidance:
             self._table = llguidance.LLTokenizer(source, eos_token=eos)
         try:
             matcher = llguidance.LLMatcher(self._table, _compiled(llguidance, kind, text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"this {kind} grammar cannot be used: {error}") from None
         if matcher.is_error():
             raise ConfigError(f"this {kind} grammar cannot be used: {matcher.get_error()}")
-        return _Guide(matcher, self._table.vocab_size, self._tokenizer, after)
+        return _Guide(kind, matcher, self._table.vocab_size, self._tokenizer, after)
 
 
 def _compiled(llguidance: Any, kind: str, text: str) -> str:
@@ -48,23 +48,40 @@ def _compiled(llguidance: Any, kind: str, text: str) -> str:
         words = json.loads(text)
         if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
             raise ConfigError("a choice is a JSON list of strings")
-        grammar = matcher.grammar_from_lark(f"start: {' | '.join(json.dumps(w) for w in words)}")
+        if not words:
+            raise ConfigError("a choice needs at least one string to choose")
+        # one lexeme: as alternatives of a rule, some 2,000 words are more than the parser holds
+        choice = " | ".join(json.dumps(word) for word in words)
+        grammar = matcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choice}")
     else:
         grammar = matcher.grammar_from_lark(text)
     return str(grammar)
 
 
 class _Guide:
-    """One sequence on its way through a grammar, which begins behind `after`."""
+    """One sequence on its way through a grammar, which begins behind `after`.
 
-    def __init__(self, matcher: Any, size: int, tokenizer: Tokenizer, after: str) -> None:
-        self._matcher, self._size = matcher, size
+    The library can give up after any token, on a grammar that needs too much work. It then calls
+    itself stopped, as it does at the end of an answer.
+    """
+
+    def __init__(
+        self, kind: str, matcher: Any, size: int, tokenizer: Tokenizer, after: str
+    ) -> None:
+        self._kind, self._matcher, self._size = kind, matcher, size
         self._text = tokenizer.stream((after,), special=True) if after else None
 
     def mask(self) -> bytes:
+        """Raises `ConfigError` when the library gave up on the grammar."""
         if self._text is not None:
             return b"\xff" * -(-self._size // 8)
         mask: bytes = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            reason = self._matcher.get_error().partition("\n")[0]
+            raise ConfigError(
+                f"this {self._kind} grammar was given up in the middle of the answer, make it "
+                f"simpler: {reason}"
+            )
         return mask
 
     def accept(self, token: int) -> None:
@@ -77,7 +94,8 @@ class _Guide:
 
     @property
     def complete(self) -> bool:
-        return self._text is None and bool(self._matcher.is_stopped())
+        matcher = self._matcher
+        return self._text is None and bool(matcher.is_stopped()) and not matcher.is_error()
 
 
 __all__ = ["LLGuidance"]

@@ -57,6 +57,32 @@ def test_an_answer_is_one_of_the_choices(llama: Any) -> None:
     assert len(words) > 1
 
 
+@pytest.mark.parametrize("count", [2_001, 20_000])
+def test_a_choice_may_have_many_words(llama: Any, count: int) -> None:
+    words = [f"c{i * 7919}" for i in range(count)] + ['say "no"', "日\n"]
+    core = llama.engine()
+    for seed in range(2):
+        text, finish = _say(core, Grammar("choice", json.dumps(words)), seed)
+        assert text in words
+        assert finish is FinishReason.STOP
+
+
+def test_a_grammar_that_the_library_gives_up_is_an_error_and_no_answer(llama: Any) -> None:
+    core = llama.engine()
+    words = " | ".join(json.dumps(f"c{i * 7919}") for i in range(3_000))  # rules, not a lexeme
+    core.submit(GenerateRequest("bad", "bad", (5,), grammar=Grammar("lark", f"start: {words}")))
+    core.submit(GenerateRequest("good", "good", (5,), grammar=Grammar("regex", "[ab]{9}")))
+    ends = {}
+    while core.busy:
+        for delta in core.step():
+            if delta.finish is not None:
+                ends[delta.request] = (delta.finish, delta.error)
+    assert ends["bad"][0] is FinishReason.ERROR
+    assert isinstance(ends["bad"][1], ConfigError)
+    assert re.search("lark grammar was given up.*make it simpler", str(ends["bad"][1]))
+    assert ends["good"] == (FinishReason.STOP, None)
+
+
 def test_a_grammar_can_begin_behind_the_thinking(llama: Any) -> None:
     core = llama.engine()
     grammar = Grammar("choice", '["yes", "no"]', after="x")

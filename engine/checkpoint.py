@@ -1,15 +1,18 @@
 """Weights: from safetensors files, or random for benchmarks and tests."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from drawloom.engine.config import ModelConfig
+from drawloom.engine.hfconfig import read_json
 from drawloom.errors import CheckpointError
+
+_KINDS = ("BF16", "F16", "F32", "F64")
+_HEAD = "lm_head.weight"
 
 
 def resolve(model: str) -> Path:
@@ -25,7 +28,7 @@ def resolve(model: str) -> Path:
     wanted = ["*.json", "*.safetensors", "*.jinja"]
     try:
         return Path(snapshot_download(model, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(f"{model} could not be fetched from the hub: {error}") from None
 
 
@@ -61,43 +64,94 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def load(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Read a checkpoint, sharded or not, and check that every weight is there and fits."""
+    """Read a checkpoint, sharded or not.
+
+    Raises:
+        CheckpointError: for a file that cannot be read, a weight that is missing, has another
+            shape, is quantised or is no number, and a weight that the model has no place for.
+    """
     wanted = shapes(config)
     weights: dict[str, Tensor] = {}
+    head: Tensor | None = None
     for path in _files(folder):
-        for name, tensor in _read(path):
+        for name, tensor in _read(path, wanted, config.tied):
             if name in wanted:
-                if tuple(tensor.shape) != wanted[name]:
-                    raise CheckpointError(
-                        f"{path}: {name} is {tuple(tensor.shape)}, config.json says {wanted[name]}"
-                    )
-                weights[name] = tensor.to(dtype)
+                weights[name] = _finite(path, name, tensor.to(dtype))
+            else:
+                head = tensor.to(dtype)
     if missing := sorted(wanted.keys() - weights.keys()):
         raise CheckpointError(f"{folder}: {len(missing)} weights are missing: {missing[0]}, …")
+    if head is not None and not torch.equal(head, weights["model.embed_tokens.weight"]):
+        raise CheckpointError(
+            f"{folder}: config.json ties {_HEAD} to the embedding, the files have another: set "
+            "tie_word_embeddings to false"
+        )
     return weights
 
 
 def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    """Return the files with weights, as transformers chooses them."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
     if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{index} cannot be read: {error!r}") from None
-        return [folder / name for name in names]
+        return [folder / name for name in _shards(index)]
     found = sorted(folder.glob("*.safetensors"))
     if not found:
         raise CheckpointError(f"{folder} holds no *.safetensors file")
     return found
 
 
-def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _shards(index: Path) -> list[str]:
+    """Return the names in a weight index; none of them may lead out of its folder."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index}: weight_map must map weights to files")
+    for name in names.values():
+        path = PurePath(name if isinstance(name, str) else "")
+        if path.suffix != ".safetensors" or path.is_absolute() or ".." in path.parts:
+            raise CheckpointError(
+                f"{index}: {repr(name)[:80]} is no *.safetensors file in the checkpoint's folder"
+            )
+    return sorted(set(names.values()))
+
+
+def _read(
+    path: Path, wanted: dict[str, tuple[int, ...]], tied: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of a file that are wanted, and a head that is tied; check each."""
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
+                if name.endswith("rotary_emb.inv_freq"):  # computed from config.json
+                    continue
+                shape = wanted.get(name)
+                if shape is None and not (tied and name == _HEAD):
+                    raise CheckpointError(
+                        f"{path}: the model has no place for {name}: it is not what config.json "
+                        "says (more layers, a bias, a quantised or an adapted weight)"
+                    )
+                part = file.get_slice(name)
+                kind, found = part.get_dtype(), tuple(part.get_shape())
+                if kind not in _KINDS:
+                    raise CheckpointError(
+                        f"{path}: {name} is of type {kind}: quantised weights cannot be read; "
+                        f"choose a checkpoint of {', '.join(_KINDS)}"
+                    )
+                if shape is not None and found != shape:
+                    raise CheckpointError(f"{path}: {name} is {found}, config.json says {shape}")
                 yield name, file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read, is it complete? {error}") from None
+
+
+def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor that has no NaN and no infinity: with one, every answer is token 0."""
+    if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+        raise CheckpointError(
+            f"{path}: {name} holds NaN or infinity: the file is damaged, or its training failed"
+        )
+    return tensor
 
 
 def dummy(

@@ -1,12 +1,15 @@
 """What a model is (`ModelConfig`, read from a Hugging Face config) and how an engine runs it."""
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from drawloom.engine.hfconfig import Fields, read_json
 from drawloom.errors import CheckpointError, ConfigError
+
+_MOST_LAYERS = 1_000
+_MOST_POSITIONS = 1 << 24
+_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -56,82 +59,118 @@ class ModelConfig:
 
     @classmethod
     def load(cls, folder: Path) -> "ModelConfig":
-        """Read ``config.json`` (and ``generation_config.json``). Raises `CheckpointError`."""
-        config = _read_json(folder / "config.json")
+        """Read ``config.json`` (and ``generation_config.json``).
+
+        Raises:
+            CheckpointError: for a model that this engine cannot run, a value that no model can
+                have, and a key that is not understood (see `hfconfig`).
+        """
+        path = folder / "config.json"
+        config = Fields(str(path), read_json(path))
         generation = folder / "generation_config.json"
-        extra = _read_json(generation) if generation.exists() else {}
-        try:
-            return cls._from_dict(config, extra)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder}/config.json: {error!r} is missing or wrong") from None
+        extra = Fields(str(generation), read_json(generation) if generation.exists() else {})
+        if (adapter := folder / "adapter_config.json").exists():
+            raise CheckpointError(
+                f"{adapter}: adapters are not supported: merge it into the model's weights"
+            )
+        return cls._read(config, extra)
 
     @classmethod
-    def _from_dict(cls, c: dict[str, Any], extra: dict[str, Any]) -> "ModelConfig":
-        names = c.get("architectures") or []
-        family = next((ARCHITECTURES[n] for n in names if n in ARCHITECTURES), None)
-        if family is None:
-            known = ", ".join(sorted(ARCHITECTURES))
-            raise CheckpointError(f"architecture {names} is not supported; known are: {known}")
-        if c.get("use_sliding_window"):
+    def _read(cls, c: Fields, extra: Fields) -> "ModelConfig":
+        family = _family(c)
+        c.refuse_unknown(family)
+        layers = c.whole("num_hidden_layers", high=_MOST_LAYERS)
+        heads, hidden = c.whole("num_attention_heads", high=1 << 16), c.whole("hidden_size")
+        # what transformers takes for a key that is missing
+        kv_heads = c.whole("num_key_value_heads", heads if c.has("num_key_value_heads")
+                           else _KV_HEADS.get(family, heads))  # fmt: skip
+        head_dim = c.whole("head_dim", 128 if family == "qwen3" else max(1, hidden // heads))
+        if heads % kv_heads:
+            raise c.wrong("num_key_value_heads", f"a divisor of the {heads} attention heads")
+        if head_dim % 2:
             raise CheckpointError(
-                "config.json: use_sliding_window mixes full and sliding layers, which this engine "
-                "cannot do; set it to false to run the model with full attention"
+                f"{c.where}: heads of {head_dim} cannot be rotated: an odd number"
             )
-        rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
-        heads = c["num_attention_heads"]
-        bias = bool(c.get("attention_bias", False))
+        bias = c.flag("attention_bias")
+        eos = c.ids("eos_token_id") + extra.ids("eos_token_id")
+        if not eos and not c.has("eos_token_id") and family in ("llama", "mistral"):
+            eos = (2,)
+        max_position = c.whole("max_position_embeddings", high=_MOST_POSITIONS)
+        rope, kind = c.rope()
         return cls(
             family=family,
-            vocab_size=c["vocab_size"],
-            hidden_size=c["hidden_size"],
-            layers=c["num_hidden_layers"],
+            vocab_size=c.whole("vocab_size"),
+            hidden_size=hidden,
+            layers=layers,
             heads=heads,
-            kv_heads=c.get("num_key_value_heads") or heads,
-            head_dim=c.get("head_dim") or c["hidden_size"] // heads,
-            intermediate_size=c["intermediate_size"],
-            max_position=c["max_position_embeddings"],
-            rope_theta=float(rope.get("rope_theta") or c.get("rope_theta") or 10000.0),
-            rope_scaling=_scaling(rope),
-            rms_eps=c.get("rms_norm_eps", 1e-6),
-            tied=bool(c.get("tie_word_embeddings", False)),
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            intermediate_size=c.whole("intermediate_size"),
+            max_position=max_position,
+            rope_theta=rope.positive("rope_theta", c.positive("rope_theta", 10000.0)),
+            rope_scaling=_scaling(c, rope, max_position) if kind == "llama3" else None,
+            rms_eps=c.positive("rms_norm_eps", 1e-6),
+            tied=c.flag("tie_word_embeddings"),
             qkv_bias=True if family == "qwen2" else bias,
             output_bias=bias and family != "qwen2",
-            mlp_bias=bool(c.get("mlp_bias", False)),
+            mlp_bias=c.flag("mlp_bias"),
             qk_norm=family == "qwen3",
-            window=int(c.get("sliding_window") or 0) if family == "mistral" else 0,
-            eos_ids=_ids(c.get("eos_token_id")) + _ids(extra.get("eos_token_id")),
-            dtype=str(c.get("dtype") or c.get("torch_dtype") or "float32"),
+            window=_window(c, family),
+            eos_ids=tuple(dict.fromkeys(eos)),
+            dtype=_dtype(c),
         )
 
 
-def _scaling(rope: dict[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise CheckpointError(f"rope_type {kind!r} is not supported; known are: default, llama3")
-    return RopeScaling(
-        rope["factor"],
-        rope["low_freq_factor"],
-        rope["high_freq_factor"],
-        rope["original_max_position_embeddings"],
+def _family(c: Fields) -> str:
+    names = c.texts("architectures")
+    family = next((ARCHITECTURES[n] for n in names if n in ARCHITECTURES), None)
+    if family is None:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise CheckpointError(
+            f"{c.where}: architecture {names} is not supported; known are: {known}"
+        )
+    if c.text("model_type", family) != family:
+        raise c.wrong("model_type", f"{family!r} for the architecture {names}")
+    return family
+
+
+def _window(c: Fields, family: str) -> int:
+    """The window of a model whose layers all have the same; others are refused."""
+    if c.flag("use_sliding_window"):
+        raise CheckpointError(
+            f"{c.where}: use_sliding_window mixes full and sliding layers, which this engine "
+            "cannot do; set it to false to run the model with full attention"
+        )
+    slides = family == "mistral"
+    missing = 4096 if slides and not c.has("sliding_window") else 0
+    window = c.whole("sliding_window", missing, low=0)
+    if family == "llama" and window:
+        raise c.wrong("sliding_window", "null: llama models have none")
+    kind = "sliding_attention" if slides and window else "full_attention"
+    if set(c.texts("layer_types")) - {kind}:
+        raise c.wrong("layer_types", f"{kind} for every layer: this engine cannot mix them")
+    return window if slides else 0
+
+
+def _scaling(c: Fields, rope: Fields, max_position: int) -> RopeScaling:
+    trained = rope.whole("original_max_position_embeddings", max_position)
+    scaling = RopeScaling(
+        rope.positive("factor"),
+        rope.positive("low_freq_factor"),
+        rope.positive("high_freq_factor"),
+        c.whole("original_max_position_embeddings", trained),
     )
+    if scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise rope.wrong("high_freq_factor", "above low_freq_factor")
+    return scaling
 
 
-def _ids(value: Any) -> tuple[int, ...]:
-    return () if value is None else tuple(value) if isinstance(value, list) else (int(value),)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist: is this a model folder?") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return data
+def _dtype(c: Fields) -> str:
+    dtype = c.text("dtype", c.text("torch_dtype", "float32")).removeprefix("torch.")
+    if dtype not in ("float32", "bfloat16", "float16", "float64", "auto"):
+        key = "dtype" if c.has("dtype") else "torch_dtype"
+        raise c.wrong(key, "bfloat16, float16 or float32: quantised weights cannot be read")
+    return dtype
 
 
 @dataclass(frozen=True, slots=True)

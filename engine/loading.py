@@ -1,5 +1,6 @@
 """From a checkpoint, or weights in memory, to an engine core."""
 
+from dataclasses import replace
 from hashlib import blake2b
 
 import torch
@@ -54,9 +55,12 @@ def build(
     per_token = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
     needed = sum(tensor.nbytes for tensor in weights.values())
     blocks = config.blocks(per_token, _free_bytes(device, config, needed))
+    capacity = blocks * config.block_size
+    limit = spec.max_position if spec.window else min(spec.max_position, capacity)
     try:
         kind = runner or _runner(device, config)
-        made = kind(spec, weights, config, blocks, device, config.host_blocks)
+        sized = replace(spec, max_position=limit)  # the tables of positions need no more
+        made = kind(sized, weights, config, blocks, device, config.host_blocks)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
@@ -69,8 +73,6 @@ def build(
         window=spec.window,
         write_through=WriteThrough(config.write_through),
     )
-    capacity = blocks * config.block_size
-    limit = spec.max_position if spec.window else min(spec.max_position, capacity)
     core = EngineCore(
         EngineInfo(
             id, name, str(device), limit, capacity, config.block_size,

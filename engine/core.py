@@ -138,6 +138,7 @@ class EngineCore:
             request.priority,
             said=request.said,
             guide=self._guide(request),
+            noise=request.noise,
         )
         prompt = len(request.tokens) - request.said
         text = self.tokenizer.stream(

@@ -212,7 +212,7 @@ class Seats:
         for row, chunk in chosen:
             params = chunk.seq.params
             if params.temperature:
-                keys[row] = noise_key(params.seed, chunk.seq.lineage, chunk.end)
+                keys[row] = noise_key(params.seed, chunk.seq.noise, chunk.end)
         return bool((noisy & ((top_p < 1) | (top_k > 0))).any())
 
 

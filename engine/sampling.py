@@ -1,7 +1,8 @@
 """Choosing tokens: greedy, or by the Gumbel trick with noise that belongs to the request.
 
-The noise of a token depends on (seed, lineage, position, token id) and nothing else, so what a
-sequence says does not depend on who shares its batch, and forks of one chat differ.
+The noise of a token depends on (seed, stream, position, token id) and nothing else. The stream is
+the lineage, so what a sequence says does not depend on who shares its batch and forks of one chat
+differ, or one that the request names, so that a request over HTTP repeats.
 """
 
 from hashlib import blake2b
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from drawloom.engine.plan import Chunk, Sampled
+from drawloom.errors import EngineError
 
 _SCORED_AT_ONCE = 64
 
@@ -46,12 +48,16 @@ def sample(logits: Tensor, chunks: list[Chunk]) -> dict[str, Sampled]:
 
 
 def score(model: Head, hidden: Tensor, tokens: list[int]) -> list[float]:
-    """Log-probabilities of given tokens; `hidden` [len(tokens), H] stands before each."""
+    """Log-probabilities of given tokens; `hidden` [len(tokens), H] stands before each. Raises
+    `EngineError` where one is no number."""
     values: list[float] = []
     for at in range(0, len(tokens), _SCORED_AT_ONCE):  # a row is a vocabulary of floats
         part = torch.tensor(tokens[at : at + _SCORED_AT_ONCE], device=hidden.device)
         table = model.logits(hidden[at : at + _SCORED_AT_ONCE]).float().log_softmax(-1)
-        values += table.gather(1, part[:, None])[:, 0].tolist()
+        found = table.gather(1, part[:, None])[:, 0]
+        if not found.isfinite().all():
+            raise EngineError("a score is no number: the model's logits are NaN or infinite")
+        values += found.tolist()
     return values
 
 
@@ -111,7 +117,7 @@ def _sample_noisy(logits: Tensor, chunks: list[Chunk]) -> Tensor:
     logits = logits / temperature[:, None].clamp_min(1e-6)
     if any(p.top_k or p.top_p < 1 for p in params):
         logits = keep(logits, [p.top_k for p in params], [p.top_p for p in params])
-    keys = [noise_key(c.seq.params.seed, c.seq.lineage, c.end) for c in chunks]
+    keys = [noise_key(c.seq.params.seed, c.seq.noise, c.end) for c in chunks]
     return (logits + gumbel(keys, logits.shape[1], device)).argmax(-1)
 
 
@@ -129,9 +135,9 @@ def keep(logits: Tensor, top_k: list[int], top_p: list[float]) -> Tensor:
     return torch.empty_like(logits).scatter_(1, order, ordered)
 
 
-def noise_key(seed: int, lineage: str, position: int) -> int:
-    """What the noise of a place in a sequence is made from."""
-    text = f"{seed}\0{lineage}\0{position}".encode()
+def noise_key(seed: int, stream: str, position: int) -> int:
+    """Return the key of the noise at a place in a sequence."""
+    text = f"{seed}\0{stream}\0{position}".encode(errors="surrogatepass")
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 

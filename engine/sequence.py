@@ -12,7 +12,8 @@ _MOST_TOP = 20
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are chosen. Temperature 0 is greedy; noise is keyed by (seed, lineage, position).
+    """How tokens are chosen. Temperature 0 is greedy; noise is keyed by seed, stream (the
+    lineage, or `GenerateRequest.noise`) and position.
 
     Args:
         max_tokens: 0 computes the prompt's KV (and `score_from`) and says nothing.
@@ -107,6 +108,7 @@ class Sequence:
     `computed` catching up with `len(tokens)`.
 
     Attributes:
+        noise: the stream of random numbers it takes part in, by default its lineage's.
         said: of the given tokens, how many at the end were generated before (a resumed call).
         hashes: chained keys of the full blocks of `tokens`, as far as they were needed.
         published: how many of its blocks are known to others by these keys.
@@ -153,8 +155,10 @@ class Sequence:
     suspect: bool = False
     orphan: bool = False
     preemptions: int = 0
+    noise: str = ""
 
     def __post_init__(self) -> None:
+        self.noise = self.noise or self.lineage
         self.prompt_length = self.prompt_length or len(self.tokens) - self.said
 
     @property

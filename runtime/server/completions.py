@@ -51,8 +51,8 @@ class Completion:
     async def whole(self) -> Event:
         choices: list[Event] = []
         for tokens in self.prompts:
-            for _ in range(self.count):
-                deltas = [d async for d in self._stream(tokens)]
+            for sample in range(self.count):
+                deltas = [d async for d in self._stream(tokens, sample)]
                 choices.append(self._choice(len(choices), tokens, deltas))
         found = usage(self._usages)
         found["prompt_tokens"] = sum(len(p) for p in self.prompts)
@@ -62,8 +62,8 @@ class Completion:
     async def chunks(self) -> AsyncGenerator[Event, None]:
         index = 0
         for tokens in self.prompts:
-            for _ in range(self.count):
-                async with aclosing(self._stream(tokens)) as deltas:
+            for sample in range(self.count):
+                async with aclosing(self._stream(tokens, sample)) as deltas:
                     async for delta in deltas:
                         finish = _finish(delta)
                         if delta.text or finish:
@@ -74,7 +74,7 @@ class Completion:
         if self.served.always_usage or (options is not None and options.include_usage):
             yield self._about() | {"choices": [], "usage": usage(self._usages)}
 
-    async def _stream(self, tokens: list[int]) -> AsyncGenerator[Delta, None]:
+    async def _stream(self, tokens: list[int], sample: int) -> AsyncGenerator[Delta, None]:
         asked, programs = self.asked, self.served.programs
         text = self.served.tokenizer.decode(tokens, special=True)
         place = programs.place(
@@ -92,7 +92,7 @@ class Completion:
                 top_logprobs=asked.logprobs or 0,
                 score_from=1 if asked.echo and wants and len(tokens) > 1 else -1,
             )
-            async with aclosing(programs.generate(place, params, None)) as deltas:
+            async with aclosing(programs.generate(place, params, None, sample=sample)) as deltas:
                 async for delta in deltas:
                     said += delta.tokens
                     if delta.usage is not None:

@@ -255,9 +255,19 @@ class Programs:
         grammar: Grammar | None,
         choice: int = 0,
         enough: Callable[[], bool] = lambda: False,
+        sample: int = 0,
     ) -> AsyncGenerator[Delta, None]:
-        """Stream one answer, when the scheduler gives leave; it ends early when `enough` is true.
-        Raises `BudgetExceeded` for a program that has one."""
+        """Stream one answer, when the scheduler gives leave.
+
+        Args:
+            choice: which of several answers at a time; each but the first has a lineage of its own.
+            enough: the answer ends early when this is true.
+            sample: which of several answers one after the other. With the seed, this or `choice`
+                decides what is drawn, and nothing else: the same request has the same answer.
+
+        Raises:
+            BudgetExceeded: for a program that has a budget, and none of it left.
+        """
         program, live = place.program, self.live
         if (account := program.account) is not None:
             account.before_llm()
@@ -276,7 +286,7 @@ class Programs:
             priority = await start
             request = GenerateRequest(
                 step, lineage, tuple(place.tokens), params, priority,
-                program.tenant.encode(), grammar,
+                program.tenant.encode(), grammar, noise=str(choice or sample),
             )  # fmt: skip
             usage: Usage | None = None
             context = prompt

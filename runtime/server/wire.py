@@ -1,6 +1,7 @@
 """What arrives over HTTP, as pydantic models. Unknown fields are ignored, as clients expect."""
 
 import json
+import secrets
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -202,7 +203,7 @@ class Sampling(Model):
                 temperature=1.0 if self.temperature is None else self.temperature,
                 top_p=1.0 if self.top_p is None else max(self.top_p, _LEAST_TOP_P),
                 top_k=max(self.top_k or 0, 0),
-                seed=self.seed or 0,
+                seed=secrets.randbits(63) if self.seed is None else self.seed,
                 presence_penalty=self.presence_penalty or 0.0,
                 frequency_penalty=self.frequency_penalty or 0.0,
                 repetition_penalty=self.repetition_penalty or 1.0,

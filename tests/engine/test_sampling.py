@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from drawloom.engine.plan import Chunk
-from drawloom.engine.sampling import gumbel, sample
+from drawloom.engine.sampling import gumbel, sample, score
 from drawloom.engine.sequence import SamplingParams, Sequence
-from drawloom.errors import ConfigError
+from drawloom.errors import ConfigError, EngineError
 
 
 def _chunk(name: str, params: SamplingParams, position: int = 8, lineage: str = "x") -> Chunk:
@@ -37,6 +37,26 @@ def test_lineages_and_seeds_differ() -> None:
     fork = _chunk("a", SamplingParams(temperature=1.0, seed=1), lineage="y")
     tokens = {sample(logits, [c])["a"].token for c in (base, other, fork)}
     assert len(tokens) == 3
+
+
+def test_a_named_stream_of_noise_is_the_same_for_every_lineage() -> None:
+    logits = torch.zeros(1, 1000)
+    params = SamplingParams(temperature=1.0, seed=1)
+    tokens = []
+    for lineage, noise in (("x", "0"), ("y", "0"), ("x", "1"), ("x", "")):
+        seq = Sequence("a", lineage, [1] * 8, params, noise=noise)
+        tokens.append(sample(logits, [Chunk(seq, [1], 7, [0], True)])["a"].token)
+    assert tokens[0] == tokens[1]
+    assert len(set(tokens)) == 3
+
+
+def test_scores_that_are_no_numbers_are_an_error() -> None:
+    class Broken:
+        def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(hidden), 9), float("nan"))
+
+    with pytest.raises(EngineError, match="score is no number"):
+        score(Broken(), torch.zeros(3, 4), [1, 2, 3])
 
 
 def test_frequencies_follow_the_probabilities() -> None:

@@ -15,7 +15,7 @@ _KEPT = 8
 
 
 class Tokenizer:
-    """Text to ids and back. Control tokens are recognised in trusted text, none are added."""
+    """Text to ids and back. Control tokens are recognised in trusted text."""
 
     def __init__(self, tokenizer: _Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -39,6 +39,12 @@ class Tokenizer:
         """Return the ids of a text. In a plain string every control token is recognised; in a
         `Prompt` only those of the template's own text, none that touches a content."""
         return self._prompts.encode(Prompt.of(text))
+
+    def encode_with_specials(self, text: str) -> list[int]:
+        """Return the ids of a text that stands alone, with what the tokenizer's post-processor
+        puts around it, as a token for its beginning. A rendered chat has its own."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=True).ids
+        return ids
 
     def settled(self, text: str | Prompt) -> list[int]:
         """Return ids that `text`, followed by anything whatever, begins with; none where that

@@ -38,8 +38,9 @@ class Completion:
         prompt: Any = self.asked.prompt
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             prompt = [prompt]
-        encode = self.served.tokenizer.encode
+        encode = self.served.tokenizer.encode_with_specials
         prompts = [encode(p) if isinstance(p, str) else list(p) for p in prompt]
+        self.given = [p if isinstance(p, str) else None for p in prompt]
         if not all(prompts):
             raise HttpError(400, "prompt: a prompt has no tokens", param="prompt")
         for tokens in prompts:
@@ -108,8 +109,12 @@ class Completion:
         said = [t for d in deltas for t in d.tokens]
         text = "".join(d.text for d in deltas)
         tokens = [*prompt, *said] if self.asked.echo else said
+        hidden = 0  # characters of tokens that were put before the text that was given
         if self.asked.echo:
-            text = self.served.tokenizer.decode(prompt, special=True) + text
+            whole = self.served.tokenizer.decode(prompt, special=True)
+            given = self.given[index // self.count]
+            given = whole if given is None else given
+            text, hidden = given + text, max(0, len(whole) - len(given))
         choice: Event = {"index": index, "text": text, "finish_reason": _finish(deltas[-1])}
         if self.asked.logprobs is not None:
             scored: list[float | None] = [None, *deltas[-1].scores] if self.asked.echo else []
@@ -120,7 +125,9 @@ class Completion:
                 "tokens": words,
                 "token_logprobs": values,
                 "top_logprobs": [None] * len(scored) + tops if self.asked.logprobs else None,
-                "text_offset": [sum(map(len, words[:i])) for i in range(len(words))],
+                "text_offset": [
+                    max(0, sum(map(len, words[:i])) - hidden) for i in range(len(words))
+                ],
             }
         return choice
 

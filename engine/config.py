@@ -9,6 +9,14 @@ from drawloom.errors import CheckpointError, ConfigError
 
 _MOST_LAYERS = 1_000
 _MOST_POSITIONS = 1 << 24
+_BOUNDS = {
+    "block_size": (1, 1 << 16),
+    "max_batch_tokens": (0, 1 << 20),
+    "max_sequences": (0, 1 << 16),
+    "kv_tokens": (0, 1 << 36),
+    "host_tokens": (0, 1 << 36),
+    "threads": (1, 1 << 10),
+}
 _KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
 
 ARCHITECTURES = {
@@ -211,10 +219,9 @@ class EngineConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        if self.block_size < 1 or self.max_batch_tokens < 0 or self.max_sequences < 0:
-            raise ConfigError(
-                "block_size must be positive, max_batch_tokens and max_sequences not negative"
-            )
+        for name, (low, high) in _BOUNDS.items():
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ConfigError(f"{name}={value}: choose a number from {low} to {high}")
         if not 0 <= self.lease_budget <= 1 or not 0 < self.kv_memory <= 1:
             raise ConfigError("lease_budget and kv_memory are shares between 0 and 1")
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -225,8 +232,6 @@ class EngineConfig:
             raise ConfigError(f"write_through {self.write_through!r}: never, leased or all")
         if self.weights == "int8" and self.deterministic:
             raise ConfigError("the deterministic mode is for dense weights")
-        if self.host_tokens < 0 or self.kv_tokens < 0 or self.threads < 1:
-            raise ConfigError("host_tokens and kv_tokens must not be negative, threads at least 1")
 
     def on(self, device: str) -> "EngineConfig":
         """With the defaults of a kind of device, ``cpu`` or ``cuda``."""

@@ -20,6 +20,7 @@ from drawloom.runtime.cli.options import (
     Device,
     Docker,
     Dtype,
+    EngineOptions,
     Json,
     Kind,
     KvTokens,
@@ -30,7 +31,6 @@ from drawloom.runtime.cli.options import (
     Programs,
     Seconds,
     Seeds,
-    Size,
     StoreUrl,
 )
 
@@ -41,6 +41,7 @@ app = App(
     version="0.1.0",
     suppress_keyboard_interrupt=False,
 )
+_ENGINE = EngineOptions()
 sandbox_app = App(name="sandbox", help="The tool environments that exist on this host.")
 app.command(sandbox_app)
 app.command(bench_app)
@@ -92,8 +93,7 @@ def run(
     store: StoreUrl = STORE,
     policy: Policy = "drawloom",
     sandbox: Kind = "auto",
-    device: Device = "auto",
-    kv_tokens: KvTokens = 0,
+    engine: EngineOptions = _ENGINE,
     json: Json = False,
 ) -> int:
     """Run an agent: `drawloom run module:agent --question "…"`.
@@ -104,7 +104,7 @@ def run(
     """
     from drawloom.runtime.cli import programs
 
-    options = programs.Options(model, store, policy, sandbox, device, kv_tokens)
+    options = programs.Options(model, store, policy, sandbox, engine)
     return asyncio.run(programs.run(entry, list(arguments), options, json))
 
 
@@ -124,7 +124,7 @@ def mcp(
 
     if not entries:
         raise ConfigError("name the tools to offer: drawloom mcp path/to/file.py:name")
-    options = programs.Options("tinyagent", store, "drawloom", sandbox, device, 0)
+    options = programs.Options("tinyagent", store, "drawloom", sandbox, EngineOptions(device))
     return asyncio.run(programs.serve_tools(list(entries), options))
 
 
@@ -136,8 +136,7 @@ def resume(
     store: StoreUrl = STORE,
     policy: Policy | None = None,
     sandbox: Kind | None = None,
-    device: Device = "auto",
-    kv_tokens: KvTokens = 0,
+    engine: EngineOptions = _ENGINE,
     json: Json = False,
 ) -> int:
     """Go on with a program whose process died; finished steps are not run again.
@@ -150,7 +149,7 @@ def resume(
     from drawloom.runtime.cli import programs
 
     given = {"model": model, "policy": policy, "sandbox": sandbox}
-    return asyncio.run(programs.resume(program, given, store, device, kv_tokens, json))
+    return asyncio.run(programs.resume(program, given, store, engine, json))
 
 
 @app.command
@@ -211,11 +210,7 @@ def serve(
     insecure: bool = False,
     name: str = "",
     policy: Policy = "drawloom",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    kv_tokens: KvTokens = 0,
-    host_tokens: Size = 0,
-    max_sequences: Size = 0,
+    engine: EngineOptions = _ENGINE,
     reasoning: bool = False,
     always_usage: bool = False,
     trust_priority: bool = False,
@@ -235,8 +230,6 @@ def serve(
             proxy's; * is any. Loopback names always may.
         insecure: serve off loopback without a key: everybody who reaches the address can use it.
         name: what the model is called on the wire; by default as it is loaded.
-        host_tokens: tokens of KV that host memory holds behind it.
-        max_sequences: requests computed at a time; 0 is 64 on a CPU and 256 on a GPU.
         reasoning: the model writes a thought first, ended by </think>, whatever its template says.
         always_usage: end every stream with its usage, asked for or not.
         trust_priority: order requests by the priority that they give themselves; ignored otherwise.
@@ -246,7 +239,6 @@ def serve(
         tenant: what one may have, as NAME:weight=2,programs=8,kv_tokens=100000; any of the three.
             Requests say whose they are with the header x-tenant, which nobody checks.
     """
-    from drawloom.engine.config import EngineConfig
     from drawloom.events import TenantShare
     from drawloom.runtime.bench import profile as profiles
     from drawloom.runtime.cli import show
@@ -263,14 +255,11 @@ def serve(
         drain=drain,
         access=Access.for_listener(host, keys, allow_host or (), insecure),
     )
-    config = EngineConfig(
-        device, dtype, kv_tokens=kv_tokens, host_tokens=host_tokens, max_sequences=max_sequences
-    )
     runtime = Runtime(
         model,
         policy=policy,
         sandbox="none",
-        engine=config,
+        engine=engine.config(),
         isolate=isolate,
         record=False,
         cost=profiles.load(cost) if cost is not None else None,

@@ -1,10 +1,14 @@
 """Options that several commands share: their names, bounds and help."""
 
 import os
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
+
+if TYPE_CHECKING:
+    from drawloom.engine.config import EngineConfig
 
 STORE = os.environ.get("DRAWLOOM_STORE", "sqlite:///.drawloom/programs.db")
 
@@ -25,7 +29,7 @@ Policy = Annotated[str, Parameter(help="How programs are scheduled, by name.")]
 Kind = Annotated[str, Parameter(help="auto, docker, process, none, or a broker's mqtt[s]:// URL.")]
 Docker = Annotated[str | None, Parameter(help="The Docker engine's URL; by default DOCKER_HOST.")]
 Device = Annotated[str, Parameter(help="auto (a GPU if there is one), cpu or cuda.")]
-Dtype = Annotated[str, Parameter(help="auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[str, Parameter(help="What is computed in: auto, float32 or bfloat16.")]
 Workload = Annotated[str, Parameter(help="A workload by name, or a trace file.")]
 Machine = Annotated[
     str,
@@ -45,12 +49,73 @@ Size = Annotated[int, _at_least(0)]
 Seconds = Annotated[float, _at_least(0)]
 
 
+@Parameter(name="*", help="Options of the embedded engine.")
+@dataclass(frozen=True)
+class EngineOptions:
+    """Options of the embedded engine."""
+
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    weights: Annotated[
+        Literal["dense", "int8"],
+        Parameter(help="int8: one byte a weight, 2-3x quicker on a CPU, a little less exact."),
+    ] = "dense"
+    threads: Annotated[
+        int,
+        _at_least(0),
+        Parameter(help="Threads of a CPU; 0 is every physical core that this process may use."),
+    ] = 0
+    kv_tokens: KvTokens = 0
+    host_tokens: Annotated[
+        int, _at_least(0), Parameter(help="Tokens of KV that host memory holds behind the cache.")
+    ] = 0
+    block_size: Annotated[
+        int, _at_least(1), Parameter(help="Tokens of one block of the KV cache.")
+    ] = 16
+    max_batch_tokens: Annotated[
+        int,
+        _at_least(0),
+        Parameter(help="Most tokens computed in one step; 0 is 512 on a CPU and 8192 on a GPU."),
+    ] = 0
+    max_sequences: Annotated[
+        int,
+        _at_least(0),
+        Parameter(help="Most requests computed at a time; 0 is 64 on a CPU and 256 on a GPU."),
+    ] = 0
+    deterministic: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="Log-probabilities do not depend on what else is computed; slower.",
+        ),
+    ] = False
+
+    def config(self) -> "EngineConfig":
+        """Return them as the engine takes them. Raises `ConfigError` for what does not fit."""
+        from drawloom.cores import physical_cores
+        from drawloom.engine.config import EngineConfig
+
+        return EngineConfig(
+            device=self.device,
+            dtype=self.dtype,
+            weights=self.weights,
+            block_size=self.block_size,
+            kv_tokens=self.kv_tokens,
+            host_tokens=self.host_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+            max_sequences=self.max_sequences,
+            threads=self.threads or physical_cores(),
+            deterministic=self.deterministic,
+        )
+
+
 __all__ = [
     "STORE",
     "Count",
     "Device",
     "Docker",
     "Dtype",
+    "EngineOptions",
     "Json",
     "Kind",
     "KvTokens",

@@ -17,6 +17,7 @@ from drawloom.errors import BudgetExceeded, ConfigError, DrawloomError, StoreErr
 from drawloom.graph.declared import Graph
 from drawloom.runtime.agent import Agent
 from drawloom.runtime.cli import show
+from drawloom.runtime.cli.options import EngineOptions
 from drawloom.runtime.graphs import graph_agent
 from drawloom.runtime.picture import terminal
 from drawloom.runtime.run import Run
@@ -34,8 +35,7 @@ class Options:
     store: str
     policy: str
     sandbox: str
-    device: str
-    kv_tokens: int
+    engine: EngineOptions
 
     def runtime(self) -> Runtime:
         return Runtime(
@@ -43,8 +43,7 @@ class Options:
             store=self.store,
             policy=self.policy,
             sandbox=self.sandbox,
-            device=self.device,
-            kv_tokens=self.kv_tokens,
+            engine=self.engine.config(),
         )
 
 
@@ -157,7 +156,7 @@ async def serve_tools(entries: list[str], options: Options) -> int:
 
 
 async def resume(
-    program: str, given: dict[str, str | None], url: str, device: str, kv_tokens: int, json: bool
+    program: str, given: dict[str, str | None], url: str, engine: EngineOptions, json: bool
 ) -> int:
     reader = Store(url, write=False)
     try:
@@ -168,9 +167,7 @@ async def resume(
     began = {name: str(value or row.options.get(name) or "") for name, value in given.items()}
     if not began["model"]:
         raise ConfigError(f"program {program} began on an engine of its own: give --model")
-    options = Options(
-        began["model"], url, began["policy"], began["sandbox"] or "auto", device, kv_tokens
-    )
+    options = Options(began["model"], url, began["policy"], began["sandbox"] or "auto", engine)
     async with options.runtime() as runtime:
         return await _finish(await runtime.resume(agent, program), json)
 

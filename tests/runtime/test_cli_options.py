@@ -63,6 +63,13 @@ def test_angle_brackets_survive_in_help() -> None:
         (["ps", "--limit", "0"], ">= 1"),
         (["trace"], "--program"),
         (["serve", "--port", "99999"], "65535"),
+        (["serve", "--threads", "-1"], ">= 0"),
+        (["serve", "--threads", "99999999999"], "threads=99999999999"),
+        (["serve", "--block-size", "0"], ">= 1"),
+        (["serve", "--max-sequences", "99999999999"], "max_sequences=99999999999"),
+        (["serve", "--weights", "int4"], "int8"),
+        (["serve", "--weights", "int8", "--deterministic"], "dense weights"),
+        (["serve", "--dtype", "float16"], "bfloat16"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(
@@ -106,3 +113,29 @@ def test_an_agent_s_arguments_are_read_as_declared(
 
     words = [f"--numbers={numbers}", "--number", repr(number), f"--text={text}"]
     assert read_arguments(Agent(fn), words) == {"numbers": numbers, "number": number, "text": text}
+
+
+def test_engine_options_are_those_of_the_engine() -> None:
+    """Each option of the command line is a field of the engine's, with its default."""
+    from drawloom.cores import physical_cores
+    from drawloom.engine.config import EngineConfig
+    from drawloom.runtime.cli.options import EngineOptions
+
+    made = EngineOptions().config()
+    assert made == EngineConfig(device="auto", threads=physical_cores())
+    assert EngineOptions(threads=3).config().threads == 3
+    given = EngineOptions(
+        "cpu", "float32", "int8", 2, 128, 64, 8, 32, 4, deterministic=False
+    ).config()
+    assert given == EngineConfig(
+        "cpu", "float32", "int8", 8, 128, host_tokens=64, max_batch_tokens=32, max_sequences=4,
+        threads=2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["serve", "run", "resume"])
+def test_the_engine_can_be_told_how_to_run(command: str) -> None:
+    out = io.StringIO()
+    app.help_print([command], console=Console(file=out, width=200))
+    for option in ("threads", "weights", "max-batch-tokens", "block-size", "deterministic"):
+        assert f"--{option}" in out.getvalue()

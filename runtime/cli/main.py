@@ -31,6 +31,7 @@ from drawloom.runtime.cli.options import (
     Programs,
     Seconds,
     Seeds,
+    ServerEngineOptions,
     StoreUrl,
 )
 
@@ -41,7 +42,7 @@ app = App(
     version="0.1.0",
     suppress_keyboard_interrupt=False,
 )
-_ENGINE = EngineOptions()
+_ENGINE, _SERVER_ENGINE = EngineOptions(), ServerEngineOptions()
 sandbox_app = App(name="sandbox", help="The tool environments that exist on this host.")
 app.command(sandbox_app)
 app.command(bench_app)
@@ -210,7 +211,7 @@ def serve(
     insecure: bool = False,
     name: str = "",
     policy: Policy = "drawloom",
-    engine: EngineOptions = _ENGINE,
+    engine: ServerEngineOptions = _SERVER_ENGINE,
     reasoning: bool = False,
     always_usage: bool = False,
     trust_priority: bool = False,

@@ -49,6 +49,13 @@ Size = Annotated[int, _at_least(0)]
 Seconds = Annotated[float, _at_least(0)]
 
 
+Threads = Annotated[
+    int,
+    _at_least(0),
+    Parameter(help="Threads of a CPU; 0 is every physical core that this process may use."),
+]
+
+
 @Parameter(name="*", help="Options of the embedded engine.")
 @dataclass(frozen=True)
 class EngineOptions:
@@ -60,11 +67,7 @@ class EngineOptions:
         Literal["dense", "int8"],
         Parameter(help="int8: one byte a weight, 2-3x quicker on a CPU, a little less exact."),
     ] = "dense"
-    threads: Annotated[
-        int,
-        _at_least(0),
-        Parameter(help="Threads of a CPU; 0 is every physical core that this process may use."),
-    ] = 0
+    threads: Threads = 1  # tools want the cores as well
     kv_tokens: KvTokens = 0
     host_tokens: Annotated[
         int, _at_least(0), Parameter(help="Tokens of KV that host memory holds behind the cache.")
@@ -109,6 +112,14 @@ class EngineOptions:
         )
 
 
+@Parameter(name="*", help="Options of the embedded engine.")
+@dataclass(frozen=True)
+class ServerEngineOptions(EngineOptions):
+    """Options of an engine that has the machine for itself."""
+
+    threads: Threads = 0
+
+
 __all__ = [
     "STORE",
     "Count",
@@ -126,6 +137,7 @@ __all__ = [
     "Programs",
     "Seconds",
     "Seeds",
+    "ServerEngineOptions",
     "Size",
     "StoreUrl",
     "Workload",

@@ -119,10 +119,11 @@ def test_engine_options_are_those_of_the_engine() -> None:
     """Each option of the command line is a field of the engine's, with its default."""
     from drawloom.cores import physical_cores
     from drawloom.engine.config import EngineConfig
-    from drawloom.runtime.cli.options import EngineOptions
+    from drawloom.runtime.cli.options import EngineOptions, ServerEngineOptions
 
-    made = EngineOptions().config()
-    assert made == EngineConfig(device="auto", threads=physical_cores())
+    assert EngineOptions().config() == EngineConfig(device="auto")
+    server = ServerEngineOptions(weights="int8").config()
+    assert server == EngineConfig(device="auto", weights="int8", threads=physical_cores())
     assert EngineOptions(threads=3).config().threads == 3
     given = EngineOptions(
         "cpu", "float32", "int8", 2, 128, 64, 8, 32, 4, deterministic=False

@@ -69,8 +69,10 @@ class Tokenizer:
         """Return the text of ids; those outside the vocabulary have none."""
         try:
             text: str = self._tokenizer.decode(ids, skip_special_tokens=not special)
+        except OverflowError:
+            return self.decode([id for id in ids if 0 <= id < 1 << 32], special=special)
         except BaseException as error:  # the library's panics are no Exception
-            if type(error).__name__ not in ("PanicException", "OverflowError"):
+            if type(error).__name__ != "PanicException":
                 raise
             return ""
         return text
@@ -187,7 +189,9 @@ class TextStream:
             return text[self._sent :]
         if text.startswith(self._prompt):
             return text[len(self._prompt) :]
-        return text[len(self._prompt.rstrip(_PARTIAL)) :]  # its last character was completed
+        # the prompt's last character was completed, or its last run of bytes was spoiled
+        kept = _common(self._prompt, text)
+        return text[max(kept, len(self._prompt.rstrip(_PARTIAL))) :]
 
     def _cut(self, text: str) -> int | None:
         return min((at for s in self._stop if (at := text.find(s)) >= 0), default=None)
@@ -210,6 +214,12 @@ class TextStream:
                     break
         tail.reverse()
         return tail
+
+
+def _common(text: str, other: str) -> int:
+    """Return how many characters two texts begin with alike."""
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(text), len(other)))
 
 
 def _is_byte(token: str) -> bool:

@@ -1,6 +1,8 @@
 """Streamed text is the text of all ids decoded at once, for every family of tokenizers."""
 
+import shutil
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as HfTokenizer
 
+from drawloom.engine.base import GenerateRequest
+from drawloom.engine.config import EngineConfig
+from drawloom.engine.loading import load
+from drawloom.engine.sequence import SamplingParams
 from drawloom.engine.tokenizer import TextStream, Tokenizer
 
 _SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -143,7 +149,8 @@ def test_text_behind_a_prompt_is_what_the_prompt_does_not_have(
     if whole.startswith(before):
         assert before + text == whole
     else:  # the prompt ends in a character, or in a run of bytes, that the answer goes on with
-        assert text == whole[len(before.rstrip("\ufffd")) :]
+        kept = next(n for n in range(len(before), -1, -1) if whole.startswith(before[:n]))
+        assert text == whole[max(kept, len(before.rstrip("\ufffd"))) :]
 
 
 @pytest.mark.parametrize("name", _FAMILIES)
@@ -155,6 +162,7 @@ def test_ids_outside_the_vocabulary_have_no_text(name: str, data: Any) -> None:
     mixed = list(ids)
     for at in data.draw(st.lists(st.integers(0, len(ids)), max_size=3)):
         mixed.insert(at, data.draw(_BEYOND))
+    assert tokenizer.decode(mixed) == tokenizer.decode(ids)
     assert _streamed(tokenizer.stream(), mixed) == tokenizer.decode(ids)
     assert _streamed(tokenizer.stream(after=mixed), ids) == _streamed(
         tokenizer.stream(after=ids), ids
@@ -214,6 +222,12 @@ def test_a_character_that_is_not_complete_is_no_stop_string() -> None:
     assert _streamed(tokenizer.stream(("\ufffd",)), tokenizer.encode("a日b")) == "a日b"
 
 
+def test_an_answer_that_completes_the_prompts_last_character_shows_it_alone() -> None:
+    tokenizer = _FAMILIES["byte_level"]
+    lead, rest = tokenizer.encode("×")
+    assert _streamed(tokenizer.stream(after=[lead] * 20), [rest]) == "×"
+
+
 @pytest.mark.parametrize("bad", [0, 10])
 def test_a_run_of_bytes_that_the_prompt_began_is_decoded_with_it(bad: int) -> None:
     tokenizer = _FAMILIES["llama2"]
@@ -223,11 +237,35 @@ def test_a_run_of_bytes_that_the_prompt_began_is_decoded_with_it(bad: int) -> No
 
 
 @example([1, 1])
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=8))
 def test_a_decoder_that_panics_raises_nothing(ids: list[int]) -> None:
     made = HfTokenizer(models.BPE(vocab={"a": 0, " ": 1, "b": 2}, merges=[]))
     made.decoder = decoders.Strip(" ", 2, 3)
     _streamed(Tokenizer(made).stream(after=ids), ids)
+
+
+def test_an_engine_says_what_the_tokenizer_decodes(llama: Any, tmp_path: Path) -> None:
+    """A model that says bytes at random, which are seldom UTF-8, on a byte-fallback tokenizer."""
+    folder = Path(shutil.copytree(llama.folder, tmp_path / "model"))
+    made = HfTokenizer(models.BPE(vocab=_numbered([*_SPECIAL, *_BYTES]), merges=[]))
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    made.add_special_tokens(_SPECIAL)
+    made.save(str(folder / "tokenizer.json"))
+    core = load(str(folder), EngineConfig(kv_tokens=1024))
+    prompt, texts, ids = (10, 200, 67), dict[str, str](), dict[str, list[int]]()
+    for name in "abcd":
+        params = SamplingParams(max_tokens=40, temperature=1.0, seed=3, ignore_eos=True)
+        core.submit(GenerateRequest(name, name, prompt, params))
+    while core.busy:
+        for delta in core.step():
+            assert delta.error is None, delta.error
+            texts[delta.request] = texts.get(delta.request, "") + delta.text
+            ids.setdefault(delta.request, []).extend(delta.tokens)
+    before = core.tokenizer.decode(list(prompt))
+    for name, said in ids.items():
+        assert len(said) == 40
+        assert before + texts[name] == core.tokenizer.decode([*prompt, *said])
 
 
 def test_long_text_costs_the_same_for_each_token() -> None:

@@ -50,6 +50,11 @@ class PromptEncoder:
         spans = [_stripped(prompt.text, place) for place in places]
         return self._again(prompt) if _touch(spans, prompt.contents) else ids
 
+    def alone(self, text: str) -> list[int]:
+        """Return the ids of a text that stands alone, with the post-processor's around them."""
+        ids: list[int] = _encode(self._whole, text, True).ids
+        return ids
+
     def special(self, text: str) -> bool:
         """Return whether `text` is a special token."""
         return text in self._special
@@ -135,12 +140,12 @@ class _Renamed:
         return [self._original.get(id, id) for id in ids if id not in self._controls]
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> Encoding:
+def _encode(tokenizer: Tokenizer, text: str, specials: bool = False) -> Encoding:
     """Encode one text. The library keeps the GIL for a single one and releases it for a batch,
     whose threads cost more than a short text takes."""
     if len(text) < _LONG:
-        return tokenizer.encode(text, add_special_tokens=False)
-    return tokenizer.encode_batch([text], add_special_tokens=False)[0]
+        return tokenizer.encode(text, add_special_tokens=specials)
+    return tokenizer.encode_batch([text], add_special_tokens=specials)[0]
 
 
 def _any(tokens: Iterable[str]) -> re.Pattern[str]:

@@ -21,9 +21,7 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
         self._prompts = PromptEncoder(tokenizer)
-        added = tokenizer.get_added_tokens_decoder().values()
-        self._added = [token.content for token in added]
-        self._special = {token.content for token in added if token.special}
+        self._added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -43,8 +41,7 @@ class Tokenizer:
     def encode_with_specials(self, text: str) -> list[int]:
         """Return the ids of a text that stands alone, with what the tokenizer's post-processor
         puts around it, as a token for its beginning. A rendered chat has its own."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=True).ids
-        return ids
+        return self._prompts.alone(text)
 
     def settled(self, text: str | Prompt) -> list[int]:
         """Return ids that `text`, followed by anything whatever, begins with; none where that
@@ -113,7 +110,7 @@ class Tokenizer:
             token: str | None = self._tokenizer.id_to_token(id)
         except OverflowError:
             return None
-        return None if token in self._special and not special else token
+        return None if token is None or (self.hides(token) and not special) else token
 
 
 class TextStream:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from drawloom.errors import DrawloomError
 from drawloom.runtime.program import Program
 from drawloom.tools.calls import ToolCall
+from drawloom.tools.results import MAX_CHARS
 from drawloom.tools.template import Message
 
 _CHARS = 256  # looked at again after so many more: rendering and tokenising cost about 1 ms
@@ -14,10 +15,11 @@ _TOKENS = 32  # two blocks: less is not worth an engine step of its own
 
 class Heard:
     """What the model will surely be shown of one call: of a running tool the part that no cut can
-    change any more, of one that has ended all of it."""
+    change any more, of one that has ended all of it; never more than `most` characters, beyond
+    which it is likely to be cut to its share of the context."""
 
-    def __init__(self, call: ToolCall, changed: Callable[[], None]) -> None:
-        self.call, self._changed = call, changed
+    def __init__(self, call: ToolCall, changed: Callable[[], None], most: int) -> None:
+        self.call, self._changed, self._most = call, changed, most
         self.text, self.ended = "", False
 
     def again(self) -> None:
@@ -27,12 +29,12 @@ class Heard:
 
     def add(self, text: str, limit: int | None) -> None:
         """It said this; at most half of `limit` characters are safe."""
-        sure = self.text + text
-        self.text = sure if limit is None else sure[: limit // 2]
+        most = self._most if limit is None else min(self._most, limit // 2)
+        self.text = (self.text + text)[:most]
         self._changed()
 
     def end(self, content: str) -> None:
-        self.text, self.ended = content, True
+        self.text, self.ended = content[: self._most], len(content) <= self._most
         self._changed()
 
     @property
@@ -49,6 +51,7 @@ class Ahead:
 
     Args:
         begun: all tokens that the conversation surely begins with, given its newest messages.
+        most: characters of each result that are hardly cut to a share of the context.
     """
 
     def __init__(
@@ -57,9 +60,10 @@ class Ahead:
         lineage: str,
         calls: Sequence[ToolCall],
         begun: Callable[[list[Message]], Awaitable[list[int]]],
+        most: int = MAX_CHARS,
     ) -> None:
         self._program, self._lineage, self._begun = program, lineage, begun
-        self.heard = [Heard(call, self._changed) for call in calls]
+        self.heard = [Heard(call, self._changed, most) for call in calls]
         self._looked = self._sent = 0
         self._task: asyncio.Task[None] | None = None
         self._over = False

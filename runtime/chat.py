@@ -18,6 +18,7 @@ from drawloom.runtime.ahead import Ahead
 from drawloom.runtime.llmcall import LlmCall, Turn
 from drawloom.runtime.offload import offload
 from drawloom.runtime.program import running
+from drawloom.runtime.shares import CHARS_PER_TOKEN, cut_results, room
 from drawloom.runtime.toolrun import run_call
 from drawloom.tools.calls import ToolCall, ToolResult
 from drawloom.tools.parsers import opens_thought
@@ -76,11 +77,18 @@ class Chat:
     async def run(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
         """Run what the model asked for, all at once, and add the results to the conversation.
 
-        A call that fails is answered with its error. Raises `BudgetExceeded` before any starts.
+        A call that fails is answered with its error. What is too long for the model's context is
+        cut: all results together have at most a quarter of it (or 1,024 tokens), and two thirds
+        of what is left.
+        Raises `BudgetExceeded` before any starts.
         """
         program = self._program
         program.account.before_tools(sum(c.id not in self._early for c in calls))
-        ahead = Ahead(program, self.lineage, calls, self._begun) if self._streams(calls) else None
+        total = self._room()
+        ahead: Ahead | None = None
+        if self._streams(calls):
+            most = total // len(calls) * CHARS_PER_TOKEN
+            ahead = Ahead(program, self.lineage, calls, self._begun, most)
         jobs = [
             self._early.pop(c.id)
             if c.id in self._early
@@ -90,7 +98,7 @@ class Chat:
             for place, c in enumerate(calls)
         ]
         try:
-            results: list[ToolResult] = list(await asyncio.gather(*jobs))
+            results = await cut_results(await asyncio.gather(*jobs), total, self._count)
         finally:
             if ahead is not None:
                 ahead.close()
@@ -196,6 +204,16 @@ class Chat:
             return prompt, tokenizer.encode(prompt)
 
         return await offload(work, _size(new))
+
+    def _room(self) -> int:
+        """How many tokens the results of the next calls may have."""
+        used = len(self._ids) + sum(self._count(str(m.get("content") or "")) for m in self._new)
+        if not self._ids:
+            used += self._count(json.dumps(self._schemas))
+        return room(self._program.live.engine.info, used, self._program.agent.max_tokens)
+
+    def _count(self, text: str) -> int:
+        return len(self._program.live.engine.tokenizer.encode(text))
 
     def _streams(self, calls: Sequence[ToolCall]) -> bool:
         """Whether what these calls say can be computed before they end."""

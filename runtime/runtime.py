@@ -262,7 +262,7 @@ class Runtime:
         context = copy_context()
         context.run(current_program.set, program)
         context.run(tool_host.set, program)
-        work = self._program(program, lambda: agent.fn(*args, **kwargs))
+        work = self._program(program, lambda: agent(*args, **kwargs))
         task = asyncio.get_running_loop().create_task(work, context=context)
         task.add_done_callback(_retrieve)
         run = self._runs[id] = Run(program, task, self.bus)

@@ -3,28 +3,39 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import TypeAdapter
-from pydantic_core import to_jsonable_python
 
 from drawloom.environments import ExecResult, ServiceState
 from drawloom.errors import DrawloomError, SandboxDied, ToolError, ToolInterrupted, ToolTimeout
 from drawloom.events import ToolFinished, ToolStarted
 from drawloom.runtime.ahead import Heard
+from drawloom.runtime.blocking import watch
+from drawloom.runtime.contain import contained
 from drawloom.runtime.program import Program
 from drawloom.runtime.store import StepRow
 from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.verbs import Verbs
 from drawloom.tools.calls import ToolCall, ToolResult
-from drawloom.tools.tool import Tool, render, tool_host
+from drawloom.tools.results import (
+    MAX_CHARS,
+    cut_chars,
+    describe_error,
+    recordable,
+    render,
+    valid_text,
+)
+from drawloom.tools.tool import Tool, tool_host
 
 _HOSTS = 3  # a call that may be repeated outlives the loss of two environments
 _GRACE = 2.0  # an exec's own timeout comes first, so that the tool sees what was printed
-_CUT = "\n… {} characters cut …\n"
+_NOT_RUNNABLE = (126, 127)  # the exit codes by which shells and the helper say so
+log = logging.getLogger("drawloom.runtime")
 
 
 class StepSandbox(Verbs):
@@ -52,12 +63,13 @@ class StepSandbox(Verbs):
         self.keys.append(key)
         limit = timeout if timeout is not None else self._timeout
         try:
-            return await self._box.exec(
+            result = await self._box.exec(
                 *argv, stdin=stdin, timeout=limit, on_output=on_output, key=key
             )
         except asyncio.CancelledError:
             await asyncio.shield(self._box.cancel(key))
             raise
+        return _checked(result, limit)
 
     def beside(self, name: str) -> "StepSandbox":
         if name not in self._others:
@@ -98,6 +110,21 @@ class StepSandbox(Verbs):
             await other.forget()
 
 
+def _checked(result: ExecResult, limit: float | None) -> ExecResult:
+    """Return a command's result. Raises `ToolTimeout` when it was stopped and `ToolError` when it
+    could not be run: a tool that never looks at `code` would answer with an empty text."""
+    text = result.text.strip()
+    if result.timed_out:
+        raise ToolTimeout(f"the command timed out after {limit or 0:g} s" + _after(text))
+    if result.code in _NOT_RUNNABLE:
+        raise ToolError(f"the command could not be run (exit {result.code})" + _after(text))
+    return result
+
+
+def _after(text: str) -> str:
+    return f"; it printed:\n{text}" if text else ""
+
+
 async def run_call(
     program: Program, lineage: str, call: ToolCall, heard: Heard | None = None
 ) -> ToolResult:
@@ -121,12 +148,12 @@ async def _result(
     if call.error is not None or tool is None:
         known = ", ".join(t.name for t in program.agent.tools) or "none"
         reason = call.error or f"there is no tool {call.name!r}; there are: {known}"
-        return ToolResult(call.id, call.name, f"error: {reason}", ok=False)
+        return ToolResult(call.id, call.name, valid_text(f"error: {reason}"), ok=False)
     try:
         value, seconds = await ToolStep(program, lineage, tool, call, row, heard).run()
     except _Failed as failure:
         return ToolResult(call.id, call.name, failure.content, False, failure.seconds)
-    return ToolResult(call.id, call.name, _cut(render(value), tool.limit), True, seconds)
+    return ToolResult(call.id, call.name, _cut(render(value), tool), True, seconds)
 
 
 async def run_direct(program: Program, tool: Tool[..., Any], call: ToolCall) -> Any:
@@ -150,7 +177,7 @@ class _Failed(Exception):
 
     def __init__(self, error: Exception, seconds: float) -> None:
         self.error = error if isinstance(error, DrawloomError) else ToolError(_words(error))
-        self.content = f"error: {_words(error)}"
+        self.content = _error_text(error)
         self.seconds = seconds
 
 
@@ -181,8 +208,7 @@ class ToolStep:
         program, tool, call = self.program, self.tool, self.call
         live, full = program.live, program.full(self.lineage)
         program.account.usage.tool_calls += 1
-        arguments = to_jsonable_python(call.arguments, fallback=str)
-        intent = {"arguments": arguments, "lineage": self.lineage}
+        intent = {"arguments": recordable(call.arguments), "lineage": self.lineage}
         if self._row is None:
             await live.store.intend(program.id, call.id, tool.name, intent)
         live.emit(ToolStarted(program.id, full, tool.name, tool.env.key if tool.env else None))
@@ -195,9 +221,10 @@ class ToolStep:
         except Exception as failure:
             error = failure
         seconds = time.monotonic() - began
-        content = f"error: {_words(error)}" if error else _cut(render(value), tool.limit)
+        content = _error_text(error) if error else _cut(render(value), tool)
         result = {"content": content, "ok": error is None, "seconds": seconds}
-        plain = {"env_wait": self._wait, "value": to_jsonable_python(value, fallback=str)}
+        # only agent code that called the tool itself is given the value again
+        plain = {"env_wait": self._wait, "value": None if self.lineage else recordable(value)}
         await live.store.end_tool(program.id, call.id, intent | result | plain)
         if self._box is not None:
             with contextlib.suppress(SandboxDied):  # the next call of the program will say so
@@ -274,11 +301,11 @@ class ToolStep:
             self._heard.again()
         try:
             async with scope:
-                return await tool.run(self.call.arguments, box, self._says)
+                return await _watched(tool, lambda: tool.run(self.call.arguments, box, self._says))
         except TimeoutError:
             if not scope.expired():  # the tool's own
                 raise
-            raise ToolTimeout(f"timed out after {tool.timeout:g} s") from None
+            raise ToolTimeout(_late(tool)) from None
         finally:
             tool_host.reset(token)
 
@@ -287,17 +314,36 @@ class ToolStep:
             self._heard.add(text, self.tool.limit)
 
 
-def _words(error: BaseException | None) -> str:
-    if isinstance(error, DrawloomError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+async def _watched(tool: Tool[..., Any], call: Callable[[], Awaitable[Any]]) -> Any:
+    if tool.threaded:
+        return await contained(call)
+    with watch(_blamed.__code__).watching():
+        return await _blamed(tool.name, call)
 
 
-def _cut(text: str, limit: int | None) -> str:
-    if limit is None or len(text) <= limit:
-        return text
-    half = limit // 2
-    return text[:half] + _CUT.format(len(text) - 2 * half) + text[len(text) - half :]
+async def _blamed(blame: str, call: Callable[[], Awaitable[Any]]) -> Any:
+    """Have a frame by which `BlockingWatch` knows the tool."""
+    return await contained(call)
+
+
+def _late(tool: Tool[..., Any]) -> str:
+    words = f"timed out after {tool.timeout:g} s"
+    if not tool.threaded:
+        return words
+    log.warning("tool %s %s: its thread cannot be stopped and goes on", tool.name, words)
+    return f"{words}; it cannot be stopped and goes on in the background"
+
+
+def _words(error: BaseException) -> str:
+    return str(error) if isinstance(error, DrawloomError) else describe_error(error)
+
+
+def _error_text(error: BaseException) -> str:
+    return cut_chars(valid_text(f"error: {_words(error)}"), MAX_CHARS)
+
+
+def _cut(text: str, tool: Tool[..., Any]) -> str:
+    return cut_chars(text, MAX_CHARS if tool.limit is None else min(tool.limit, MAX_CHARS))
 
 
 __all__ = ["StepSandbox", "ToolStep", "run_call", "run_direct"]

@@ -1,16 +1,21 @@
-"""`@tool`: an async function that a model may call."""
+"""`@tool`: a function that a model may call."""
 
+import asyncio
+import contextlib
+import copy
 import inspect
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from contextvars import ContextVar
-from functools import update_wrapper
+from functools import partial, update_wrapper
+from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from drawloom.environments import Env, Sandbox
 from drawloom.errors import ConfigError
-from drawloom.tools.schema import Declared, Signature
+from drawloom.tools.results import render
+from drawloom.tools.schema import Declared, Signature, underlying
+from drawloom.tools.threads import call_in_thread
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,7 +35,12 @@ class Tool(Generic[P, R]):
     """A function with what a model and the scheduler must know of it.
 
     Calling it inside a running program is a step of that program: recorded, budgeted, run in the
-    program's environment. Outside of one it runs as the plain function it is.
+    program's environment. Outside of one it runs as the plain function it is. Either way the call
+    is awaited, whatever kind of function it is.
+
+    Attributes:
+        streams: it yields its answer in pieces.
+        threaded: it is a plain `def`, so each call runs in a thread, which nothing can stop.
     """
 
     def __init__(
@@ -48,12 +58,19 @@ class Tool(Generic[P, R]):
         fresh: bool = False,
         signature: Signature | Declared | None = None,
     ) -> None:
-        self.name = name or fn.__name__
-        self.streams = inspect.isasyncgenfunction(fn)
-        if not self.streams and not inspect.iscoroutinefunction(fn):
-            raise ConfigError(f"tool {self.name}: write it as `async def`")
+        self._of_class = isinstance(fn, classmethod)
+        if isinstance(fn, (staticmethod, classmethod)):
+            fn = fn.__func__
+        if not callable(fn):
+            raise ConfigError(f"{fn!r} is no tool: put @tool over a function")
+        function = underlying(fn)
+        self.name = name or _name(fn)
+        self.streams = inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
+        self.threaded = not (
+            inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+        )
         if not self.name.isidentifier():
-            raise ConfigError(f"tool name {self.name!r} is not an identifier")
+            raise ConfigError(f"tool name {self.name!r} is not an identifier: @tool(name=…)")
         if retries < 0 or (timeout is not None and timeout <= 0):
             raise ConfigError(f"tool {self.name}: retries >= 0 and timeout > 0")
         self.fn = fn
@@ -70,7 +87,27 @@ class Tool(Generic[P, R]):
         self.signature = signature or Signature(fn, self.name)
         if self.signature.wants_sandbox and env is None:
             raise ConfigError(f"tool {self.name} takes a Sandbox: give it one, @tool(env=Env(…))")
-        update_wrapper(self, fn)
+        if self.signature.wants_sandbox and self.threaded:
+            raise ConfigError(
+                f"tool {self.name} takes a Sandbox, whose methods are awaited: write it as "
+                "`async def`"
+            )
+        update_wrapper(self, fn, updated=())  # an object's attributes are not the tool's
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "Tool[P, R]": ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> "Tool[..., R]": ...
+    def __get__(self, instance: object, owner: type) -> "Tool[..., R]":
+        """Bind a method that is a tool to its instance, as Python binds a function."""
+        to = owner if self._of_class else instance
+        if not self.signature.is_method or to is None:
+            return self
+        bound = copy.copy(self)
+        bound.fn = MethodType(self.fn, to)
+        bound.signature = copy.copy(self.signature)
+        bound.signature.is_method = False
+        return bound
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -86,12 +123,14 @@ class Tool(Generic[P, R]):
         host = tool_host.get()
         if host is not None:
             return cast(Awaitable[R], host.call_tool(self, self._bind(args, kwargs)))
+        if self.signature.is_method:
+            raise ConfigError(f"{self.name} is a method: call it of an instance")
         if self.signature.wants_sandbox:
             raise ConfigError(
                 f"tool {self.name} runs in an environment: call it inside a Runtime, "
                 f"or call {self.name}.fn(sandbox, …) with one of yours"
             )
-        return self._awaitable(self.fn(*args, **kwargs), _unheard)
+        return self._started(lambda: self.fn(*args, **kwargs), _unheard)
 
     def run(
         self,
@@ -101,15 +140,19 @@ class Tool(Generic[P, R]):
     ) -> Awaitable[R]:
         """Call the function with arguments a model gave; `heard` is told what it yields, as it
         does. Raises `ToolError` if they do not fit."""
-        values = self.signature.validate(arguments)
+        values, named = self.signature.call(self.signature.validate(arguments))
         first = (sandbox,) if self.signature.wants_sandbox else ()
-        return self._awaitable(self.fn(*first, **values), heard or _unheard)
+        return self._started(lambda: self.fn(*first, *values, **named), heard or _unheard)
 
-    def _awaitable(self, called: Any, heard: Callable[[str], None]) -> Awaitable[R]:
-        return cast(Awaitable[R], _joined(called, heard) if self.streams else called)
+    def _started(self, call: Callable[[], Any], heard: Callable[[str], None]) -> Awaitable[R]:
+        if self.threaded:
+            work: Any = _in_thread(self.name, call, self.streams, heard)
+        else:
+            work = _joined(call(), heard) if self.streams else call()
+        return cast(Awaitable[R], work)
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        names = list(self.signature.parameters.get("properties", ()))
+        names = self.signature.names
         if len(args) > len(names):
             raise TypeError(f"{self.name}() takes {len(names)} arguments, {len(args)} given")
         bound = dict(zip(names, args, strict=False))
@@ -119,6 +162,22 @@ class Tool(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<tool {self.name}>"
+
+
+def as_tool(given: Any) -> Tool[..., Any]:
+    """Return a tool as it is, and any other function as `@tool` makes one of it. Raises
+    `ConfigError` for what cannot be a tool."""
+    if isinstance(given, MethodType) and isinstance(given.__func__, Tool):  # @classmethod @tool
+        given = given.__func__.__get__(given.__self__, type(given.__self__))
+    if not isinstance(given, Tool):
+        try:
+            given = Tool(given)
+        except ConfigError as error:
+            advice = "a tool is a function with annotated parameters and @tool over it"
+            raise ConfigError(f"{error} ({advice})") from None
+    if given.signature.is_method:
+        raise ConfigError(f"tool {given.name} is a method: give that of an instance, or bind it")
+    return cast(Tool[..., Any], given)
 
 
 class ToolDecorator(Protocol):
@@ -134,12 +193,20 @@ class ToolDecorator(Protocol):
     ) -> Tool[P, str]: ...
     @overload
     def __call__(self, fn: Callable[P, AsyncIterator[str]], /) -> Tool[P, str]: ...
+    @overload
+    def __call__(self, fn: Callable[P, Iterator[str]], /) -> Tool[P, str]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Tool[P, R]: ...
 
 
 @overload
 def tool(fn: Callable[P, Awaitable[R]], /) -> Tool[P, R]: ...
 @overload
 def tool(fn: Callable[P, AsyncIterator[str]], /) -> Tool[P, str]: ...
+@overload
+def tool(fn: Callable[P, Iterator[str]], /) -> Tool[P, str]: ...
+@overload
+def tool(fn: Callable[P, R], /) -> Tool[P, R]: ...
 @overload
 def tool(
     *,
@@ -156,7 +223,17 @@ def tool(
 
 
 def tool(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """Declare a tool: ``@tool`` or ``@tool(env=…, expect=…, …)`` over an ``async def``.
+    """Declare a tool: ``@tool`` or ``@tool(env=…, expect=…, …)`` over a function or method.
+
+    Parameters are described by their annotations (`Annotated[int, Field(ge=1, description=…)]`,
+    pydantic models, dataclasses, enums, …) and by the docstring in the style of Google, numpy or
+    Sphinx. The result may be anything; what is no text becomes JSON, and what is too long for the
+    model's context is cut, with a note.
+
+    An ``async def`` runs in the event loop that serves every program: it must not block. A plain
+    ``def`` **runs in a thread of its own**, at the same time as other calls, and cannot be stopped:
+    after `timeout` the model is told, and the thread goes on. What either raises, `SystemExit`
+    included, fails that call alone.
 
     One that yields strings answers with all of them joined; what it has yielded is in the model's
     KV cache before it ends, if it comes slowly or is long.
@@ -182,27 +259,47 @@ async def _joined(pieces: Any, heard: Callable[[str], None]) -> str:
     said: list[str] = []
     async with aclosing(pieces):
         async for piece in pieces:
-            if not isinstance(piece, str):
-                raise TypeError(f"a tool that yields must yield str, not {type(piece).__name__}")
-            said.append(piece)
+            said.append(_checked(piece))
             heard(piece)
     return "".join(said)
+
+
+async def _in_thread(
+    name: str, call: Callable[[], Any], streams: bool, heard: Callable[[str], None]
+) -> Any:
+    """As `_joined`, of a plain function."""
+    if not streams:
+        return await call_in_thread(name, call)
+    loop = asyncio.get_running_loop()
+
+    def tell(piece: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(heard, piece)
+
+    return await call_in_thread(name, lambda: "".join(_told(call(), tell)))
+
+
+def _told(pieces: Iterable[Any], heard: Callable[[str], None]) -> Iterator[str]:
+    for piece in pieces:
+        heard(_checked(piece))
+        yield piece
+
+
+def _checked(piece: Any) -> str:
+    if not isinstance(piece, str):
+        raise TypeError(f"a tool that yields must yield str, not {type(piece).__name__}")
+    return piece
 
 
 def _unheard(text: str) -> None: ...
 
 
-def render(value: Any) -> str:
-    """A tool's return value as the text that a model reads."""
-    if isinstance(value, str):
-        return value
-    dump = getattr(value, "model_dump_json", None)
-    if dump is not None:
-        return str(dump())
-    try:
-        return json.dumps(value, ensure_ascii=False, default=str)
-    except (TypeError, ValueError):
-        return str(value)
+def _name(fn: Callable[..., Any]) -> str:
+    """Return the name of a function, of what a partial calls, or of an object's class."""
+    function = fn
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__name__", None) or type(function).__name__)
 
 
-__all__ = ["Tool", "ToolDecorator", "ToolHost", "render", "tool", "tool_host"]
+__all__ = ["Tool", "ToolDecorator", "ToolHost", "as_tool", "render", "tool", "tool_host"]

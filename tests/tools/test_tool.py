@@ -81,10 +81,11 @@ async def test_outside_a_runtime_a_tool_is_the_function_it_is() -> None:
         await touch("x")
 
 
-def test_declarations_that_cannot_work_are_refused() -> None:
-    def plain(x: int) -> int:
-        return x
+def _in_a_thread(box: Sandbox) -> int:
+    return 1
 
+
+def test_declarations_that_cannot_work_are_refused() -> None:
     async def untyped(x) -> int:  # type: ignore[no-untyped-def]
         return 1
 
@@ -94,10 +95,11 @@ def test_declarations_that_cannot_work_are_refused() -> None:
     async def boxed(box: Sandbox) -> int:
         return 1
 
-    for fn, words in ((plain, "async def"), (untyped, "annotation"), (variadic, "described"),
-                      (boxed, "env=Env")):  # fmt: skip
+    for fn, words in ((untyped, "annotation"), (variadic, "described"), (boxed, "env=Env")):
         with pytest.raises(ConfigError, match=words):
             Tool(fn)
+    with pytest.raises(ConfigError, match="async def"):
+        Tool(_in_a_thread, env=Env("box"))
     with pytest.raises(ConfigError, match="timeout"):
         tool(timeout=0)(search.fn)
     with pytest.raises(ConfigError, match="under 8m"):

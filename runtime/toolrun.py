@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from drawloom.environments import ExecResult, ServiceState
+from drawloom.environments import Command, ExecResult, ServiceState
 from drawloom.errors import DrawloomError, SandboxDied, ToolError, ToolInterrupted, ToolTimeout
 from drawloom.events import ToolFinished, ToolStarted
 from drawloom.runtime.ahead import Heard
@@ -54,7 +54,7 @@ class StepSandbox(Verbs):
 
     async def exec(
         self,
-        *argv: str,
+        *command: Command,
         stdin: bytes = b"",
         timeout: float | None = None,
         on_output: Callable[[bytes], None] | None = None,
@@ -64,7 +64,7 @@ class StepSandbox(Verbs):
         limit = timeout if timeout is not None else self._timeout
         try:
             result = await self._box.exec(
-                *argv, stdin=stdin, timeout=limit, on_output=on_output, key=key
+                *command, stdin=stdin, timeout=limit, on_output=on_output, key=key
             )
         except asyncio.CancelledError:
             await asyncio.shield(self._box.cancel(key))
@@ -77,8 +77,8 @@ class StepSandbox(Verbs):
             self._others[name] = StepSandbox(other, f"{self._name}@{name}", self._timeout)
         return self._others[name]
 
-    async def launch(self, key: str, *argv: str) -> None:
-        await self._box.launch(key, *argv)
+    async def launch(self, key: str, *command: Command) -> None:
+        await self._box.launch(key, *command)
 
     async def peek(self, key: str) -> ServiceState | None:
         return await self._box.peek(key)

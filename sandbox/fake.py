@@ -7,7 +7,7 @@ and succeed, files are not kept.
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from drawloom.environments import Env, ExecResult
+from drawloom.environments import Command, Env, ExecResult
 from drawloom.errors import SandboxDied
 from drawloom.sandbox.base import Disk, Doors, OwnedSandbox, Snapshot
 from drawloom.sandbox.live import LiveSandbox
@@ -23,7 +23,7 @@ class FakeSandbox(LiveSandbox):
 
     async def exec(
         self,
-        *argv: str,
+        *command: Command,
         stdin: bytes = b"",
         timeout: float | None = None,
         on_output: Callable[[bytes], None] | None = None,

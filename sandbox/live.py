@@ -5,8 +5,9 @@ import itertools
 import os
 from collections.abc import Callable
 
-from drawloom.environments import Env, ExecResult, ServiceState
+from drawloom.environments import Command, Env, ExecResult, ServiceState
 from drawloom.errors import SandboxDied, SandboxError
+from drawloom.sandbox.commands import argv_of, fit_argv
 from drawloom.sandbox.verbs import PIECE, Verbs
 from drawloom.sandbox.wire import Reply, Wire
 
@@ -45,19 +46,20 @@ class LiveSandbox(Verbs):
 
     async def exec(
         self,
-        *argv: str,
+        *command: Command,
         stdin: bytes = b"",
         timeout: float | None = None,
         on_output: Callable[[bytes], None] | None = None,
         key: str | None = None,
     ) -> ExecResult:
         name = key or self._unique("x")
-        head, args = self._command(name, argv, stdin, timeout, stream=on_output is not None)
+        argv, given = fit_argv(argv_of(command), stdin)
+        head, args = self._command(name, argv, given, timeout, stream=on_output is not None)
         if key is not None and (kept := await self._kept(key, timeout)) is not None:
             return kept
         try:
             heard = on_output and _at_most(self.env.output_cap, on_output)
-            reply = await self._wire.call(head, args, stdin, timeout=timeout, on_part=heard)
+            reply = await self._wire.call(head, args, given, timeout=timeout, on_part=heard)
         except asyncio.CancelledError:
             if key is None and self.alive:
                 await asyncio.shield(self._wire.tell(f"drop {name}"))
@@ -70,8 +72,6 @@ class LiveSandbox(Verbs):
     def _command(
         self, name: str, argv: tuple[str, ...], stdin: bytes, timeout: float | None, *, stream: bool
     ) -> tuple[str, bytes]:
-        if not argv or not argv[0] or any("\0" in a for a in argv):
-            raise SandboxError("exec needs a command, and no NUL in its arguments")
         self.touched = True
         args = b"\0".join(a.encode() for a in argv) + b"\0"
         limit = 0 if timeout is None else max(1, int(timeout * 1000))
@@ -91,12 +91,13 @@ class LiveSandbox(Verbs):
         """Kill a running exec; its result says that it timed out."""
         await self._wire.tell(f"cancel {key}")
 
-    async def launch(self, key: str, *argv: str) -> None:
+    async def launch(self, key: str, *command: Command) -> None:
         """Run a command without waiting for it. Raises `SandboxError` when it cannot start."""
-        head, args = self._command(key, argv, b"", None, stream=False)
+        argv, given = fit_argv(argv_of(command), b"")
+        head, args = self._command(key, argv, given, None, stream=False)
         if await self.peek(key) is not None:
             raise SandboxError(f"{key} is there already: stop it first")
-        await self._wire.tell(head, args)
+        await self._wire.tell(head, args, given)
         if await self.peek(key) is None:
             raise SandboxError(f"{argv[0]} could not be started: too many processes")
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
-from drawloom.environments import ExecResult, ServiceState
+from drawloom.environments import Command, ExecResult, ServiceState
 from drawloom.errors import SandboxError
 from drawloom.sandbox import files
 from drawloom.sandbox.files import PIECE
@@ -17,14 +17,14 @@ class Verbs(ABC):
     @abstractmethod
     async def exec(
         self,
-        *argv: str,
+        *command: Command,
         stdin: bytes = b"",
         timeout: float | None = None,
         on_output: Callable[[bytes], None] | None = None,
     ) -> ExecResult: ...
 
     @abstractmethod
-    async def launch(self, key: str, *argv: str) -> None: ...
+    async def launch(self, key: str, *command: Command) -> None: ...
 
     @abstractmethod
     async def peek(self, key: str) -> ServiceState | None: ...
@@ -41,15 +41,17 @@ class Verbs(ABC):
     @abstractmethod
     async def piece(self, path: str, offset: int) -> tuple[bytes, int]: ...
 
-    async def sh(self, command: str, *, timeout: float | None = None) -> ExecResult:
-        return await self.exec("/bin/sh", "-c", command, timeout=timeout)
+    async def sh(self, *command: Command, timeout: float | None = None) -> ExecResult:
+        return await self.exec(*command, timeout=timeout)
 
-    def stream(self, *argv: str, stdin: bytes = b"", timeout: float | None = None) -> Stream:
-        return Stream(lambda heard: self.exec(*argv, stdin=stdin, timeout=timeout, on_output=heard))
+    def stream(self, *command: Command, stdin: bytes = b"", timeout: float | None = None) -> Stream:
+        return Stream(
+            lambda heard: self.exec(*command, stdin=stdin, timeout=timeout, on_output=heard)
+        )
 
-    async def start(self, name: str, *argv: str) -> "Background":
+    async def start(self, name: str, *command: Command) -> "Background":
         service = self.service(name)
-        await self.launch(service.key, *argv)
+        await self.launch(service.key, *command)
         return service
 
     def service(self, name: str) -> "Background":

@@ -7,13 +7,15 @@ rooms imports another, so what they share stands here.
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from drawloom.errors import ConfigError
 
+Command = str | Sequence[str]
+"""A command: a string is a line of POSIX shell, a list is a program and its arguments."""
 ProfileName = Literal["strict", "swe", "build", "browser"]
 _NOT_ITS_FILES = ("warm", "output_cap", "exclude")  # they make no difference between two
 _SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -207,14 +209,21 @@ class Service(Protocol):
 @runtime_checkable
 class Sandbox(Protocol):
     """A live, leased environment. Files persist between commands, processes do not survive a
-    timeout, and nothing is shared with another program."""
+    timeout, and nothing is shared with another program.
+
+    `exec`, `sh`, `stream` and `start` take a command of any length in the same forms: one string
+    is a line of shell, ``"ls *.py | wc -l"``; a list, or several strings, a program and its
+    arguments, ``["ls", "-l"]``. In a tool, a command that timed out raises `ToolTimeout` and one
+    that could not be run (exit code 126 or 127) `ToolError`, with what it printed; elsewhere
+    the result says so.
+    """
 
     @property
     def id(self) -> str: ...
 
     async def exec(
         self,
-        *argv: str,
+        *command: Command,
         stdin: bytes = b"",
         timeout: float | None = None,
         on_output: Callable[[bytes], None] | None = None,
@@ -223,15 +232,15 @@ class Sandbox(Protocol):
         Raises `SandboxDied` when the environment is gone."""
         ...
 
-    async def sh(self, command: str, *, timeout: float | None = None) -> ExecResult:
-        """Run a line of POSIX shell."""
+    async def sh(self, *command: Command, timeout: float | None = None) -> ExecResult:
+        """Run a command, usually a line of POSIX shell: `exec` by a shorter name."""
         ...
 
-    def stream(self, *argv: str, stdin: bytes = b"", timeout: float | None = None) -> Output:
+    def stream(self, *command: Command, stdin: bytes = b"", timeout: float | None = None) -> Output:
         """Run a command and read what it says meanwhile."""
         ...
 
-    async def start(self, name: str, *argv: str) -> Service:
+    async def start(self, name: str, *command: Command) -> Service:
         """Run a command in the background, until it ends or is stopped. Raises `SandboxError` when
         one of that name runs or it cannot be started."""
         ...
@@ -265,4 +274,6 @@ class Sandbox(Protocol):
         ...
 
 
-__all__ = ["Env", "ExecResult", "Output", "Sandbox", "Service", "ServiceState", "parse_size"]
+__all__ = [
+    "Command", "Env", "ExecResult", "Output", "Sandbox", "Service", "ServiceState", "parse_size",
+]  # fmt: skip

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from drawloom import Chat, Runtime, ToolCall, ToolResult, agent, tool
-from drawloom.errors import ToolError
+from drawloom import Chat, Env, Runtime, Sandbox, ToolCall, ToolResult, agent, tool
+from drawloom.errors import ToolError, ToolTimeout
 from drawloom.runtime.contain import contained
+from drawloom.sandbox.images import BOX
 from drawloom.tools.tool import Tool
 
 
@@ -232,3 +233,49 @@ async def test_what_is_no_tool_may_block_unblamed(
 
     await _results(runtime, [waits])
     assert "blocks" not in caplog.text
+
+
+ENV = Env(BOX, memory="64m")
+
+
+@tool(env=ENV, timeout=0.5)
+async def shell(box: Sandbox, command: str) -> str:
+    return (await box.sh(command)).text
+
+
+@tool(env=ENV, timeout=0.5)
+async def streams(box: Sandbox, command: str) -> AsyncIterator[str]:
+    async for text in box.stream(command):
+        yield text
+
+
+@tool(env=ENV)
+async def handles(box: Sandbox, command: str) -> str:
+    try:
+        return (await box.exec(command, timeout=0.5)).text
+    except ToolTimeout as error:
+        return f"handled: {error}"
+
+
+async def test_a_command_that_did_not_run_to_its_end_is_an_error_to_the_model() -> None:
+    commands = ["echo begun; sleep 30", "no-such-command 3", "/dev/null", "echo fine", "exit 7"]
+
+    @agent(tools=[shell, streams, handles])
+    async def calls(name: str) -> list[ToolResult]:
+        chat = Chat().user("go")
+        return [
+            (await chat.run([ToolCall(f"c{i}", name, {"command": command})]))[0]
+            for i, command in enumerate(commands)
+        ]
+
+    async with Runtime(sandbox="process") as runtime:
+        for name in ("shell", "streams"):
+            late, missing, barred, fine, failed = await runtime.run(calls, name)
+            assert late.content == "error: the command timed out after 0.5 s; it printed:\nbegun"
+            assert "could not be run (exit 127)" in missing.content
+            assert "no-such-command" in missing.content
+            assert "could not be run (exit 126)" in barred.content
+            assert [r.ok for r in (late, missing, barred)] == [False] * 3
+            assert (fine.content, fine.ok, failed.ok) == ("fine\n", True, True)
+        late = (await runtime.run(calls, "handles"))[0]
+        assert late.ok and late.content.startswith("handled: the command timed out after 0.5 s")

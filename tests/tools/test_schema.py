@@ -65,7 +65,7 @@ KINDS: list[tuple[Any, Any, Any, Any]] = [
     (Named, [1, "c"], Named(1, "c"), ["x"]),
     (Colour, "red", Colour.RED, "green"),
     (Literal["u", 1], 1, 1, 2),
-    (Optional[int], None, None, "x"),
+    (Optional[int], None, None, "x"),  # noqa: UP045
     (int | list[str], ["a"], ["a"], {}),
     (dict[str, list[Colour]], {"k": ["blue"]}, {"k": [Colour.BLUE]}, {"k": ["x"]}),
     (tuple[int, str], [1, "a"], (1, "a"), [1]),

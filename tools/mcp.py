@@ -9,18 +9,22 @@ call takes go through two files there, so that any environment will do.
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import shlex
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
 from drawloom.environments import Env, Sandbox
-from drawloom.errors import ConfigError, SandboxError, ToolError
+from drawloom.errors import ConfigError, SandboxError, ToolError, ToolTimeout
+from drawloom.tools.mcp_host import HostServer
+from drawloom.tools.mcp_listing import usable_tools
 from drawloom.tools.schema import Declared
 from drawloom.tools.tool import Tool
 
+log = logging.getLogger("drawloom.tools")
 _OPENING_SECONDS = 60.0
 _VERSION = "2025-06-18"
 _CLIENT = {"name": "drawloom", "version": "0.1"}
@@ -36,13 +40,19 @@ class Opener(Protocol):
 class McpServer:
     """The tools of a server, while it is open: ``async with McpServer(…) as server: server.tools``.
 
+    A tool whose description no model could use is left out, with a warning; a server that has
+    died is started again by the next call.
+
     Args:
         server: a command and its arguments, or the URL of a streamable HTTP server.
         name: goes before the names of its tools, where two servers offer the same.
-        timeout: seconds after which a call is given up and the model is told.
+        timeout: seconds after which a call is given up and the model is told, and most seconds
+            (60 at most) that it may take to start.
         trusted: believe what it says of its tools: that they only read, that they may be repeated.
-        env: run the command in this environment of each program, instead of on this host.
-        within: with `env`: `Runtime.sandbox`, which gives an environment to learn the tools in.
+        env: environment variables of the command, which otherwise has only `PATH`, `HOME` and the
+            like; or an `Env`: run the command in this environment of each program, not on this
+            host.
+        within: with an `Env`: `Runtime.sandbox`, which gives an environment to learn the tools in.
 
     Raises on entry: `ToolError` when it does not start or speaks another protocol, `ConfigError`.
     """
@@ -54,35 +64,26 @@ class McpServer:
         name: str = "",
         timeout: float | None = 60.0,
         trusted: bool = False,
-        env: Env | None = None,
+        env: Env | Mapping[str, str] | None = None,
         within: Opener | None = None,
     ) -> None:
         self._server = server if isinstance(server, str) else tuple(server)
         if not self._server or (isinstance(self._server, str) and "://" not in self._server):
             raise ConfigError(f"{server!r} is no MCP server: a list of words, or http://…")
-        if env is not None and (within is None or isinstance(self._server, str)):
+        self._env = env if isinstance(env, Env) else None
+        if self._env is not None and (within is None or isinstance(self._server, str)):
             raise ConfigError("McpServer(env=…) takes a command, and within=runtime.sandbox")
+        variables = None if isinstance(env, Env) or env is None else _variables(env, self._server)
+        if timeout is not None and timeout <= 0:
+            raise ConfigError(f"McpServer(timeout={timeout:g}): more than 0, or None for never")
         self._name, self._timeout, self._trusted = name, timeout, trusted
-        self._env, self._within = env, within
-        self._boxed = _Boxed(tuple(self._server)) if not isinstance(self._server, str) else None
-        self._client: Any = None
-        self._undo = contextlib.AsyncExitStack()
+        self._within, self._variables = within, variables
+        self._boxed = _Boxed(tuple(self._server)) if self._env is not None else None
+        self._host: HostServer | None = None
         self.tools: list[Tool[..., Any]] = []
 
     async def __aenter__(self) -> "McpServer":
-        async with contextlib.AsyncExitStack() as undo:
-            try:
-                async with asyncio.timeout(_OPENING_SECONDS):
-                    found = await self._open(undo)
-            except (ConfigError, ToolError, SandboxError):
-                raise
-            except Exception as error:  # whatever a stranger's program does
-                raise ToolError(f"MCP server {self._words} does not answer: {error!r}") from None
-            self.tools = [self._tool(about) for about in found]
-            names = [tool.name for tool in self.tools]
-            if twice := {n for n in names if names.count(n) > 1}:
-                raise ToolError(f"MCP server {self._words}: two tools are named {sorted(twice)}")
-            self._undo = undo.pop_all()
+        self.tools = self._named(await self._listed())
         return self
 
     async def __aexit__(
@@ -91,38 +92,56 @@ class McpServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._client = None
-        await self._undo.aclose()
+        if self._host is not None:
+            await self._host.close()
 
     @property
     def _words(self) -> str:
         return self._server if isinstance(self._server, str) else shlex.join(self._server)
 
-    async def _open(self, undo: contextlib.AsyncExitStack) -> list[dict[str, Any]]:
-        if self._env is not None and self._within is not None and self._boxed is not None:
-            async with self._within(self._env) as box:
-                return await self._boxed.tools(box)
-        self._client = await undo.enter_async_context(_client(self._server))
-        found, cursor = [], None
-        while True:
-            page = await self._client.list_tools(cursor=cursor)
-            found += [tool.model_dump(by_alias=True, exclude_none=True) for tool in page.tools]
-            cursor = page.next_cursor
-            if cursor is None:
-                return found
+    async def _listed(self) -> list[dict[str, Any]]:
+        limit = min(_OPENING_SECONDS, self._timeout or _OPENING_SECONDS)
+        if self._env is None:
+            self._host = HostServer(self._server, self._words, self._variables, limit)
+            return await self._host.open()
+        assert self._within is not None and self._boxed is not None
+        try:
+            async with asyncio.timeout(limit), self._within(self._env) as box:
+                return usable_tools(await self._boxed.tools(box), self._words)
+        except TimeoutError:
+            words = f"MCP server {self._words} does not answer for {limit:g} s"
+            raise ToolError(words) from None
 
-    def _tool(self, about: dict[str, Any]) -> Tool[..., Any]:
-        said, hints = str(about["name"]), about.get("annotations") or {}
-        name = re.sub(r"\W", "_", f"{self._name}_{said}" if self._name else said)
-        believed = hints if self._trusted else {}
+    def _named(self, listed: list[dict[str, Any]]) -> list[Tool[..., Any]]:
+        """Each tool by a name of its own, that is an identifier."""
+        found: dict[str, Tool[..., Any]] = {}
+        names: set[str] = set()
+        for about in listed:
+            said = str(about["name"])
+            if said in names:
+                log.warning("MCP server %s: its second tool %r is left out", self._words, said)
+                continue
+            names.add(said)
+            name = re.sub(r"\W", "_", f"{self._name}_{said}" if self._name else said)
+            name = first = name if name.isidentifier() else f"_{name}"
+            number = 2
+            while name in found:
+                name, number = f"{first}_{number}", number + 1
+            if name != first:
+                log.warning("MCP server %s: its tool %r is called %s", self._words, said, name)
+            found[name] = self._tool(name, about)
+        return list(found.values())
+
+    def _tool(self, name: str, about: dict[str, Any]) -> Tool[..., Any]:
+        believed = (about.get("annotations") or {}) if self._trusted else {}
         signature = Declared(
             about.get("description") or "",
             about.get("inputSchema") or {},
             wants_sandbox=self._env is not None,
         )
         return Tool(
-            self._caller(said),
-            name=name if name.isidentifier() else f"_{name}",
+            self._caller(str(about["name"])),
+            name=name,
             env=self._env,
             timeout=self._timeout,
             readonly=bool(believed.get("readOnlyHint")),
@@ -138,29 +157,24 @@ class McpServer:
             return _told(await boxed.call(box, tool, arguments))
 
         async def outside(**arguments: Any) -> str:
-            if self._client is None:
+            if self._host is None:
                 raise ToolError(f"MCP server {self._words} is not open")
             try:
-                result = await self._client.call_tool(tool, arguments)
-            except Exception as error:
-                raise ToolError(f"MCP server {self._words}: {error}") from None
-            return _told(result.model_dump(by_alias=True, exclude_none=True))
+                async with asyncio.timeout(self._timeout):
+                    return _told(await self._host.call(tool, arguments))
+            except TimeoutError:
+                raise ToolTimeout(f"timed out after {self._timeout:g} s") from None
 
         return inside if self._env is not None else outside
 
 
-@contextlib.asynccontextmanager
-async def _client(server: str | tuple[str, ...]) -> AsyncIterator[Any]:
-    try:
-        from mcp import Client, StdioServerParameters
-    except ImportError as error:
-        raise ConfigError(f"{error}: pip install 'drawloom[mcp]'") from None
+def _variables(given: Mapping[str, str], server: str | tuple[str, ...]) -> Mapping[str, str]:
     if isinstance(server, str):
-        target: Any = server
-    else:
-        target = StdioServerParameters(command=server[0], args=list(server[1:]))
-    async with Client(target) as client:
-        yield client
+        raise ConfigError("McpServer(env={…}) takes a command: a URL has no environment variables")
+    for name, value in given.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ConfigError(f"McpServer(env={{{name!r}: {value!r}}}): names and values are text")
+    return given
 
 
 def _told(result: dict[str, Any]) -> str:

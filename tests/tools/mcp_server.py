@@ -1,6 +1,6 @@
 """An MCP server without the SDK, so that it runs wherever Python does.
 
-python mcp_server.py [crash|nonsense|silent]
+python mcp_server.py [crash|nonsense|silent|mute|odd|dies|stillborn]
 """
 
 import json
@@ -18,6 +18,40 @@ TOOLS = [
     {"name": "pid", "description": "", "inputSchema": {"type": "object"}},
 ]  # fmt: skip
 
+_ARGUMENT = {"properties": {"a": {"type": "integer"}}}
+ODD = {
+    "anyof": {"anyOf": [{"type": "object"}, {"type": "null"}]},
+    "no_type": _ARGUMENT,
+    "types": {"type": ["object"], **_ARGUMENT},
+    "null": None,
+    "list": [],
+    "text": "object",
+    "property_list": {"type": "object", "properties": [{"name": "a"}]},
+    "property_number": {"type": "object", "properties": {"a": 3}},
+    "required_text": {"type": "object", "required": "a", **_ARGUMENT},
+    "required_null": {"type": "object", "required": None},
+    "bad_type": {"type": "object", "properties": {"a": {"type": "nosuch"}}},
+    "bad_pattern": {"type": "object", "properties": {"a": {"minimum": "x"}}},
+    "old_dialect": {"type": "object", "properties": {"a": {"exclusiveMinimum": True}},
+                    "$schema": "http://json-schema.org/draft-04/schema#"},
+}  # fmt: skip
+GOOD = {
+    "dialect": {"$schema": "http://nowhere/x#", "type": "object", **_ARGUMENT},
+    "reference": {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}},
+                  "$defs": {"A": {"type": "integer"}}},
+    "a-b": {"type": "object"},
+    "a.b": {"type": "object"},
+    "3d": {"type": "object"},
+}  # fmt: skip
+
+
+def odd_tools() -> list[object]:
+    found: list[object] = [{"name": n, "inputSchema": s} for n, s in (ODD | GOOD).items()]
+    more: dict[str, object] = {"inputSchema": {"type": "object"}}
+    found += [{"name": "described", "description": 3, "outputSchema": 4, "annotations": 5, **more}]
+    found += [{"name": "3d", **more}, {"name": None, **more}, more, "text", None]
+    return found
+
 
 def call(name: str, arguments: dict[str, str]) -> dict[str, object]:
     if name == "count-words":
@@ -27,6 +61,8 @@ def call(name: str, arguments: dict[str, str]) -> dict[str, object]:
         return {"content": [{"type": "image", "mimeType": "image/png", "data": "aGVsbG8="}]}
     if name == "long":
         return {"content": [{"type": "text", "text": "é" * 100_000}]}
+    if name == "variable":
+        return {"content": [{"type": "text", "text": os.environ.get("DRAWLOOM_TEST", "")}]}
     if name == "pid":
         return {"content": [], "structuredContent": {"pid": os.getpid()}}
     return {"content": [{"type": "text", "text": "it went wrong"}], "isError": True}
@@ -36,6 +72,10 @@ def main(mood: str) -> None:
     if mood == "nonsense":
         print("this is not JSON", flush=True)
         sys.exit(3)
+    if mood == "odd":
+        TOOLS[:] = odd_tools()  # type: ignore[assignment]
+    if mood in ("dies", "stillborn"):
+        TOOLS.append({"name": "variable", "inputSchema": {"type": "object"}})
     for line in sys.stdin:
         message = json.loads(line)
         if "id" not in message or "method" not in message or mood == "silent":
@@ -56,7 +96,11 @@ def main(mood: str) -> None:
                 sys.exit(7)
             print("a line that is no message", flush=True)
             print(json.dumps({"jsonrpc": "2.0", "id": 99, "method": "ping"}), flush=True)
+            if mood == "mute":
+                continue
             result = call(params["name"], params.get("arguments", {}))
+            if mood == "dies" and params["name"] == "fail":
+                sys.exit(7)
         elif method != "ping":
             error = {"code": -32601, "message": f"no {method}"}
             print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "error": error}), flush=True)

@@ -1,6 +1,8 @@
 """`Chat`: one conversation of a program, and one lineage of KV."""
 
 import asyncio
+import dataclasses
+import difflib
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -26,6 +28,7 @@ from drawloom.tools.template import Message
 
 T = TypeVar("T")
 _ANSWER_TRIES = 3
+_OPTIONS = [field.name for field in dataclasses.fields(SamplingParams)]
 
 
 class Chat:
@@ -233,6 +236,11 @@ class Chat:
 
     def _params(self, options: dict[str, Any]) -> SamplingParams:
         agent = self._program.agent
+        for name in options:
+            if name not in _OPTIONS:
+                near = difflib.get_close_matches(name, _OPTIONS, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_OPTIONS)}"
+                raise ConfigError(f"a turn has no option {name!r}: {hint}")
         chosen = {"max_tokens": agent.max_tokens, "temperature": agent.temperature} | options
         return SamplingParams(**chosen)
 

@@ -23,6 +23,7 @@ from drawloom.errors import (
 from drawloom.events import ProgramEnded, ProgramSubmitted, TenantShare
 from drawloom.ids import new_id
 from drawloom.runtime.agent import Agent
+from drawloom.runtime.arguments import bind_arguments
 from drawloom.runtime.budget import Account
 from drawloom.runtime.bus import EventBus, LocalBus
 from drawloom.runtime.doors import Doors
@@ -33,6 +34,7 @@ from drawloom.runtime.program import Program, current_program
 from drawloom.runtime.run import Run
 from drawloom.runtime.scheduler import make_policy
 from drawloom.runtime.store import StepRow, Store
+from drawloom.runtime.sync import SyncUse
 from drawloom.sandbox.base import Provider
 from drawloom.sandbox.pool import Pool
 from drawloom.sandbox.sweep import sweep
@@ -44,7 +46,7 @@ R = TypeVar("R")
 log = logging.getLogger("drawloom.runtime")
 
 
-class Runtime:
+class Runtime(SyncUse):
     """Runs agents. Use it as ``async with Runtime(…) as rt``; closing it releases everything.
 
     Args:
@@ -179,11 +181,12 @@ class Runtime:
     # --- programs -------------------------------------------------------------------------
 
     async def start(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> Run[R]:
-        """Start a program. Raises `ConfigError` if its arguments are not JSON, or it needs more
-        environments than there may be."""
+        """Start a program. Raises `ConfigError` if its arguments are not JSON or do not fit the
+        agent's annotations, or it needs more environments than there may be."""
         self._may_house(agent)
+        given, named = bind_arguments(agent, args, kwargs)
         try:
-            arguments = to_jsonable_python({"args": list(args), "kwargs": kwargs})
+            arguments = to_jsonable_python({"args": list(given), "kwargs": named})
         except PydanticSerializationError as error:
             raise ConfigError(f"agent {agent.name}: its arguments must be JSON: {error}") from None
         id = new_id("prog")
@@ -195,7 +198,7 @@ class Runtime:
             "sandbox": self.live.pool.provider.name if self.live.pool else "none",
         }
         await self.store.add_program(id, agent.name, agent.entry, arguments, options)
-        return self._launch(id, agent, args, kwargs, {})
+        return self._launch(id, agent, given, named, {})
 
     async def run(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Start a program and wait for its result."""
@@ -224,8 +227,8 @@ class Runtime:
                 if program_of(lease.program) == id:
                     await self.store.unlease(lease.program)
             raise
-        arguments = row.arguments
-        return self._launch(id, agent, arguments["args"], arguments["kwargs"], replay, adopted)
+        given, named = bind_arguments(agent, row.arguments["args"], row.arguments["kwargs"])
+        return self._launch(id, agent, given, named, replay, adopted)
 
     def _may_house(self, agent: Agent[..., Any]) -> None:
         wanted, most = len(_envs(agent)), self._containers

@@ -1,0 +1,90 @@
+"""What a newcomer writes wrong is answered in words; what Python has is taken."""
+
+import dataclasses
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel
+
+from drawloom import Chat, Runtime, agent
+from drawloom.errors import ConfigError
+
+
+class Point(BaseModel):
+    x: int
+
+
+@dataclasses.dataclass
+class Data:
+    name: str
+
+
+@agent
+async def takes(
+    q: str = "", p: Point | None = None, d: Data | None = None, n: Literal[1, 2] = 1, *more: int
+) -> Any:
+    return [q, repr(p), repr(d), n, *more]
+
+
+@agent
+def plain(a: int, *, b: int = 2) -> int:
+    return a + b
+
+
+async def test_arguments_become_what_the_annotations_say(open_runtime: Any) -> None:
+    runtime: Runtime = await open_runtime(lambda _: "done")
+    values = await runtime.run(takes, "q", {"x": "1"}, {"name": "n"}, 2, "3")
+    assert values == ["q", "Point(x=1)", "Data(name='n')", 2, 3]
+    assert await runtime.run(plain, "1") == 3  # type: ignore[arg-type]
+    kept: list[int] = []
+
+    @agent
+    async def appends(to: list[int]) -> None:
+        to.append(1)
+
+    await runtime.run(appends, kept)
+    assert kept == [1]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "words"),
+    [
+        ((), {"q": 5}, "q=5: Input should be a valid string"),
+        ((), {"p": {"x": "y"}}, "p=.*x: Input should be a valid integer"),
+        ((), {"n": 3}, "n=3"),
+        ((), {"quest": "x"}, "unexpected keyword argument 'quest'"),
+        (("q", None, None, 1, "many"), {}, "more='many'"),
+        ((), {"q": object()}, "q=<object"),
+    ],
+)
+async def test_arguments_that_do_not_fit_are_refused_before_the_program_starts(
+    args: tuple[Any, ...], kwargs: dict[str, Any], words: str, open_runtime: Any
+) -> None:
+    runtime: Runtime = await open_runtime(lambda _: "done")
+    with pytest.raises(ConfigError, match=f"agent takes: .*{words}"):
+        await runtime.run(takes, *args, **kwargs)
+    assert await runtime.store.programs() == []
+
+
+async def test_a_misspelt_option_of_a_turn_is_named_with_the_nearest(open_runtime: Any) -> None:
+    runtime: Runtime = await open_runtime(lambda _: "done")
+
+    @agent
+    async def misspells(how: str) -> None:
+        await Chat().user("x").turn(**{how: 1})
+
+    with pytest.raises(ConfigError, match="'temprature': did you mean 'temperature'"):
+        await runtime.run(misspells, "temprature")
+    with pytest.raises(ConfigError, match="'zzz': there are max_tokens, temperature"):
+        await runtime.run(misspells, "zzz")
+
+
+def test_a_runtime_without_asyncio_says_how_and_runs_one_program() -> None:
+    with pytest.raises(ConfigError, match=r"async with Runtime"), Runtime(sandbox="none"):
+        pass
+    assert Runtime(sandbox="none").run_sync(plain, 1, b=3) == 4
+
+
+async def test_run_sync_in_a_loop_says_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="await rt"):
+        Runtime(sandbox="none").run_sync(plain, 1)

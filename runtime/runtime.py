@@ -184,11 +184,11 @@ class Runtime(SyncUse):
         """Start a program. Raises `ConfigError` if its arguments are not JSON or do not fit the
         agent's annotations, or it needs more environments than there may be."""
         self._may_house(agent)
-        given, named = bind_arguments(agent, args, kwargs)
         try:
-            arguments = to_jsonable_python({"args": list(given), "kwargs": named})
+            arguments = to_jsonable_python({"args": list(args), "kwargs": kwargs})
         except PydanticSerializationError as error:
             raise ConfigError(f"agent {agent.name}: its arguments must be JSON: {error}") from None
+        given, named = bind_arguments(agent, args, kwargs)
         id = new_id("prog")
         options = {
             "policy": self._policy.name,

@@ -35,9 +35,12 @@ class Stream:
                 told += len(piece)
                 if text := decoder.decode(piece):
                     yield text
-            self._result = await running
-            if text := decoder.decode(self._result.output[told:], final=True):
+            result = self._result = await running
+            head = len(result.output) // 2 if result.truncated else len(result.output)
+            if text := decoder.decode(result.output[told:head], final=True):
                 yield text
+            if rest := "".join(result.pieces[1:]):
+                yield rest
         finally:
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError, SandboxError):

@@ -153,7 +153,19 @@ class ExecResult:
 
     @property
     def text(self) -> str:
-        return self.output.decode(errors="replace")
+        """The output as text, with a note where its middle was cut out."""
+        return "".join(self.pieces)
+
+    @property
+    def pieces(self) -> tuple[str, str, str]:
+        """The first half, the note, and the last half; all but the first empty without a cut."""
+        if not self.truncated:
+            return self.output.decode(errors="replace"), "", ""
+        half = len(self.output) // 2
+        head, tail = (
+            part.decode(errors="replace") for part in (self.output[:half], self.output[half:])
+        )
+        return head, f"\n… {self.total_bytes - len(self.output)} bytes cut …\n", tail
 
     @property
     def truncated(self) -> bool:

@@ -30,6 +30,8 @@ async def test_the_pieces_are_the_result_wherever_they_were_cut(box: LiveSandbox
     assert "".join(pieces) == stream.result.text
     assert pieces[0] == "h" and stream.result.text.startswith("hél\ufffdé")
     assert stream.result.truncated
+    gone = stream.result.total_bytes - len(stream.result.output)
+    assert f"\n… {gone} bytes cut …\n" in stream.result.text
 
 
 async def test_giving_up_reading_ends_the_command_and_forgets_it(box: LiveSandbox) -> None:

@@ -216,7 +216,9 @@ class Chat:
         return room(self._program.live.engine.info, used, self._program.agent.max_tokens)
 
     def _count(self, text: str) -> int:
-        return len(self._program.live.engine.tokenizer.encode(text))
+        """How many tokens a text has as the content of a message."""
+        content = Prompt(text, ((0, len(text)),))
+        return len(self._program.live.engine.tokenizer.encode(content))
 
     def _streams(self, calls: Sequence[ToolCall]) -> bool:
         """Whether what these calls say can be computed before they end."""

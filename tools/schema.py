@@ -15,6 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from drawloom.environments import Sandbox
 from drawloom.errors import ConfigError, ToolError
 from drawloom.tools.docstrings import parse_docstring
+from drawloom.tools.typed_dicts import portable_hint
 
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=False, validate_default=False)
 
@@ -52,7 +53,8 @@ class Signature:
         for number, (key, parameter) in enumerate(self._parameters.items()):
             if key not in hints:
                 raise ConfigError(f"tool {name}: parameter {key!r} needs a type annotation")
-            fields[f"a{number}"] = _field(parameter, hints[key], helps.get(key))
+            hint = portable_hint(hints[key])
+            fields[f"a{number}"] = _field(parameter, hint, helps.get(key))
             self._fields[f"a{number}"] = key
         try:
             self.model: type[BaseModel] = create_model(name, __config__=_CONFIG, **fields)

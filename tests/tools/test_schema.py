@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import enum
 import functools
+import typing
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,15 @@ class Typed(TypedDict):
     a: int
 
 
+class Older(typing.TypedDict):
+    a: int
+    b: typing.NotRequired[list[str]]
+
+
+class Outer(typing.TypedDict, total=False):
+    inner: Older | None
+
+
 class Named(NamedTuple):
     a: int
     b: str = "b"
@@ -62,6 +72,14 @@ KINDS: list[tuple[Any, Any, Any, Any]] = [
     (Model, {"x": 1, "inner": {"x": 2}}, Model(x=1, inner=Model(x=2)), {"x": -1}),
     (Data, {"name": "n", "models": [{"x": 1}]}, Data("n", [Model(x=1)]), {"name": []}),
     (Typed, {"a": 1}, {"a": 1}, {"a": "x"}),
+    (Older, {"a": 1, "b": ["x"]}, {"a": 1, "b": ["x"]}, {"b": ["x"]}),
+    (
+        Annotated[list[Outer], Field(max_length=1)],
+        [{"inner": {"a": 1}}],
+        [{"inner": {"a": 1}}],
+        [{"inner": {}}],
+    ),
+    (dict[str, Older | None], {"k": None}, {"k": None}, {"k": 3}),
     (Named, [1, "c"], Named(1, "c"), ["x"]),
     (Colour, "red", Colour.RED, "green"),
     (Literal["u", 1], 1, 1, 2),

@@ -1,18 +1,12 @@
 """instructor: nested models by forced tools and by JSON schema, whole and partial."""
 
 import sys
-from enum import Enum
 from typing import Literal
 
 import instructor
 from openai import OpenAI
 from pydantic import BaseModel, Field
 from task import ANSWER
-
-
-class Color(Enum):
-    RED = "red"
-    BLUE = "blue"
 
 
 class Point(BaseModel):
@@ -22,7 +16,7 @@ class Point(BaseModel):
 
 class Shape(BaseModel):
     kind: Literal["box", "disc"]
-    color: Color
+    color: Literal["red", "blue"]  # an Enum fails in instructor's own check of partials
     corner: Point
     inner: Point | None
 

@@ -12,26 +12,16 @@ memory, what a living conversation loses on the device is demoted to it, not los
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import islice
 
-from drawloom.engine.index import BlockIndex, Copies, Entry, chain, root
+from drawloom.engine.copies import Copies
+from drawloom.engine.entries import Entry, Match
+from drawloom.engine.index import BlockIndex, chain, root
 from drawloom.engine.lineages import CacheCounters, Lineages, WriteThrough, common
 from drawloom.engine.sequence import SamplingParams, Sequence
 
 _BRANCHES_SEARCHED = 16
 _NO_PARAMS = SamplingParams(max_tokens=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """The kept beginning of a sequence: its full entries (from `first` on, behind a sliding
-    window), a partly filled block to copy from, and the tokens found in all."""
-
-    first: int
-    entries: list[Entry]
-    branch: Entry | None
-    tokens: int
 
 
 class KVCache:
@@ -156,7 +146,7 @@ class KVCache:
         room = self.available - sum(1 for e in here if not self.pool.refs(e.block))
         need = self.blocks_for(wanted) - found.first - len(here)
         branch = found.branch
-        if branch is not None and need + _ready(branch) > room:
+        if branch is not None and need + branch.ready > room:
             branch = None
         if need > room:
             return None
@@ -181,7 +171,7 @@ class KVCache:
             else:
                 entry.pins += 1  # making room must not take it
         if branch is not None:
-            if _ready(branch):
+            if branch.ready:
                 index.hold(branch)
             else:
                 branch.pins += 1
@@ -203,7 +193,7 @@ class KVCache:
             return []
         target = self._take(self._wish(seq))
         seq.blocks.append(target)
-        if not _ready(branch):  # straight into its own block, whoever else loads it
+        if not branch.ready:  # straight into its own block, whoever else loads it
             index.load(branch, target, seq, private=True)
             index.unpin(branch)
             return []
@@ -216,7 +206,7 @@ class KVCache:
     def _count_start(self, seq: Sequence, found: Match, branch: Entry | None) -> None:
         counters = self.counters
         host = sum(self.block_size for e in found.entries if e.load is not None)
-        if branch is not None and not _ready(branch):
+        if branch is not None and not branch.ready:
             host += seq.computed % self.block_size
         if not seq.preemptions:
             seq.hit_host = host
@@ -277,32 +267,44 @@ class KVCache:
         seq.dropped = max(seq.dropped, first)
 
     def finish(self, seq: Sequence) -> None:
-        """A sequence ends or is preempted: its blocks stay known until somebody needs them."""
+        """A sequence ends or is preempted: its blocks stay known until somebody needs them.
+
+        Whatever fails on the way, it holds no block afterwards."""
+        try:
+            self.lineages.remember(seq, self._leave_known(seq))
+        finally:
+            self._let_go(seq)
+
+    def _leave_known(self, seq: Sequence) -> list[Entry]:
+        """The entries of what a sequence computed; its unfinished block becomes one of them."""
         index, size = self.index, self.block_size
         if seq.loading:  # what comes into its own block is not there yet
             seq.computed = min(seq.computed, seq.published * size)
         elif seq.computed >= (seq.published + 1) * size:
             self._publish_full(seq, seq.computed)
         entries = [index.by_block[block] for block in seq.blocks[seq.dropped : seq.published]]
-        tail = seq.blocks[seq.published :]
         full = seq.published * size
         if full < seq.computed < full + size:
+            last = seq.blocks[seq.published]
             parent = seq.hashes[seq.published - 1] if seq.published else root(seq.salt)
             part = tuple(seq.tokens[full : seq.computed])
-            entry = index.publish(parent, chain(parent, part), part, tail[0])
-            if entry.block == tail[0]:
+            entry = index.publish(parent, chain(parent, part), part, last)
+            if entry.block == last:
                 entries.append(entry)
                 index.use(entry, seq.lineage)
-                tail = tail[1:]
-        for block in tail:
-            if self.pool.drop(block):
+        return entries
+
+    def _let_go(self, seq: Sequence) -> None:
+        """Give all blocks of a sequence back; the last ones are reclaimed first."""
+        for block in reversed(seq.blocks[seq.dropped :]):
+            entry = self.index.by_block.get(block)
+            if entry is not None:
+                self.index.let_go(entry)
+            elif self.pool.drop(block):
                 self.pool.give_back(block)
         for key in seq.hashes[seq.published :]:
             if self._coming.get(key) == seq.id:
                 del self._coming[key]
-        self.lineages.remember(seq, entries)
-        for entry in reversed(entries):
-            index.let_go(entry)
         self.pool.unreserve(seq.extent)
         seq.blocks, seq.computed, seq.published, seq.dropped, seq.extent = [], 0, 0, 0, -1
         seq.sent = seq.done = 0
@@ -356,6 +358,22 @@ class KVCache:
     def loaded(self, block: int) -> None:
         self.index.loaded(block)
 
+    def not_copied(self, copies: Copies) -> list[Sequence]:
+        """Give up copies that failed. What is in one tier only by them is forgotten.
+
+        Returns:
+            The sequences that waited for a load. They hold blocks without content: each must be
+            given to `discard`.
+        """
+        waited: dict[Sequence, None] = {}
+        for _, block in copies.loads:
+            waited |= dict.fromkeys(self.index.load_failed(block))
+        for block, _ in copies.saves:
+            self.lineages.not_saved(self.index.save_failed(block))
+        for _, host in copies.spills:
+            self.index.spill_failed(host)
+        return list(waited)
+
     # --- reclaiming -----------------------------------------------------------------------
 
     def _take(self, wish: int = -1) -> int:
@@ -376,9 +394,4 @@ class KVCache:
         assert set(self._coming.values()) <= {seq.id for seq in sequences}
 
 
-def _ready(entry: Entry) -> bool:
-    """Whether a block is on the device, all of it."""
-    return entry.block >= 0 and entry.load is None
-
-
-__all__ = ["CacheCounters", "KVCache", "Match", "WriteThrough"]
+__all__ = ["CacheCounters", "KVCache", "WriteThrough"]

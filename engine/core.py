@@ -1,27 +1,31 @@
 """The engine core: cache, batch and runner behind one step. Synchronous and without torch: a
 thread, a child process, a simulator or a test drives it."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Protocol
 
 from drawloom.engine import commands as do
-from drawloom.engine.base import Delta, EngineInfo, EngineStats, GenerateRequest, Usage
-from drawloom.engine.batch import Batch, Output
+from drawloom.engine.base import Delta, EngineInfo, GenerateRequest
+from drawloom.engine.batch import Batch
 from drawloom.engine.cache import KVCache
+from drawloom.engine.members import Output
 from drawloom.engine.plan import Runner, Sampled, StepPlan
-from drawloom.engine.portable import Fingerprint, pack, unpack
+from drawloom.engine.portable import Fingerprint
+from drawloom.engine.requests import Request
 from drawloom.engine.sequence import FinishReason, Guide, Sequence
-from drawloom.engine.tokenizer import TextStream, Tokenizer
-from drawloom.errors import ConfigError, EngineError
-from drawloom.leases import KVReply, LeaseStatus
+from drawloom.engine.tokenizer import Tokenizer
+from drawloom.engine.transfers import WAIT
+from drawloom.engine.verbs import KVVerbs
+from drawloom.errors import ConfigError, DrawloomError, EngineError
+from drawloom.leases import KVReply
 
-_WAIT = 0.02
-_ETA_SLACK = 1.5
-_LONGEST_LEASE = 60.0
 _LEARN = 0.1
+
+log = logging.getLogger("drawloom.engine")
 
 
 class Grammars(Protocol):
@@ -30,19 +34,7 @@ class Grammars(Protocol):
     def guide(self, kind: str, text: str, after: str) -> Guide: ...
 
 
-@dataclass(slots=True)
-class _Request:
-    seq: Sequence
-    salt: bytes
-    text: TextStream
-    submitted: float
-    started: float = 0.0
-    first: float = 0.0
-    cached: int = 0
-    restored: int = 0
-
-
-class EngineCore:
+class EngineCore(KVVerbs):
     """Requests and commands in, deltas and answers out.
 
     A step has two halves: `prepare` schedules the next and launches it, then post-processes the
@@ -50,6 +42,9 @@ class EngineCore:
     books the result. With a runner that goes `ahead`, `prepare` launches the next step before
     the last one is known, so that the device never waits for the host. `clock` is
     `time.monotonic` unless a test or a simulator brings its own.
+
+    An exception in any part of a step ends the request over which it happened; the others say what
+    they would have said.
     """
 
     def __init__(
@@ -65,21 +60,17 @@ class EngineCore:
         grammars: Grammars | None = None,
         fingerprint: Fingerprint | None = None,
         load_weights: Callable[[str], Any] | None = None,
+        digest: Callable[[Any], str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.info, self.cache, self.tokenizer = info, cache, tokenizer
-        self.weights, self.asleep = "", False
-        self.prefill_seconds = self.copy_seconds = 0.0
-        self.model_seconds = self.host_seconds = 0.0
-        self._runner, self._clock = runner, clock
-        self._grammars, self._fingerprint = grammars, fingerprint
-        self._load_weights = load_weights
-        self._requests: dict[str, _Request] = {}
+        super().__init__(info, cache, runner, fingerprint, clock)
+        self.tokenizer = tokenizer
+        self._grammars, self._load_weights, self._digest = grammars, load_weights, digest
+        self._requests: dict[str, Request] = {}
         self._extending: dict[str, str] = {}
         self._launched: deque[tuple[StepPlan, Callable[[], dict[str, Sampled]], float]] = deque()
         self._idle = False
         self._done = 0.0
-        self._outputs: list[Output] = []
         self._deltas: list[Delta] = []
         self.batch = Batch(
             cache,
@@ -150,13 +141,9 @@ class EngineCore:
             text.push(token)
         self._supersede(request.lineage)
         self.batch.add(seq)
-        self._requests[request.id] = _Request(seq, request.salt, text, self._clock())
+        self._requests[request.id] = Request(seq, request.salt, text, self._clock())
         if not request.params.max_tokens and request.params.score_from < 0:
             self._extending[request.lineage] = request.id
-
-    def _salt(self, salt: bytes) -> bytes:
-        """KV of other weights is other KV."""
-        return self.weights.encode() + b"\0" + salt if self.weights else salt
 
     def _guide(self, request: GenerateRequest) -> Guide | None:
         grammar = request.grammar
@@ -180,8 +167,10 @@ class EngineCore:
         found = self._requests.get(request)
         if found is None:
             return None
+        self._forget(found.seq)
+        self._outputs = [output for output in self._outputs if output.seq is not found.seq]
         self.batch.cancel(request)
-        return self._delta(found, FinishReason.CANCELLED)
+        return found.delta(FinishReason.CANCELLED, self._clock)
 
     @property
     def busy(self) -> bool:
@@ -201,31 +190,48 @@ class EngineCore:
 
     def prepare(self) -> list[Delta]:
         """Schedule and launch the next step, then post-process the last one."""
-        began = now = self._clock()
-        self.cache.lineages.expire(now)
+        began = self._clock()
+        with self._fault("ending leases"):
+            self.cache.lineages.expire(began)
         self._arrive(0.0)
-        plan, gave_way = None, []
-        if not self.asleep and len(self._launched) < self._depth:
-            plan = self.batch.schedule()
-            self._idle, gave_way = plan is None, self.batch.gave_way
-        self._transfer()
-        if plan is not None:
-            for chunk in plan.chunks:
-                request = self._requests[chunk.seq.id]
-                if not request.started:
-                    request.started = now
-                    request.cached, request.restored = chunk.seq.hit, chunk.seq.hit_host
-            at = self._clock()
-            self._launched.append((plan, self._runner.launch(plan), at))
-            if self._runner.ahead:
-                self.batch.launched(plan)
-        outputs, self._outputs = self._outputs, []
+        plan, gave_way = self._schedule()
+        if self._transfer() and plan is not None:
+            self._launch(plan, began)
+        elif plan is not None:  # what it overwrites could not be saved
+            self._outputs += self.batch.failed(
+                plan, EngineError("copies between the tiers could not be begun")
+            )
         deltas, self._deltas = self._deltas, []
+        outputs, self._outputs = self._outputs, []
         deltas += [self._deliver(o) for o in outputs if o.seq.id in self._requests]
         gone = [seq.id for seq in gave_way if seq.id in self._requests]
         deltas += [Delta(name, (), "", preempted=True) for name in gone]
         self.host_seconds += self._clock() - began
         return deltas
+
+    def _schedule(self) -> tuple[StepPlan | None, list[Sequence]]:
+        """The next step, if there is to be one, and who had to give way for it."""
+        if self.asleep or len(self._launched) >= self._depth:
+            return None, []
+        plan = None
+        with self._fault("planning a step"):
+            plan = self.batch.schedule()
+        self._idle = plan is None
+        self._outputs += self.batch.take_broken()
+        return plan, self.batch.gave_way
+
+    def _launch(self, plan: StepPlan, now: float) -> None:
+        try:
+            for chunk in plan.chunks:
+                self._requests[chunk.seq.id].begins(chunk, now)
+            at = self._clock()
+            result = self._runner.launch(plan)
+            if self._runner.ahead:
+                self.batch.launched(plan)
+        except Exception as error:
+            self._outputs += self.batch.failed(plan, error)
+        else:
+            self._launched.append((plan, result, at))
 
     def compute(self) -> None:
         """Wait for the oldest step under way, unless another can be launched first. A failing step
@@ -234,7 +240,7 @@ class EngineCore:
             if len(self._launched) >= self._depth or self._idle or self.asleep:
                 self._complete()
         elif not self._outputs and self.cache.index.in_flight:
-            self._arrive(_WAIT)  # all wait for copies
+            self._arrive(WAIT)  # all wait for copies
 
     @property
     def _depth(self) -> int:
@@ -247,15 +253,16 @@ class EngineCore:
         began = max(launched, self._done) if self._runner.ahead else self._clock()
         try:
             sampled = result()
+            done = self._done = self._clock()
+            self._outputs += self.batch.complete(plan, sampled)
         except Exception as error:
-            for output in self.batch.failed(plan, error):
-                self._deltas.append(self._fail(output, error))
+            self._outputs += self.batch.failed(plan, error)
             return
-        done = self._done = self._clock()
-        self._outputs += self.batch.complete(plan, sampled)
-        self.model_seconds += done - began
-        self._learn(plan, done - began)
-        self.host_seconds += self._clock() - done
+        self._faults = 0
+        with self._fault("measuring a step"):
+            self.model_seconds += done - began
+            self._learn(plan, done - began)
+            self.host_seconds += self._clock() - done
 
     def _learn(self, plan: StepPlan, seconds: float) -> None:
         """What a token of prefill costs, and so whether copying blocks out and back is cheaper."""
@@ -268,24 +275,25 @@ class EngineCore:
         copying = 2 * self.copy_seconds / self.info.block_size
         self.cache.index.spill = copying < self.prefill_seconds
 
-    def _transfer(self) -> None:
-        copies = self.cache.drain()
-        if copies:
-            self._runner.transfer(copies)
-
-    def _arrive(self, wait: float) -> None:
-        if not self.cache.index.in_flight:
-            return
-        self._transfer()
-        saved, loaded = self._runner.arrived(wait)
-        for block in saved:
-            self.cache.saved(block)
-        for block in loaded:
-            self.cache.loaded(block)
+    # --- deltas ---------------------------------------------------------------------------
 
     def _deliver(self, output: Output) -> Delta:
+        """The delta of an output. If making it fails, its request does."""
+        request = self._requests[output.seq.id]
+        if output.error is not None:
+            return self._fail(request, output.error)
+        try:
+            return self._told(request, output)
+        except Exception as error:
+            self.batch.fail(output.seq, error)
+            self.batch.take_broken()
+            log.exception("the answer of request %s cannot be told", output.seq.id)
+            if not isinstance(error, DrawloomError):
+                error = EngineError(f"the answer cannot be told: {error!r}")
+            return self._fail(request, error)
+
+    def _told(self, request: Request, output: Output) -> Delta:
         seq, token, finish = output.seq, output.token, output.finish
-        request = self._requests[seq.id]
         request.first = request.first or self._clock()
         if token is None:
             return self._delta(request, finish)
@@ -300,48 +308,29 @@ class EngineCore:
 
     def _delta(
         self,
-        request: _Request,
+        request: Request,
         finish: FinishReason | None,
         token: int | None = None,
         text: str = "",
     ) -> Delta:
-        seq = request.seq
-        reports = token is not None and seq.params.logprobs
-        logprobs = (seq.logprobs.pop(0),) if reports else ()
-        tops = (seq.tops.pop(0),) if reports and seq.params.top_logprobs else ()
-        tokens = () if token is None else (token,)
-        if finish is None:
-            return Delta(seq.id, tokens, text, logprobs, tops=tops)
-        self._forget(seq)
-        text += request.text.flush()
-        usage, scores = self._usage(request), tuple(seq.scores)
-        return Delta(seq.id, tokens, text, logprobs, finish, usage, None, tops, scores)
+        delta = request.delta(finish, self._clock, token, text)
+        if finish is not None:
+            self._forget(request.seq)
+        return delta
+
+    def _fail(self, request: Request, error: DrawloomError) -> Delta:
+        self._forget(request.seq)
+        try:
+            usage = request.usage(self._clock())
+        except Exception:
+            log.exception("there is no account of request %s", request.seq.id)
+            usage = None
+        return Delta(request.seq.id, (), "", (), FinishReason.ERROR, usage, error)
 
     def _forget(self, seq: Sequence) -> None:
-        del self._requests[seq.id]
+        self._requests.pop(seq.id, None)
         if self._extending.get(seq.lineage) == seq.id:
             del self._extending[seq.lineage]
-
-    def _usage(self, request: _Request) -> Usage:
-        seq, now = request.seq, self._clock()
-        return Usage(
-            seq.prompt_length,
-            request.cached,
-            seq.generated,
-            seq.preemptions,
-            request.submitted,
-            request.started or now,
-            request.first or now,
-            now,
-            request.restored,
-        )
-
-    def _fail(self, output: Output, error: Exception) -> Delta:
-        request = self._requests[output.seq.id]
-        self._forget(output.seq)
-        failure = output.error or EngineError(f"the model failed on this request: {error!r}")
-        usage = self._usage(request)
-        return Delta(output.seq.id, (), "", (), FinishReason.ERROR, usage, failure)
 
     # --- verbs ----------------------------------------------------------------------------
 
@@ -350,40 +339,6 @@ class EngineCore:
         for request in self._requests.values():
             request.seq.orphan |= request.seq.lineage == command.lineage
         return self.cache.lineages.release(command.lineage, evict=command.evict)
-
-    def _tool_started(self, command: do.ToolStarted) -> KVReply:
-        """Keep what comes back soon; what stays away longer waits in host memory."""
-        tokens = self.cache.lineages.length(command.lineage)
-        value = tokens * self.prefill_seconds
-        ttl = min(_LONGEST_LEASE, max(1.0, _ETA_SLACK * command.eta))
-        away = 2 * self.copy_seconds * self.cache.blocks_for(tokens)
-        if self.info.host_tokens and command.eta > max(1.0, 10 * away):
-            return self.cache.lineages.demote(command.lineage)
-        return self.cache.lineages.lease(command.lineage, self._clock(), ttl, value)
-
-    def _branch(self, command: do.Branch) -> KVReply:
-        replies = [self.cache.lineages.fork(command.parent, child) for child in command.children]
-        return replies[0] if replies else KVReply(LeaseStatus.ACCEPTED, 0)
-
-    def _export(self, command: do.Export) -> bytes:
-        windowed = self.cache.window > 0
-        found = None if windowed else self.cache.lineages.contents(command.lineage)
-        if found is None or self._fingerprint is None or self.asleep:
-            raise EngineError(f"lineage {command.lineage} is unknown here, or not exportable")
-        self._transfer()
-        tokens, places = found
-        return pack(self._fingerprint, self.weights, tokens, self._runner.read(places))
-
-    def _import(self, command: do.Import) -> KVReply:
-        if self._fingerprint is None or self.asleep:
-            raise EngineError("this engine takes no KV from elsewhere")
-        tokens, data = unpack(self._fingerprint, self.weights, command.data)
-        blocks = self.cache.adopt(command.lineage, tokens, self._salt(command.salt))
-        self._transfer()  # what made room must be out before it is written over
-        self._runner.write(blocks, data)
-        covered = min(len(tokens), len(blocks) * self.info.block_size)
-        whole = covered == len(tokens)
-        return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, covered)
 
     def _update_weights(self, command: do.UpdateWeights) -> None:
         """Raises `CheckpointError` or `ConfigError`, and nothing has changed."""
@@ -401,6 +356,8 @@ class EngineCore:
         self._runner.update(weights)
         self._settle()
         self.weights = command.version
+        if self._fingerprint is not None and self._digest is not None:
+            self._fingerprint = replace(self._fingerprint, digest=self._digest(weights))
         for request in self._requests.values():
             request.seq.salt, request.seq.hashes = self._salt(request.salt), []
         self.cache.forget_all()
@@ -412,7 +369,7 @@ class EngineCore:
         self.batch.preempt_all()
         self._transfer()
         while self.cache.index.in_flight:
-            self._arrive(_WAIT)
+            self._arrive(WAIT)
 
     def _sleep(self) -> None:
         if not self.asleep:
@@ -430,43 +387,6 @@ class EngineCore:
     def close(self) -> None:
         """No step may follow."""
         self._runner.close()
-
-    def stats(self) -> EngineStats:
-        cache, batch, index = self.cache, self.batch, self.cache.index
-        kv, work = cache.counters, batch.counters
-        return EngineStats(
-            running=batch.running,
-            waiting=batch.waiting,
-            parked=batch.parked,
-            free_blocks=cache.pool.free,
-            held_blocks=cache.held_blocks,
-            leased_blocks=cache.leased_blocks,
-            total_blocks=cache.pool.count,
-            host_blocks=index.host_used,
-            total_host_blocks=index.host_total,
-            lineages=len(cache.lineages),
-            steps=work.steps,
-            prompt_tokens=kv.prompt_tokens,
-            hit_tokens=kv.hit_tokens,
-            hit_host_tokens=kv.hit_host_tokens,
-            computed_tokens=work.computed_tokens,
-            recomputed_tokens=kv.recomputed_tokens,
-            generated_tokens=work.generated_tokens,
-            preemptions=work.preemptions,
-            lease_grants=kv.lease_grants,
-            lease_clips=kv.lease_clips,
-            lease_breaks=kv.lease_breaks,
-            lease_regrets=kv.lease_regrets,
-            regret_tokens=kv.regret_tokens,
-            evictions=cache.index.evictions,
-            demotions=kv.demotions,
-            saved_blocks=kv.saved_blocks,
-            loaded_blocks=kv.loaded_blocks,
-            model_seconds=self.model_seconds,
-            host_seconds=self.host_seconds,
-            weights=self.weights,
-            asleep=self.asleep,
-        )
 
 
 __all__ = ["EngineCore", "Grammars"]

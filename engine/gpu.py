@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from drawloom.engine.config import EngineConfig, ModelConfig
+from drawloom.engine.copies import Copies
 from drawloom.engine.feeder import Layout, Packed, Seats
 from drawloom.engine.graphs import StepGraphs
-from drawloom.engine.index import Copies
 from drawloom.engine.kernels import blocks as moving
 from drawloom.engine.kernels import cascade
 from drawloom.engine.kernels import sample as choosing

@@ -12,10 +12,11 @@ not hold: a block is of use to whoever attends to it, and each is forgotten on i
 
 from array import array
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from drawloom.engine.blocks import BlockPool
+from drawloom.engine.copies import Copies
+from drawloom.engine.entries import Entry, Load
 from drawloom.engine.sequence import Sequence
 
 
@@ -27,59 +28,6 @@ def chain(parent: bytes, tokens: list[int] | tuple[int, ...]) -> bytes:
 def root(salt: bytes) -> bytes:
     """The key before the first token; tenants, weights and adapters differ in their salt."""
     return blake2b(salt, digest_size=16, person=b"drawloom-kv").digest()
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """A block whose content is known. `tokens` are what it adds to the chain of `parent`.
-
-    `block` is its place on the device, `host` its place in host memory, each -1 where it is not.
-    `pins` keeps its host copy: a sequence that is about to load it, or a copy in flight.
-    """
-
-    key: bytes
-    parent: bytes
-    tokens: tuple[int, ...]
-    block: int = -1
-    host: int = -1
-    pins: int = 0
-    dead: bool = False
-    saving: bool = False
-    load: "Load | None" = None
-    shared: bool = False
-    users: set[str] = field(default_factory=set)
-    leases: set[str] = field(default_factory=set)
-
-    def begins(self, other: "Entry | None") -> bool:
-        """Whether another block has all that this one has, and more."""
-        count = len(self.tokens)
-        return (
-            other is not None and len(other.tokens) > count and other.tokens[:count] == self.tokens
-        )
-
-
-@dataclass(slots=True, eq=False)
-class Load:
-    """A copy from host memory in flight into `block`, which it holds; for an entry that will be
-    known there, or into a sequence's own block (`private`)."""
-
-    entry: Entry
-    block: int
-    private: bool = False
-    waiters: list[Sequence] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Copies:
-    """Copies between the tiers, as ``(from, to)``. Spills come first and must be complete before
-    a block is written again; saves and loads may take their time."""
-
-    spills: list[tuple[int, int]]
-    saves: list[tuple[int, int]]
-    loads: list[tuple[int, int]]
-
-    def __bool__(self) -> bool:
-        return bool(self.spills or self.saves or self.loads)
 
 
 class BlockIndex:
@@ -243,6 +191,12 @@ class BlockIndex:
             if not entry.pins:
                 self._leave_host(entry)
 
+    def forget_blocks(self, blocks: list[int]) -> None:
+        """Forget what was to be written to these blocks, and was not."""
+        for block in blocks:
+            if block in self.by_block:
+                self.forget(self.by_block[block])
+
     def retire(self, entry: Entry) -> None:
         """Forget a block that is of no use beside another, unless somebody has it: an unfinished
         block of each turn would fill host memory otherwise."""
@@ -318,6 +272,20 @@ class BlockIndex:
         self.let_go(entry)
         return entry
 
+    def save_failed(self, block: int) -> Entry:
+        """Give up a save: its place in host memory is free again."""
+        entry, host = self._saving.pop(block)
+        entry.saving = False
+        self._host_free.append(host)
+        self.let_go(entry)
+        return entry
+
+    def spill_failed(self, host: int) -> None:
+        """Forget the block that was to be at this place in host memory."""
+        entry = self.host_lru.get(host)
+        if entry is not None:
+            self.forget(entry)
+
     def load(self, entry: Entry, block: int, seq: Sequence | None, private: bool = False) -> None:
         """Begin to copy a block from host memory to `block`, which has one reference: `seq`'s,
         or nobody's, which the copy then takes over."""
@@ -353,6 +321,23 @@ class BlockIndex:
             self._leave_host(entry)
         elif entry.host in self.host_lru:
             self.host_lru.move_to_end(entry.host)
+
+    def load_failed(self, block: int) -> list[Sequence]:
+        """Give up a load, and forget the block: nobody tries to load it again. Returns those who
+        waited for it."""
+        load = self._loading.pop(block)
+        entry = load.entry
+        for seq in load.waiters:
+            seq.loading -= 1
+        if not load.private:
+            entry.load = None
+        self.forget(entry)
+        self.unpin(entry)
+        if not load.private:
+            self.let_go(entry)
+        elif self.pool.drop(block):
+            self.pool.give_back(block)
+        return load.waiters
 
     def unpin(self, entry: Entry) -> None:
         entry.pins -= 1
@@ -396,4 +381,4 @@ class BlockIndex:
                 assert entry.parent in self.known or entry.parent in roots, "a chain lost a block"
 
 
-__all__ = ["BlockIndex", "Copies", "Entry", "Load", "chain", "root"]
+__all__ = ["BlockIndex", "chain", "root"]

@@ -1,15 +1,19 @@
 """The memory behind the KV cache: one tensor on the device, one in host memory."""
 
+import logging
 import queue
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drawloom.engine.config import ModelConfig
-from drawloom.engine.index import Copies
+from drawloom.engine.copies import Copies, runs
+
+log = logging.getLogger("drawloom.engine")
 
 
 class KVStore:
@@ -58,6 +62,63 @@ class KVStore:
         self.tensor[target, :, :, :tokens] = self.tensor[source, :, :, :tokens]
 
 
+class CopyThread:
+    """Carries out copies in a thread of its own, in their order.
+
+    A copy that raises is reported as failed, and the thread goes on. Should the thread itself die,
+    what it had not done is reported as failed, and another one is started.
+    """
+
+    def __init__(self, work: Callable[[Copies], None]) -> None:
+        self._work = work
+        self._begun: deque[Copies] = deque()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._jobs: queue.SimpleQueue[Copies | None] = queue.SimpleQueue()
+        self._ended: deque[tuple[Copies, bool]] = deque()
+        self._told = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="kv-copies", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while (copies := self._jobs.get()) is not None:
+            try:
+                self._work(copies)
+            except BaseException:
+                log.exception("copying KV between the device and host memory failed")
+                self._ended.append((copies, False))
+            else:
+                self._ended.append((copies, True))
+            self._told.set()
+
+    def put(self, copies: Copies) -> None:
+        self._begun.append(copies)
+        self._jobs.put(copies)
+
+    def ended(self, wait: float) -> list[tuple[Copies, bool]]:
+        """The copies that ended since the last call, and whether each succeeded. With none, waits
+        up to `wait` seconds for one."""
+        alive = self.thread.is_alive()
+        if wait and alive and self._begun and not self._ended:
+            self._told.wait(wait)
+        self._told.clear()
+        found = []
+        while self._ended:
+            found.append(self._ended.popleft())
+            self._begun.popleft()
+        if not alive and self._begun:
+            log.error("the thread that copies KV died; starting another")
+            found += [(copies, False) for copies in self._begun]
+            self._begun.clear()
+            self._begin()
+        return found
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        self.thread.join()
+
+
 class HostTier:
     """Blocks in host memory, allocated once (pinned for a GPU), and the copies to and from them.
 
@@ -74,17 +135,12 @@ class HostTier:
         self._store, self._gpu = store, store.moved.is_cuda
         dtype = store.moved.dtype
         self.memory = torch.zeros(blocks, *shape[1:], dtype=dtype, pin_memory=self._gpu)
-        self._done: deque[tuple[list[int], list[int]]] = deque()
-        self._told = threading.Event()
-        self._jobs: queue.SimpleQueue[Copies | None] = queue.SimpleQueue()
         self._out: Any = torch.cuda.Stream() if self._gpu else None
         self._in: Any = torch.cuda.Stream() if self._gpu else None
         self._saves: deque[tuple[Any, list[int]]] = deque()
         self._loads: deque[tuple[Any, list[int]]] = deque()
-        self._thread: threading.Thread | None = None
-        if not self._gpu:
-            self._thread = threading.Thread(target=self._work, name="kv-copies", daemon=True)
-            self._thread.start()
+        self._failed: list[Copies] = []
+        self._copier = None if self._gpu else CopyThread(self._carry_out)
 
     def transfer(self, store: KVStore, copies: Copies) -> None:
         self._store = store
@@ -93,7 +149,8 @@ class HostTier:
         if not copies.saves and not copies.loads:
             return
         if not self._gpu:
-            self._jobs.put(copies)
+            assert self._copier is not None
+            self._copier.put(Copies([], copies.saves, copies.loads))
             return
         if copies.saves:
             self._out.wait_stream(torch.cuda.current_stream())
@@ -111,27 +168,29 @@ class HostTier:
         for begin, at, count in runs(pairs):
             target[at : at + count].copy_(source[begin : begin + count], non_blocking=self._gpu)
 
-    def _work(self) -> None:
-        with torch.inference_mode():
-            while (copies := self._jobs.get()) is not None:
-                self._move(copies.saves, self._store.moved, self.memory)
-                self._move(copies.loads, self.memory, self._store.moved)
-                saved = [block for block, _ in copies.saves]
-                self._done.append((saved, [block for _, block in copies.loads]))
-                self._told.set()
+    @torch.inference_mode()
+    def _carry_out(self, copies: Copies) -> None:
+        self._move(copies.saves, self._store.moved, self.memory)
+        self._move(copies.loads, self.memory, self._store.moved)
 
     def arrived(self, wait: float) -> tuple[list[int], list[int]]:
         if self._gpu:
             return self._arrived_on_gpu(wait)
-        if not self._done and wait:
-            self._told.wait(wait)
-        self._told.clear()
-        saved, loaded = [], []
-        while self._done:
-            more = self._done.popleft()
-            saved += more[0]
-            loaded += more[1]
+        assert self._copier is not None
+        saved: list[int] = []
+        loaded: list[int] = []
+        for copies, succeeded in self._copier.ended(wait):
+            if succeeded:
+                saved += [block for block, _ in copies.saves]
+                loaded += [block for _, block in copies.loads]
+            else:
+                self._failed.append(copies)
         return saved, loaded
+
+    def failed(self) -> list[Copies]:
+        """The copies that failed, as `arrived` found out; each is reported once."""
+        failed, self._failed = self._failed, []
+        return failed
 
     def _arrived_on_gpu(self, wait: float) -> tuple[list[int], list[int]]:
         if wait and (first := self._loads or self._saves):
@@ -144,22 +203,8 @@ class HostTier:
             torch.cuda.synchronize()
 
     def close(self) -> None:
-        if self._thread is not None:
-            self._jobs.put(None)
-            self._thread.join()
-
-
-def runs(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Copies ``(from, to)`` as ``(from, to, count)``, neighbours merged."""
-    merged: list[tuple[int, int, int]] = []
-    for source, target in sorted(pairs):
-        if merged:
-            start, at, count = merged[-1]
-            if source == start + count and target == at + count:
-                merged[-1] = (start, at, count + 1)
-                continue
-        merged.append((source, target, 1))
-    return merged
+        if self._copier is not None:
+            self._copier.close()
 
 
 def _event() -> Any:
@@ -176,4 +221,4 @@ def _through(copies: deque[tuple[Any, list[int]]]) -> list[int]:
     return done
 
 
-__all__ = ["HostTier", "KVStore", "runs"]
+__all__ = ["CopyThread", "HostTier", "KVStore"]

@@ -10,7 +10,8 @@ import heapq
 from dataclasses import dataclass, field
 from enum import Enum
 
-from drawloom.engine.index import BlockIndex, Entry
+from drawloom.engine.entries import Entry
+from drawloom.engine.index import BlockIndex
 from drawloom.engine.sequence import Sequence
 from drawloom.leases import KVReply, LeaseStatus
 
@@ -258,6 +259,10 @@ class Lineages:
         lineage = self._demoting.pop(entry, None)
         if lineage is not None and not entry.dead:
             self._give_way(entry, lineage)
+
+    def not_saved(self, entry: Entry) -> None:
+        """A block's copy failed: it is not demoted."""
+        self._demoting.pop(entry, None)
 
     def _give_way(self, entry: Entry, lineage: str) -> None:
         self.index.unlease(entry, lineage, front=True)

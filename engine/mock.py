@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from hashlib import blake2b
 
-from drawloom.engine.index import Copies
+from drawloom.engine.copies import Copies, runs
 from drawloom.engine.plan import Chunk, Sampled, StepPlan
 from drawloom.engine.sequence import PENDING, Sequence
 from drawloom.engine.tokenizer import TextStream, Tokenizer
@@ -118,7 +118,7 @@ class MockRunner:
 
     def transfer(self, copies: Copies) -> None:
         assert not self.asleep
-        for source, target in copies.spills:
+        for source, target in _in_order(copies.spills):
             self._host[target] = self._content(source)
         if copies.saves or copies.loads:
             self._waiting.append((self._asked + self._delay, copies))
@@ -133,14 +133,17 @@ class MockRunner:
         loaded: list[int] = []
         while self._waiting and (wait or self._waiting[0][0] < self._asked):
             _, copies = self._waiting.popleft()
-            for block, host in copies.saves:
+            for block, host in _in_order(copies.saves):
                 self._host[host] = self._content(block)
                 saved.append(block)
-            for host, block in copies.loads:
+            for host, block in _in_order(copies.loads):
                 for at, token in self._host[host].items():
                     self._device[block * self._size + at] = token
                 loaded.append(block)
         return saved, loaded
+
+    def failed(self) -> list[Copies]:
+        return []
 
     def read(self, places: list[tuple[int, int]]) -> list[dict[int, int]]:
         return [self._content(b) if b >= 0 else dict(self._host[h]) for b, h in places]
@@ -160,6 +163,11 @@ class MockRunner:
         self.asleep = False
 
     def close(self) -> None: ...
+
+
+def _in_order(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Copies one by one, in the order in which a device makes them."""
+    return [(source + n, target + n) for source, target, count in runs(pairs) for n in range(count)]
 
 
 class QuickRunner(MockRunner):

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from drawloom.engine.index import Copies
+from drawloom.engine.copies import Copies
 from drawloom.engine.sequence import Sequence
+from drawloom.errors import DrawloomError
 
 
 @dataclass(slots=True, eq=False)
@@ -55,12 +56,29 @@ class StepPlan:
 @dataclass(slots=True)
 class Sampled:
     """What a step found out about a chunk: the token that follows, its log-probability under the
-    unmodified distribution, the likeliest tokens there, and the `scores` of given tokens."""
+    unmodified distribution, the likeliest tokens there, and the `scores` of given tokens; or the
+    `error` by which there is no token for this sequence."""
 
     token: int
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()
     scores: list[float] = field(default_factory=list)
+    error: DrawloomError | None = None
+
+
+def chunk_of(seq: Sequence, count: int) -> Chunk:
+    """Cut the next `count` tokens of a sequence that are to be computed."""
+    start, length = seq.computed, len(seq.tokens)
+    end = start + count
+    if count == 1 and end == length and seq.params.score_from < 0:
+        return Chunk(seq, [seq.tokens[-1]], start, seq.blocks, True, -1, seq.epoch)
+    score, since = -1, seq.params.score_from
+    if since >= 0:
+        first = max(since, 1) - 1 + len(seq.scores)
+        if first < end and first + 1 < seq.prompt_length + seq.said:
+            score = first - start
+    tokens = seq.tokens[start:end]
+    return Chunk(seq, tokens, start, seq.blocks, end == length, score, seq.epoch)
 
 
 class Runner(Protocol):
@@ -87,6 +105,10 @@ class Runner(Protocol):
         nothing to tell, waits up to `wait` seconds for it."""
         ...
 
+    def failed(self) -> list[Copies]:
+        """The copies that failed, as `arrived` found out; each is reported once."""
+        ...
+
     def read(self, places: list[tuple[int, int]]) -> Any:
         """The KV of blocks, from the device or else from host memory, block-major on the CPU."""
         ...
@@ -108,4 +130,4 @@ class Runner(Protocol):
     def close(self) -> None: ...
 
 
-__all__ = ["Chunk", "Runner", "Sampled", "StepPlan"]
+__all__ = ["Chunk", "Runner", "Sampled", "StepPlan", "chunk_of"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from drawloom.engine.config import EngineConfig, ModelConfig
-from drawloom.engine.index import Copies
+from drawloom.engine.copies import Copies
 from drawloom.engine.kv import HostTier, KVStore
 from drawloom.engine.model import Decoder
 from drawloom.engine.ops.base import BatchMeta, Ops
@@ -141,6 +141,9 @@ class ModelRunner:
 
     def arrived(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
         return self.host.arrived(wait) if self.host is not None else ([], [])
+
+    def failed(self) -> list[Copies]:
+        return self.host.failed() if self.host is not None else []
 
     @torch.inference_mode()
     def read(self, places: list[tuple[int, int]]) -> Tensor:

@@ -11,16 +11,20 @@ from drawloom.engine import commands as do
 from drawloom.engine.base import EngineInfo, GenerateRequest
 from drawloom.engine.cache import KVCache, WriteThrough
 from drawloom.engine.core import EngineCore
-from drawloom.engine.mock import MockRunner, NumberTokenizer, hashed
+from drawloom.engine.mock import NumberTokenizer, hashed
+from drawloom.engine.mock_tiers import TensorRunner
+from drawloom.engine.portable import Fingerprint
 from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence, Status
+from drawloom.errors import EngineError
 from drawloom.leases import LeaseStatus
 
 SIZE = 4
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """An engine core over a small cache in two tiers and a runner that checks every block it
-    reads; lineages that return, fork, lease, move between the tiers and end in any order."""
+    """An engine core over a small cache in two tiers, tensors moved by the copies of a machine, and
+    a runner that checks every block it reads; lineages that return, fork, lease, move between the
+    tiers and end in any order; copies that fail."""
 
     window = 0
 
@@ -30,18 +34,25 @@ class CacheMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.made = 0
 
-    @initialize(host=st.sampled_from([0, 4, 12, 60, 60]), delay=st.integers(0, 3),
+    @initialize(host=st.sampled_from([0, 5, 9, 18, 36, 72]), delay=st.integers(0, 3),
                 through=st.sampled_from(list(WriteThrough)), spill=st.booleans(),
-                ahead=st.booleans())  # fmt: skip
-    def begin(self, host: int, delay: int, through: WriteThrough, spill: bool, ahead: bool) -> None:
+                ahead=st.booleans(), paged=st.booleans(), early=st.booleans())  # fmt: skip
+    def begin(
+        self, host: int, delay: int, through: WriteThrough, spill: bool, ahead: bool,
+        paged: bool, early: bool,
+    ) -> None:  # fmt: skip
         self.cache = KVCache(
             18, SIZE, lease_budget=0.5, host_blocks=host, write_through=through, window=self.window
         )
         self.cache.index.spill = spill
-        runner = MockRunner(hashed(3), SIZE, window=self.window, delay=delay, ahead=ahead)
+        self.runner = TensorRunner(
+            hashed(3), SIZE, 18, host, window=self.window, delay=delay, ahead=ahead,
+            paged=paged, early=early,
+        )  # fmt: skip
         info = EngineInfo("e", "mock", "cpu", 72 if not self.window else 200, 72, SIZE, host * SIZE)
         self.core = EngineCore(
-            info, self.cache, runner, NumberTokenizer(), max_tokens=11, max_sequences=4,
+            info, self.cache, self.runner, NumberTokenizer(), max_tokens=11, max_sequences=4,
+            fingerprint=Fingerprint(1, 1, 1, 1 << 30, "", "int64", SIZE, "mock"),
             clock=lambda: self.now,
         )  # fmt: skip
 
@@ -102,6 +113,24 @@ class CacheMachine(RuleBasedStateMachine):
                 self.core.batch.launched(plan)
             for output in self.core.batch.failed(plan, RuntimeError("no")):
                 del self.core._requests[output.seq.id]
+
+    @rule(count=st.integers(1, 3))
+    def copies_that_fail(self, count: int) -> None:
+        if self.runner.tier is not None:
+            self.runner.copies.failing = count
+
+    @rule(data=st.data())
+    def move_elsewhere_and_back(self, data: Any) -> None:
+        if not self.chats or self.window:
+            return
+        name = data.draw(st.sampled_from(sorted(self.chats)))
+        try:
+            exported = self.core.handle(do.Export(name))
+        except EngineError:
+            return
+        self.made += 1
+        self.core.handle(do.Release(name))
+        self.core.handle(do.Import(name, exported, b"" if self.made % 2 else b"v0\0"))
 
     @rule(data=st.data(), ttl=st.floats(0, 5), value=st.floats(0, 3))
     def lease(self, data: Any, ttl: float, value: float) -> None:

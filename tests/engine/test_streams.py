@@ -12,9 +12,9 @@ from torch import Tensor
 
 from drawloom.engine.base import GenerateRequest
 from drawloom.engine.config import EngineConfig, ModelConfig
+from drawloom.engine.copies import Copies
 from drawloom.engine.core import EngineCore
 from drawloom.engine.gpu import GpuRunner
-from drawloom.engine.index import Copies
 from drawloom.engine.kv import HostTier, KVStore
 from drawloom.engine.loading import load
 from drawloom.engine.sequence import SamplingParams

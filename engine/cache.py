@@ -151,11 +151,16 @@ class KVCache:
         if need > room:
             return None
         copies = self._seat(seq, found, branch, extent, reserve)
-        grown = self.grow(seq, wanted)
-        assert grown, "the blocks that were counted are not there"
-        seq.computed = seq.hit = found.tokens if branch is not None else full * self.block_size
-        seq.done = seq.computed
-        self._count_start(seq, found, branch)
+        try:
+            grown = self.grow(seq, wanted)
+            assert grown, "the blocks that were counted are not there"
+            seq.computed = found.tokens if branch is not None else full * self.block_size
+            seq.done = seq.hit = seq.computed
+            self._count_start(seq, found, branch)
+        except Exception:
+            for source, _, _ in copies:
+                self.copied(source)
+            raise
         ahead = self._hashes(seq, len(seq.tokens) // self.block_size)
         self._coming.update((key, seq.id) for key in ahead[full:])
         return copies
@@ -314,6 +319,11 @@ class KVCache:
         seq.computed = min(seq.computed, trusted)
         self.finish(seq)
 
+    def abandon(self, seq: Sequence) -> None:
+        """Take back what a sequence holds and remember nothing of it: `finish` failed."""
+        self.lineages.left(seq)
+        self._let_go(seq)
+
     def forget_all(self) -> None:
         """Drop everything that no sequence holds (the weights changed)."""
         self.lineages.clear()
@@ -322,11 +332,12 @@ class KVCache:
                 self.index.forget(entry)
 
     def empty_device(self) -> None:
-        """Move what nobody holds to host memory, or drop it where that is full: the device's
-        memory is about to go."""
+        """Move what nobody holds to host memory, or drop it: the device's memory is about to go."""
         self.lineages.unlease_all()
         for entry in list(self.index.by_block.values()):
-            if entry.block >= 0 and not entry.dead and not self.pool.refs(entry.block):
+            if entry.block >= 0 and self.pool.refs(entry.block):
+                self.index.forget(entry)
+            elif entry.block >= 0 and not entry.dead:
                 self.index.evict(entry)
 
     def adopt(self, lineage: str, tokens: list[int], salt: bytes) -> list[int]:

@@ -8,9 +8,9 @@ import asyncio
 import itertools
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ class Host(ABC):
         self._lock = threading.Lock()
         self._closing = False
         self._failure: str = ""
+        self._ended: Future[EngineClosed | None] = Future()
 
     # --- the seam -------------------------------------------------------------------------
 
@@ -129,6 +130,20 @@ class Host(ABC):
         stats: EngineStats = await self.tell(do.Stats())
         return stats
 
+    @property
+    def failed(self) -> EngineClosed | None:
+        """Why the engine ended by itself; None while it runs and after `close`."""
+        return self._ended.result() if self._ended.done() else None
+
+    async def ended(self) -> EngineClosed | None:
+        """Wait until the engine answers nothing any more.
+
+        Returns:
+            Why it ended by itself, or None when it was closed. Whoever serves an engine that ended
+            by itself should end, too, so that a supervisor starts it again.
+        """
+        return await asyncio.shield(asyncio.wrap_future(self._ended))
+
     @abstractmethod
     async def close(self) -> None: ...
 
@@ -161,9 +176,14 @@ class Host(ABC):
 
     def _deliver(self, deltas: list[Delta]) -> None:
         """From any thread: to the streams, on the event loop."""
+        self._call(self._distribute, deltas)
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        """Call on the event loop; nobody listens when it is closed."""
         loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._distribute, deltas)
+        if loop is not None:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(function, *args)
 
     def _distribute(self, deltas: list[Delta]) -> None:
         for delta in deltas:
@@ -179,11 +199,11 @@ class Host(ABC):
         with self._lock:
             self._closing = True
             numbers = list(self._answers)
+        if not self._ended.done():
+            self._ended.set_result(self._closed() if self._failure else None)
         for number in numbers:
             self._answer(number, None, self._closed())
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._end_streams)
+        self._call(self._end_streams)
 
     def _end_streams(self) -> None:
         for request, queue in self._streams.items():

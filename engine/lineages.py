@@ -106,6 +106,12 @@ class Lineages:
             counters.regret_tokens += lost
         record.broken = 0.0
 
+    def left(self, seq: Sequence) -> None:
+        """A sequence ended, and nothing of it can be remembered."""
+        record = self._records.get(seq.lineage)
+        if record is not None:
+            record.active = max(0, record.active - 1)
+
     def remember(self, seq: Sequence, entries: list[Entry]) -> None:
         """A sequence ended and left these behind, its computed beginning."""
         if seq.orphan:

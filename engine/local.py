@@ -5,6 +5,7 @@ with all deltas of that step.
 """
 
 import asyncio
+import logging
 import threading
 from collections import deque
 
@@ -12,6 +13,8 @@ from drawloom.engine import commands as do
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.core import EngineCore
 from drawloom.engine.host import Host
+
+log = logging.getLogger("drawloom.engine")
 
 
 class LocalEngine(Host):
@@ -55,7 +58,8 @@ class LocalEngine(Host):
                 if not core.busy and not self._commands:
                     self._wake.wait()
                     self._wake.clear()
-        except Exception as error:  # a bug in the core: every request must hear of it
+        except BaseException as error:  # a bug in the core: every request must hear of it
+            log.exception("engine %s ended", self.info.id)
             self._failure = f" after a failure: {error!r}"
         finally:
             self._end_all()

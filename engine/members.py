@@ -105,17 +105,17 @@ class Members:
         self._leave_blocks(seq, full if trusted is None else trusted)
 
     def _leave_blocks(self, seq: Sequence, trusted: int | None) -> None:
-        """Back to the queue; if that fails, it ends."""
+        """Put a running sequence back in the queue; without `trusted`, all it has computed holds."""
+        self._give_up_blocks(seq, trusted)
+        self._requeue(seq)
+
+    def _give_up_blocks(self, seq: Sequence, trusted: int | None) -> None:
         try:
             seq.land()
-            if trusted is None:
-                self.cache.finish(seq)
-            else:
-                self.cache.discard(seq, trusted)
-        except Exception as error:
-            self.fail(seq, error)
-        else:
-            self._requeue(seq)
+            self.cache.discard(seq, seq.computed if trusted is None else trusted)
+        except Exception:  # it only costs computing again
+            log.exception("what request %s computed could not be kept", seq.id)
+            self.cache.abandon(seq)
 
     def fail(self, seq: Sequence, error: Exception) -> None:
         """End a sequence with an error. Nothing of its last step is kept."""
@@ -125,10 +125,7 @@ class Members:
             log.error("request %s failed", seq.id, exc_info=error)
             error = EngineError(f"the engine failed on this request: {error!r}")
         self.broken.append(Output(seq, None, FinishReason.ERROR, error))
-        try:
-            self._end(seq, seq.published * self.cache.block_size)
-        except Exception:
-            log.exception("request %s could not be ended in order", seq.id)
+        self._end(seq, seq.published * self.cache.block_size)
 
     def take_broken(self) -> list[Output]:
         """The sequences that failed since the last call."""
@@ -157,19 +154,15 @@ class Members:
         seq.seat = -1
 
     def _end(self, seq: Sequence, trusted: int | None = None) -> None:
-        """Take a sequence out; it is out even if this raises."""
-        try:
-            if seq.status is Status.RUNNING or seq.blocks:
-                seq.land()
-                self.cache.discard(seq, seq.computed if trusted is None else trusted)
-        finally:
-            if seq.status is Status.RUNNING:
-                self._leave(seq)
-            else:
-                self._waiting.remove(seq)
-            self._suspects -= seq.suspect
-            seq.suspect, seq.status = False, Status.FINISHED
-            del self._by_id[seq.id]
+        if seq.status is Status.RUNNING or seq.blocks:
+            self._give_up_blocks(seq, trusted)
+        if seq.status is Status.RUNNING:
+            self._leave(seq)
+        else:
+            self._waiting.remove(seq)
+        self._suspects -= seq.suspect
+        seq.suspect, seq.status = False, Status.FINISHED
+        del self._by_id[seq.id]
 
 
 def rank(seq: Sequence) -> tuple[float, int]:

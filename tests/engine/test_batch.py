@@ -5,7 +5,7 @@ import pytest
 from drawloom.engine.batch import Batch
 from drawloom.engine.cache import KVCache
 from drawloom.engine.plan import Sampled, StepPlan
-from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence
+from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence, Status
 from drawloom.errors import ContextTooLong
 
 
@@ -53,6 +53,49 @@ def test_decoding_goes_on_while_others_prefill() -> None:
     plan = batch.schedule()
     assert plan is not None
     assert [(c.seq.id, len(c.tokens)) for c in plan.chunks] == [("first", 1), ("second", 31)]
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_every_decode_gets_its_token_before_any_prompt_whatever_the_priorities(
+    prompts: int,
+) -> None:
+    batch = _batch(blocks=200)
+    decoding = [f"d{n}" for n in range(3)]
+    for name in decoding:
+        batch.add(_seq(name, 4, priority=5.0, max_tokens=90))
+    plan = batch.schedule()
+    assert plan is not None
+    _finish(batch, plan)
+    for n in range(prompts):
+        batch.add(_seq(f"p{n}", 900, priority=float(n)))
+    for _ in range(30):
+        plan = batch.schedule()
+        assert plan is not None
+        tokens = {chunk.seq.id: len(chunk.tokens) for chunk in plan.chunks}
+        assert [tokens.get(name) for name in decoding] == [1, 1, 1]
+        assert sum(tokens.values()) == 32, "the prompts have the rest"
+        _finish(batch, plan)
+
+
+def test_a_prompt_that_takes_the_room_of_a_decode_takes_its_place_in_the_step() -> None:
+    cache = KVCache(10, 16, window=32)
+    batch = Batch(cache, max_tokens=32)
+    batch.add(_seq("low", 60, priority=5.0, max_tokens=40))
+    steps = 0
+    while True:
+        plan = batch.schedule()
+        assert plan is not None
+        _finish(batch, plan)
+        if plan.chunks[0].sample:
+            break
+    batch.add(_seq("high", 60, priority=0.0, max_tokens=2))
+    while len(batch):
+        plan = batch.schedule()
+        assert plan is not None
+        assert all(c.seq.status is Status.RUNNING for c in plan.chunks)
+        _finish(batch, plan)
+        steps += 1
+        assert steps < 200
 
 
 def test_a_prompt_that_can_never_fit_is_refused_at_once() -> None:

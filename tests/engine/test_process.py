@@ -1,0 +1,144 @@
+"""A child process that hangs, dies while it starts or refuses: noticed, replaced, or told."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drawloom.engine import child, process
+from drawloom.engine import commands as do
+from drawloom.engine.base import GenerateRequest
+from drawloom.engine.config import EngineConfig
+from drawloom.engine.host import continued
+from drawloom.engine.process import ProcessEngine
+from drawloom.engine.sequence import SamplingParams
+from drawloom.errors import EngineClosed, EngineError
+
+CONFIG = EngineConfig(kv_tokens=1024)
+
+
+@pytest.fixture
+async def engine(llama: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ProcessEngine]:
+    monkeypatch.setattr(process, "_FIRST_PAUSE", 0.01)
+    engine = await asyncio.to_thread(ProcessEngine.load, str(llama.folder), CONFIG, 4.0)
+    yield engine
+    await engine.close()
+
+
+def _ask(name: str, count: int = 40) -> GenerateRequest:
+    params = SamplingParams(max_tokens=count, ignore_eos=True)
+    return GenerateRequest(name, name, tuple(range(3, 23)), params)
+
+
+async def _interrupted(engine: ProcessEngine, number: signal.Signals, count: int = 40) -> list[int]:
+    """The tokens of a request whose child gets a signal after the third."""
+    tokens: list[int] = []
+    async for delta in engine.generate(_ask("a", count)):
+        tokens += delta.tokens
+        if len(tokens) == 3:
+            os.kill(engine.pid, number)
+    return tokens
+
+
+def _starts(monkeypatch: pytest.MonkeyPatch, failing: int) -> list[int]:
+    """The next `failing` children die at once; how many were started is noted."""
+    real, made = subprocess.Popen, list[int]()
+
+    def popen(command: list[str], **options: Any) -> Any:
+        made.append(1)
+        return real(["false"] if len(made) <= failing else command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    return made
+
+
+async def test_a_child_that_hangs_is_replaced(engine: ProcessEngine, llama: Any) -> None:
+    first = engine.pid
+    assert await _interrupted(engine, signal.SIGSTOP) == llama.greedy(list(range(3, 23)), 40)
+    assert engine.pid != first
+    assert engine.failed is None
+
+
+async def test_a_child_that_hangs_can_be_closed(llama: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(process, "_PATIENCE", 0.2)
+    engine = await asyncio.to_thread(ProcessEngine.load, str(llama.folder), CONFIG)
+    os.kill(engine.pid, signal.SIGSTOP)
+    await engine.close()
+    assert await engine.ended() is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine.pid, 0)
+
+
+async def test_a_resumption_that_is_refused_ends_its_stream(
+    engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(request: GenerateRequest, tokens: list[int]) -> GenerateRequest:
+        return continued(request, [*tokens, 100_000])
+
+    monkeypatch.setattr(process, "continued", refused)
+    with pytest.raises(EngineError, match=r"cannot go on.*vocabulary"):
+        await _interrupted(engine, signal.SIGKILL)
+    assert len([d async for d in engine.generate(_ask("b", 3))]) == 3
+
+
+async def test_children_that_die_while_they_start_are_tried_again(
+    engine: ProcessEngine, llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _starts(monkeypatch, failing=2)
+    assert await _interrupted(engine, signal.SIGKILL) == llama.greedy(list(range(3, 23)), 40)
+    assert len(made) == 3
+
+
+async def test_an_engine_whose_children_all_die_says_so_and_ends(
+    engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _starts(monkeypatch, failing=1000)
+    waits = asyncio.create_task(engine.ended())
+    with pytest.raises(EngineClosed, match="did not start"):
+        await _interrupted(engine, signal.SIGKILL)
+    why = await waits
+    assert isinstance(why, EngineClosed) and engine.failed is why
+    assert len(made) == process._STARTS
+    with pytest.raises(EngineClosed, match="did not start"):
+        await engine.stats()
+
+
+async def test_no_child_goes_on_with_older_weights(
+    engine: ProcessEngine, llama: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(llama.folder, tmp_path / "new")
+    await engine.tell(do.UpdateWeights("v2", folder=str(folder)))
+    shutil.rmtree(folder)
+    with pytest.raises(EngineClosed, match="does not start"):
+        await _interrupted(engine, signal.SIGKILL)
+
+
+async def test_what_cannot_be_sent_is_an_error_of_its_caller(engine: ProcessEngine) -> None:
+    request: Any = GenerateRequest("a", "a", (5, lambda: 6))  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="cannot be sent"):
+        async for _ in engine.generate(request):
+            pass
+    assert len([d async for d in engine.generate(_ask("b", 3))]) == 3
+
+
+def test_a_child_gives_signs_of_life_until_a_step_takes_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(child, "_BEAT", 0.01)
+    ours, theirs = Pipe()
+    line = child.Line(theirs)
+    line.begin()
+    for _ in range(5):  # nobody works for it meanwhile
+        assert ours.poll(10) and ours.recv() == ("alive",)
+    monkeypatch.setattr(child, "_LONGEST_STEP", 0.0)
+    while ours.poll(0.5):
+        ours.recv()
+    line._since = None  # it is idle
+    assert ours.poll(10)

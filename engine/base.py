@@ -92,7 +92,11 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What does not change while an engine lives."""
+    """What does not change while an engine lives.
+
+    `vocabulary` is how many ids the model has; some models have more than their tokenizer, and
+    these are never sampled. 0 is as many as the tokenizer.
+    """
 
     id: str
     model: str
@@ -101,6 +105,7 @@ class EngineInfo:
     kv_tokens: int
     block_size: int
     host_tokens: int = 0
+    vocabulary: int = 0
 
 
 @dataclass(frozen=True, slots=True)

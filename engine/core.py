@@ -112,7 +112,7 @@ class EngineCore(KVVerbs):
         `ConfigError` when it makes no sense."""
         if request.id in self._requests:
             raise EngineError(f"request {request.id} is already running")
-        size = self.tokenizer.size
+        size = self.info.vocabulary or self.tokenizer.size
         if request.tokens and not (min(request.tokens) >= 0 and max(request.tokens) < size):
             bad = next(t for t in request.tokens if not 0 <= t < size)
             raise EngineError(f"token id {bad} is outside the vocabulary of {size}")

@@ -24,7 +24,7 @@ from drawloom.engine.kernels import sample as choosing
 from drawloom.engine.kernels.decode import CROWD, Decodes, Parts, spare_parts
 from drawloom.engine.kernels.feed import feed
 from drawloom.engine.kernels.prefill import Prefills
-from drawloom.engine.kernels.sample import nothing, sample, unpack
+from drawloom.engine.kernels.sample import chosen, nothing, sample, unpack
 from drawloom.engine.kernels.trial import Trial
 from drawloom.engine.kernels.tuning import DECODE, PREFILL, seconds_on_gpu
 from drawloom.engine.kv import KVStore
@@ -34,7 +34,8 @@ from drawloom.engine.ops.step import Step
 from drawloom.engine.packing import UPDATES, Packer, Packing
 from drawloom.engine.plan import Chunk, Sampled, StepPlan
 from drawloom.engine.runner import ModelRunner
-from drawloom.engine.sampling import score, shape, shaped
+from drawloom.engine.sampling import score, shape, shaped, without
+from drawloom.errors import EngineError
 
 Result = Callable[[], dict[str, Sampled]]
 _IN_FLIGHT = 3
@@ -183,7 +184,7 @@ class GpuRunner(ModelRunner):
             for row, chunk in shaping:
                 shape(logits[row], chunk)
         sample(
-            logits, self._picked, packed.ints("said_by"), packed.floats("temperatures"),
+            without(logits, self.unknown), self._picked, packed.ints("said_by"), packed.floats("temperatures"),
             packed.longs("keys"), packed.ints("top_k"), packed.floats("top_p"), step.filtered,
         )  # fmt: skip
 
@@ -199,7 +200,7 @@ class GpuRunner(ModelRunner):
         def wait() -> dict[str, Sampled]:
             done.synchronize()
             values = out.tolist()
-            found = {name: Sampled(unpack(values[seat])) for name, seat in seats}
+            found = {name: _sampled(values[seat]) for name, seat in seats}
             for name, own, best, likely in told:
                 found[name].logprob = float(own)
                 found[name].top = tuple(zip(likely.tolist(), best.tolist(), strict=True))
@@ -224,7 +225,8 @@ class GpuRunner(ModelRunner):
             if chunk.seq.params.logprobs:
                 table = logits[row].float().log_softmax(-1)
                 token = choosing.tokens(self._picked[chunk.seq.seat : chunk.seq.seat + 1])
-                best = table.topk(min(chunk.seq.params.top_logprobs, table.shape[0]))
+                known = without(table[None], self.unknown)[0]
+                best = known.topk(min(chunk.seq.params.top_logprobs, known.shape[0]))
                 parts = (table[token], best.values, best.indices)
                 own, values, indices = (self._to_host(part) for part in parts)
                 found.append((chunk.seq.id, own, values, indices))
@@ -329,6 +331,13 @@ class GpuRunner(ModelRunner):
     def sleep(self) -> None:
         self._graphs.forget()
         super().sleep()
+
+
+def _sampled(picked: int) -> Sampled:
+    if chosen(picked):
+        return Sampled(unpack(picked))
+    why = "no token can be chosen: the model's logits are NaN or infinite, or all are ruled out"
+    return Sampled(-1, error=EngineError(why))
 
 
 def _use(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """From a checkpoint, or weights in memory, to an engine core."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from hashlib import blake2b
 
 import torch
@@ -15,9 +16,11 @@ from drawloom.engine.grammar import LLGuidance
 from drawloom.engine.portable import Fingerprint
 from drawloom.engine.runner import ModelRunner, pick_device
 from drawloom.engine.tokenizer import Tokenizer
-from drawloom.errors import ConfigError, EngineError
+from drawloom.errors import CheckpointError, ConfigError, EngineError
 
 _CPU_KV_BYTES = 1 << 30
+_SAMPLED = 4096
+_NO_NUMBERS = ("eos_ids", "dtype", "max_position", "tied")
 
 
 def load(
@@ -46,7 +49,7 @@ def build(
     runner: type[ModelRunner] | None = None,
 ) -> EngineCore:
     """An engine over weights that are already in memory; `runner` is chosen by the device."""
-    config = config.on(device.type)
+    config, unknown = config.on(device.type), _check_vocabulary(spec, tokenizer)
     if device.type == "cpu":
         torch.set_num_threads(config.threads)
     elif config.weights == "int8":
@@ -65,6 +68,7 @@ def build(
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
         raise EngineError(f"no memory for the model and {blocks} KV blocks: {error}") from None
+    made.unknown = unknown
     cache = KVCache(
         blocks,
         config.block_size,
@@ -76,7 +80,7 @@ def build(
     core = EngineCore(
         EngineInfo(
             id, name, str(device), limit, capacity, config.block_size,
-            config.host_blocks * config.block_size,
+            config.host_blocks * config.block_size, spec.vocab_size,
         ),
         cache,
         made,
@@ -85,7 +89,8 @@ def build(
         max_sequences=config.max_sequences,
         eos_ids=spec.eos_ids,
         grammars=LLGuidance(tokenizer, spec.eos_ids),
-        fingerprint=fingerprint(spec, weights, config.block_size),
+        fingerprint=fingerprint(spec, weights, config),
+        digest=lambda weights: digest(spec, weights, dtype),
         load_weights=lambda folder: _reload(folder, spec, dtype),
     )  # fmt: skip
     core.copy_seconds = made.copy_seconds()
@@ -104,20 +109,51 @@ def _reload(folder: str, spec: ModelConfig, dtype: torch.dtype) -> dict[str, Ten
     return checkpoint.load(checkpoint.resolve(folder), spec, dtype)
 
 
-def fingerprint(spec: ModelConfig, weights: dict[str, Tensor], block_size: int) -> Fingerprint:
-    """What an engine's KV depends on."""
-    names = ("model.norm.weight", "model.layers.0.self_attn.k_proj.weight")
-    few = b"".join(weights[n].flatten()[:4096].float().cpu().numpy().tobytes() for n in names)
+def fingerprint(
+    spec: ModelConfig, weights: dict[str, Tensor], config: EngineConfig
+) -> Fingerprint:
+    """Return what an engine's KV depends on."""
+    dtype = weights["model.norm.weight"].dtype
+    numbers = {name: value for name, value in asdict(spec).items() if name not in _NO_NUMBERS}
+    numbers |= {"weights": config.weights, "deterministic": config.deterministic}
     return Fingerprint(
         spec.layers,
         spec.kv_heads,
         spec.head_dim,
         spec.vocab_size,
-        f"{spec.rope_theta} {spec.rope_scaling}",
-        str(weights["model.norm.weight"].dtype),
-        block_size,
-        blake2b(few, digest_size=8).hexdigest(),
+        json.dumps(numbers, sort_keys=True),
+        str(dtype).removeprefix("torch."),
+        config.block_size,
+        digest(spec, weights, dtype),
     )
+
+
+def digest(spec: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype) -> str:
+    """Return a hash of numbers from all over every weight, as the engine holds them."""
+    found = blake2b(digest_size=16)
+    for name in sorted(checkpoint.shapes(spec)):
+        weight = weights[name].reshape(-1)
+        step = max(1, weight.numel() // _SAMPLED) | 1  # odd, so that all columns are met
+        some = weight[::step].to(dtype).float().cpu()
+        found.update(name.encode())
+        found.update(some.numpy().tobytes())
+    return found.hexdigest()
+
+
+def _check_vocabulary(spec: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids of a model that its tokenizer does not have.
+
+    Raises:
+        CheckpointError: the tokenizer has ids that the model does not have.
+    """
+    known = tokenizer.ids()
+    if known and max(known) >= spec.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has ids up to {max(known)}, the model only {spec.vocab_size} "
+            "(vocab_size in config.json): this tokenizer.json belongs to another model, or the "
+            "model's embeddings were not resized for tokens that were added"
+        )
+    return tuple(id for id in range(spec.vocab_size) if id not in known)
 
 
 def pick_dtype(config: EngineConfig, spec: ModelConfig, device: torch.device) -> torch.dtype:
@@ -142,4 +178,4 @@ def _free_bytes(device: torch.device, config: EngineConfig, needed: int) -> int:
     return int(left * config.kv_memory)
 
 
-__all__ = ["build", "fingerprint", "load", "pick_dtype"]
+__all__ = ["build", "digest", "fingerprint", "load", "pick_dtype"]

@@ -9,14 +9,18 @@ from drawloom.errors import EngineError
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What two engines must share for one's KV to mean anything to the other. `digest` is of a
-    few of the weights: models of one shape are not one model."""
+    """What two engines must share for one's KV to mean anything to the other.
+
+    Attributes:
+        model: everything else in the configuration that changes numbers, as text.
+        digest: of a sample of every weight: models of one shape are not one model.
+    """
 
     layers: int
     kv_heads: int
     head_dim: int
     vocab_size: int
-    rope: str
+    model: str
     dtype: str
     block_size: int
     digest: str
@@ -50,8 +54,15 @@ def unpack(fingerprint: Fingerprint, weights: str, data: bytes) -> tuple[list[in
             f"this KV is of another model or weights ({about.get('drawloom')}, weights "
             f"{about.get('weights')!r}); here are {mine}, weights {weights!r}"
         )
-    if kv.shape[0] != -(-len(tokens) // fingerprint.block_size):
-        raise EngineError("this KV and its tokens do not belong together")
+    f, count = fingerprint, -(-len(tokens) // fingerprint.block_size)
+    shape = (count, f.layers, 2, f.block_size, f.kv_heads, f.head_dim)
+    if tuple(kv.shape) != shape or str(kv.dtype).removeprefix("torch.") != f.dtype:
+        raise EngineError(
+            f"this KV is {kv.dtype} {list(kv.shape)}, its {len(tokens)} tokens need {f.dtype} "
+            f"{list(shape)}"
+        )
+    if any(not 0 <= token < f.vocab_size for token in tokens):
+        raise EngineError(f"this KV is of tokens outside the vocabulary of {f.vocab_size}")
     return tokens, kv
 
 

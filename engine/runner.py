@@ -17,7 +17,11 @@ from drawloom.errors import ConfigError, EngineError
 
 
 class ModelRunner:
-    """A model on one device, which computes when it is asked for the result."""
+    """A model on one device, which computes when it is asked for the result.
+
+    Attributes:
+        unknown: ids of the model that its tokenizer does not have, ascending; never sampled.
+    """
 
     ahead = False
 
@@ -32,6 +36,7 @@ class ModelRunner:
     ) -> None:
         self.device, self.block_size = device, config.block_size
         self._spec, self._blocks = model, blocks
+        self.unknown: tuple[int, ...] = ()
         self._dtype = weights["model.norm.weight"].dtype
         self.ops = self._make_ops(config)
         self.model = Decoder(model, weights, self.ops, device)
@@ -82,7 +87,7 @@ class ModelRunner:
         out: dict[str, Sampled] = {}
         if sampled:
             last = hidden[torch.tensor(rows, device=hidden.device)]
-            out = sample(self.model.logits(last), sampled)
+            out = sample(self.model.logits(last), sampled, self.unknown)
         for chunk in chunks:
             if scored := chunk.scored:
                 start = spans[chunk.seq.id][0]

@@ -23,17 +23,28 @@ class Head(Protocol):
     def logits(self, hidden: Tensor) -> Tensor: ...
 
 
-def sample(logits: Tensor, chunks: list[Chunk]) -> dict[str, Sampled]:
+def sample(
+    logits: Tensor, chunks: list[Chunk], unknown: tuple[int, ...] = ()
+) -> dict[str, Sampled]:
     """One token for each chunk; `logits` is [len(chunks), vocabulary], any float type.
 
     In this order: bias and penalties, the grammar, temperature, top-k and top-p, noise.
-    Log-probabilities are the model's own, before any of that.
+    Log-probabilities are the model's own, before any of that. The ids of `unknown`, ascending, are
+    never chosen: the tokenizer has no tokens for them.
     """
     plain = all(c.seq.params.temperature == 0 and not shaped(c) for c in chunks)
     logits = logits.float()  # also because argmax of bfloat16 is four times slower on a CPU
-    tokens = logits.argmax(-1).tolist() if plain else _choose(logits, chunks)
+    known = without(logits, unknown)
+    tokens = known.argmax(-1).tolist() if plain else _choose(known, chunks)
     wanted = [i for i, chunk in enumerate(chunks) if chunk.seq.params.logprobs]
     out = {c.seq.id: Sampled(t) for c, t in zip(chunks, tokens, strict=True)}
+    # argmax takes NaN for the largest, so that whoever has one chooses it
+    chosen = logits[torch.arange(len(tokens)), torch.tensor(tokens)]
+    for chunk, sound in zip(chunks, chosen.isfinite().tolist(), strict=True):
+        if not sound:
+            out[chunk.seq.id].error = EngineError(
+                "no token can be chosen: the model's logits are NaN or infinite"
+            )
     if wanted:
         rows = torch.tensor(wanted, device=logits.device)
         table = logits[rows].float().log_softmax(-1)
@@ -41,10 +52,23 @@ def sample(logits: Tensor, chunks: list[Chunk]) -> dict[str, Sampled]:
             chunk, result = chunks[index], out[chunks[index].seq.id]
             result.logprob = row[result.token].item()
             if count := chunk.seq.params.top_logprobs:
-                best = row.topk(min(count, row.shape[0]))
+                best = row[: known.shape[1]].topk(min(count, known.shape[1]))
                 pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
                 result.top = tuple(pairs)
     return out
+
+
+def without(logits: Tensor, unknown: tuple[int, ...]) -> Tensor:
+    """Leave ids out of a choice: those at the end of the vocabulary, where models are padded, by a
+    view, others in a copy."""
+    width, count = logits.shape[1], len(unknown)
+    while count and unknown[count - 1] == width - 1:
+        width, count = width - 1, count - 1
+    known = logits[:, :width]
+    if count:
+        gaps = torch.tensor(unknown[:count], device=logits.device)
+        known = known.index_fill(1, gaps, float("-inf"))
+    return known
 
 
 def score(model: Head, hidden: Tensor, tokens: list[int]) -> list[float]:
@@ -83,8 +107,8 @@ def _choose(logits: Tensor, chunks: list[Chunk]) -> list[int]:
 def shape(row: Tensor, chunk: Chunk) -> None:
     """Bias, penalties and grammar of one sequence, in place; `row` is [vocabulary]."""
     seq, params = chunk.seq, chunk.seq.params
-    if params.logit_bias:
-        ids, values = zip(*params.logit_bias, strict=True)
+    if bias := [(id, value) for id, value in params.logit_bias if id < row.shape[0]]:
+        ids, values = zip(*bias, strict=True)
         row[torch.tensor(ids, device=row.device)] += torch.tensor(values, device=row.device)
     if params.penalised:
         _penalise(row, seq.tokens, seq.prompt_length, params.repetition_penalty,
@@ -102,11 +126,12 @@ def _penalise(
 ) -> None:
     said = torch.tensor(tokens, device=row.device)
     if repetition != 1.0:
-        seen = said.unique()
+        seen = said[said < row.shape[0]].unique()
         value = row[seen]
         row[seen] = torch.where(value > 0, value / repetition, value * repetition)
     if (presence or freq) and len(tokens) > prompt:
-        ids, counts = said[prompt:].unique(return_counts=True)
+        own = said[prompt:]  # sampled, so known
+        ids, counts = own[own < row.shape[0]].unique(return_counts=True)
         row[ids] -= presence + freq * counts
 
 
@@ -157,4 +182,4 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-__all__ = ["gumbel", "keep", "noise_key", "sample", "score", "shape", "shaped"]
+__all__ = ["gumbel", "keep", "noise_key", "sample", "score", "shape", "shaped", "without"]

@@ -74,6 +74,10 @@ class Tokenizer:
             return ""
         return text
 
+    def ids(self) -> frozenset[int]:
+        """All ids that are tokens; there may be gaps between them."""
+        return frozenset(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
     def hides(self, text: str) -> bool:
         """Return whether `text` is a special token, which decoding leaves out by default."""
         return self._prompts.special(text)

@@ -113,11 +113,12 @@ def _sample(
                 stop = width
                 if split == 0:
                     edge, spare = _floor(base, width, k, p, temperature, TILE)
-        best, choice, ties = float("-inf"), 0, 0
+        best, choice, ties, bad = float("-inf"), 0, 0, 0
         for at in range(start, stop, TILE):
             cols = at + tl.arange(0, TILE)
             live = cols < stop
             x = tl.load(base + cols, mask=live, other=float("-inf")).to(tl.float32)
+            bad += tl.sum((x != x).to(tl.int32), 0)
             value = x
             if temperature > 0.0:
                 value = x / temperature + _noise(key, cols)
@@ -133,6 +134,7 @@ def _sample(
             best = tl.maximum(best, top)
         if start < stop:
             offer = (_ordered(best).to(tl.int64) << 32) | tl.cast(0x7FFFFFFF - choice, tl.int64)
+            offer = tl.where(bad > 0, 0x7FFFFFFF7FFFFFFF, offer)  # greater than any number
             tl.atomic_max(picked + seat, offer)
 
 
@@ -171,6 +173,12 @@ def tokens(picked: Tensor) -> Tensor:
 def unpack(picked: int) -> int:
     """The token id that was picked."""
     return 0x7FFFFFFF - (picked & 0xFFFFFFFF)
+
+
+def chosen(picked: int) -> bool:
+    """Whether a token was picked for a number: not for NaN, infinity, or where all are ruled out
+    (minus infinity). Otherwise token 0 stands there, which can be fed."""
+    return -0x7F800001 < picked >> 32 < 0x7F800000
 
 
 def nothing(seats: int, device: torch.device) -> Tensor:

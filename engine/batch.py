@@ -8,7 +8,7 @@ after a tool and decoding are the same arithmetic. Pure: no clock, no tensor, no
 from collections.abc import Iterable
 
 from drawloom.engine.cache import KVCache
-from drawloom.engine.members import BatchCounters, Members, Output, rank
+from drawloom.engine.members import BatchCounters, Members, Output, fault, rank
 from drawloom.engine.plan import Chunk, Sampled, StepPlan, chunk_of
 from drawloom.engine.sequence import PENDING, FinishReason, Sequence, Status
 
@@ -229,8 +229,8 @@ class Batch(Members):
                 continue
             try:
                 output = self._book(chunk, sampled.get(seq.id))
-            except Exception as error:
-                self.fail(seq, error)
+            except BaseException as error:
+                self.fail(seq, fault(error))
             else:
                 if output is not None:
                     outputs.append(output)

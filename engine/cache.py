@@ -16,8 +16,9 @@ from itertools import islice
 
 from drawloom.engine.copies import Copies
 from drawloom.engine.entries import Entry, Match
-from drawloom.engine.index import BlockIndex, chain, root
-from drawloom.engine.lineages import CacheCounters, Lineages, WriteThrough, common
+from drawloom.engine.index import BlockIndex, block_keys, chain, root
+from drawloom.engine.lineages import Lineages
+from drawloom.engine.records import CacheCounters, WriteThrough, common
 from drawloom.engine.sequence import SamplingParams, Sequence
 
 _BRANCHES_SEARCHED = 16
@@ -73,14 +74,6 @@ class KVCache:
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
 
-    def _hashes(self, seq: Sequence, blocks: int) -> list[bytes]:
-        """The keys of a sequence's first full blocks, computed once each."""
-        hashes, size = seq.hashes, self.block_size
-        for at in range(len(hashes), blocks):
-            parent = hashes[-1] if hashes else root(seq.salt)
-            hashes.append(chain(parent, seq.tokens[at * size : (at + 1) * size]))
-        return hashes
-
     def _first_needed(self, tokens: int) -> int:
         """The first block that the token after `tokens` tokens attends to."""
         return max(0, tokens - self.window + 1) // self.block_size if self.window else 0
@@ -89,7 +82,7 @@ class KVCache:
         """The kept beginning of a sequence. The last token is never taken from the cache: its
         logits are wanted."""
         size, limit = self.block_size, seq.reusable
-        hashes, known = self._hashes(seq, limit // size), self.index.known
+        hashes, known = block_keys(self.block_size, seq, limit // size), self.index.known
         full = self._full(hashes[: limit // size])
         first = min(full, self._first_needed(full * size))
         entries = [known[key] for key in hashes[first:full]]
@@ -123,7 +116,7 @@ class KVCache:
         """Which running sequence is computing what this one needs next: better wait and share."""
         if not self._coming:
             return None
-        hashes = self._hashes(seq, seq.reusable // self.block_size)
+        hashes = block_keys(self.block_size, seq, seq.reusable // self.block_size)
         full = self._full(hashes[: seq.reusable // self.block_size])
         return self._coming.get(hashes[full]) if full < len(hashes) else None
 
@@ -161,7 +154,7 @@ class KVCache:
             for source, _, _ in copies:
                 self.copied(source)
             raise
-        ahead = self._hashes(seq, len(seq.tokens) // self.block_size)
+        ahead = block_keys(self.block_size, seq, len(seq.tokens) // self.block_size)
         self._coming.update((key, seq.id) for key in ahead[full:])
         return copies
 
@@ -245,7 +238,7 @@ class KVCache:
 
     def _publish_full(self, seq: Sequence, tokens: int) -> None:
         size, index = self.block_size, self.index
-        hashes = self._hashes(seq, tokens // size)
+        hashes = block_keys(self.block_size, seq, tokens // size)
         while seq.published < tokens // size:
             at = seq.published
             mine = seq.blocks[at]
@@ -272,9 +265,8 @@ class KVCache:
         seq.dropped = max(seq.dropped, first)
 
     def finish(self, seq: Sequence) -> None:
-        """A sequence ends or is preempted: its blocks stay known until somebody needs them.
-
-        Whatever fails on the way, it holds no block afterwards."""
+        """A sequence ends or is preempted: its blocks stay known until somebody needs them. It
+        holds none afterwards, whatever fails."""
         try:
             self.lineages.remember(seq, self._leave_known(seq))
         finally:

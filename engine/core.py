@@ -12,7 +12,7 @@ from drawloom.engine import commands as do
 from drawloom.engine.base import Delta, EngineInfo, GenerateRequest
 from drawloom.engine.batch import Batch
 from drawloom.engine.cache import KVCache
-from drawloom.engine.members import Output
+from drawloom.engine.members import Output, fault
 from drawloom.engine.plan import Runner, Sampled, StepPlan
 from drawloom.engine.portable import Fingerprint
 from drawloom.engine.requests import Request
@@ -102,8 +102,13 @@ class EngineCore(KVVerbs):
         }
 
     def handle(self, command: do.Command) -> Any:
-        """Carry out a command between two steps; its answer, or what it raises."""
-        return self._does[type(command)](command)
+        """Carry out a command between two steps; its answer, or the `Exception` it raises."""
+        try:
+            return self._does[type(command)](command)
+        except Exception:
+            raise
+        except BaseException as error:
+            raise fault(error) from None
 
     # --- requests -------------------------------------------------------------------------
 
@@ -255,8 +260,8 @@ class EngineCore(KVVerbs):
             sampled = result()
             done = self._done = self._clock()
             self._outputs += self.batch.complete(plan, sampled)
-        except Exception as error:
-            self._outputs += self.batch.failed(plan, error)
+        except BaseException as error:
+            self._outputs += self.batch.failed(plan, fault(error))
             return
         self._faults = 0
         with self._fault("measuring a step"):
@@ -284,7 +289,8 @@ class EngineCore(KVVerbs):
             return self._fail(request, output.error)
         try:
             return self._told(request, output)
-        except Exception as error:
+        except BaseException as raised:
+            error = fault(raised)
             self.batch.fail(output.seq, error)
             self.batch.take_broken()
             log.exception("the answer of request %s cannot be told", output.seq.id)

@@ -30,6 +30,15 @@ def root(salt: bytes) -> bytes:
     return blake2b(salt, digest_size=16, person=b"drawloom-kv").digest()
 
 
+def block_keys(size: int, seq: Sequence, blocks: int) -> list[bytes]:
+    """The keys of a sequence's first full blocks of `size` tokens, computed once each."""
+    known = seq.hashes
+    for at in range(len(known), blocks):
+        parent = known[-1] if known else root(seq.salt)
+        known.append(chain(parent, seq.tokens[at * size : (at + 1) * size]))
+    return known
+
+
 class BlockIndex:
     """Entries by key and by place, in two tiers. Pure bookkeeping.
 
@@ -381,4 +390,4 @@ class BlockIndex:
                 assert entry.parent in self.known or entry.parent in roots, "a chain lost a block"
 
 
-__all__ = ["BlockIndex", "chain", "root"]
+__all__ = ["BlockIndex", "block_keys", "chain", "root"]

@@ -7,59 +7,15 @@ prefetched before it returns (engines.md §6.3).
 """
 
 import heapq
-from dataclasses import dataclass, field
-from enum import Enum
+from array import array
 
 from drawloom.engine.entries import Entry
 from drawloom.engine.index import BlockIndex
+from drawloom.engine.records import CacheCounters, Lineage, WriteThrough, common
 from drawloom.engine.sequence import Sequence
 from drawloom.leases import KVReply, LeaseStatus
 
 _SLACK = 64
-
-
-class WriteThrough(Enum):
-    """Which blocks are copied to host memory before they have to be."""
-
-    NEVER = "never"
-    LEASED = "leased"
-    ALL = "all"
-
-
-@dataclass(slots=True)
-class Lineage:
-    """What a conversation left behind: its chain of entries and how far it was ever computed.
-
-    `version` outdates what the heaps of leases still say; `broken` is until when a lease that
-    was broken would have held.
-    """
-
-    entries: list[Entry] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    expires: float = 0.0
-    leased: int = 0
-    version: int = 0
-    broken: float = 0.0
-    active: int = 0
-
-
-@dataclass(slots=True)
-class CacheCounters:
-    """Since the start, in tokens and events. `lease_regrets` are broken leases whose conversation
-    came back while they would have held, `regret_tokens` what it lost by that."""
-
-    hit_tokens: int = 0
-    hit_host_tokens: int = 0
-    recomputed_tokens: int = 0
-    prompt_tokens: int = 0
-    lease_grants: int = 0
-    lease_clips: int = 0
-    lease_breaks: int = 0
-    lease_regrets: int = 0
-    regret_tokens: int = 0
-    demotions: int = 0
-    saved_blocks: int = 0
-    loaded_blocks: int = 0
 
 
 class Lineages:
@@ -81,6 +37,7 @@ class Lineages:
         self._versions = 0
         self._now = 0.0
         self._demoting: dict[Entry, str] = {}
+        self._most = _SLACK
 
     def __len__(self) -> int:
         return len(self._records)
@@ -118,7 +75,8 @@ class Lineages:
             for entry in entries:
                 entry.users.discard(seq.lineage)
             return
-        record = self._records.setdefault(seq.lineage, Lineage())
+        record = self._records.pop(seq.lineage, None) or Lineage()
+        self._records[seq.lineage] = record  # the last one is the one used last
         record.active = max(0, record.active - 1)
         mine = set(map(id, entries))
         follows = {entry.parent: entry for entry in entries}
@@ -130,8 +88,8 @@ class Lineages:
                     self.index.retire(entry)
         record.entries = entries
         known = len(record.tokens)
-        if seq.computed >= known or seq.tokens[:known] != record.tokens:
-            record.tokens = seq.tokens[: seq.computed]
+        if seq.computed >= known or common(seq.tokens, record.tokens) < known:
+            record.tokens = array("i", seq.tokens[: seq.computed])
         record.leased = 0
         for at, entry in enumerate(entries):  # a lease covers a beginning, without gaps
             if seq.lineage in entry.leases and record.leased == at:
@@ -140,6 +98,39 @@ class Lineages:
                 self.index.unlease(entry, seq.lineage)
         if self._write_through is WriteThrough.ALL:
             self._save(entries)
+        if len(self._records) > self._most:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Drop the records that are of no use any more.
+
+        These are the conversations that lost blocks and have none left that only they use, and of
+        all others as many as there are more than blocks, the longest unused first: one-off
+        requests would leave records for ever otherwise. None that runs or has a lease is dropped.
+        A conversation that returns finds its KV by the hashes of its tokens, with or without one.
+        """
+        idle = [name for name, record in self._records.items() if self._idle(record)]
+        for name in [name for name in idle if self._lost(name)]:
+            self._drop(name)
+        idle = [name for name in idle if name in self._records]
+        index = self.index
+        for name in idle[: max(0, len(self._records) - index.pool.count - index.host_total)]:
+            self._drop(name)
+        self._most = len(self._records) * 3 // 2 + _SLACK
+
+    def _idle(self, record: Lineage) -> bool:
+        return not record.active and not record.leased and record.broken <= self._now
+
+    def _lost(self, name: str) -> bool:
+        """Whether a conversation lost blocks, and all it has left is used by others, too."""
+        entries = self._records[name].entries
+        alive = [entry for entry in entries if not entry.dead]
+        return len(alive) < len(entries) and all(len(entry.users) > 1 for entry in alive)
+
+    def _drop(self, name: str) -> None:
+        for entry in self._records.pop(name).entries:
+            entry.users.discard(name)
+            self._demoting.pop(entry, None)
 
     # --- verbs for programs ---------------------------------------------------------------
 
@@ -224,7 +215,7 @@ class Lineages:
         if record is None:
             return KVReply(LeaseStatus.MISSING, 0)
         if child not in self._records:
-            twin = Lineage(list(record.entries), list(record.tokens))
+            twin = Lineage(list(record.entries), record.tokens[:])
             self._records[child] = twin
             for entry in record.entries:
                 self.index.use(entry, child)
@@ -377,12 +368,4 @@ class Lineages:
                 assert name in entry.leases or entry.dead or entry.block < 0
 
 
-def common(mine: list[int], theirs: list[int] | tuple[int, ...]) -> int:
-    """How many tokens two lists begin with alike."""
-    length = min(len(mine), len(theirs))
-    if tuple(mine[:length]) == tuple(theirs[:length]):
-        return length
-    return next(n for n in range(length) if mine[n] != theirs[n])
-
-
-__all__ = ["CacheCounters", "Lineage", "Lineages", "WriteThrough", "common"]
+__all__ = ["Lineages"]

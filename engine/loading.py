@@ -9,7 +9,8 @@ from torch import Tensor
 
 from drawloom.engine import checkpoint
 from drawloom.engine.base import EngineInfo
-from drawloom.engine.cache import KVCache, WriteThrough
+from drawloom.engine.cache import KVCache
+from drawloom.engine.records import WriteThrough
 from drawloom.engine.config import EngineConfig, ModelConfig
 from drawloom.engine.core import EngineCore
 from drawloom.engine.grammar import LLGuidance

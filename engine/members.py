@@ -28,6 +28,17 @@ class BatchCounters:
     preemptions: int = 0
 
 
+def fault(error: BaseException) -> Exception:
+    """Return what fails a request: the panic of a library in Rust is no `Exception`.
+
+    Raises:
+        KeyboardInterrupt, SystemExit, GeneratorExit: what is to end the thread goes on.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
+    return error if isinstance(error, Exception) else EngineError(f"a library failed: {error!r}")
+
+
 class Members:
     """The sequences of an engine, waiting and running, over one KV cache.
 
@@ -170,4 +181,4 @@ def rank(seq: Sequence) -> tuple[float, int]:
     return seq.priority, seq.arrival
 
 
-__all__ = ["BatchCounters", "Members", "Output", "rank"]
+__all__ = ["BatchCounters", "Members", "Output", "fault", "rank"]

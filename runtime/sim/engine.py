@@ -11,7 +11,8 @@ import heapq
 import math
 from dataclasses import dataclass
 
-from drawloom.engine.cache import KVCache, WriteThrough
+from drawloom.engine.cache import KVCache
+from drawloom.engine.records import WriteThrough
 from drawloom.engine.sequence import SamplingParams, Sequence
 from drawloom.runtime.sim.presets import Machine
 

@@ -9,11 +9,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from drawloom.engine import commands as do
 from drawloom.engine.base import EngineInfo, GenerateRequest
-from drawloom.engine.cache import KVCache, WriteThrough
+from drawloom.engine.cache import KVCache
 from drawloom.engine.core import EngineCore
 from drawloom.engine.mock import NumberTokenizer, hashed
 from drawloom.engine.mock_tiers import TensorRunner
 from drawloom.engine.portable import Fingerprint
+from drawloom.engine.records import WriteThrough
 from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence, Status
 from drawloom.errors import EngineError
 from drawloom.leases import LeaseStatus
@@ -163,6 +164,10 @@ class CacheMachine(RuleBasedStateMachine):
             self.made += 1
             self.core.handle(do.Branch(name, (f"chat-{self.made}",)))
             self.chats[f"chat-{self.made}"] = list(self.chats[name])
+
+    @rule()
+    def sweep(self) -> None:
+        self.cache.lineages._sweep()
 
     @rule(data=st.data())
     def cancel(self, data: Any) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from drawloom.engine import commands as do
 from drawloom.engine.base import EngineInfo, GenerateRequest
-from drawloom.engine.cache import KVCache, WriteThrough
+from drawloom.engine.cache import KVCache
 from drawloom.engine.config import ModelConfig
 from drawloom.engine.copies import Copies, runs
 from drawloom.engine.core import EngineCore
@@ -18,6 +18,7 @@ from drawloom.engine.kv import HostTier, KVStore
 from drawloom.engine.mock import NumberTokenizer, hashed
 from drawloom.engine.mock_tiers import TensorRunner
 from drawloom.engine.portable import Fingerprint
+from drawloom.engine.records import WriteThrough
 from drawloom.engine.sequence import FinishReason, SamplingParams
 
 SIZE = 4

@@ -7,10 +7,11 @@ import pytest
 
 from drawloom.engine import commands as do
 from drawloom.engine.base import Delta, EngineInfo, GenerateRequest, Grammar
-from drawloom.engine.cache import KVCache, WriteThrough
+from drawloom.engine.cache import KVCache
 from drawloom.engine.core import EngineCore
 from drawloom.engine.mock import NumberTokenizer, hashed
 from drawloom.engine.mock_tiers import TensorRunner
+from drawloom.engine.records import WriteThrough
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import EngineError
 
@@ -113,13 +114,13 @@ def _answer(deltas: list[Delta]) -> tuple[list[int], str, FinishReason | None]:
 class Breaking:
     """Raises at one call, and passes all others on."""
 
-    def __init__(self, real: Any, at: int) -> None:
-        self.real, self.at, self.calls = real, at, 0
+    def __init__(self, real: Any, at: int, error: type[BaseException] = RuntimeError) -> None:
+        self.real, self.at, self.calls, self.error = real, at, 0, error
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         self.calls += 1
         if self.calls == self.at:
-            raise RuntimeError("injected")
+            raise self.error("injected")
         return self.real(*args, **options)
 
 
@@ -194,6 +195,24 @@ def test_a_request_over_which_a_call_always_fails_ends_alone(
     found = {k: _answer(v) for k, v in _serve(core).items()}
     assert {k for k, v in found.items() if v[2] is FinishReason.ERROR} == {"1-r3", "2-r3"}
     assert all(found[k] == wanted[k] for k in wanted if not k.endswith("r3"))
+
+
+class Panic(BaseException):
+    """As a library in Rust raises it."""
+
+
+@pytest.mark.parametrize("name", ["run", "text.push", "accept"])
+def test_a_panic_of_a_library_ends_one_request(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    wanted = {k: _answer(v) for k, v in _serve(_core(False)).items()}
+    core = _core(False)
+    owner = next(o for o, n in CALLS if n == name)(core)
+    with monkeypatch.context() as patch:
+        _inject(patch, core, owner, name, 5).error = Panic
+        found = {k: _answer(v) for k, v in _serve(core).items()}
+    failed = [k for k, v in found.items() if v[2] is FinishReason.ERROR]
+    assert len(failed) == (name != "run")
+    assert all(found[k] == wanted[k] for k in wanted if k not in failed)
+    _is_sound(core)
 
 
 def test_a_step_that_can_never_be_planned_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

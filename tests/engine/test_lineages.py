@@ -1,0 +1,98 @@
+"""What is remembered of conversations is bounded, and nobody loses a hit by it."""
+
+import sys
+import tracemalloc
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from drawloom.engine import commands as do
+from drawloom.engine.base import EngineInfo, GenerateRequest
+from drawloom.engine.cache import KVCache
+from drawloom.engine.core import EngineCore
+from drawloom.engine.mock import NumberTokenizer, QuickRunner
+from drawloom.engine.sequence import SamplingParams
+from drawloom.leases import LeaseStatus
+
+SIZE = 16
+
+
+def _core(blocks: int = 64, host: int = 0) -> EngineCore:
+    cache = KVCache(blocks, SIZE, host_blocks=host)
+    info = EngineInfo("e", "mock", "cpu", blocks * SIZE, blocks * SIZE, SIZE, host * SIZE)
+    return EngineCore(info, cache, QuickRunner(lambda seq: 7, SIZE), NumberTokenizer())
+
+
+def _serve(core: EngineCore, lineage: str, tokens: Iterable[int]) -> None:
+    params = SamplingParams(max_tokens=1)
+    core.submit(GenerateRequest(lineage, lineage, tuple(tokens), params))
+    while core.busy:
+        core.step()
+
+
+def _prompts(kind: str, count: int) -> Any:
+    trunk = range(100)
+    for n in range(count):
+        if kind == "different":
+            yield range(1000 * n, 1000 * n + 120)
+        elif kind == "one trunk":
+            yield [*trunk, *range(1000 * n, 1000 * n + 20)]
+        else:
+            yield trunk
+
+
+@pytest.mark.parametrize("host", [0, 100])
+@pytest.mark.parametrize("kind", ["different", "one trunk", "the same"])
+def test_one_off_requests_leave_a_bounded_memory(kind: str, host: int) -> None:
+    core = _core(host=host)
+    sizes = []
+    tracemalloc.start()
+    try:
+        for n, tokens in enumerate(_prompts(kind, 2400)):
+            _serve(core, f"chat-{n}", tokens)
+            if n in (1199, 2399):
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    core.cache.check([])
+    assert len(core.cache.lineages) <= 2 * (64 + host) + 64
+    assert max(len(entry.users) for entry in core.cache.index.known.values()) <= 2 * 164 + 64
+    assert sizes[1] < 1.3 * sizes[0] + 200_000, "as many again take as much again"
+
+
+def test_a_conversation_that_was_dropped_hits_what_is_left_of_it() -> None:
+    core, twin = _core(), _core()
+    twin.cache.lineages._most = sys.maxsize  # drops nobody
+    for engine in (core, twin):
+        for n in range(400):
+            _serve(engine, f"chat-{n}", range(1000 * (n % 9), 1000 * (n % 9) + 30 + n))
+    assert len(core.cache.lineages) < len(twin.cache.lineages)
+    for counter in ("hit_tokens", "computed_tokens", "evictions"):
+        assert getattr(core.stats(), counter) == getattr(twin.stats(), counter)
+
+
+def test_whoever_has_a_lease_or_runs_is_not_dropped() -> None:
+    core = _core()
+    _serve(core, "leased", range(40))
+    core.handle(do.Lease("leased", 1e6, 1e6))
+    params = SamplingParams(max_tokens=500)
+    core.submit(GenerateRequest("r", "runs", tuple(range(100)), params))
+    core.step()
+    core.submit(GenerateRequest("s", "runs-again", tuple(range(100)), params))
+    for _ in range(3):
+        core.step()
+    core.cache.lineages._sweep()
+    assert core.handle(do.Renew("leased", 1.0)).status is LeaseStatus.ACCEPTED
+    core.cancel("r")
+    core.cancel("s")
+    assert core.cache.lineages.length("runs") > 0
+
+
+def test_tokens_of_a_conversation_are_compact() -> None:
+    core = _core()
+    _serve(core, "chat", range(500))
+    record = core.cache.lineages._records["chat"]
+    assert isinstance(record.tokens, array)
+    assert sys.getsizeof(record.tokens) < 5 * 500

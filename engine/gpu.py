@@ -184,7 +184,8 @@ class GpuRunner(ModelRunner):
             for row, chunk in shaping:
                 shape(logits[row], chunk)
         sample(
-            without(logits, self.unknown), self._picked, packed.ints("said_by"), packed.floats("temperatures"),
+            without(logits, self.unknown), self._picked,
+            packed.ints("said_by"), packed.floats("temperatures"),
             packed.longs("keys"), packed.ints("top_k"), packed.floats("top_p"), step.filtered,
         )  # fmt: skip
 

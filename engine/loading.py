@@ -10,11 +10,11 @@ from torch import Tensor
 from drawloom.engine import checkpoint
 from drawloom.engine.base import EngineInfo
 from drawloom.engine.cache import KVCache
-from drawloom.engine.records import WriteThrough
 from drawloom.engine.config import EngineConfig, ModelConfig
 from drawloom.engine.core import EngineCore
 from drawloom.engine.grammar import LLGuidance
 from drawloom.engine.portable import Fingerprint
+from drawloom.engine.records import WriteThrough
 from drawloom.engine.runner import ModelRunner, pick_device
 from drawloom.engine.tokenizer import Tokenizer
 from drawloom.errors import CheckpointError, ConfigError, EngineError
@@ -110,9 +110,7 @@ def _reload(folder: str, spec: ModelConfig, dtype: torch.dtype) -> dict[str, Ten
     return checkpoint.load(checkpoint.resolve(folder), spec, dtype)
 
 
-def fingerprint(
-    spec: ModelConfig, weights: dict[str, Tensor], config: EngineConfig
-) -> Fingerprint:
+def fingerprint(spec: ModelConfig, weights: dict[str, Tensor], config: EngineConfig) -> Fingerprint:
     """Return what an engine's KV depends on."""
     dtype = weights["model.norm.weight"].dtype
     numbers = {name: value for name, value in asdict(spec).items() if name not in _NO_NUMBERS}

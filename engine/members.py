@@ -116,7 +116,7 @@ class Members:
         self._leave_blocks(seq, full if trusted is None else trusted)
 
     def _leave_blocks(self, seq: Sequence, trusted: int | None) -> None:
-        """Put a running sequence back in the queue; without `trusted`, all it has computed holds."""
+        """Put a running sequence back in the queue; without `trusted`, all computed holds."""
         self._give_up_blocks(seq, trusted)
         self._requeue(seq)
 

@@ -34,7 +34,7 @@ from drawloom.errors import CheckpointError, ConfigError, EngineClosed, EngineEr
 log = logging.getLogger("drawloom.engine")
 
 _CRASHES = 3
-_SILENCE = 20.0
+_SILENCE = 10.0
 _STARTS = 6
 _FIRST_PAUSE = 0.25
 _LONG_LIFE = 60.0
@@ -53,8 +53,8 @@ class ProcessEngine(Host):
     """An engine core in a process of its own. Make one with `ProcessEngine.load`.
 
     Args:
-        silence: seconds without any sign of life after which a child counts as hung; while it
-            starts, ten times as many (importing torch from a cold disk holds up all its threads).
+        silence: seconds without any sign of life after which a child counts as hung; twelve times
+            as many while it starts (importing torch from a cold disk holds up all its threads).
     """
 
     def __init__(self, model: str, config: EngineConfig, silence: float = _SILENCE) -> None:
@@ -103,7 +103,7 @@ class ProcessEngine(Host):
         connection = Connection(ours.detach())
         over = threading.Event()
         watch = threading.Thread(
-            target=self._watch, args=(process, over, 10 * self._silence), daemon=True
+            target=self._watch, args=(process, over, 12 * self._silence), daemon=True
         )
         watch.start()
         try:
@@ -176,11 +176,10 @@ class ProcessEngine(Host):
         elif isinstance(command, do.Cancel):
             with self._lock:
                 self._in_flight.pop(command.request, None)
-        elif isinstance(command, do.UpdateWeights):
-            if command.tensors is not None:
-                error = EngineError("an engine in a process takes weights from a folder")
-                self._answer(number, None, error)
-                return
+        elif isinstance(command, do.UpdateWeights) and command.tensors is not None:
+            error = EngineError("an engine in a process takes weights from a folder")
+            self._answer(number, None, error)
+            return
         self._write(number, command)
 
     def _write(self, number: int, command: do.Command) -> None:

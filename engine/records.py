@@ -20,8 +20,8 @@ class WriteThrough(Enum):
 class Lineage:
     """What a conversation left behind: its chain of entries and how far it was ever computed.
 
-    Its tokens are an array: as a list they would take 36 bytes each. `version` outdates what the heaps of leases still say; `broken` is until when a lease that
-    was broken would have held.
+    Its tokens are an array: as a list they would take 36 bytes each. `version` outdates what the
+    heaps of leases still say; `broken` is until when a lease that was broken would have held.
     """
 
     entries: list[Entry] = field(default_factory=list)

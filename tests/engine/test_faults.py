@@ -13,6 +13,7 @@ from drawloom.engine.mock import NumberTokenizer, hashed
 from drawloom.engine.mock_tiers import TensorRunner
 from drawloom.engine.records import WriteThrough
 from drawloom.engine.sequence import FinishReason, SamplingParams
+from drawloom.engine.tokenizer import TextStream
 from drawloom.errors import EngineError
 
 SIZE = 4
@@ -128,9 +129,7 @@ def _inject(
     monkeypatch: pytest.MonkeyPatch, core: EngineCore, owner: Any, name: str, at: int
 ) -> Breaking:
     if name.startswith("text."):
-        import drawloom.engine.mock as mock
-
-        owner, name = mock._Numbers, name.removeprefix("text.")
+        owner, name = TextStream, name.removeprefix("text.")
     breaking = Breaking(getattr(owner, name), at)
     method: Any = breaking
     if isinstance(owner, type):

@@ -82,6 +82,12 @@ _graphs = sa.Table(
     sa.Column("at", sa.Float, nullable=False),
     sa.Column("learned", sa.JSON, nullable=False),
 )
+_counters = sa.Table(
+    "counters",
+    _meta,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +314,22 @@ class Store:
 
     async def leases(self) -> list[LeaseRow]:
         return [LeaseRow(**row) for row in await self._read(sa.select(_leases))]
+
+    async def next_epoch(self, name: str) -> int:
+        """Count up a counter that outlives this process, and commit it.
+
+        Returns: a number greater than any that was returned for this name before, from 1 on.
+        """
+        mine = _counters.c.name == name
+
+        def work() -> int:
+            with self._engine.begin() as db:
+                change = sa.update(_counters).where(mine).values(value=_counters.c.value + 1)
+                if not db.execute(change).rowcount:
+                    db.execute(sa.insert(_counters).values(name=name, value=1))
+                return int(db.execute(sa.select(_counters.c.value).where(mine)).scalar_one())
+
+        return await self._run(work)
 
     # --- what was learned of agents -------------------------------------------------------
 

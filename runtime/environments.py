@@ -52,6 +52,7 @@ class Environments:
         self._stalled: set[tuple[str, str]] = set()
         self._used: Counter[str] = Counter()
         self._away: set[str] = set()
+        self._kept: set[str] = set()
         self._fresh: dict[str, set[str]] = {}
         self._early: dict[tuple[str, str], asyncio.Task[Claimed]] = {}
         self._numbers = itertools.count()
@@ -223,21 +224,30 @@ class Environments:
         row = LeaseRow(sandbox, lease.program, lease.key, name, lease.host, time.time())
         await self._store.lease(row)
 
+    def keep(self, program: str) -> None:
+        """When a program ends, leave its environments to whoever resumes it."""
+        self._kept.add(program)
+
     async def release(self, program: str) -> None:
-        """A program is over; nothing of it stays."""
+        """A program is over; nothing of it stays, unless it was to be kept."""
         self._fresh.pop(program, None)
         for key in [key for key in self._early if key[0] == program]:
             await self._end_fresh(self._early.pop(key))
         for world in {key[0] for key in self._claims if program_of(key[0]) == program} - {program}:
             await self._release(world)
         await self._release(program)
+        self._kept.discard(program)
 
     async def _release(self, program: str) -> None:
         tasks = self._cancel(program)
         self._stalled = {key for key in self._stalled if key[0] != program}
         self._away.discard(program)
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self.pool is not None and (tasks or self.pool.has(program)):
+        if self.pool is None or not (tasks or self.pool.has(program)):
+            return
+        if program_of(program) in self._kept or self._store.lost is not None:
+            await self.pool.leave(program)
+        else:
             await self.pool.release(program)
             await self._store.unlease(program)
 

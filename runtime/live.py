@@ -31,6 +31,7 @@ from drawloom.errors import (
     ContextTooLong,
     DrawloomError,
     StoreError,
+    StoreInUse,
 )
 from drawloom.events import Decoded, EngineUp, Event, Preempted, Tick, ToolReady
 from drawloom.graph.execution import ExecutionGraph
@@ -44,6 +45,7 @@ from drawloom.sandbox.pool import Pool
 log = logging.getLogger("drawloom.runtime")
 
 _FLUSH_SECONDS = 0.1
+_BEAT_TICKS = 10
 _GRAPH_TICKS = 50
 
 
@@ -275,8 +277,13 @@ class Live:
             await asyncio.sleep(_FLUSH_SECONDS)
             try:
                 await self.store.flush()
+                if not tick % _BEAT_TICKS:
+                    await self.store.beat(active=bool(self.scheduler.world.programs))
                 if not tick % _GRAPH_TICKS:
                     await self._keep_graphs()
+            except StoreInUse as lost:
+                log.error("%s; programs here fail at their next step", lost)
+                return
             except StoreError as error:  # kept for the next time; steps raise it where it matters
                 log.warning("decisions could not be written: %s", error)
 

@@ -348,9 +348,9 @@ class Runtime(SyncUse):
         pool = self.live.pool
         if pool is None:
             return
-        wanted = set()
+        wanted, running = set(), await self.store.open_programs()
         for lease in await self.store.leases():
-            if (await self.store.program(program_of(lease.program))).open:
+            if program_of(lease.program) in running:
                 wanted.add(lease.sandbox)
             else:
                 await self.store.unlease(lease.program)

@@ -92,6 +92,12 @@ class Aside:
         for key in [key for key in self.kept if key[0] == program]:
             await self.forget(self.kept.pop(key).id)
 
+    def leave(self, program: str) -> None:
+        """A program's snapshots are its next owner's to remove."""
+        for held in (self.kept, self.under):
+            for key in [key for key in held if key[0] == program]:
+                held.pop(key)
+
     async def close(self) -> None:
         """Forget everything."""
         gone = {snapshot.id for snapshot in self.kept.values()} | set(self.under.values())

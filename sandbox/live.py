@@ -152,6 +152,10 @@ class LiveSandbox(Verbs):
         """It is not to be used any more; whoever waits, and whoever asks, is told why."""
         self._wire.end(reason)
 
+    async def detach(self) -> None:
+        """Give it up without removing it: another owner may adopt it."""
+        self._wire.end("it was let go")
+
     async def destroy(self) -> None:
         """Remove the environment and all that is in it. Harmless when it is gone already."""
         self._wire.end("it was destroyed")

@@ -142,6 +142,18 @@ class Pool(Stock):
             await self._give_back(key, self._claimed.pop(key))
             await self._aside.ended(key)
 
+    async def leave(self, program: str) -> None:
+        """Forget a program's environments and snapshots without removing them: whoever resumes the
+        program adopts them."""
+        if (parking := self._parking.get(program)) is not None:
+            await asyncio.gather(asyncio.shield(parking), return_exceptions=True)
+        self._aside.leave(program)
+        for key in self.keys(program):
+            box = self._claimed.pop(key).box
+            for each in (*box.others.values(), box):
+                await each.detach()
+            self._gone()
+
     async def close(self) -> None:
         """Destroy everything that is left."""
         for watcher in self._watchers:

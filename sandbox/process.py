@@ -67,7 +67,7 @@ class ProcessSandbox(LiveSandbox):
 
     async def stop(self) -> None:
         """End its processes; its folder stays."""
-        with contextlib.suppress(ProcessLookupError):
+        if self._process.returncode is None:
             # its group: killed while it starts, its child in the namespaces may not yet be bound
             # to its parent's death, and would hold our pipe for ever
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -75,6 +75,10 @@ class ProcessSandbox(LiveSandbox):
             self._process.stdin.close()
         await self._process.wait()
         await self._reader
+
+    async def detach(self) -> None:
+        await super().detach()
+        await self.stop()
 
     async def destroy(self) -> None:
         await super().destroy()

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from drawloom.errors import ConfigError, StoreError
+from drawloom.errors import ConfigError, StoreMissing
 from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.cli import show
 from drawloom.runtime.store import Store
@@ -33,7 +33,7 @@ async def main(url: str, agent: str | None, calibration: bool, json: bool) -> in
 async def _read(url: str) -> dict[str, ExecutionGraph]:
     try:
         store = Store(url, write=False)
-    except StoreError:
+    except StoreMissing:
         return {}
     try:
         saved = await store.graphs()

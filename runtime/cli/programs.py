@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
-from drawloom.errors import BudgetExceeded, ConfigError, DrawloomError, StoreError
+from drawloom.errors import BudgetExceeded, ConfigError, DrawloomError, StoreMissing
 from drawloom.graph.declared import Graph
 from drawloom.runtime.agent import Agent
 from drawloom.runtime.cli import show
@@ -193,11 +193,13 @@ async def _finish(run: Run[Any], json: bool) -> int:
 async def ps(url: str, limit: int, json: bool) -> int:
     try:
         store = Store(url, write=False)
-    except StoreError:
+    except StoreMissing:
         show.emit([]) if json else print("no program was ever run here")
         return 0
-    rows, owned = await store.programs(limit), store.is_owned()
-    await store.close()
+    try:
+        rows, owned = await store.programs(limit), await store.is_owned()
+    finally:
+        await store.close()
     # nobody runs what no process owns: such a program waits for `drawloom resume`
     rows = [replace(r, status="interrupted") if r.open and not owned else r for r in rows]
     if json:

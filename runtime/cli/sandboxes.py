@@ -22,7 +22,6 @@ from drawloom.errors import (
     DrawloomError,
     SandboxError,
     SandboxUnavailable,
-    StoreError,
 )
 from drawloom.runtime.cli import show
 from drawloom.runtime.environments import program_of
@@ -67,17 +66,11 @@ async def gc(url: str, docker: str | None, all: bool, json: bool) -> int:
 
 
 async def _collect(url: str, docker: str | None) -> list[str]:
+    store = Store(url)
     try:
-        store = Store(url)
-    except StoreError as error:
-        if "in use" in str(error):
-            raise
-        return []
-    try:
+        running = await store.open_programs()
         wanted = {
-            lease.sandbox
-            for lease in await store.leases()
-            if (await store.program(program_of(lease.program))).open
+            lease.sandbox for lease in await store.leases() if program_of(lease.program) in running
         }
         removed = []
         for provider in _providers(store.id, docker):

@@ -10,6 +10,9 @@ DrawloomError
 │   └── ToolInterrupted    in flight when the process died; outcome unknown
 ├── GraphError
 ├── StoreError
+│   ├── StoreMissing       there is none at this URL
+│   ├── StoreInUse         another runtime owns it
+│   └── StoreDamaged       its file, or a row of it, cannot be read
 ├── SandboxError
 │   ├── SandboxUnavailable no provider can run here
 │   ├── ImageNotFound
@@ -59,6 +62,18 @@ class GraphError(DrawloomError):
 
 class StoreError(DrawloomError):
     """The store cannot be opened, is owned by another runtime, or refused a write."""
+
+
+class StoreMissing(StoreError):
+    """There is no store at this URL."""
+
+
+class StoreInUse(StoreError):
+    """Another runtime owns the store."""
+
+
+class StoreDamaged(StoreError):
+    """A store's file, or a row of it, cannot be read."""
 
 
 class SandboxError(DrawloomError):

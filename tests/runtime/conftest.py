@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,8 @@ from drawloom.leases import KVReply, LeaseStatus
 from drawloom.runtime.opening import tiny_model
 from drawloom.runtime.runtime import Runtime
 from drawloom.tools.template import ChatTemplate
+
+from .postgres import Server, private_server, server_programs
 
 Script = Callable[[str], str]
 
@@ -127,3 +129,13 @@ async def open_runtime() -> AsyncIterator[Callable[..., object]]:
             await runtime.__aexit__(None, None, None)
         assert not engine.lineages, "a conversation was never released"
         assert engine.running == 0
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server that runs as long as the tests. Skips where none is installed."""
+    programs = server_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: bash .ci/system")
+    with private_server(programs) as server:
+        yield server

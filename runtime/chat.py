@@ -12,15 +12,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from drawloom.engine.base import Grammar
 from drawloom.engine.sequence import FinishReason, SamplingParams
-from drawloom.errors import ConfigError, ReplayMismatch, ToolError
+from drawloom.errors import ConfigError, ToolError
 from drawloom.events import Forked
 from drawloom.graph.execution import State
 from drawloom.prompts import Prompt
 from drawloom.runtime.ahead import Ahead
-from drawloom.runtime.llmcall import LlmCall, Turn
+from drawloom.runtime.llmcall import LlmCall, Turn, record_failure, replay_turn
 from drawloom.runtime.offload import offload
 from drawloom.runtime.program import running
+from drawloom.runtime.replay import settled
 from drawloom.runtime.shares import CHARS_PER_TOKEN, cut_results, room
+from drawloom.runtime.store import RowExists
 from drawloom.runtime.toolrun import run_call
 from drawloom.tools.calls import ToolCall, ToolResult
 from drawloom.tools.parsers import opens_thought
@@ -173,16 +175,24 @@ class Chat:
     ) -> tuple[Turn, list[int]]:
         prompt, fresh = await self._tokenise(new)
         row = self._program.recorded(key, "llm", "llm")
-        if row is not None:
-            turn = self._replayed(key, fresh, row.detail)
-            if push is not None:
-                push(turn.text)
-        else:
+        if row is None:
+            await self._program.may_begin()
             state = str(State(site, self._last_tool))
-            turn = await LlmCall(
-                self._program, self._name, key, state, [*self._ids, *fresh], fresh,
-                self._params(options), push, self._start_early, grammar, opens_thought(prompt),
-            ).run()  # fmt: skip
+            try:
+                turn = await LlmCall(
+                    self._program, self._name, key, state, [*self._ids, *fresh], fresh,
+                    self._params(options), push, self._start_early, grammar,
+                    opens_thought(prompt),
+                ).run()  # fmt: skip
+                return turn, fresh
+            except RowExists:
+                row = await settled(self._program, key)
+            except Exception as error:
+                await record_failure(self._program, self._name, key, fresh, error)
+                raise
+        turn = replay_turn(self._program, row, fresh)
+        if push is not None:
+            push(turn.text)
         return turn, fresh
 
     def _start_early(self, call: ToolCall) -> None:
@@ -245,21 +255,6 @@ class Chat:
                 raise ConfigError(f"a turn has no option {name!r}: {hint}")
         chosen = {"max_tokens": agent.max_tokens, "temperature": agent.temperature} | options
         return SamplingParams(**chosen)
-
-    def _replayed(self, key: str, fresh: list[int], detail: dict[str, Any]) -> Turn:
-        if detail["delta"] != fresh:
-            raise ReplayMismatch(
-                f"program {self._program.id} at step {key}: its prompt is not the recorded one; "
-                "resume it with the code that began it"
-            )
-        usage = self._program.account.usage
-        usage.llm_calls += 1
-        usage.output_tokens += len(detail["output"])
-        usage.tokens += len(fresh) + len(detail["output"])
-        calls = tuple(ToolCall(**call) for call in detail["calls"])
-        finish = FinishReason(detail["finish"])
-        logprobs = tuple(detail["logprobs"])
-        return Turn(detail["text"], calls, finish, tuple(detail["output"]), logprobs)
 
     async def _ask(self, text: str, kind: Any, site: str, options: dict[str, Any]) -> Any:
         if kind is str:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from drawloom.errors import ConfigError
 from drawloom.runtime.chat import Chat
+from drawloom.runtime.choice import Choice
 from drawloom.runtime.program import _scope, running
 
 T = TypeVar("T")
@@ -17,19 +18,29 @@ async def gather(*branches: Callable[[], Awaitable[T]]) -> list[T]:
     Each is given names of its own, so a resumed program finds its steps whatever order they ran
     in. The first failure cancels the rest.
     """
-    scope = running().scope
+    program, scope = running(), running().scope
     place = scope.next()
+    scopes = [scope.branch(f"{place}.{i}") for i in range(len(branches))]
+    choice = Choice(program, f"gather{place}", "gather", scopes)
 
     async def one(index: int, branch: Callable[[], Awaitable[T]]) -> T:
-        _scope.set(scope.branch(f"{place}.{index}"))
+        _scope.set(scopes[index])
         return await branch()
 
     tasks: list[asyncio.Task[T]] = []
+    if choice.made is not None:  # that branch failed, and ended the others
+        tasks = [asyncio.create_task(one(i, b)) for i, b in enumerate(branches)]
+        failed = await choice.follow(tasks)
+        failed.result()
+        raise program.mismatch(choice.key, f"branch {choice.made} failed, and now does not")
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(i, b)) for i, b in enumerate(branches)]
     except BaseExceptionGroup as several:
-        raise several.exceptions[0] from None
+        first = several.exceptions[0]
+        failing = (t for t in tasks if not t.cancelled() and t.exception() is first)
+        await choice.record(tasks.index(next(failing)), first)
+        raise first from None
     return [task.result() for task in tasks]
 
 
@@ -54,6 +65,7 @@ async def best_of(
     program, scope = running(), running().scope
     place, branches, owner = scope.next(), chat.fork(n), program.owner
     scopes = [scope.branch(f"{place}.{i}", world=fork_env) for i in range(n)]
+    choice = Choice(program, f"best{place}", "best_of", scopes)
     environments = program.live.environments
     worlds = [f"{program.id}@{s.world}" for s in scopes] if fork_env else []
     if fork_env:
@@ -69,8 +81,13 @@ async def best_of(
     tasks = [asyncio.create_task(one(i, b)) for i, b in enumerate(branches)]
     best: asyncio.Task[T] | None = None
     try:
-        best = await _best(tasks, key, until)
-        return best.result()
+        if choice.made is not None:
+            decided = await choice.follow(tasks)
+        else:
+            decided = await _best(tasks, key, until)
+            await choice.record(tasks.index(decided), decided.exception())
+        best = decided if decided.exception() is None else None
+        return decided.result()
     finally:
         for task in tasks:
             task.cancel()
@@ -85,9 +102,9 @@ async def _best(
     key: Callable[[T], Any],
     until: Callable[[T], bool] | None,
 ) -> "asyncio.Task[T]":
-    """The one with the best result."""
+    """The one with the best result; when all failed, the first that did."""
     good: list[asyncio.Task[T]] = []
-    errors: list[BaseException] = []
+    bad: list[asyncio.Task[T]] = []
     left = set(tasks)
     while left:
         finished, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
@@ -98,11 +115,11 @@ async def _best(
                     return task
                 good.append(task)
             elif isinstance(error, Exception):
-                errors.append(error)
+                bad.append(task)
             else:
                 raise error
     if not good:
-        raise errors[0]
+        return bad[0]
     return max(good, key=lambda task: key(task.result()))
 
 

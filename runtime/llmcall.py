@@ -4,12 +4,17 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from drawloom.engine.base import GenerateRequest, Grammar, Usage
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import EngineError
 from drawloom.events import StepFailed, StepFinished, StepReady, ToolNamed
+from drawloom.runtime.failures import can_record, record_error, restore_error
+from drawloom.runtime.outcomes import decode, encode
 from drawloom.runtime.program import Program
+from drawloom.runtime.replay import check_prompt
+from drawloom.runtime.store import StepRow
 from drawloom.tools.calls import ToolCall
 from drawloom.tools.parsers import (
     CLOSE,
@@ -188,17 +193,8 @@ class LlmCall:
             "output": self.output,
             "logprobs": self.logprobs,
             "seed": self.params.seed,
-            "text": self.text,
-            "calls": [
-                {
-                    "id": c.id,
-                    "name": c.name,
-                    "arguments": c.arguments,
-                    "raw": c.raw,
-                    "error": c.error,
-                }
-                for c in self.calls
-            ],
+            "text": encode(self.text),
+            "calls": [encode(_fields(call)) for call in self.calls],
             "finish": self.finish.value,
             "prompt": len(self.prompt),
             "cached": usage.cached_tokens if usage else 0,
@@ -209,6 +205,43 @@ class LlmCall:
         self.program.live.note(self.program.id, "llm.finished", step=self.key)
 
 
+def _fields(call: ToolCall) -> dict[str, Any]:
+    return {name: getattr(call, name) for name in ToolCall.__slots__}
+
+
+async def record_failure(
+    program: Program, name: str, key: str, fresh: list[int], error: Exception
+) -> None:
+    """Record what a resumed program's code will see of an LLM call that failed."""
+    if can_record(error):
+        now = time.time()
+        detail = {
+            "lineage": name, "delta": fresh, "output": [], "text": "", "calls": [], "times": {},
+            "error": record_error(error),
+        }  # fmt: skip
+        await program.live.store.add_llm(program.id, key, now, now, detail)
+
+
+def replay_turn(program: Program, row: StepRow, fresh: list[int]) -> Turn:
+    """Give what a recorded LLM call gave, or raise what it raised."""
+    check_prompt(program, row, fresh)
+    detail, usage = row.detail, program.account.usage
+    if "error" in detail:
+        raise restore_error(detail["error"])
+    usage.llm_calls += 1
+    usage.output_tokens += len(detail["output"])
+    usage.tokens += len(fresh) + len(detail["output"])
+    return Turn(
+        str(decode(detail["text"])),
+        tuple(ToolCall(**decode(call)) for call in detail["calls"]),
+        FinishReason(detail["finish"]),
+        tuple(detail["output"]),
+        tuple(detail["logprobs"]),
+        detail["prompt"],
+        detail["cached"],
+    )
+
+
 def spans(usage: Usage | None) -> tuple[float, float, float]:
     """Seconds of prefill, in the queue and in all of a call, as `StepFinished` has them."""
     if usage is None:
@@ -217,4 +250,4 @@ def spans(usage: Usage | None) -> tuple[float, float, float]:
     return usage.first - usage.started, queued, service
 
 
-__all__ = ["LlmCall", "Turn", "spans"]
+__all__ = ["LlmCall", "Turn", "record_failure", "replay_turn", "spans"]

@@ -25,11 +25,12 @@ _scope: ContextVar["Scope | None"] = ContextVar("drawloom_scope", default=None)
 class Scope:
     """Where names are given out, in the order of the calls. Branches of a `gather` have their own,
     so that what they are called does not depend on who runs first. A branch with a `world` has
-    environments of its own."""
+    environments of its own; one that is `abandoned` was given up by then, and begins no step."""
 
     path: str = ""
     count: int = 0
     world: str = ""
+    abandoned: bool = False
 
     def next(self) -> str:
         self.count += 1
@@ -37,13 +38,15 @@ class Scope:
 
     def branch(self, name: str, *, world: bool = False) -> "Scope":
         """The scope of a branch."""
-        return Scope(f"{name}/", world=name.replace("/", ".") if world else self.world)
+        where = name.replace("/", ".") if world else self.world
+        return Scope(f"{name}/", world=where, abandoned=self.abandoned)
 
 
 @dataclass(slots=True, eq=False)
 class Program:
     """`replay` holds the steps that a killed predecessor began, by key; `adopted` says that calls
-    which were in flight in its environments went on, and may be asked for their results."""
+    which were in flight in its environments went on, and may be asked for their results;
+    `diverged` is where its code left the record, after which no step runs."""
 
     id: str
     agent: Agent[..., Any]
@@ -53,6 +56,7 @@ class Program:
     replay: dict[str, StepRow] = field(default_factory=dict)
     root: Scope = field(default_factory=Scope)
     adopted: bool = False
+    diverged: ReplayMismatch | None = None
     tasks: set["asyncio.Task[Any]"] = field(default_factory=set)
 
     @property
@@ -67,13 +71,29 @@ class Program:
 
     def recorded(self, key: str, kind: str, name: str) -> StepRow | None:
         """The step that was recorded under this key. Raises `ReplayMismatch` if it is another."""
+        if self.diverged is not None:
+            raise self.diverged
         row = self.replay.get(key)
         if row is not None and (row.kind, row.name) != (kind, name):
-            raise ReplayMismatch(
-                f"program {self.id} at step {key}: its record says {row.kind} {row.name!r}, "
-                f"the code now does {kind} {name!r}; resume it with the code that began it"
+            raise self.mismatch(
+                key,
+                f"its record says {row.kind} {row.name!r}, the code now does {kind} {name!r}",
             )
         return row
+
+    def mismatch(self, key: str, words: str) -> ReplayMismatch:
+        """Note that the code has left the record; the error to raise."""
+        self.diverged = self.diverged or ReplayMismatch(
+            f"program {self.id} at step {key}: {words}; resume it with the code that began it"
+        )
+        return self.diverged
+
+    async def may_begin(self, row: StepRow | None = None) -> None:
+        """Wait before a step whose end is not recorded: in a branch that the record says was given
+        up, for ever. `row` is of a tool call that had begun by then."""
+        if self.scope.abandoned:
+            self.account.usage.tool_calls += row is not None
+            await asyncio.Event().wait()
 
     def tool(self, name: str) -> Tool[..., Any] | None:
         return next((t for t in self.agent.tools if t.name == name), None)

@@ -50,8 +50,17 @@ class Run(Generic[R]):
         await asyncio.wait([self._task])
 
     async def events(self) -> AsyncIterator[Notice]:
-        """What happens to it from now on."""
-        async for notice in self._bus.subscribe():
+        """What happens to it from now on; nothing when it has ended."""
+        notices = aiter(self._bus.subscribe())
+        while True:
+            following = asyncio.ensure_future(anext(notices, None))
+            try:
+                await asyncio.wait([following, self._task], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not following.done():
+                    following.cancel()
+            if not following.done() or (notice := following.result()) is None:
+                return
             if notice.program == self.id:
                 yield notice
                 if notice.kind == "program.ended":

@@ -9,8 +9,6 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from pydantic_core import PydanticSerializationError, to_jsonable_python
-
 from drawloom.cost import CostModel
 from drawloom.engine.base import Engine
 from drawloom.engine.config import EngineConfig
@@ -22,6 +20,7 @@ from drawloom.errors import (
 )
 from drawloom.events import ProgramEnded, ProgramSubmitted, TenantShare
 from drawloom.ids import new_id
+from drawloom.runtime.adoption import adopt, environments_of, lasting, sweep_store
 from drawloom.runtime.agent import Agent
 from drawloom.runtime.arguments import bind_arguments
 from drawloom.runtime.budget import Account
@@ -30,14 +29,15 @@ from drawloom.runtime.doors import Doors
 from drawloom.runtime.environments import program_of
 from drawloom.runtime.live import Live
 from drawloom.runtime.opening import TINY, model_folder, open_engine, open_provider
+from drawloom.runtime.outcomes import result_json
 from drawloom.runtime.program import Program, current_program
+from drawloom.runtime.replay import ask_again, record_arguments, restore_arguments
 from drawloom.runtime.run import Run
 from drawloom.runtime.scheduler import make_policy
 from drawloom.runtime.store import StepRow, Store
 from drawloom.runtime.sync import SyncUse
 from drawloom.sandbox.base import Provider
 from drawloom.sandbox.pool import Pool
-from drawloom.sandbox.sweep import sweep
 from drawloom.tools.template import ChatTemplate
 from drawloom.tools.tool import tool_host
 
@@ -157,7 +157,7 @@ class Runtime(SyncUse):
             if provider is not None:
                 doors = provider.doors = Doors(self)
                 undo.push_async_callback(doors.close_all)
-            await self._sweep()
+            await sweep_store(self.live)
             self._undo = undo.pop_all()
         return self
 
@@ -181,13 +181,14 @@ class Runtime(SyncUse):
     # --- programs -------------------------------------------------------------------------
 
     async def start(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> Run[R]:
-        """Start a program. Raises `ConfigError` if its arguments are not JSON or do not fit the
-        agent's annotations, or it needs more environments than there may be."""
+        """Start a program.
+
+        A resumed program is given equal arguments; of classes that the agent's annotations do not
+        name, as JSON has them. Raises `ConfigError` if they cannot be kept, or it needs more
+        environments than there may be, or if they do not fit the annotations.
+        """
         self._may_house(agent)
-        try:
-            arguments = to_jsonable_python({"args": list(args), "kwargs": kwargs})
-        except PydanticSerializationError as error:
-            raise ConfigError(f"agent {agent.name}: its arguments must be JSON: {error}") from None
+        arguments = record_arguments(agent.name, agent.fn, args, kwargs)
         given, named = bind_arguments(agent, args, kwargs)
         id = new_id("prog")
         options = {
@@ -207,6 +208,9 @@ class Runtime(SyncUse):
     async def resume(self, agent: Agent[..., R], id: str) -> Run[R]:
         """Go on with a program whose process died. Finished steps are not run again.
 
+        A program whose code has changed raises `ReplayMismatch` and stays interrupted. LLM calls
+        whose failure ended it are asked again.
+
         Raises `StoreError` for an unknown program, `ConfigError` for one that is done, and
         `SandboxError` for one whose environment is gone: that one has failed.
         """
@@ -219,24 +223,27 @@ class Runtime(SyncUse):
         if row.agent != agent.name:
             raise ConfigError(f"program {id} is of agent {row.agent!r}, not {agent.name!r}")
         replay = {step.key: step for step in await self.store.steps(id)}
+        if row.status == "failed":
+            await ask_again(self.store, id, replay)
         try:
-            adopted = await self._adopt(agent, id, replay)
+            adopted = await adopt(self.live, agent, id, replay)
         except SandboxError as error:
             await self.store.set_program(id, status="failed", error=str(error), ended=time.time())
             for lease in await self.store.leases():
                 if program_of(lease.program) == id:
                     await self.store.unlease(lease.program)
             raise
-        given, named = bind_arguments(agent, row.arguments["args"], row.arguments["kwargs"])
+        arguments = restore_arguments(id, agent.fn, row.arguments)
+        given, named = bind_arguments(agent, arguments["args"], arguments["kwargs"])
         return self._launch(id, agent, given, named, replay, adopted)
 
     def _may_house(self, agent: Agent[..., Any]) -> None:
-        wanted, most = len(_envs(agent)), self._containers
+        wanted, most = len(environments_of(agent)), self._containers
         if most is not None and wanted > most:
             raise ConfigError(
                 f"agent {agent.name} uses {wanted} environments, and containers={most}: raise it"
             )
-        largest = max((env.footprint for env in _envs(agent)), default=0)
+        largest = max((env.footprint for env in environments_of(agent)), default=0)
         if self._memory is not None and wanted * largest > self._memory:
             raise ConfigError(
                 f"agent {agent.name} uses {wanted} environments of up to {largest >> 20} MiB, and "
@@ -254,10 +261,10 @@ class Runtime(SyncUse):
     ) -> Run[R]:
         program = Program(id, agent, self.live, self.template, Account(agent.budget), replay)
         program.adopted = adopted
-        for env in _envs(agent):
+        for env in environments_of(agent):
             self.live.environments.know(env)
-        lasting = {env.key for env in _lasting(agent)}
-        self.live.environments.only_fresh(id, {e.key for e in _envs(agent)} - lasting)
+        shared = {env.key for env in lasting(agent)}
+        self.live.environments.only_fresh(id, {e.key for e in environments_of(agent)} - shared)
         learned = self.live.scheduler.world.graph(agent.name)
         for tool in agent.tools:
             if tool.expect is not None:
@@ -276,18 +283,26 @@ class Runtime(SyncUse):
         live, agent = self.live, program.agent
         try:
             await self._admission(program)
-            await self.store.set_program(program.id, status="running", started=time.time())
+            began = {} if program.replay else {"started": time.time()}
+            again = {"error": None, "ended": None}
+            await self.store.set_program(program.id, status="running", **began, **again)
             live.note(program.id, "program.started")
             async with _deadline(agent.budget.seconds):
                 value = await body()
-            result, status = to_jsonable_python(value, fallback=str), "done"
+            if program.diverged is not None:
+                raise program.diverged
+            result, status = result_json(value), "done"
             return value
         except asyncio.CancelledError:
             status, words = "cancelled", "cancelled"
             raise
         except Exception as error:
-            words = f"{type(error).__name__}: {error}"
-            raise
+            if (diverged := program.diverged) is None:
+                words = f"{type(error).__name__}: {error}"
+                raise
+            status, words = "interrupted", f"{type(diverged).__name__}: {diverged}"
+            live.environments.keep(program.id)
+            raise diverged from None
         finally:
             self._runs.pop(program.id, None)
             await asyncio.shield(self._end(program, status, result, words))
@@ -296,13 +311,13 @@ class Runtime(SyncUse):
         live, agent = self.live, program.agent
         admitted = live.expect_admission(program.id)
         deadline = time.monotonic() + agent.deadline if agent.deadline is not None else None
-        envs = tuple(e.key for e in _envs(agent)) if live.pool is not None else ()
-        lasting = {e.key for e in _lasting(agent)}
+        envs = tuple(e.key for e in environments_of(agent)) if live.pool is not None else ()
+        shared = {e.key for e in lasting(agent)}
         live.note(program.id, "program.submitted")
         live.emit(
             ProgramSubmitted(
                 program.id, agent.name, agent.tenant, agent.priority, deadline, envs,
-                agent.expect_tokens, fresh=tuple(key for key in envs if key not in lasting),
+                agent.expect_tokens, fresh=tuple(key for key in envs if key not in shared),
             )
         )  # fmt: skip
         async with _deadline(agent.budget.seconds):
@@ -342,57 +357,6 @@ class Runtime(SyncUse):
         most = self._containers
         ready = self._pool_size if most is None else min(self._pool_size, most)
         return Pool(provider, limit=ready, most=most)
-
-    async def _sweep(self) -> None:
-        """Remove what a killed owner of this store left behind and no program can come back to."""
-        pool = self.live.pool
-        if pool is None:
-            return
-        wanted, running = set(), await self.store.open_programs()
-        for lease in await self.store.leases():
-            if program_of(lease.program) in running:
-                wanted.add(lease.sandbox)
-            else:
-                await self.store.unlease(lease.program)
-        for removed in await sweep(pool.provider, wanted):
-            log.info("removed environment %s, left by an earlier process", removed)
-
-    async def _adopt(self, agent: Agent[..., Any], id: str, replay: dict[str, StepRow]) -> bool:
-        """Take over the program's environments; whether calls in flight there may go on.
-
-        A call without a lease never began. Raises `SandboxError` when files are lost.
-        """
-        leases = [row for row in await self.store.leases() if program_of(row.program) == id]
-        if {row.env for row in leases} - {env.key for env in _lasting(agent)}:
-            raise SandboxError(
-                f"program {id} cannot be resumed: it ran in an environment that its agent no "
-                "longer declares; its image, setup and limits must be as they were"
-            )
-        for owner in {row.program for row in leases}:
-            for env in _lasting(agent):
-                rows = [r.sandbox for r in leases if (r.program, r.env) == (owner, env.key)]
-                if rows:
-                    await self.live.environments.adopt(env, owner, rows)
-            await self.live.environments.adopted(owner)
-        names = {t.name for t in agent.tools if t.env is not None and not t.fresh}
-        ran = [s for s in replay.values() if s.name in names and s.status == "done"]
-        if not leases and any(s.detail.get("ok") for s in ran):
-            raise SandboxError(
-                f"program {id} cannot be resumed: its environment was removed, and the files that "
-                "its steps wrote with it"
-            )
-        pool = self.live.pool
-        return not leases or (pool is not None and pool.provider.keeps_running)
-
-
-def _envs(agent: Agent[..., Any]) -> list[Env]:
-    return list({t.env.key: t.env for t in agent.tools if t.env is not None}.values())
-
-
-def _lasting(agent: Agent[..., Any]) -> list[Env]:
-    """Those whose files the calls of a program share."""
-    shared = (t.env for t in agent.tools if t.env is not None and not t.fresh)
-    return list({env.key: env for env in shared}.values())
 
 
 @contextlib.asynccontextmanager

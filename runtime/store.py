@@ -104,11 +104,37 @@ class Store(Database):
 
         Raises `RowExists` when the step has a record already.
         """
+        await self._add(program, key, ("llm", "llm"), (started, ended), detail)
+
+    async def add_branch(self, program: str, key: str, name: str, detail: dict[str, Any]) -> None:
+        """One of several branches decided what a `gather` or a `best_of` gave."""
+        now = time.time()
+        await self._add(program, key, ("branch", name), (now, now), detail)
+
+    async def _add(
+        self,
+        program: str,
+        key: str,
+        what: tuple[str, str],
+        when: tuple[float, float],
+        detail: dict[str, Any],
+    ) -> None:
         row = {
-            "program": program, "key": key, "kind": "llm", "name": "llm", "status": "done",
-            "started": started, "ended": ended, "detail": detail,
+            "program": program, "key": key, "kind": what[0], "name": what[1], "status": "done",
+            "started": when[0], "ended": when[1], "detail": detail,
         }  # fmt: skip
         await self._write(sa.insert(STEPS).values(row))
+
+    async def note_intent(self, program: str, key: str, detail: dict[str, Any]) -> None:
+        """Change what is known of a tool call that has begun. Committed when this returns."""
+        where = sa.and_(STEPS.c.program == program, STEPS.c.key == key)
+        await self._write(sa.update(STEPS).where(where).values(detail=detail))
+
+    async def forget_steps(self, program: str, keys: list[str]) -> None:
+        """Remove records, so that these steps are run anew."""
+        if keys:
+            mine = STEPS.c.program == program
+            await self._write(sa.delete(STEPS).where(mine, STEPS.c.key.in_(keys)))
 
     async def steps(self, program: str) -> list[StepRow]:
         """All that were recorded of a program. Raises `StoreDamaged` when one cannot be read."""

@@ -5,20 +5,28 @@ import contextlib
 import hashlib
 import logging
 import time
-import typing
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from drawloom.environments import Command, ExecResult, ServiceState
-from drawloom.errors import DrawloomError, SandboxDied, ToolError, ToolInterrupted, ToolTimeout
+from drawloom.errors import (
+    DrawloomError,
+    SandboxDied,
+    StoreError,
+    ToolError,
+    ToolInterrupted,
+    ToolTimeout,
+)
 from drawloom.events import ToolFinished, ToolStarted
 from drawloom.runtime.ahead import Heard
 from drawloom.runtime.blocking import watch
 from drawloom.runtime.contain import contained
+from drawloom.runtime.failures import record_error, restore_error
+from drawloom.runtime.outcomes import decode, describe, encode
 from drawloom.runtime.program import Program
-from drawloom.runtime.store import StepRow
+from drawloom.runtime.progress import Progress
+from drawloom.runtime.replay import check_arguments, record_value, replay_direct, settled
+from drawloom.runtime.store import RowExists, StepRow
 from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.verbs import Verbs
 from drawloom.tools.calls import ToolCall, ToolResult
@@ -26,7 +34,6 @@ from drawloom.tools.results import (
     MAX_CHARS,
     cut_chars,
     describe_error,
-    recordable,
     render,
     valid_text,
 )
@@ -42,8 +49,11 @@ class StepSandbox(Verbs):
     """An environment as one step sees it: its execs are numbered, so that a resumed step asks for
     their results instead of running them twice. Implements `Sandbox`."""
 
-    def __init__(self, box: LiveSandbox, step: str, timeout: float | None) -> None:
+    def __init__(
+        self, box: LiveSandbox, step: str, timeout: float | None, progress: Progress
+    ) -> None:
         self._box, self._timeout, self._name = box, timeout, step
+        self._progress = progress
         self._others: dict[str, StepSandbox] = {}
         self._step = hashlib.blake2b(step.encode(), digest_size=12).hexdigest()
         self.keys: list[str] = []
@@ -62,43 +72,58 @@ class StepSandbox(Verbs):
         key = f"{self._step}-{len(self.keys)}"
         self.keys.append(key)
         limit = timeout if timeout is not None else self._timeout
+        await self._progress.command(silent=on_output is None)
         try:
             result = await self._box.exec(
                 *command, stdin=stdin, timeout=limit, on_output=on_output, key=key
             )
-        except asyncio.CancelledError:
-            await asyncio.shield(self._box.cancel(key))
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                await asyncio.shield(self._box.cancel(key))
+            with contextlib.suppress(StoreError):
+                await asyncio.shield(self._progress.act())
             raise
+        await self._progress.act()
         return _checked(result, limit)
 
     def beside(self, name: str) -> "StepSandbox":
         if name not in self._others:
             other = self._box.beside(name)
-            self._others[name] = StepSandbox(other, f"{self._name}@{name}", self._timeout)
+            self._others[name] = StepSandbox(
+                other, f"{self._name}@{name}", self._timeout, self._progress
+            )
         return self._others[name]
 
     async def launch(self, key: str, *command: Command) -> None:
+        await self._progress.act()
         await self._box.launch(key, *command)
 
     async def peek(self, key: str) -> ServiceState | None:
+        await self._progress.act()
         return await self._box.peek(key)
 
     async def cancel(self, key: str) -> None:
+        await self._progress.act()
         await self._box.cancel(key)
 
     async def ack(self, key: str) -> None:
+        await self._progress.act()
         await self._box.ack(key)
 
     async def write(self, path: str, data: bytes) -> None:
+        await self._progress.act()
         await self._box.write(path, data)
 
     async def read(self, path: str, *, limit: int = 16 << 20) -> bytes:
+        await self._progress.act()
         return await self._box.read(path, limit=limit)
 
     async def append(self, path: str, data: bytes, *, whole: bool = False) -> None:
+        await self._progress.act()
         await self._box.append(path, data, whole=whole)
 
     async def piece(self, path: str, offset: int) -> tuple[bytes, int]:
+        await self._progress.act()
         return await self._box.piece(path, offset)
 
     async def forget(self) -> None:
@@ -139,18 +164,19 @@ async def run_call(
 async def _result(
     program: Program, lineage: str, call: ToolCall, heard: Heard | None
 ) -> ToolResult:
-    row = program.recorded(call.id, "tool", call.name)
+    row = _recorded(program, call)
     if row is not None and row.status == "done":
-        program.account.usage.tool_calls += 1
-        detail = row.detail
-        return ToolResult(call.id, call.name, detail["content"], detail["ok"], detail["seconds"])
+        return _replayed(program, row)
     tool = program.tool(call.name)
     if call.error is not None or tool is None:
         known = ", ".join(t.name for t in program.agent.tools) or "none"
         reason = call.error or f"there is no tool {call.name!r}; there are: {known}"
         return ToolResult(call.id, call.name, valid_text(f"error: {reason}"), ok=False)
+    await program.may_begin(row)
     try:
         value, seconds = await ToolStep(program, lineage, tool, call, row, heard).run()
+    except RowExists:
+        return _replayed(program, await settled(program, call.id))
     except _Failed as failure:
         return ToolResult(call.id, call.name, failure.content, False, failure.seconds)
     return ToolResult(call.id, call.name, _cut(render(value), tool), True, seconds)
@@ -158,31 +184,45 @@ async def _result(
 
 async def run_direct(program: Program, tool: Tool[..., Any], call: ToolCall) -> Any:
     """Run a tool that agent code called. Its value is returned, its failure raised."""
-    row = program.recorded(call.id, "tool", call.name)
+    row = _recorded(program, call)
     if row is not None and row.status == "done":
         program.account.usage.tool_calls += 1
-        if not row.detail["ok"]:
-            raise ToolError(row.detail["content"])
-        kind = str if tool.streams else typing.get_type_hints(tool.fn).get("return", Any)
-        return TypeAdapter(kind).validate_python(row.detail["value"])
+        return replay_direct(program, tool, row)
+    await program.may_begin(row)
     program.account.before_tools(1)
     try:
-        return (await ToolStep(program, "", tool, call, row).run())[0]
+        return (await ToolStep(program, "", tool, call, row, direct=True).run())[0]
+    except RowExists:
+        return replay_direct(program, tool, await settled(program, call.id))
     except _Failed as failure:
         raise failure.error from None
+
+
+def _recorded(program: Program, call: ToolCall) -> StepRow | None:
+    row = program.recorded(call.id, "tool", call.name)
+    if row is not None:
+        check_arguments(program, row, describe(call.arguments))
+    return row
+
+
+def _replayed(program: Program, row: StepRow) -> ToolResult:
+    program.account.usage.tool_calls += 1
+    content = str(decode(row.detail["content"]))
+    return ToolResult(row.key, row.name, content, row.detail["ok"], row.detail["seconds"])
 
 
 class _Failed(Exception):
     """A tool failed for good; it is recorded."""
 
     def __init__(self, error: Exception, seconds: float) -> None:
-        self.error = error if isinstance(error, DrawloomError) else ToolError(_words(error))
+        self.error = error
         self.content = _error_text(error)
         self.seconds = seconds
 
 
 class ToolStep:
-    """One tool call from its intent to its record; `row` is what a killed predecessor left."""
+    """One tool call from its intent to its record; `row` is what a killed predecessor left. Of a
+    `direct` call the result is recorded, of a model's what the model is shown."""
 
     def __init__(
         self,
@@ -192,9 +232,13 @@ class ToolStep:
         call: ToolCall,
         row: StepRow | None,
         heard: Heard | None = None,
+        *,
+        direct: bool = False,
     ) -> None:
         self.program, self.lineage, self.tool, self.call = program, lineage, tool, call
-        self._row, self._heard = row, heard
+        self._row, self._heard, self._direct = row, heard, direct
+        self._intent = {"arguments": describe(call.arguments), "lineage": lineage}
+        self._progress = Progress(self._mark if self._is_entered_again() else None)
         self._wait = 0.0
         self._box: StepSandbox | None = None
 
@@ -208,24 +252,27 @@ class ToolStep:
         program, tool, call = self.program, self.tool, self.call
         live, full = program.live, program.full(self.lineage)
         program.account.usage.tool_calls += 1
-        intent = {"arguments": recordable(call.arguments), "lineage": self.lineage}
         if self._row is None:
-            await live.store.intend(program.id, call.id, tool.name, intent)
+            await live.store.intend(program.id, call.id, tool.name, self._intent)
         live.emit(ToolStarted(program.id, full, tool.name, tool.env.key if tool.env else None))
         live.note(program.id, "tool.started", tool=tool.name, step=call.id)
         began = time.monotonic()
-        value, error = None, None
+        value, error, outcome = None, None, dict[str, Any]()
         try:
             self._refuse_repetition()
             value = await self._anywhere(held)
+            if self._direct:
+                outcome["value"], value = record_value(tool, value)
         except Exception as failure:
             error = failure
+            if self._direct:
+                outcome, error = self._failed(failure)
         seconds = time.monotonic() - began
-        content = _error_text(error) if error else _cut(render(value), tool)
-        result = {"content": content, "ok": error is None, "seconds": seconds}
-        # only agent code that called the tool itself is given the value again
-        plain = {"env_wait": self._wait, "value": None if self.lineage else recordable(value)}
-        await live.store.end_tool(program.id, call.id, intent | result | plain)
+        outcome |= {"ok": error is None, "seconds": seconds, "env_wait": self._wait}
+        if not self._direct:
+            content = _error_text(error) if error else _cut(render(value), tool)
+            outcome["content"] = encode(content)
+        await live.store.end_tool(program.id, call.id, self._intent | outcome)
         if self._box is not None:
             with contextlib.suppress(SandboxDied):  # the next call of the program will say so
                 await self._box.forget()
@@ -235,16 +282,38 @@ class ToolStep:
             raise _Failed(error, seconds)
         return value, seconds
 
+    @staticmethod
+    def _failed(failure: Exception) -> tuple[dict[str, Any], Exception]:
+        """The record of a failure, and the error as a resumed program will see it."""
+        mine = failure if isinstance(failure, DrawloomError) else ToolError(_words(failure))
+        record = record_error(mine)
+        error = restore_error(record).with_traceback(failure.__traceback__)
+        return {"error": record}, error
+
     def _refuse_repetition(self) -> None:
         """A step that was in flight when its process died runs again only where that is known to
-        be harmless: the tool says so, or its environment was adopted and remembers what it ran."""
-        tool = self.tool
-        known = tool.env is not None and not tool.fresh and self.program.adopted
-        if self._row is None or tool.idempotent or known:
+        be harmless: the tool says so, or its environment was adopted and all that the call did
+        there was to wait for its first command."""
+        tool, row = self.tool, self._row
+        if row is None or tool.idempotent:
+            return
+        in_place = tool.env is not None and not tool.fresh and self.program.adopted
+        if in_place and not row.detail.get("acted"):
             return
         raise ToolInterrupted(
             "interrupted: the process died during this call, its outcome is unknown"
         )
+
+    def _is_entered_again(self) -> bool:
+        """Whether a resumed program might enter this call's code again, unless it is marked."""
+        tool, pool = self.tool, self.program.live.pool
+        if tool.env is None or tool.fresh or tool.idempotent or pool is None:
+            return False
+        return pool.provider.keeps_running
+
+    async def _mark(self) -> None:
+        detail = self._intent | {"acted": True}
+        await self.program.live.store.note_intent(self.program.id, self.call.id, detail)
 
     async def _anywhere(self, held: contextlib.AsyncExitStack) -> Any:
         """In an environment, and in another one when that dies, where nothing is lost by it: the
@@ -260,7 +329,8 @@ class ToolStep:
             claimed = await held.enter_async_context(use(tool.env, owner))
             self._wait += time.monotonic() - asked
             blank = not claimed.box.touched
-            self._box = StepSandbox(claimed.box, f"{program.id}:{self.call.id}", tool.timeout)
+            step = f"{program.id}:{self.call.id}"
+            self._box = StepSandbox(claimed.box, step, tool.timeout, self._progress)
             try:
                 return await self._slotted()
             except SandboxDied as died:

@@ -90,7 +90,8 @@ class ScriptedEngine:
         return KVReply(LeaseStatus.ACCEPTED, 0)
 
     async def fork(self, parent: str, child: str) -> KVReply:
-        self.lineages.add(child)
+        if parent in self.lineages:
+            self.lineages.add(child)
         return KVReply(LeaseStatus.ACCEPTED, 0)
 
     async def demote(self, lineage: str) -> KVReply:

@@ -16,6 +16,7 @@ COLORS = {
     Activity.DECODE: "#2f6fb2",
     Activity.ENV: "#f0d34a",
     Activity.TOOL: "#4f9d69",
+    Activity.DEAD: "#5c6670",
     Activity.LEASED: "#8a5fb5",
 }
 WORDS = {
@@ -26,6 +27,7 @@ WORDS = {
     Activity.DECODE: "decode",
     Activity.ENV: "waiting for a container",
     Activity.TOOL: "tool",
+    Activity.DEAD: "no process ran it",
     Activity.LEASED: "KV kept",
 }
 _LEFT, _RIGHT, _ROW, _HEAD, _WIDTH = 92, 24, 15, 46, 1120
@@ -84,10 +86,13 @@ def _height(panels: list[Panel]) -> float:
     return 40 + sum(_HEAD + len(p.tracks) * _ROW + _FOOT for p in panels)
 
 
-def _legend() -> list[tuple[float, Activity]]:
+def _legend(panels: list[Panel]) -> list[tuple[float, Activity]]:
     """Place the entries of the legend side by side, by the lengths of their words."""
     places, x = [], float(_LEFT)
+    died = any(b.activity is Activity.DEAD for p in panels for t in p.tracks for b in t.bars)
     for activity in Activity:
+        if activity is Activity.DEAD and not died:
+            continue
         places.append((x, activity))
         x += 32 + 6.2 * len(WORDS[activity])
     return places
@@ -103,7 +108,7 @@ def save_html(path: Path, panels: list[Panel], heading: str) -> None:
     """One static page; every bar says what it was when pointed at."""
     seconds = max(p.seconds for p in panels)
     parts, top = [], 40.0
-    for x, activity in _legend():
+    for x, activity in _legend(panels):
         parts.append(f'<rect x="{x}" y="12" width="11" height="11" fill="{COLORS[activity]}"/>')
         parts.append(f'<text x="{x + 16}" y="22">{WORDS[activity]}</text>')
     for panel in panels:
@@ -165,7 +170,7 @@ def save_png(path: Path, panels: list[Panel], heading: str) -> None:
 
     seconds, top = max(p.seconds for p in panels), 40.0
     text(_LEFT, -6, heading, 17, "#22272e")
-    for x, activity in _legend():
+    for x, activity in _legend(panels):
         box(x, 12, 11, 11, COLORS[activity])
         text(x + 16, 22, WORDS[activity])
     for panel in panels:

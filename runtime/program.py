@@ -46,7 +46,8 @@ class Scope:
 class Program:
     """`replay` holds the steps that a killed predecessor began, by key; `adopted` says that calls
     which were in flight in its environments went on, and may be asked for their results;
-    `diverged` is where its code left the record, after which no step runs."""
+    `diverged` is where its code left the record, after which no step runs; `began` is when it
+    first ran."""
 
     id: str
     agent: Agent[..., Any]
@@ -57,6 +58,7 @@ class Program:
     root: Scope = field(default_factory=Scope)
     adopted: bool = False
     diverged: ReplayMismatch | None = None
+    began: float | None = None
     tasks: set["asyncio.Task[Any]"] = field(default_factory=set)
 
     @property

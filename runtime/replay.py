@@ -11,7 +11,7 @@ from drawloom.errors import ConfigError, ReplayMismatch, StoreError
 from drawloom.runtime.declared import argument_classes, declared_classes
 from drawloom.runtime.failures import restore_error
 from drawloom.runtime.outcomes import NotKept, decode, encode
-from drawloom.runtime.store import StepRow, Store
+from drawloom.runtime.store import ProgramRow, StepRow, Store
 from drawloom.tools.tool import Tool
 
 if TYPE_CHECKING:
@@ -119,6 +119,15 @@ async def settled(program: "Program", key: str) -> StepRow:
     )
 
 
+async def last_run(store: Store, row: ProgramRow, replay: dict[str, StepRow]) -> float:
+    """When a program that is resumed was last run: until its end, or its process' death."""
+    if row.ended is not None:
+        return row.ended
+    moments = [row.created, row.started, *(d.at for d in await store.decisions(row.id))]
+    moments += [step.ended or step.started for step in replay.values()]
+    return await store.last_alive(max(moment for moment in moments if moment is not None))
+
+
 async def ask_again(store: Store, program: str, replay: dict[str, StepRow]) -> None:
     """Forget the LLM calls whose failures ended a program, which would end it again. Those that
     other steps followed were seen by its code, and stay."""
@@ -134,6 +143,7 @@ async def ask_again(store: Store, program: str, replay: dict[str, StepRow]) -> N
 
 
 __all__ = [
-    "ask_again", "check_arguments", "check_prompt", "difference", "record_value", "replay_direct",
+    "ask_again", "check_arguments", "check_prompt", "difference",
+    "last_run", "record_value", "replay_direct",
     "settled",
 ]  # fmt: skip

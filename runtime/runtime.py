@@ -31,11 +31,12 @@ from drawloom.runtime.live import Live
 from drawloom.runtime.opening import TINY, model_folder, open_engine, open_provider
 from drawloom.runtime.outcomes import result_json
 from drawloom.runtime.program import Program, current_program
-from drawloom.runtime.replay import ask_again, record_arguments, restore_arguments
+from drawloom.runtime.replay import ask_again, last_run, record_arguments, restore_arguments
 from drawloom.runtime.run import Run
 from drawloom.runtime.scheduler import make_policy
 from drawloom.runtime.store import StepRow, Store
 from drawloom.runtime.sync import SyncUse
+from drawloom.runtime.timeline import RESUMED
 from drawloom.sandbox.base import Provider
 from drawloom.sandbox.pool import Pool
 from drawloom.tools.template import ChatTemplate
@@ -235,7 +236,9 @@ class Runtime(SyncUse):
             raise
         arguments = restore_arguments(id, agent.fn, row.arguments)
         given, named = bind_arguments(agent, arguments["args"], arguments["kwargs"])
-        return self._launch(id, agent, given, named, replay, adopted)
+        since = await last_run(self.store, row, replay)
+        self.store.decide(id, RESUMED, {"since": since})
+        return self._launch(id, agent, given, named, replay, adopted, row.started)
 
     def _may_house(self, agent: Agent[..., Any]) -> None:
         wanted, most = len(environments_of(agent)), self._containers
@@ -258,9 +261,10 @@ class Runtime(SyncUse):
         kwargs: Any,
         replay: dict[str, StepRow],
         adopted: bool = False,
+        began: float | None = None,
     ) -> Run[R]:
         program = Program(id, agent, self.live, self.template, Account(agent.budget), replay)
-        program.adopted = adopted
+        program.adopted, program.began = adopted, began
         for env in environments_of(agent):
             self.live.environments.know(env)
         shared = {env.key for env in lasting(agent)}
@@ -283,9 +287,9 @@ class Runtime(SyncUse):
         live, agent = self.live, program.agent
         try:
             await self._admission(program)
-            began = {} if program.replay else {"started": time.time()}
+            began = program.began or time.time()
             again = {"error": None, "ended": None}
-            await self.store.set_program(program.id, status="running", **began, **again)
+            await self.store.set_program(program.id, status="running", started=began, **again)
             live.note(program.id, "program.started")
             async with _deadline(agent.budget.seconds):
                 value = await body()

@@ -1,13 +1,14 @@
 """What a program did when: the bars of its timeline, from its rows in the store."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from drawloom.runtime.store import DecisionRow, ProgramRow, StepRow, Store
 
 
 class Activity(StrEnum):
-    """What a program is doing; `LEASED` runs beside the others: its KV is kept for it."""
+    """What a program is doing; `DEAD` while no process ran it; `LEASED` runs beside the others: its
+    KV is kept for it."""
 
     HELD = "held"
     QUEUED = "queued"
@@ -16,7 +17,12 @@ class Activity(StrEnum):
     DECODE = "decode"
     ENV = "env"
     TOOL = "tool"
+    DEAD = "dead"
     LEASED = "leased"
+
+
+RESUMED = "Resumed"
+"""The decision to go on with a program; its detail says until when a process ran it before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,7 @@ class Track:
     status: str
     created: float
     ended: float
+    error: str | None
     bars: tuple[Bar, ...]
 
 
@@ -49,14 +56,43 @@ async def read_track(store: Store, program: str) -> Track:
 
 def make_track(row: ProgramRow, steps: list[StepRow], decisions: list[DecisionRow]) -> Track:
     bars: list[Bar] = []
+    dead = _dead(decisions)
     if row.started is not None:
         bars.append(Bar(Activity.HELD, row.created, row.started, "waiting for admission"))
     for step in steps:
-        bars += _llm_bars(step) if step.kind == "llm" else _tool_bars(step)
+        if step.kind == "llm":
+            bars += _llm_bars(step)
+        elif step.kind == "tool":
+            bars += _tool_bars(step, dead)
     bars += _lease_bars(steps, decisions)
+    bars = [piece for bar in bars for piece in _alive(bar, dead)]
+    bars += [Bar(Activity.DEAD, start, end, "no process ran it") for start, end in dead]
     end = row.ended or max([row.created, *(b.end for b in bars)])
     bars.sort(key=lambda b: (b.start, b.activity))
-    return Track(row.id, row.agent, row.status, row.created, end, tuple(bars))
+    return Track(row.id, row.agent, row.status, row.created, end, row.error, tuple(bars))
+
+
+def _dead(decisions: list[DecisionRow]) -> list[tuple[float, float]]:
+    """From when to when no process ran the program."""
+    resumed = (d for d in decisions if d.kind == RESUMED)
+    return [(min(float(d.detail["since"]), d.at), d.at) for d in resumed]
+
+
+def _alive(bar: Bar, dead: list[tuple[float, float]]) -> list[Bar]:
+    """The parts of a bar in which a process ran."""
+    pieces = [bar]
+    for start, end in dead:
+        left: list[Bar] = []
+        for piece in pieces:
+            if piece.end <= start or piece.start >= end:
+                left.append(piece)
+                continue
+            if piece.start < start:
+                left.append(replace(piece, end=start))
+            if piece.end > end:
+                left.append(replace(piece, start=end))
+        pieces = left
+    return pieces
 
 
 def _llm_bars(step: StepRow) -> list[Bar]:
@@ -86,14 +122,17 @@ def _llm_bars(step: StepRow) -> list[Bar]:
     return bars
 
 
-def _tool_bars(step: StepRow) -> list[Bar]:
+def _tool_bars(step: StepRow, dead: list[tuple[float, float]]) -> list[Bar]:
     if step.ended is None:
         return []
-    what = str(step.detail.get("arguments", ""))[:60]
-    ready = step.started + step.detail.get("env_wait", 0.0)
-    wait = Bar(Activity.ENV, step.started, ready, "an environment for " + step.name)
-    work = Bar(Activity.TOOL, ready, step.ended, f"{step.name} {what}")
-    return [wait, work] if ready - step.started > 1e-3 else [work]
+    what = f"{step.name} {str(step.detail.get('arguments', ''))[:60]}"
+    # one that was in flight when its process died waited for its environment again
+    again = max((end for _, end in dead if step.started < end < step.ended), default=step.started)
+    ready = min(step.ended, again + step.detail.get("env_wait", 0.0))
+    before = [Bar(Activity.TOOL, step.started, again, what)] if again > step.started else []
+    wait = Bar(Activity.ENV, again, ready, "an environment for " + step.name)
+    work = Bar(Activity.TOOL, ready, step.ended, what)
+    return [*before, wait, work] if ready - again > 1e-3 else [*before, work]
 
 
 def _lease_bars(steps: list[StepRow], decisions: list[DecisionRow]) -> list[Bar]:
@@ -111,4 +150,4 @@ def _lease_bars(steps: list[StepRow], decisions: list[DecisionRow]) -> list[Bar]
     return bars
 
 
-__all__ = ["Activity", "Bar", "Track", "make_track", "read_track"]
+__all__ = ["RESUMED", "Activity", "Bar", "Track", "make_track", "read_track"]

@@ -13,7 +13,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
-from drawloom.errors import BudgetExceeded, ConfigError, DrawloomError, StoreMissing
+from drawloom.errors import (
+    BudgetExceeded,
+    ConfigError,
+    DrawloomError,
+    ReplayMismatch,
+    StoreMissing,
+)
 from drawloom.graph.declared import Graph
 from drawloom.runtime.agent import Agent
 from drawloom.runtime.cli import show
@@ -179,6 +185,8 @@ async def _finish(run: Run[Any], json: bool) -> int:
         result = await run.result()
     except BudgetExceeded:
         raise
+    except ReplayMismatch as error:
+        raise ReplayMismatch(f"{error}; the program stays interrupted") from None
     except DrawloomError as error:
         raise type(error)(f"program {run.id} failed: {error}") from None
     except Exception as error:
@@ -229,12 +237,15 @@ async def trace(program: str, url: str, json: bool) -> int:
             for b in track.bars
         ]
         made = [{"at": d.at, "kind": d.kind, **d.detail} for d in decisions]
-        show.emit({"program": program, "status": track.status, "bars": bars, "decisions": made})
+        about = {"program": program, "status": track.status, "error": track.error}
+        show.emit(about | {"bars": bars, "decisions": made})
         return 0
     out = show.console()
     out.print(
         f"{track.program}  {track.agent}  {track.status}  {track.ended - track.created:.2f} s"
     )
+    if track.error is not None:
+        out.print(track.error, style="red", markup=False)
     for words, line in terminal(track):
         out.print(f"{words:>22} ", line, end="\n")
     table = Table("at", "for", "what", "")

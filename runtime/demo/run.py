@@ -79,10 +79,11 @@ class Outcome:
     @property
     def spent(self) -> dict[str, float]:
         """Mean seconds of a program by activity; ``other`` is what no activity accounts for."""
-        seconds = {a.value: 0.0 for a in Activity if a is not Activity.LEASED}
+        apart = (Activity.LEASED, Activity.DEAD)
+        seconds = {a.value: 0.0 for a in Activity if a not in apart}
         for track in self.tracks:
             for bar in track.bars:
-                if bar.activity is not Activity.LEASED:
+                if bar.activity not in apart:
                     seconds[bar.activity] += (bar.end - bar.start) / len(self.tracks)
         # calls of one turn run side by side, so the sum may exceed the whole by a little
         return seconds | {"other": max(0.0, self.jct_mean - sum(seconds.values()))}

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.runtime.store import ProgramRow, StepRow
-from drawloom.runtime.timeline import Activity, make_track
+from drawloom.runtime.store import DecisionRow, ProgramRow, StepRow
+from drawloom.runtime.timeline import RESUMED, Activity, make_track
 
 ROW = ProgramRow("p", "solve", "m:solve", {}, {}, "done", None, None, 0.0, 1.0, 9.0)
 
@@ -26,3 +26,31 @@ def test_a_prefill_is_split_into_new_tokens_and_those_computed_again(
     assert seconds[Activity.PREFILL] + again == pytest.approx(2.0)
     assert again == pytest.approx(2.0 * lost / (new + lost))
     assert (Activity.RECOMPUTE in seconds) == (lost > 0)
+
+
+_moments = st.lists(st.integers(0, 1000), min_size=6, max_size=6, unique=True).map(sorted)
+
+
+@given(_moments, st.integers(0, 50))
+def test_time_without_a_process_is_neither_work_nor_waiting(moments: list[int], wait: int) -> None:
+    created, started, called, died, resumed, ended = moments
+    row = ProgramRow("p", "solve", "m:s", {}, {}, "failed", None, "E: x", created, started, ended)
+    detail = {"arguments": {}, "env_wait": min(wait, ended - resumed)}
+    step = StepRow("p", "call0", "tool", "slow", "done", called, ended, detail)
+    lease = DecisionRow("p", called, "LeaseKV", {"ttl": 1000.0, "answer": "accepted"})
+    again = DecisionRow("p", resumed, RESUMED, {"since": died})
+    times = {"started": ended, "first": ended, "finished": ended}
+    later = StepRow(
+        "p", "0#1", "llm", "llm", "done", ended, ended,
+        {"times": times, "prompt": 1, "cached": 0, "delta": [1], "output": []},
+    )  # fmt: skip
+    track = make_track(row, [step, later], [lease, again])
+    assert track.error == "E: x"
+    bars = [bar for bar in track.bars if bar.activity is not Activity.DEAD]
+    assert all(bar.end <= died or bar.start >= resumed for bar in bars)
+    dead = [(b.start, b.end) for b in track.bars if b.activity is Activity.DEAD]
+    assert dead == [(died, resumed)]
+    worked = [bar for bar in bars if bar.activity in (Activity.TOOL, Activity.ENV)]
+    assert sum(b.end - b.start for b in worked) == ended - called - (resumed - died)
+    held = [bar for bar in bars if bar.activity is Activity.HELD]
+    assert sum(b.end - b.start for b in held) == started - created

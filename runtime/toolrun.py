@@ -176,7 +176,8 @@ async def _result(
     try:
         value, seconds = await ToolStep(program, lineage, tool, call, row, heard).run()
     except RowExists:
-        return _replayed(program, await settled(program, call.id))
+        await settled(program, call.id)
+        return await _result(program, lineage, call, heard)
     except _Failed as failure:
         return ToolResult(call.id, call.name, failure.content, False, failure.seconds)
     return ToolResult(call.id, call.name, _cut(render(value), tool), True, seconds)
@@ -193,7 +194,8 @@ async def run_direct(program: Program, tool: Tool[..., Any], call: ToolCall) -> 
     try:
         return (await ToolStep(program, "", tool, call, row, direct=True).run())[0]
     except RowExists:
-        return replay_direct(program, tool, await settled(program, call.id))
+        await settled(program, call.id)
+        return await run_direct(program, tool, call)
     except _Failed as failure:
         raise failure.error from None
 

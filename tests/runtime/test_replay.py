@@ -314,7 +314,7 @@ async def test_a_step_that_another_executor_ran_is_not_run_again(
 
 async def _pay_elsewhere(store: Store, program: str) -> None:
     await asyncio.sleep(0.2)
-    outcome = {"value": "paid there", "ok": True, "seconds": 1.0}
+    outcome = {"arguments": {"amount": 100}, "value": "paid there", "ok": True, "seconds": 1.0}
     await store.end_tool(program, "call1", outcome)
 
 

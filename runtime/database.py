@@ -64,7 +64,13 @@ class Database:
         except StoreError:
             self._unlock()
             raise
-        except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
+        except ImportError as error:
+            self._unlock()
+            raise StoreError(
+                f"store {self.url} cannot be opened: {error}: pip install 'drawloom[postgres]', "
+                "and write postgresql+psycopg://…"
+            ) from None
+        except (SQLAlchemyError, OSError, RuntimeError, ValueError) as error:
             self._unlock()
             raise explain(error, f"store {self.url} cannot be opened") from None
 

@@ -2,17 +2,15 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from drawloom.environments import Command, ExecResult, ServiceState
 from drawloom.errors import (
     DrawloomError,
     SandboxDied,
-    StoreError,
+    SandboxError,
     ToolError,
     ToolInterrupted,
     ToolTimeout,
@@ -26,9 +24,9 @@ from drawloom.runtime.outcomes import decode, describe, encode
 from drawloom.runtime.program import Program
 from drawloom.runtime.progress import Progress
 from drawloom.runtime.replay import check_arguments, record_value, replay_direct, settled
+from drawloom.runtime.stepbox import StepSandbox
 from drawloom.runtime.store import RowExists, StepRow
 from drawloom.sandbox.live import LiveSandbox
-from drawloom.sandbox.verbs import Verbs
 from drawloom.tools.calls import ToolCall, ToolResult
 from drawloom.tools.results import (
     MAX_CHARS,
@@ -41,113 +39,7 @@ from drawloom.tools.tool import Tool, tool_host
 
 _HOSTS = 3  # a call that may be repeated outlives the loss of two environments
 _GRACE = 2.0  # an exec's own timeout comes first, so that the tool sees what was printed
-_NOT_RUNNABLE = (126, 127)  # the exit codes by which shells and the helper say so
 log = logging.getLogger("drawloom.runtime")
-
-
-class StepSandbox(Verbs):
-    """An environment as one step sees it: its execs are numbered, so that a resumed step asks for
-    their results instead of running them twice. Implements `Sandbox`."""
-
-    def __init__(
-        self, box: LiveSandbox, step: str, timeout: float | None, progress: Progress
-    ) -> None:
-        self._box, self._timeout, self._name = box, timeout, step
-        self._progress = progress
-        self._others: dict[str, StepSandbox] = {}
-        self._step = hashlib.blake2b(step.encode(), digest_size=12).hexdigest()
-        self.keys: list[str] = []
-
-    @property
-    def id(self) -> str:
-        return self._box.id
-
-    async def exec(
-        self,
-        *command: Command,
-        stdin: bytes = b"",
-        timeout: float | None = None,
-        on_output: Callable[[bytes], None] | None = None,
-    ) -> ExecResult:
-        key = f"{self._step}-{len(self.keys)}"
-        self.keys.append(key)
-        limit = timeout if timeout is not None else self._timeout
-        await self._progress.command(silent=on_output is None)
-        try:
-            result = await self._box.exec(
-                *command, stdin=stdin, timeout=limit, on_output=on_output, key=key
-            )
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                await asyncio.shield(self._box.cancel(key))
-            with contextlib.suppress(StoreError):
-                await asyncio.shield(self._progress.act())
-            raise
-        await self._progress.act()
-        return _checked(result, limit)
-
-    def beside(self, name: str) -> "StepSandbox":
-        if name not in self._others:
-            other = self._box.beside(name)
-            self._others[name] = StepSandbox(
-                other, f"{self._name}@{name}", self._timeout, self._progress
-            )
-        return self._others[name]
-
-    async def launch(self, key: str, *command: Command) -> None:
-        await self._progress.act()
-        await self._box.launch(key, *command)
-
-    async def peek(self, key: str) -> ServiceState | None:
-        await self._progress.act()
-        return await self._box.peek(key)
-
-    async def cancel(self, key: str) -> None:
-        await self._progress.act()
-        await self._box.cancel(key)
-
-    async def ack(self, key: str) -> None:
-        await self._progress.act()
-        await self._box.ack(key)
-
-    async def write(self, path: str, data: bytes) -> None:
-        await self._progress.act()
-        await self._box.write(path, data)
-
-    async def read(self, path: str, *, limit: int = 16 << 20) -> bytes:
-        await self._progress.act()
-        return await self._box.read(path, limit=limit)
-
-    async def append(self, path: str, data: bytes, *, whole: bool = False) -> None:
-        await self._progress.act()
-        await self._box.append(path, data, whole=whole)
-
-    async def piece(self, path: str, offset: int) -> tuple[bytes, int]:
-        await self._progress.act()
-        return await self._box.piece(path, offset)
-
-    async def forget(self) -> None:
-        """The results are in the store; the helper need not keep them."""
-        if self._box.alive:
-            for key in self.keys:
-                await self._box.ack(key)
-        for other in self._others.values():
-            await other.forget()
-
-
-def _checked(result: ExecResult, limit: float | None) -> ExecResult:
-    """Return a command's result. Raises `ToolTimeout` when it was stopped and `ToolError` when it
-    could not be run: a tool that never looks at `code` would answer with an empty text."""
-    text = result.text.strip()
-    if result.timed_out:
-        raise ToolTimeout(f"the command timed out after {limit or 0:g} s" + _after(text))
-    if result.code in _NOT_RUNNABLE:
-        raise ToolError(f"the command could not be run (exit {result.code})" + _after(text))
-    return result
-
-
-def _after(text: str) -> str:
-    return f"; it printed:\n{text}" if text else ""
 
 
 async def run_call(
@@ -261,7 +153,7 @@ class ToolStep:
         began = time.monotonic()
         value, error, outcome = None, None, dict[str, Any]()
         try:
-            self._refuse_repetition()
+            await self._refuse_repetition()
             value = await self._anywhere(held)
             if self._direct:
                 outcome["value"], value = record_value(tool, value)
@@ -292,7 +184,7 @@ class ToolStep:
         error = restore_error(record).with_traceback(failure.__traceback__)
         return {"error": record}, error
 
-    def _refuse_repetition(self) -> None:
+    async def _refuse_repetition(self) -> None:
         """A step that was in flight when its process died runs again only where that is known to
         be harmless: the tool says so, or its environment was adopted and all that the call did
         there was to wait for its first command."""
@@ -302,9 +194,26 @@ class ToolStep:
         in_place = tool.env is not None and not tool.fresh and self.program.adopted
         if in_place and not row.detail.get("acted"):
             return
+        if in_place:
+            with contextlib.suppress(SandboxError):  # then nothing of it runs on
+                await self._end_commands()
         raise ToolInterrupted(
             "interrupted: the process died during this call, its outcome is unknown"
         )
+
+    async def _end_commands(self) -> None:
+        """A command that was in flight must not go on behind what follows."""
+        env, program = self.tool.env, self.program
+        assert env is not None
+        async with program.live.environments.use(env, program.owner) as claimed:
+            step = self._in_step(claimed.box)
+            for name, _ in env.beside:
+                await step.beside(name).end_commands()
+            await step.end_commands()
+
+    def _in_step(self, box: LiveSandbox) -> StepSandbox:
+        step = f"{self.program.id}:{self.call.id}"
+        return StepSandbox(box, step, self.tool.timeout, self._progress)
 
     def _is_entered_again(self) -> bool:
         """Whether a resumed program might enter this call's code again, unless it is marked."""
@@ -331,8 +240,7 @@ class ToolStep:
             claimed = await held.enter_async_context(use(tool.env, owner))
             self._wait += time.monotonic() - asked
             blank = not claimed.box.touched
-            step = f"{program.id}:{self.call.id}"
-            self._box = StepSandbox(claimed.box, step, tool.timeout, self._progress)
+            self._box = self._in_step(claimed.box)
             try:
                 return await self._slotted()
             except SandboxDied as died:

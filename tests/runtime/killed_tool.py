@@ -29,7 +29,7 @@ from drawloom.sandbox.wire import Wire
 from drawloom.tools.template import ChatTemplate
 
 BOX = Env("any", memory="64m")
-POINTS = 10
+POINTS = 11
 
 
 class PipedSandbox(LiveSandbox):
@@ -166,7 +166,10 @@ async def many(box: Sandbox, folder: str, first: str) -> str:
     point(folder, 4)
     await box.write("copy", before + b"+")
     point(folder, 5)
-    await box.sh("echo b >> log")
+    dies = ""
+    if os.environ.get("KILLED_AT") == "10":
+        dies = f"touch waits; kill -9 {os.getpid()}; until [ -e go ]; do sleep 0.05; done;"
+    await box.sh(f"{dies} echo b >> log")
     point(folder, 6)
     value = int((await box.sh("cat counter 2>/dev/null || echo 0")).text)
     point(folder, 7)
@@ -182,6 +185,7 @@ async def many(box: Sandbox, folder: str, first: str) -> str:
 @tool(env=BOX)
 async def look(box: Sandbox) -> list[str]:
     """What is there."""
+    await box.sh("[ ! -e waits ] || { touch go; sleep 0.3; }")
     shown = await box.sh("cat log; echo; cat counter 2>/dev/null; true")
     return shown.text.split()
 

@@ -96,7 +96,9 @@ def _plan(job: Job, load: Load) -> tuple[int, list[list[float]]]:
 def _waits(rows: list[StepRow]) -> list[float]:
     """Seconds from each tool's end to the first token behind it."""
     tools = [row.ended for row in rows if row.kind == "tool" and row.ended is not None]
-    firsts = [row.detail["times"]["first"] for row in rows if row.kind == "llm"]
+    firsts = [
+        row.detail["times"]["first"] for row in rows if row.kind == "llm" and row.detail["times"]
+    ]
     return [first - ended for ended, first in zip(sorted(tools), sorted(firsts)[1:], strict=False)]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
+from rich.text import Text
 
 from drawloom.errors import (
     BudgetExceeded,
@@ -219,7 +220,7 @@ async def ps(url: str, limit: int, json: bool) -> int:
         took = f"{row.ended - row.created:.2f}" if row.ended else ""
         created = datetime.fromtimestamp(row.created).strftime("%Y-%m-%d %H:%M:%S")
         outcome = str(row.error or ("" if row.result is None else row.result))[:60]
-        table.add_row(row.id, row.agent, row.status, created, took, outcome)
+        table.add_row(row.id, row.agent, row.status, created, took, Text(outcome))
     show.console().print(table)
     return 0
 
@@ -245,13 +246,13 @@ async def trace(program: str, url: str, json: bool) -> int:
         f"{track.program}  {track.agent}  {track.status}  {track.ended - track.created:.2f} s"
     )
     if track.error is not None:
-        out.print(track.error, style="red", markup=False)
+        out.print(Text(track.error), style="red")
     for words, line in terminal(track):
         out.print(f"{words:>22} ", line, end="\n")
     table = Table("at", "for", "what", "")
     for bar in track.bars:
         at, took = bar.start - track.created, bar.end - bar.start
-        table.add_row(f"{at:.3f}", f"{took * 1000:.0f} ms", bar.activity.value, bar.label)
+        table.add_row(f"{at:.3f}", f"{took * 1000:.0f} ms", bar.activity.value, Text(bar.label))
     out.print(table)
     return 0
 

@@ -298,8 +298,9 @@ async def test_a_step_that_another_executor_ran_is_not_run_again(
         chat = Chat().user("q")
         await store.intend(program, "call1", "pay", {"arguments": {"amount": 100}})
         tasks.append(asyncio.create_task(_pay_elsewhere(store, program)))
+        _, fresh = await chat._tokenise(chat._new)
         detail = {
-            "delta": (await chat._tokenise(chat._new))[1], "output": [1], "text": "there", "calls": [],
+            "delta": fresh, "output": [1], "text": "there", "calls": [],
             "finish": "stop", "logprobs": [], "prompt": 1, "cached": 0,
         }  # fmt: skip
         await store.add_llm(program, "0#0", 1.0, 2.0, detail)

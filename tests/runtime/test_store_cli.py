@@ -9,6 +9,7 @@ import pytest
 
 from drawloom.errors import StoreDamaged, StoreError, StoreInUse
 from drawloom.runtime.cli import programs, sandboxes
+from drawloom.runtime.cli.options import EngineOptions
 from drawloom.runtime.store import Store
 
 
@@ -35,12 +36,12 @@ async def test_a_store_that_is_missing_is_no_error(
 async def test_a_damaged_store_is_called_damaged_by_every_command(tmp_path: Path) -> None:
     (tmp_path / "s.db").write_bytes(bytes(range(256)) * 80)
     url = f"sqlite:///{tmp_path}/s.db"
-    options = programs.Options("tinyagent", url, "drawloom", "none", "cpu", 0)
+    options = programs.Options("tinyagent", url, "drawloom", "none", EngineOptions())
     agent = f"{Path(__file__).with_name('killed_agent.py')}:alarm"
     for command in (
         programs.ps(url, 10, True),
         programs.trace("p1", url, True),
-        programs.resume("p1", {}, url, "cpu", 0, True),
+        programs.resume("p1", {}, url, EngineOptions(), True),
         programs.run(agent, [], options, True),
         sandboxes.gc(url, None, False, True),
     ):
@@ -68,9 +69,11 @@ async def test_one_damaged_row_is_listed_as_unreadable(
 async def test_a_trace_shows_why_a_program_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
-    url = await _with_program(tmp_path / "s.db", error="ContextTooLong: [the] prompt")
+    url = await _with_program(tmp_path / "s.db", error="ContextTooLong: [/the] prompt")
     assert await programs.trace("p1", url, as_json) == 0
-    assert "ContextTooLong: [the] prompt" in capsys.readouterr().out
+    assert "ContextTooLong: [/the] prompt" in capsys.readouterr().out
+    assert await programs.ps(url, 10, as_json) == 0
+    assert "ContextTooLong: [/the] prompt" in capsys.readouterr().out
 
 
 async def test_what_is_in_use_is_refused_by_commands_that_write(tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""A streamed answer, reassembled by the official SDK, equals the whole answer."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from drawloom.engine.base import Delta, Usage
+from drawloom.engine.sequence import FinishReason
+from drawloom.runtime.server.assembly import Assembly, Event, PlainParser
+from drawloom.tools.parsers import PARSERS, Parser, ReasoningParser, make_parser
+
+ABOUT = {"id": "chatcmpl-1", "created": 1, "model": "m"}
+FRAGMENTS = [
+    "\n", " ", "\n\n", "Let me see.", "Grüße 🎈", "{", "}", "[", "]", "(", ")", '"', ";", ",",
+    "<tool_call>", "</tool_call>", "<think>", "</think>", "[TOOL_CALLS]", "<|python_tag|>",
+    '{"name": "get", "arguments": {"city": "Rome", "n": 1.50}}',
+    '{"arguments": {"city": "Rome"}, "name": "get"}',
+    '{"name": "get", "name": "put", "arguments": {}}',
+    '{"name": "get", "parameters": {"city": "Rome"}}',
+    '{"name": "get", "arguments": {"city": ',
+    '{"name": "", "arguments": {}}', '{"name": 3}', '{"name": "g\\u0065t", "arguments": "{}"}',
+    '<tool_call>\n{"name": "get", "arguments": {"city": "</tool_call>"}}\n</tool_call>',
+    '<tool_call>\n{"name": "get", "arguments": {"city": "Oslo"}}\n</tool_call>',
+    "get", "get{}", 'get[ARGS]{"city": "Rome"}', "get(city='Rome')", "[get(city='Rome'), put()]",
+]  # fmt: skip
+
+
+def _parser(name: str, reasoning: bool) -> Parser:
+    parser = PlainParser() if name == "none" else make_parser(name, "t")
+    return ReasoningParser(parser) if reasoning else parser
+
+
+def _assembly(name: str, reasoning: bool, logprobs: bool, several: bool = True) -> Assembly:
+    parser, spell = _parser(name, reasoning), str if logprobs else None
+    return Assembly(0, "t", parser, calls=name != "none", several=several, spell=spell)
+
+
+def _deltas(parts: list[str], finish: FinishReason) -> list[Delta]:
+    usage = Usage(3, 0, len(parts), 0, 0.0, 0.0, 0.0, 0.0)
+    deltas = [Delta("r", (at,), part, (-0.5,)) for at, part in enumerate(parts)]
+    return [*deltas, Delta("r", (99,), "", (-0.1,), finish, usage)]
+
+
+def _by_sdk(chunks: list[Event]) -> Event:
+    state = ChatCompletionStreamState()
+    for chunk in chunks:
+        about = ABOUT | {"object": "chat.completion.chunk", "choices": [chunk]}
+        state.handle_chunk(ChatCompletionChunk.model_validate(about))
+    return state.current_completion_snapshot.choices[0].model_dump()
+
+
+def _plain(choice: Event) -> Event:
+    """Return the fields that a client reads, without what the SDK adds for parsing."""
+    message, logprobs = choice["message"], choice["logprobs"]
+    calls = message.get("tool_calls") or []
+    return {
+        "content": message["content"],
+        "thought": message.get("reasoning_content"),
+        "calls": [
+            (c["id"], c["type"], c["function"]["name"], c["function"]["arguments"]) for c in calls
+        ],
+        "finish": choice["finish_reason"],
+        "logprobs": logprobs and [(e["token"], e["logprob"]) for e in logprobs["content"]],
+    }
+
+
+@given(
+    name=st.sampled_from([*PARSERS, "none"]),
+    reasoning=st.booleans(),
+    logprobs=st.booleans(),
+    several=st.booleans(),
+    text=st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join),
+    finish=st.sampled_from([FinishReason.STOP, FinishReason.LENGTH]),
+    data=st.data(),
+)
+def test_a_stream_adds_up_to_the_whole_for_every_parser_and_cut(
+    name: str,
+    reasoning: bool,
+    logprobs: bool,
+    several: bool,
+    text: str,
+    finish: FinishReason,
+    data: Any,
+) -> None:
+    text = text[: data.draw(st.integers(0, len(text)), "end")]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=12), "cuts"))
+    parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assembly = _assembly(name, reasoning, logprobs, several)
+    chunks = [c for delta in _deltas(parts, finish) for c in assembly.feed(delta)]
+    whole = assembly.whole()
+    about = ABOUT | {"object": "chat.completion", "choices": [whole]}
+    read = ChatCompletion.model_validate(about).choices[0].model_dump()
+    assert _plain(_by_sdk(chunks)) == _plain(read) == _plain(whole)
+    calls = [call for chunk in chunks for call in chunk["delta"].get("tool_calls", ())]
+    first = {call["index"]: call for call in reversed(calls)}
+    assert all(call["id"] and "name" in call["function"] for call in first.values())
+    assert sum("name" in call["function"] for call in calls) == len(first)
+    if whole["message"].get("tool_calls"):
+        content = whole["message"]["content"]
+        assert content is None or content.rstrip() == content != ""
+    assert several or len(whole["message"].get("tool_calls", ())) <= 1
+    if logprobs:
+        assert len(whole["logprobs"]["content"]) == len(parts) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hermes", '{0}<tool_call>{{"arguments": {{}}, "name": "f"}}</tool_call>{0}'),
+        ("mistral", '{0}[TOOL_CALLS] [{{"name": "f", "arguments": {{}}}}]{0}'),
+        ("llama3_json", '{0}{{"name": "f", "parameters": {{}}}}{0}'),
+        ("pythonic", "{0}[f()]{0}"),
+    ],
+)
+def test_white_space_around_calls_is_no_content(name: str, text: str) -> None:
+    assembly = _assembly(name, False, False)
+    chunks = [c for d in _deltas(list(text.format("\n")), FinishReason.STOP)
+              for c in assembly.feed(d)]  # fmt: skip
+    assert assembly.message["content"] is None
+    assert [c["function"]["name"] for c in assembly.message["tool_calls"]] == ["f"]
+    assert not any(chunk["delta"].get("content") for chunk in chunks)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_of_one_call_that_may_be_made_nothing_follows(size: int) -> None:
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assembly, text = _assembly("hermes", False, False, several=False), f"So:\n{call}\n{call}\nEnd."
+    parts = [text[at : at + size] for at in range(0, len(text), size)]
+    for delta in _deltas(parts, FinishReason.STOP):
+        assembly.feed(delta)
+    assert assembly.enough
+    assert assembly.message["content"] == "So:"
+    assert len(assembly.message["tool_calls"]) == 1
+    assert "".join(assembly.text) == f"So:\n{call}"
+
+
+def test_a_name_that_was_streamed_stays() -> None:
+    assembly = _assembly("hermes", False, False)
+    text = '<tool_call>{"name": "a", "name": "b", "arguments": {}}</tool_call>'
+    chunks = [c for d in _deltas([text], FinishReason.STOP) for c in assembly.feed(d)]
+    assert _by_sdk(chunks)["message"]["tool_calls"][0]["function"]["name"] == "a"
+    assert assembly.message["tool_calls"][0]["function"]["name"] == "a"
+
+
+def test_an_answer_of_thought_alone_has_empty_content() -> None:
+    assembly = _assembly("hermes", True, False)
+    chunks = [c for d in _deltas(["<think>", "hm"], FinishReason.LENGTH) for c in assembly.feed(d)]
+    assert chunks[0]["delta"] == {"role": "assistant", "content": None}
+    assert assembly.message == {"role": "assistant", "content": "", "reasoning_content": "hm"}

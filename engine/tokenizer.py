@@ -86,6 +86,10 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def longest(self) -> int:
+        """Return the most bytes of text that one token can stand for."""
+        return max((len(t.encode()) for t in self._tokenizer.get_vocab()), default=1)
+
     def source(self) -> str:
         """The tokenizer as the JSON that it was read from."""
         text: str = self._tokenizer.to_str()

@@ -24,6 +24,7 @@ from drawloom.runtime.server import openapi
 from drawloom.runtime.server.access_log import RECORD, AccessLog, Record
 from drawloom.runtime.server.chat import ChatCompletion, Event, Served
 from drawloom.runtime.server.completions import Completion
+from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.drain import Drain, shutting_down
 from drawloom.runtime.server.errors import HttpError, parse, wire_error
 from drawloom.runtime.server.metrics import Timings, render
@@ -122,14 +123,14 @@ class Server:
 
     async def _chat(self, request: Request) -> Response:
         asked = self._polite(await _read(request, ChatRequest))
-        job = ChatCompletion(self.served, asked, *_identity(request, asked))
-        return await self._answer(request, job, bool(asked.stream), job.place.program.id)
+        job = await ChatCompletion.create(self.served, asked, _identity(request, asked))
+        return await self._answer(request, job, bool(asked.stream), job.program)
 
     async def _completion(self, request: Request) -> Response:
         asked = self._polite(await _read(request, CompletionRequest))
-        program, tenant = _identity(request, asked)
-        job = Completion(self.served, asked, program, tenant)
-        return await self._answer(request, job, bool(asked.stream), program or "")
+        caller = _identity(request, asked)
+        job = await Completion.create(self.served, asked, caller)
+        return await self._answer(request, job, bool(asked.stream), caller.name or "")
 
     def _polite(self, asked: S) -> S:
         """Leave the order to the scheduler unless requests are trusted to know their rank."""
@@ -243,7 +244,7 @@ class Server:
         return JSONResponse({"object": "list", "data": found})
 
     def _ended(self, request: Request, name: str) -> Response:
-        found = self.programs.end(self.programs.key(name, _tenant(request)))
+        found = self.programs.end(Caller(_tenant(request), name))
         return JSONResponse({"program_id": name, "released": found}, 200 if found else 404)
 
     async def _health(self, request: Request) -> Response:
@@ -283,12 +284,12 @@ def _tenant(request: Request) -> str:
     return header_name(request, "x-tenant") or "default"
 
 
-def _identity(request: Request, asked: Sampling) -> tuple[str | None, str]:
-    """The program and the tenant of a request, in the order of research/sdk.md §4; of one from
-    inside an environment, those that it belongs to."""
-    if (inside := request.scope.get("drawloom.inside")) is not None:
-        program, tenant = inside
-        return str(program), str(tenant)
+def _identity(request: Request, asked: Sampling) -> Caller:
+    """Return who asks: tenant and program, in the order of research/sdk.md §4; from inside an
+    environment the program that has it, whatever the request says."""
+    inside: Caller | None = request.scope.get("drawloom.inside")
+    if inside is not None:
+        return inside
     about = asked.metadata or {}
     name = (
         asked.program_id
@@ -298,7 +299,7 @@ def _identity(request: Request, asked: Sampling) -> tuple[str | None, str]:
         or header_name(request, "x-session-id")
         or asked.prompt_cache_key
     )
-    return name or None, header_name(request, "x-tenant") or asked.user or "default"
+    return Caller(header_name(request, "x-tenant") or asked.user or "default", name or None)
 
 
 async def _disconnected(request: Request) -> None:

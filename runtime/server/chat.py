@@ -1,38 +1,36 @@
 """One completion: from the request as it came to the answer, streamed or whole."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
-from drawloom.engine.base import Delta, Grammar, Usage
-from drawloom.engine.sequence import FinishReason, SamplingParams
+from drawloom.engine.base import Grammar, Usage
+from drawloom.engine.sequence import SamplingParams
 from drawloom.engine.tokenizer import Tokenizer
-from drawloom.errors import ConfigError
+from drawloom.errors import ConfigError, ContextTooLong
 from drawloom.ids import new_id
+from drawloom.runtime.server.assembly import Assembly, Event, PlainParser
+from drawloom.runtime.server.conversation import Answer, ChatTurn, Record, packed
+from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.errors import HttpError, context_too_long
+from drawloom.runtime.server.history import read_entry
 from drawloom.runtime.server.metrics import Timings
 from drawloom.runtime.server.programs import Place, Programs
+from drawloom.runtime.server.prompting import Prompted, Prompter, in_pool
 from drawloom.runtime.server.toolspecs import calls_of
-from drawloom.runtime.server.wire import ChatRequest
-from drawloom.tools.calls import new_call_id
+from drawloom.runtime.server.wire import ChatRequest, Message
 from drawloom.tools.forced import call_grammar, call_mark
 from drawloom.tools.parsers import (
-    SPECIAL,
-    Closed,
-    Named,
     Parser,
-    Piece,
-    Reasoning,
-    Text,
+    ReasoningParser,
     make_parser,
+    needs_special,
+    opens_thought,
 )
 from drawloom.tools.template import ChatTemplate
-
-Event = dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -47,32 +45,37 @@ class Served:
     max_context: int
     reasoning: bool = False
     always_usage: bool = False
+    prompter: Prompter = field(init=False)
 
-
-@dataclass(slots=True)
-class _Choice:
-    """One answer as it grows."""
-
-    index: int
-    parser: Parser
-    text: str = ""
-    thought: str = ""
-    calls: list[Event] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[Event] = field(default_factory=list)
-    finish: str = ""
-    usage: Usage | None = None
-
-
-_Answered = tuple[_Choice, list[Piece], Delta]
+    def __post_init__(self) -> None:
+        self.prompter = Prompter(self.template, self.tokenizer, self.max_context)
 
 
 class ChatCompletion:
-    """Raises `HttpError` on creation for what makes no sense."""
+    """One request, from its place in a program to its answer. Made by `create`."""
 
-    def __init__(
-        self, served: Served, asked: ChatRequest, program: str | None, tenant: str
-    ) -> None:
+    turn: ChatTurn
+    place: Place
+    prompted: Prompted
+    params: SamplingParams
+
+    @classmethod
+    async def create(cls, served: Served, asked: ChatRequest, caller: Caller) -> "ChatCompletion":
+        """Check a request, find the conversation that it continues, and make its prompt.
+
+        Raises `HttpError` for what makes no sense or cannot fit.
+        """
+        job = cls(served, asked)
+        job.turn = await in_pool(ChatTurn.read, asked.messages)
+        job.place = served.programs.claim(caller, job.turn)
+        try:
+            await job._prompt()
+        except BaseException:
+            served.programs.leave(job.place)
+            raise
+        return job
+
+    def __init__(self, served: Served, asked: ChatRequest) -> None:
         self.served, self.asked = served, asked
         self.id, self.created = new_id("chatcmpl"), int(time.time())
         if asked.model and asked.model != served.model:
@@ -81,24 +84,35 @@ class ChatCompletion:
                 param="model", code="model_not_found",
             )  # fmt: skip
         self.count = asked.choices
-        self.choices: list[_Choice] = []
+        self.choices: list[Assembly] = []
+        _check_size(asked, served)
         self.calls = calls_of(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
-        shown = [tool.schema_for_model() for tool in asked.tools or []]
-        forced = self._forced() if self.calls.required else None
+        self.shown = [tool.schema_for_model() for tool in asked.tools or []]
+
+    async def _prompt(self) -> None:
+        """Make the prompt and tell the scheduler of it."""
+        served, place = self.served, self.place
         try:
-            prompt = served.template.render([m.rendered() for m in asked.messages], shown)
+            self.prompted = await in_pool(
+                served.prompter.make, self.turn, self.shown, self._record, place.match
+            )
+        except ContextTooLong:
+            raise context_too_long(None, served.max_context, "messages") from None
         except ConfigError as error:
             raise HttpError(400, str(error), param="messages") from None
-        format_ = asked.response_format
+        place.tokens = self.prompted.tokens
+        self.inside = opens_thought(self.prompted.prompt)
+        self.thinks = served.reasoning or self.inside
+        format_ = self.asked.response_format
+        forced = self._forced() if self.calls.required else None
         self.grammar = forced or (format_.grammar() if format_ is not None else None)
-        self.text = prompt.text
-        output = asked.max_completion_tokens or asked.max_tokens or 0
-        self.place = served.programs.place(program, tenant, asked.priority or 0, prompt, output)
-        try:
-            self.params = self._params()
-        except BaseException:
-            served.programs.leave(self.place, None, [])
-            raise
+        self.params = self._params()
+        output = self.asked.max_completion_tokens or self.asked.max_tokens or 0
+        served.programs.ready(place, self.prompted.known, self.asked.priority or 0, output)
+
+    @property
+    def _record(self) -> Record | None:
+        return self.place.record if isinstance(self.place.record, Record) else None
 
     def _params(self) -> SamplingParams:
         asked, served = self.asked, self.served
@@ -109,17 +123,18 @@ class ChatCompletion:
         room = served.max_context - len(self.place.tokens)
         if room < 1:
             raise context_too_long(len(self.place.tokens), served.max_context, "messages")
+        format = served.template.calls if self.calls.tools else ""
         return asked.params(
             room,
             served.tokenizer.size,
             self._banned(),
             logprobs=bool(asked.logprobs),
             top_logprobs=asked.top_logprobs or 0,
-            show_special=bool(self.calls.tools) and served.template.calls in SPECIAL,
+            show_special=needs_special(format, self.thinks, served.tokenizer.hides),
         )
 
     def _banned(self) -> tuple[int, ...]:
-        """The token that begins a call, if the prompt shows tools and none may be called."""
+        """Return the token that begins a call, if the prompt shows tools and none may be called."""
         if self.calls.tools or not self.asked.tools:
             return ()
         mark = self.served.tokenizer.id_of(call_mark(self.served.template.calls))
@@ -137,13 +152,12 @@ class ChatCompletion:
             )
         except ConfigError as error:
             raise HttpError(400, str(error), param="tool_choice") from None
-        return Grammar("lark", lark, after="</think>" if self.served.reasoning else "")
+        return Grammar("lark", lark, after="</think>" if self.thinks else "")
 
     # --- running --------------------------------------------------------------------------
 
-    async def events(self) -> AsyncGenerator[_Answered, None]:
-        """What comes of all choices, as it comes."""
-        served, place = self.served, self.place
+    async def events(self) -> AsyncGenerator[list[Event], None]:
+        """Generate all choices; yield what a stream sends of them, as it comes."""
         self.choices = [self._choice(i) for i in range(self.count)]
         whole = False
         try:
@@ -153,11 +167,11 @@ class ChatCompletion:
                     yield event
             whole = True
         finally:
-            self._leave(place, served, whole)
+            self._leave(whole)
 
-    async def _several(self) -> AsyncGenerator[_Answered, None]:
+    async def _several(self) -> AsyncGenerator[list[Event], None]:
         """The choices side by side."""
-        queue: asyncio.Queue[_Answered | Exception | None] = asyncio.Queue()
+        queue: asyncio.Queue[list[Event] | Exception | None] = asyncio.Queue()
         tasks = [asyncio.create_task(self._queue(c, queue)) for c in self.choices]
         try:
             open_ = len(tasks)
@@ -174,41 +188,67 @@ class ChatCompletion:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _leave(self, place: Place, served: Served, whole: bool) -> None:
-        first = self.choices[0]
-        ids = [*place.tokens, *first.ids]
-        said = served.tokenizer.decode(first.ids, special=True)
-        served.programs.leave(place, self.text + said if whole else None, ids)
+    def _leave(self, whole: bool) -> None:
+        """Record what the conversation holds now. Of an answer that broke off, what the client
+        was told of it: it may go on from there, or ask again."""
+        made, special = self.prompted, self.params.show_special
+        answers = tuple(self._answer(c, special) for c in self.choices if c.ids or whole)
+        record = None
+        if answers:
+            record = Record(
+                self.turn.continued(self._record, self.place.match),
+                made.messages, made.prompt, packed(made.tokens), made.marks, answers, not whole,
+            )  # fmt: skip
+        self.served.programs.leave(self.place, record)
         for choice in self.choices:
             if choice.usage is not None:
-                served.timings.observe(choice.usage, choice.finish)
+                self.served.timings.observe(choice.usage, choice.reason)
 
-    def _choice(self, index: int) -> _Choice:
-        served = self.served
-        name = served.template.calls if self.calls.tools else "none"
-        prefix = f"{self.id}/{index}"
-        if name == "none":
-            parser: Parser = _Plain()
-            return _Choice(index, _thinking(parser) if served.reasoning else parser)
-        return _Choice(index, make_parser(name, prefix, reasoning=served.reasoning))
+    def _answer(self, choice: Assembly, special: bool) -> Answer:
+        message = Message.model_validate(choice.message)
+        forms = [message]
+        if not message.tool_calls:  # some clients put the stop string back
+            stop = [self.asked.stop] if isinstance(self.asked.stop, str) else self.asked.stop or []
+            text = message.content or ""
+            forms += [message.model_copy(update={"content": text + s}) for s in stop]
+        return Answer(
+            tuple(map(read_entry, forms)), message.rendered(), packed(choice.ids),
+            "".join(choice.text), partial(self._parser, ""), bool(self.calls.tools), special,
+        )  # fmt: skip
 
-    async def _run(self, choice: _Choice) -> AsyncGenerator[_Answered, None]:
-        one = not self.calls.several
+    def _parser(self, turn: str) -> Parser:
+        if not self.calls.tools:
+            plain: Parser = PlainParser()
+            return ReasoningParser(plain, self.inside) if self.thinks else plain
+        offered = {tool.function.name for tool in self.calls.tools}
+        format, thinks = self.served.template.calls, self.served.reasoning
+        return make_parser(format, turn, reasoning=thinks, inside=self.inside, offered=offered)
+
+    def _choice(self, index: int) -> Assembly:
+        turn = f"{self.id}/{index}"
+        spell = self._spell if self.params.logprobs else None
+        calls, several = bool(self.calls.tools), self.calls.several
+        parser = self._parser(turn)
+        return Assembly(index, turn, parser, calls=calls, several=several, spell=spell)
+
+    def _spell(self, token: int) -> str:
+        return self.served.tokenizer.decode([token], special=True)
+
+    async def _run(self, choice: Assembly) -> AsyncGenerator[list[Event], None]:
         stream = self.served.programs.generate(
-            self.place, self.params, self.grammar, choice.index, lambda: one and bool(choice.calls)
+            self.place, self.params, self.grammar, choice.index, lambda: choice.enough
         )
+        lineage = self.place.lineage
         async with aclosing(stream) as deltas:
             async for delta in deltas:
-                pieces = choice.parser.feed(delta.text)
-                if delta.finish is not None:
-                    pieces += choice.parser.end()
-                if one:
-                    pieces = [] if choice.calls else _to_first_call(pieces)
-                self._take(choice, pieces, delta)
-                yield choice, pieces, delta
+                known = len(choice.kinds)
+                chunks = choice.feed(delta)
+                lineage.tool = choice.tool or lineage.tool
+                lineage.kinds += choice.kinds[known:]
+                yield chunks
 
     async def _queue(
-        self, choice: _Choice, queue: "asyncio.Queue[_Answered | Exception | None]"
+        self, choice: Assembly, queue: "asyncio.Queue[list[Event] | Exception | None]"
     ) -> None:
         try:
             async with aclosing(self._run(choice)) as answered:
@@ -219,116 +259,33 @@ class ChatCompletion:
         finally:
             queue.put_nowait(None)
 
-    def _take(self, choice: _Choice, pieces: list[Piece], delta: Delta) -> None:
-        choice.ids += delta.tokens
-        if self.params.logprobs:
-            tokens = zip(delta.tokens, delta.logprobs, strict=False)
-            tops = delta.tops or ((),) * len(delta.tokens)
-            choice.logprobs += [
-                self._logprob(t, p, top) for (t, p), top in zip(tokens, tops, strict=True)
-            ]
-        for piece in pieces:
-            if isinstance(piece, Text):
-                choice.text += piece.text
-            elif isinstance(piece, Reasoning):
-                choice.thought += piece.text
-            elif isinstance(piece, Named):
-                self.place.lineage.tool = piece.name
-            elif isinstance(piece, Closed):
-                call = piece.call
-                self.place.lineage.kinds.append(call.kind)
-                raw = json.dumps(call.arguments) if call.error is None else call.raw
-                function = {"name": call.name, "arguments": raw}
-                choice.calls.append({"id": call.id, "type": "function", "function": function})
-        if delta.finish is not None:
-            ended = "length" if delta.finish is FinishReason.LENGTH else "stop"
-            choice.finish = "tool_calls" if choice.calls and ended == "stop" else ended
-            choice.usage = delta.usage
-
-    def _logprob(self, token: int, value: float, top: Any) -> Event:
-        def one(token: int, value: float) -> Event:
-            text = self.served.tokenizer.decode([token], special=True)
-            return {"token": text, "logprob": value, "bytes": list(text.encode())}
-
-        return one(token, value) | {"top_logprobs": [one(*pair) for pair in top]}
-
     # --- whole, or in parts ---------------------------------------------------------------
 
     async def whole(self) -> Event:
         async with aclosing(self.events()) as events:
             async for _ in events:
                 pass
-        choices = [
-            {
-                "index": c.index,
-                "message": self._message(c),
-                "finish_reason": c.finish,
-                "logprobs": {"content": c.logprobs} if self.params.logprobs else None,
-            }
-            for c in self.choices
-        ]
+        choices = [choice.whole() for choice in self.choices]
         return self._about("chat.completion") | {"choices": choices, "usage": self.usage()}
 
-    @staticmethod
-    def _message(choice: _Choice) -> Event:
-        text = choice.text.strip("\n") if choice.calls else choice.text
-        message: Event = {"role": "assistant", "content": text or (None if choice.calls else "")}
-        if choice.thought:
-            message["reasoning_content"] = choice.thought
-        if choice.calls:
-            message["tool_calls"] = choice.calls
-        return message
-
     async def chunks(self) -> AsyncGenerator[Event, None]:
-        begun: set[int] = set()
+        about = self._about("chat.completion.chunk")
         async with aclosing(self.events()) as events:
-            async for choice, pieces, delta in events:
-                if choice.index not in begun:
-                    begun.add(choice.index)
-                    yield self._chunk(choice.index, {"role": "assistant", "content": ""})
-                for part in self._parts(choice, pieces):
-                    logprobs = choice.logprobs[-len(delta.tokens) :] if delta.tokens else []
-                    yield self._chunk(choice.index, part, logprobs=logprobs)
-                if delta.finish is not None:
-                    yield self._chunk(choice.index, {}, choice.finish)
+            async for chunks in events:
+                for chunk in chunks:
+                    yield about | {"choices": [chunk]}
         options = self.asked.stream_options
         if self.served.always_usage or (options is not None and options.include_usage):
-            yield self._about("chat.completion.chunk") | {"choices": [], "usage": self.usage()}
+            yield about | {"choices": [], "usage": self.usage()}
 
-    def _parts(self, choice: _Choice, pieces: list[Piece]) -> list[Event]:
-        """Deltas of the wire: a call's name first, its arguments when they are complete."""
-        parts: list[Event] = []
-        for piece in pieces:
-            if isinstance(piece, Text) and piece.text:
-                parts.append({"content": piece.text})
-            elif isinstance(piece, Reasoning):
-                parts.append({"reasoning_content": piece.text})
-            elif isinstance(piece, Named):
-                id = new_call_id(f"{self.id}/{choice.index}", piece.index)
-                function = {"name": piece.name, "arguments": ""}
-                call = {"index": piece.index, "id": id, "type": "function", "function": function}
-                parts.append({"tool_calls": [call]})
-            elif isinstance(piece, Closed):
-                arguments = choice.calls[piece.index]["function"]["arguments"]
-                call = {"index": piece.index, "function": {"arguments": arguments}}
-                parts.append({"tool_calls": [call]})
-        return parts
-
-    def _chunk(
-        self,
-        index: int,
-        delta: Event,
-        finish: str | None = None,
-        logprobs: list[Event] | None = None,
-    ) -> Event:
-        choice: Event = {"index": index, "delta": delta, "finish_reason": finish}
-        if self.params.logprobs:
-            choice["logprobs"] = {"content": logprobs or []}
-        return self._about("chat.completion.chunk") | {"choices": [choice]}
+    @property
+    def program(self) -> str:
+        """What the client calls its program."""
+        return self.place.program.label
 
     def _about(self, kind: str) -> Event:
         about = {"id": self.id, "object": kind, "created": self.created}
-        return about | {"model": self.served.model, "program_id": self.place.program.id}
+        return about | {"model": self.served.model, "program_id": self.program}
 
     def usages(self) -> list[Usage]:
         """Return the usage of each choice that was computed to its end."""
@@ -338,25 +295,10 @@ class ChatCompletion:
         return usage(self.usages())
 
 
-def _to_first_call(pieces: list[Piece]) -> list[Piece]:
-    ends = (place for place, piece in enumerate(pieces, 1) if isinstance(piece, Closed))
-    return pieces[: next(ends, None)]
-
-
-class _Plain:
-    """No tools were given, so nothing is a call."""
-
-    def feed(self, text: str) -> list[Piece]:
-        return [Text(text)] if text else []
-
-    def end(self) -> list[Piece]:
-        return []
-
-
-def _thinking(inner: Parser) -> Parser:
-    from drawloom.tools.parsers import ReasoningParser
-
-    return ReasoningParser(inner)
+def _check_size(asked: ChatRequest, served: Served) -> None:
+    """Refuse what cannot fit, before anything is rendered."""
+    if sum(len(message.content or "") for message in asked.messages) > served.prompter.most_bytes:
+        raise context_too_long(None, served.max_context, "messages")
 
 
 def usage(found: list[Usage]) -> Event:

@@ -7,26 +7,37 @@ from typing import Any
 
 from drawloom.engine.base import Delta, Usage
 from drawloom.engine.sequence import FinishReason
+from drawloom.errors import ContextTooLong
 from drawloom.ids import new_id
-from drawloom.runtime.server.chat import Event, Served, usage
+from drawloom.runtime.server.assembly import Event
+from drawloom.runtime.server.chat import Served, usage
+from drawloom.runtime.server.conversation import PlainRecord, TextRequest, packed
+from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.errors import HttpError, context_too_long
+from drawloom.runtime.server.prompting import in_pool
 from drawloom.runtime.server.wire import CompletionRequest, check_ids
 
 
 class Completion:
-    """Raises `HttpError` on creation for what makes no sense."""
+    """One request with its prompts. Made by `create`."""
 
-    def __init__(
-        self, served: Served, asked: CompletionRequest, program: str | None, tenant: str
-    ) -> None:
-        self.served, self.asked, self.program, self.tenant = served, asked, program, tenant
+    @classmethod
+    async def create(cls, served: Served, asked: CompletionRequest, caller: Caller) -> "Completion":
+        """Check a request and read its prompts. Raises `HttpError` for what makes no sense or
+        cannot fit."""
+        job = cls(served, asked, caller)
+        job.prompts = await in_pool(job._prompts)
+        return job
+
+    def __init__(self, served: Served, asked: CompletionRequest, caller: Caller) -> None:
+        self.served, self.asked, self.caller = served, asked, caller
         self.id, self.created = new_id("cmpl"), int(time.time())
         if asked.model and asked.model != served.model:
             raise HttpError(
                 404, f"model {asked.model!r} is not served here; {served.model!r} is",
                 param="model", code="model_not_found",
             )  # fmt: skip
-        self.prompts = self._prompts()
+        self.prompts: list[tuple[str, list[int]]] = []
         self.count = asked.choices
         self._usages: list[Usage] = []
 
@@ -34,37 +45,50 @@ class Completion:
         """Return the usage of each choice that was computed to its end."""
         return self._usages
 
-    def _prompts(self) -> list[list[int]]:
+    def _prompts(self) -> list[tuple[str, list[int]]]:
+        """Return each prompt as text and as tokens."""
         prompt: Any = self.asked.prompt
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             prompt = [prompt]
-        encode = self.served.tokenizer.encode_with_specials
-        prompts = [encode(p) if isinstance(p, str) else list(p) for p in prompt]
         self.given = [p if isinstance(p, str) else None for p in prompt]
-        if not all(prompts):
+        return [self._read(one) for one in prompt]
+
+    def _read(self, prompt: str | list[int]) -> tuple[str, list[int]]:
+        served = self.served
+        tokens = prompt if isinstance(prompt, list) else self._encoded(prompt)
+        if not tokens:
             raise HttpError(400, "prompt: a prompt has no tokens", param="prompt")
-        for tokens in prompts:
-            check_ids(tokens, self.served.tokenizer.size, "prompt")
-            if self.served.max_context - len(tokens) < 1:
-                raise context_too_long(len(tokens), self.served.max_context, "prompt")
-        return prompts
+        check_ids(tokens, served.tokenizer.size, "prompt")
+        if served.max_context - len(tokens) < 1:
+            raise context_too_long(len(tokens), served.max_context, "prompt")
+        return served.tokenizer.decode(tokens, special=True), tokens
+
+    def _encoded(self, text: str) -> list[int]:
+        served = self.served
+        try:
+            if len(text) > served.prompter.most_bytes:
+                raise ContextTooLong("more bytes than the context can hold")
+            served.prompter.check(text)
+        except ContextTooLong:
+            raise context_too_long(None, served.max_context, "prompt") from None
+        return served.tokenizer.encode_with_specials(text)
 
     async def whole(self) -> Event:
         choices: list[Event] = []
-        for tokens in self.prompts:
+        for text, tokens in self.prompts:
             for sample in range(self.count):
-                deltas = [d async for d in self._stream(tokens, sample)]
+                deltas = [d async for d in self._stream(text, tokens, sample)]
                 choices.append(self._choice(len(choices), tokens, deltas))
         found = usage(self._usages)
-        found["prompt_tokens"] = sum(len(p) for p in self.prompts)
+        found["prompt_tokens"] = sum(len(tokens) for _, tokens in self.prompts)
         found["total_tokens"] = found["prompt_tokens"] + found["completion_tokens"]
         return self._about() | {"choices": choices, "usage": found}
 
     async def chunks(self) -> AsyncGenerator[Event, None]:
         index = 0
-        for tokens in self.prompts:
+        for text, tokens in self.prompts:
             for sample in range(self.count):
-                async with aclosing(self._stream(tokens, sample)) as deltas:
+                async with aclosing(self._stream(text, tokens, sample)) as deltas:
                     async for delta in deltas:
                         finish = _finish(delta)
                         if delta.text or finish:
@@ -75,13 +99,12 @@ class Completion:
         if self.served.always_usage or (options is not None and options.include_usage):
             yield self._about() | {"choices": [], "usage": usage(self._usages)}
 
-    async def _stream(self, tokens: list[int], sample: int) -> AsyncGenerator[Delta, None]:
+    async def _stream(
+        self, text: str, tokens: list[int], sample: int
+    ) -> AsyncGenerator[Delta, None]:
         asked, programs = self.asked, self.served.programs
-        text = self.served.tokenizer.decode(tokens, special=True)
-        place = programs.place(
-            self.program, self.tenant, asked.priority or 0, text, asked.max_tokens or 0
-        )
-        place.tokens[:] = tokens
+        place = programs.claim(self.caller, TextRequest(text))
+        place.tokens = tokens
         wants = asked.logprobs is not None
         said: list[int] = []
         whole = False
@@ -93,6 +116,8 @@ class Completion:
                 top_logprobs=asked.logprobs or 0,
                 score_from=1 if asked.echo and wants and len(tokens) > 1 else -1,
             )
+            known = place.record.size if place.record is not None else 0
+            programs.ready(place, known, asked.priority or 0, asked.max_tokens or 0)
             async with aclosing(programs.generate(place, params, None, sample=sample)) as deltas:
                 async for delta in deltas:
                     said += delta.tokens
@@ -103,7 +128,8 @@ class Completion:
             whole = True
         finally:
             text += self.served.tokenizer.decode(said, special=True)
-            programs.leave(place, text if whole else None, [*tokens, *said])
+            record = PlainRecord(text, packed([*tokens, *said])) if whole else None
+            programs.leave(place, record)
 
     def _choice(self, index: int, prompt: list[int], deltas: list[Delta]) -> Event:
         said = [t for d in deltas for t in d.tokens]

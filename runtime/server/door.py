@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 
 from drawloom.runtime.runtime import Runtime
 from drawloom.runtime.server.app import Server
+from drawloom.runtime.server.directory import Caller
 
 _NOBODY = 65534
 
@@ -119,15 +120,15 @@ class Door:
             connection.shutdown()
         await self.server.close()
 
-    def program(self, box: str) -> tuple[str, str] | None:
-        """The key and the tenant of the program that has an environment, known to the server."""
+    def program(self, box: str) -> Caller | None:
+        """Return the caller that the program is which has an environment."""
         live = self._runtime.live
         holder = live.environments.holder(box)
         run = self._runtime.running(holder) if holder is not None else None
         if run is None:
             return None
         agent = run.agent
-        return self.server.programs.inside(run.id, agent.tenant, run.account), agent.tenant
+        return self.server.programs.inside(run.id, agent.tenant, run.account)
 
 
 __all__ = ["Door"]

@@ -2,16 +2,15 @@
 
 Every request belongs to a program and is scheduled as one. A client that names its program keeps
 it until it releases it or is silent for `ttl` seconds; a client that names none is recognised by
-what it sends: a prompt that begins with all that a program was told and said is its next turn.
+what it sends: a request that begins with all that a conversation was told and answered is its next
+turn, and one that begins as it did up to a call of its belongs to the same program.
 """
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 from drawloom.engine.base import Delta, GenerateRequest, Grammar, Usage
@@ -24,15 +23,14 @@ from drawloom.events import (
     StepFinished,
     StepReady,
 )
-from drawloom.ids import new_id
-from drawloom.prompts import Prompt
 from drawloom.runtime.budget import Account
 from drawloom.runtime.live import Live
 from drawloom.runtime.llmcall import spans
+from drawloom.runtime.server.conversation import Match, PlainRecord, Record, Request
+from drawloom.runtime.server.directory import Caller, Directory, HttpProgram, Lineage
 from drawloom.runtime.server.early import generate_until
 from drawloom.runtime.server.errors import ProgramReleased
 
-_NAMELESS = 256
 _OUTPUT = 256
 _LINEAGES = 8
 _HELD_SECONDS = 0.25
@@ -40,61 +38,45 @@ _SWEEP_SECONDS = 1.0
 
 
 @dataclass(slots=True, eq=False)
-class Lineage:
-    """One conversation: all its text and tokens so far."""
-
-    name: str
-    text: str = ""
-    ids: list[int] = field(default_factory=list)
-    tool: str = ""
-    kinds: list[str] = field(default_factory=list)
-    busy: bool = True
-
-
-@dataclass(slots=True, eq=False)
-class HttpProgram:
-    """`admitted` is None while the scheduler does not know it: a nameless program is one to it
-    only while it runs, or nobody else would get the room that it might never want again. With an
-    `account` it is a program of the runtime's own that also asks from inside its environment: it
-    was admitted elsewhere, and ends there."""
-
-    id: str
-    named: bool
-    tenant: str
-    account: Account | None = None
-    admitted: asyncio.Future[None] | None = None
-    lineages: dict[str, Lineage] = field(default_factory=dict)
-    running: int = 0
-    seen: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class Place:
-    """Where a request belongs: its lineage is busy until it is left."""
+    """Where a request belongs. Its lineage is busy until it is left.
+
+    Attributes:
+        record: what is known of the conversation whose tokens the prompt may begin with.
+        match: how far the request agrees with `record`.
+        parent: the busy conversation that it branches off.
+        tokens: the prompt; filled in before `Programs.ready`.
+    """
 
     program: HttpProgram
     lineage: Lineage
-    tokens: list[int]
+    record: Record | PlainRecord | None
+    match: Match
+    parent: Lineage | None = None
+    tokens: list[int] = field(default_factory=list)
 
 
 class Programs:
-    """The programs behind a server. `ttl` is how long a silent one is kept, in seconds."""
+    """The programs behind a server.
 
-    def __init__(self, live: Live, ttl: float = 300.0, nameless_ttl: float = 30.0) -> None:
-        self.live, self.ttl, self.nameless_ttl = live, ttl, nameless_ttl
-        self._programs: dict[str, HttpProgram] = {}
-        self._nameless: OrderedDict[str, HttpProgram] = OrderedDict()
+    Args:
+        ttl: seconds for which a silent program is remembered.
+    """
+
+    def __init__(self, live: Live, ttl: float = 300.0) -> None:
+        self.live, self.ttl = live, ttl
+        self.known = Directory()
         self._steps = self._lineages = 0
         self._sweeper = asyncio.create_task(self._sweep())
 
     def __len__(self) -> int:
-        return len(self._programs)
+        return len(self.known)
 
     async def close(self) -> None:
         self._sweeper.cancel()
         await asyncio.gather(self._sweeper, return_exceptions=True)
-        for key in list(self._programs):
-            self.end(key)
+        for program in list(self.known):
+            self._end(program)
         await self.live.settle()
 
     def describe(self) -> list[dict[str, Any]]:
@@ -102,149 +84,171 @@ class Programs:
         now = time.monotonic()
         return [
             {
-                "program_id": program.id,
+                "program_id": program.label,
                 "tenant": program.tenant,
                 "named": program.named,
                 "status": "running" if program.running else "idle",
                 "requests": program.running,
                 "conversations": len(program.lineages),
-                "tokens": sum(len(lineage.ids) for lineage in program.lineages.values()),
+                "tokens": sum(lineage.size for lineage in program.lineages.values()),
                 "idle_s": 0.0 if program.running else round(now - program.seen, 3),
             }
-            for program in self._programs.values()
+            for program in self.known
         ]
 
     # --- whose request it is --------------------------------------------------------------
 
-    def inside(self, id: str, tenant: str, account: Account) -> str:
-        """A program of the runtime asks from inside its environment; the name to `place` it by."""
-        key = f"\0{id}"
-        if key not in self._programs:
-            self._programs[key] = HttpProgram(id, True, tenant, account, seen=time.monotonic())
-        return key
-
-    def place(
-        self, name: str | None, tenant: str, priority: int, prompt: str | Prompt, output: int = 0
-    ) -> Place:
-        """The lineage that a prompt continues, or a new one; its tokens, the known ones as they
-        were sampled. A lineage that is busy is continued by nobody else: what begins as it did
-        before is a fork of it. `output` is how many tokens may come, if that is known."""
-        prompt = Prompt.of(prompt)
-        text = prompt.text
-        guest = self._programs.get(name or "")
-        inside = guest is not None and guest.account is not None
-        key = name if name is None or inside else self.key(name, tenant)
-        program = self._programs.get(key) if key else self._by_text(tenant, text)
+    def inside(self, id: str, tenant: str, account: Account) -> Caller:
+        """Return the caller that a program of the runtime is from inside its environment."""
+        program = self.known.inside.get(id)
         if program is None:
-            program = HttpProgram(key or new_id("http"), key is not None, tenant)
-            self._programs[program.id] = program
-            if not program.named:
-                self._nameless[program.id] = program
-                self._bound()
-        if not program.named:
-            self._nameless.move_to_end(program.id)
-        lineage, parent = _continued(program, text, busy=False), None
-        if lineage is None:
-            self._lineages += 1  # never one name twice: an ended program may still be running
-            lineage = Lineage(f"{program.id}/{self._lineages}")
-            if (parent := _continued(program, text, busy=True)) is not None:
-                lineage.text, lineage.ids = parent.text, parent.ids
-            program.lineages[lineage.name] = lineage
-        lineage.busy = True
+            program = HttpProgram(id, True, tenant, id, account)
+            self.known.inside[id] = program
+        program.seen = time.monotonic()
+        return Caller(tenant, inside=id)
+
+    def claim(self, caller: Caller, request: Request) -> Place:
+        """Return the place of a request: the lineage that it continues, or a new one.
+
+        A lineage that is busy is continued by nobody else: what begins as it did before is a fork
+        of it. Raises `ProgramReleased` for a caller inside an environment whose program has ended.
+        """
+        program = self.known.find(caller, request)
+        if program is None:
+            if caller.inside is not None:
+                raise ProgramReleased(caller.inside)
+            program = self.known.add(caller)
+        place = self._place(program, request)
+        place.lineage.busy = True
         program.running += 1
-        rest = self.live.engine.tokenizer.encode(prompt.after(len(lineage.text)))
-        place = Place(program, lineage, [*lineage.ids, *rest])
-        if program.admitted is None and program.account is None:
-            program.admitted = self.live.expect_admission(program.id)
-            expect = len(place.tokens) + (output or _OUTPUT)
-            kind = "http-program" if program.named else "http-request"
-            self.live.emit(
-                ProgramSubmitted(program.id, kind, tenant, priority, expect_tokens=expect)
-            )
-        if parent is not None:
-            engine = self.live.engine.info.id
-            self.live.emit(Forked(program.id, parent.name, lineage.name, engine, len(parent.ids)))
+        self.known.busy(program)
+        self._bound()
         return place
 
-    @staticmethod
-    def key(name: str, tenant: str) -> str:
-        """Two tenants may use the same names, and never meet."""
-        return name if tenant == "default" else f"{tenant}:{name}"
+    def _place(self, program: HttpProgram, request: Request) -> Place:
+        found = [
+            (lineage, lineage.record, request.match(lineage.record))
+            for lineage in program.lineages.values()
+            if lineage.record is not None
+        ]
+        found.sort(key=lambda one: one[2].agreed)  # stable: of equals the latest is last
+        idle = [one for one in found if not one[0].busy]
+        for taken in ([o for o in idle if o[2].whole], [o for o in idle if o[2].rewritten]):
+            if taken:
+                lineage, record, match = taken[-1]
+                return Place(program, lineage, record, match)
+        self._lineages += 1  # never one name twice: an ended program may still be running
+        lineage = Lineage(f"{program.id}/{self._lineages}")
+        program.lineages[lineage.name] = lineage
+        forked = [one for one in found if one[0].busy and one[2].whole]
+        if forked:
+            parent, record, match = forked[-1]
+            return Place(program, lineage, record, match, parent)
+        if found and found[-1][2].agreed:
+            return Place(program, lineage, found[-1][1], found[-1][2])
+        alike = self.known.alike(program.tenant, request) if not program.named else None
+        return Place(program, lineage, *(alike or (None, Match())))
 
-    def _by_text(self, tenant: str, text: str) -> HttpProgram | None:
-        for program in reversed(self._nameless.values()):
-            if program.tenant == tenant:
-                for lineage in program.lineages.values():
-                    if text.startswith(lineage.text) and lineage.text and not lineage.busy:
-                        return program
-        return None
+    def ready(self, place: Place, known: int, priority: int, output: int = 0) -> None:
+        """Tell the scheduler of a request whose prompt is there.
 
-    def _bound(self) -> None:
-        """So many nameless programs are remembered and no more."""
-        over = len(self._nameless) - _NAMELESS
-        if over > 0:
-            idle = (p for p in self._nameless.values() if not p.running)
-            for program in list(islice(idle, over)):
-                self.end(program.id)
+        Args:
+            known: so many tokens of the prompt are those of `place.record`.
+            output: how many tokens may come, if that is known.
 
-    def leave(self, place: Place, text: str | None, ids: list[int]) -> None:
-        """A request is over. `text` is all the lineage now holds; None drops the lineage."""
+        Raises `ProgramReleased` for a program that was released meanwhile.
+        """
+        program, live = place.program, self.live
+        self._alive(program)
+        if program.admitted is None and program.account is None:
+            program.admitted = live.expect_admission(program.id)
+            expect = len(place.tokens) + (output or _OUTPUT)
+            kind = "http-program" if program.named else "http-request"
+            live.emit(
+                ProgramSubmitted(program.id, kind, program.tenant, priority, expect_tokens=expect)
+            )
+        if (parent := place.parent) is not None:
+            engine = live.engine.info.id
+            live.emit(Forked(program.id, parent.name, place.lineage.name, engine, known))
+
+    def leave(self, place: Place, record: Record | PlainRecord | None = None) -> None:
+        """End a request. `record` is all that the lineage holds now; with None it holds what it
+        held before, and one that held nothing is over."""
         program, lineage = place.program, place.lineage
         lineage.busy = False
         program.running -= 1
         program.seen = time.monotonic()
-        if text is None:
+        if record is not None:
+            self.known.forget(program, lineage)
+            lineage.record = record
+        if lineage.record is None or program.ended:
             program.lineages.pop(lineage.name, None)
             self.live.emit(LineageEnded(program.id, lineage.name))
         else:
-            lineage.text, lineage.ids = text, ids
             program.lineages[lineage.name] = program.lineages.pop(lineage.name, lineage)
+            self.known.remember(program, lineage)
             self._forget_some(program)
-        if not program.named and not program.running:
-            if not program.lineages:
-                self.end(program.id)
-            else:
-                self._rest(program)
+        if program.running or program.ended:
+            return
+        if not program.named and not program.lineages:
+            self._end(program)
+            return
+        self.known.idle(program)
+        if not program.named:
+            self._rest(program)
+        self._bound()
+
+    def _bound(self) -> None:
+        """Keep so many programs and no more: of those that are idle the longest silent end."""
+        for program in self.known.surplus():
+            self._end(program)
 
     def _forget_some(self, program: HttpProgram) -> None:
-        """So many conversations of a program are remembered: those that were used last."""
-        idle = [name for name, lineage in program.lineages.items() if not lineage.busy]
-        for name in idle[:-_LINEAGES]:
-            del program.lineages[name]
-            self.live.emit(LineageEnded(program.id, name))
+        """Keep so many conversations of a program: those that were used last."""
+        idle = [lineage for lineage in program.lineages.values() if not lineage.busy]
+        for lineage in idle[:-_LINEAGES]:
+            del program.lineages[lineage.name]
+            self.known.forget(program, lineage)
+            self.live.emit(LineageEnded(program.id, lineage.name))
 
     def _rest(self, program: HttpProgram) -> None:
-        """The scheduler forgets a program that has nothing to do; its next turn submits it again.
-        Its KV stays as long as there is room."""
+        """Let the scheduler forget a program that has nothing to do; its next turn submits it
+        again. Its KV stays as long as there is room."""
         if program.admitted is not None:
             program.admitted = None
             self.live.emit(ProgramEnded(program.id, keep=True))
 
     def _make_room(self) -> None:
-        """Somebody is held: the program that has been silent for longest rests."""
-        idle = [p for p in self._programs.values() if not p.running and p.admitted is not None]
+        """Let the program that has been silent for longest rest: somebody is held."""
+        idle = [p for p in self.known if not p.running and p.admitted is not None]
         if idle:
             self._rest(min(idle, key=lambda program: program.seen))
 
-    def end(self, id: str) -> bool:
-        """A program is over: all it held is free. False if there is none."""
-        program = self._programs.pop(id, None)
-        if program is None:
+    def end(self, caller: Caller) -> bool:
+        """End a program: all it held is free. False if the caller has none by that name."""
+        program = self.known.named_by(caller)
+        if program is None or program.account is not None:
             return False
-        self._nameless.pop(id, None)
+        self._end(program)
+        return True
+
+    def _end(self, program: HttpProgram) -> None:
+        self.known.remove(program)
+        program.ended = True
+        if program.account is not None:  # the program goes on, its conversations here do not
+            for lineage in program.lineages:
+                self.live.emit(LineageEnded(program.id, lineage))
         if program.admitted is not None:
             program.admitted.cancel()
-            self.live.emit(ProgramEnded(id))
-        return True
+            self.live.emit(ProgramEnded(program.id))
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             now = time.monotonic()
-            for program in list(self._programs.values()):
-                ttl = self.ttl if program.named else self.nameless_ttl
-                if not program.running and now - program.seen > ttl:
-                    self.end(f"\0{program.id}" if program.account else program.id)
+            for program in list(self.known):
+                if not program.running and now - program.seen > self.ttl:
+                    self._end(program)
 
     # --- one LLM call ---------------------------------------------------------------------
 
@@ -267,6 +271,7 @@ class Programs:
 
         Raises:
             BudgetExceeded: for a program that has a budget, and none of it left.
+            ProgramReleased: for a program that was released meanwhile.
         """
         program, live = place.program, self.live
         if (account := program.account) is not None:
@@ -286,7 +291,8 @@ class Programs:
             priority = await start
             request = GenerateRequest(
                 step, lineage, tuple(place.tokens), params, priority,
-                program.tenant.encode(), grammar, noise=str(choice or sample),
+                program.tenant.encode("utf-8", "surrogatepass"), grammar,
+                noise=str(choice or sample),
             )  # fmt: skip
             usage: Usage | None = None
             context = prompt
@@ -303,13 +309,17 @@ class Programs:
                 live.emit(LineageEnded(program.id, lineage))
 
     async def _admission(self, program: HttpProgram) -> None:
-        """Raises `ProgramReleased` for one that was released meanwhile."""
+        """Raises `ProgramReleased` for a program that was released meanwhile."""
         while (admitted := program.admitted) is not None and not admitted.done():
             await asyncio.wait({admitted}, timeout=_HELD_SECONDS)
             if not admitted.done():
                 self._make_room()
-        if program.account is None and self._programs.get(program.id) is not program:
-            raise ProgramReleased(program.id)
+        self._alive(program)
+
+    @staticmethod
+    def _alive(program: HttpProgram) -> None:
+        if program.ended:
+            raise ProgramReleased(program.label)
 
     def _finished(self, place: Place, lineage: str, step: str, state: str, usage: Usage) -> None:
         if (account := place.program.account) is not None:
@@ -327,15 +337,4 @@ class Programs:
         )  # fmt: skip
 
 
-def _continued(program: HttpProgram, text: str, busy: bool) -> Lineage | None:
-    """The longest conversation of a program, of those that are busy or the others, that this text
-    goes on with."""
-    best = None
-    for lineage in program.lineages.values():
-        longer = best is None or len(lineage.text) > len(best.text)
-        if lineage.busy is busy and lineage.text and longer and text.startswith(lineage.text):
-            best = lineage
-    return best
-
-
-__all__ = ["HttpProgram", "Lineage", "Place", "Programs"]
+__all__ = ["Place", "Programs"]

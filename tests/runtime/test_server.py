@@ -11,6 +11,8 @@ import pytest
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.sequence import SamplingParams
@@ -18,8 +20,11 @@ from drawloom.errors import EngineError
 from drawloom.events import Forked
 from drawloom.runtime.runtime import Runtime
 from drawloom.runtime.server.app import Server
+from drawloom.runtime.server.conversation import ChatTurn, TextRequest
+from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.names import header_value, is_name
 from drawloom.runtime.server.serve import bind
+from drawloom.runtime.server.wire import Message
 
 CALL = '<tool_call>\n{"name": "get", "arguments": {"city": "Rome"}}\n</tool_call>'
 TOOL = {
@@ -159,6 +164,46 @@ async def test_a_call_is_streamed_name_first(scripted: Any) -> None:
     assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"city": "Rome"}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{CALL}\n{CALL}",
+        f"\nFirst.\n\n{CALL}\nThen.\n{CALL}\n",
+        '<tool_call>{"arguments": {"city": "Rome"}, "name": "get"}</tool_call>',
+        '<tool_call>{"name": "get", "arguments": {"city": ',
+        "  No call. \n",
+        CALL.replace('"get"', '"get", "name": "put"'),
+    ],
+)
+async def test_a_client_builds_the_whole_answer_from_the_stream(scripted: Any, text: str) -> None:
+    client, _ = await scripted(lambda prompt: text)
+    body = _ask(tools=[TOOL], logprobs=True)
+    whole = (await client.post("/v1/chat/completions", json=body)).json()
+    state = ChatCompletionStreamState()
+    for chunk in await _chunks(client, {**body, "stream_options": {"include_usage": True}}):
+        state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
+    streamed = state.current_completion_snapshot.model_dump()
+    for answer in (whole, streamed):
+        for call in answer["choices"][0]["message"].get("tool_calls") or ():
+            assert len(call.pop("id")) == 9
+    found, expected = streamed["choices"][0], whole["choices"][0]
+    calls = [c["function"] for c in found["message"]["tool_calls"] or ()]
+    assert [(c["name"], c["arguments"]) for c in calls] == [
+        (c["function"]["name"], c["function"]["arguments"])
+        for c in expected["message"].get("tool_calls", ())
+    ]
+    assert found["message"]["content"] == expected["message"]["content"]
+    assert found["finish_reason"] == expected["finish_reason"]
+    assert streamed["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
+
+
+async def test_no_call_is_read_where_none_may_be_made(scripted: Any) -> None:
+    client, _ = await scripted(lambda prompt: CALL)
+    body = _ask(tools=[TOOL], tool_choice="none")
+    choice = (await client.post("/v1/chat/completions", json=body)).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (CALL, "stop")
+
+
 async def test_what_is_no_call_is_text_when_no_tool_was_given(scripted: Any) -> None:
     client, _ = await scripted(lambda prompt: CALL)
     whole = (await client.post("/v1/chat/completions", json=_ask())).json()
@@ -281,7 +326,7 @@ async def test_a_name_of_any_unicode_comes_back_and_ends_its_program(
 )  # fmt: skip
 async def test_a_program_is_ended_by_a_name_only(plain: Any, path: str, status: int) -> None:
     client, server = plain
-    server.programs.inside("p", "default", None)  # its key begins with what no name can have
+    server.programs.inside("p", "default", None)
     answer = await client.delete(f"/v1/programs/{path}")
     assert answer.status_code == status, answer.text
     assert len(server.programs) == 1
@@ -318,16 +363,29 @@ async def test_a_client_that_leaves_frees_what_it_held(scripted: Any) -> None:
 
 async def test_a_program_that_is_released_ends_what_had_not_begun(tiny: Any) -> None:
     _, server = tiny
-    programs = server.programs
-    place = programs.place("p", "default", 0, "hello")
-    assert programs.end("p")
+    programs, caller = server.programs, Caller(name="p")
+    place = programs.claim(caller, TextRequest("hello"))
+    place.tokens = [5, 6, 7]
+    programs.ready(place, 0, 0)
+    assert programs.end(caller)
     with pytest.raises(EngineError, match="released"):
         await anext(programs.generate(place, SamplingParams(max_tokens=2), None))
-    other = programs.place("p", "default", 0, "hello")
+    other = programs.claim(caller, TextRequest("hello"))
     assert other.lineage.name != place.lineage.name
-    programs.leave(place, None, [])
-    programs.leave(other, None, [])
-    assert not programs.end("q")
+    programs.leave(place)
+    programs.leave(other)
+    assert not programs.end(Caller(name="q"))
+
+
+async def test_a_program_that_is_released_while_its_prompt_is_made_never_begins(tiny: Any) -> None:
+    _, server = tiny
+    programs, caller = server.programs, Caller(name="p")
+    place = programs.claim(caller, TextRequest("hello"))
+    assert programs.end(caller)
+    with pytest.raises(EngineError, match="released"):
+        programs.ready(place, 0, 0)
+    programs.leave(place)
+    assert not server.live.scheduler.world.programs
 
 
 async def test_silent_programs_hold_up_nobody() -> None:
@@ -345,7 +403,8 @@ async def test_silent_programs_hold_up_nobody() -> None:
         for index in range(20):
             body = _ask(f"other words {index}", max_tokens=3, program_id="p0")
             await client.post("/v1/chat/completions", json=body)
-        assert len(server.programs._programs["p0"].lineages) <= 8
+        (p0,) = [p for p in server.programs.known if p.label == "p0"]
+        assert len(p0.lineages) <= 8
 
 
 async def test_sixty_four_streams_at_once(tiny: Any) -> None:
@@ -449,16 +508,27 @@ async def test_what_begins_as_a_busy_conversation_did_is_a_fork_of_it(tiny: Any)
     told, programs = _told(server), server.programs
     trunk: Json = {**_ask("Where is it?", max_tokens=6), "program_id": "p"}
     assert (await client.post("/v1/chat/completions", json=trunk)).status_code == 200
-    (conversation,) = programs._programs["p"].lineages.values()
-    text, ids = conversation.text, list(conversation.ids)
-    places = [programs.place("p", "default", 0, f"{text} and {way}") for way in "abc"]
+    (program,) = programs.known
+    (conversation,) = program.lineages.values()
+    record = conversation.record
+    said = record.answers[0].message
+    ids = [*record.tokens, *record.answers[0].tokens]
+    places = []
+    for way in "abc":
+        messages = [*trunk["messages"], said, {"role": "user", "content": way}]
+        turn = ChatTurn.read([Message.model_validate(m) for m in messages])
+        place = programs.claim(Caller(name="p"), turn)
+        made = server.served.prompter.make(turn, [], place.record, place.match)
+        place.tokens = made.tokens
+        programs.ready(place, made.known, 0)
+        places.append(place)
     assert places[0].lineage is conversation
     forks = [event for event in told if isinstance(event, Forked)]
     children = [place.lineage.name for place in places[1:]]
     assert [(f.parent, f.child, f.shared) for f in forks] == [
         (conversation.name, child, len(ids)) for child in children
     ]
-    lines = server.live.scheduler.world.programs["p"].lineages
+    lines = server.live.scheduler.world.programs[program.id].lineages
     for place in places:
         assert place.tokens[: len(ids)] == ids
         params = SamplingParams(max_tokens=2)
@@ -466,7 +536,7 @@ async def test_what_begins_as_a_busy_conversation_did_is_a_fork_of_it(tiny: Any)
             if place.lineage is not conversation:
                 assert lines[place.lineage.name].own < len(place.tokens) - len(ids) + 4
     for place in places:
-        programs.leave(place, None, [])
+        programs.leave(place)
 
 
 async def test_programs_without_a_name_do_not_fork_off_each_other(tiny: Any) -> None:

@@ -1,0 +1,268 @@
+"""Programs behind the server: more clients than every bound, and none meets another."""
+
+import asyncio
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from drawloom.events import LineageEnded, ProgramEnded, ProgramSubmitted
+from drawloom.prompts import Prompt
+from drawloom.runtime.budget import Account, Budget
+from drawloom.runtime.server import directory
+from drawloom.runtime.server import programs as module
+from drawloom.runtime.server.conversation import Answer, ChatTurn, Record, packed
+from drawloom.runtime.server.directory import Caller
+from drawloom.runtime.server.history import read_entry
+from drawloom.runtime.server.programs import Place, Programs
+from drawloom.runtime.server.wire import Message
+
+NAMES = ["job", "acme:job", "job:job", "\0job"]
+TENANTS = ["default", "acme", "acme:job"]
+
+
+SAID = {"role": "assistant", "content": "said"}
+
+
+class _Engine:
+    class info:
+        id = "e"
+
+
+class _Live:
+    """Hears what the scheduler would."""
+
+    def __init__(self) -> None:
+        self.engine = _Engine()
+        self.submitted: set[str] = set()
+        self.lineages_ended: set[str] = set()
+
+    def expect_admission(self, program: str) -> asyncio.Future[None]:
+        return asyncio.get_event_loop().create_future()
+
+    def emit(self, event: Any) -> None:
+        if isinstance(event, ProgramSubmitted):
+            assert event.program not in self.submitted, "submitted twice: two programs, one id"
+            self.submitted.add(event.program)
+        elif isinstance(event, ProgramEnded):
+            self.submitted.discard(event.program)
+        elif isinstance(event, LineageEnded):
+            self.lineages_ended.add(event.lineage)
+
+    async def settle(self) -> None: ...
+
+
+def _turn(messages: list[dict[str, Any]]) -> ChatTurn:
+    return ChatTurn.read([Message.model_validate(m) for m in messages])
+
+
+def _record(place: Place, turn: ChatTurn, message: dict[str, Any]) -> Record:
+    said = Message.model_validate(message)
+    answer = Answer((read_entry(said),), said.rendered(), packed([7]), str(message["content"]))
+    record = place.record if isinstance(place.record, Record) else None
+    entries = turn.continued(record, place.match)
+    return Record(entries, turn.messages, Prompt(""), packed([1, 2, 3]), (), (answer,))
+
+
+class _Conversation:
+    """A client: who it is, and what was said so far. Some say the same as others."""
+
+    def __init__(self, subject: str, caller: Caller) -> None:
+        self.caller = caller
+        nameless = caller == Caller(caller.tenant)
+        self.owner = (caller.tenant, subject) if nameless else caller
+        self.messages: list[dict[str, Any]] = [{"role": "user", "content": subject}]
+        self.program: Any = None
+        self.turns = 0
+
+
+class ManyClients(RuleBasedStateMachine):
+    """Clients of all kinds come, speak, leave, are released, more of them than any bound."""
+
+    bounds: ClassVar = {"_NAMELESS": 3, "_NAMED": 3, "_TOKENS": 10, "_LINEAGES": 2}
+
+    @initialize()
+    def begin(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self.loop)
+        self.patch = pytest.MonkeyPatch()
+        for name, bound in self.bounds.items():
+            self.patch.setattr(module if name == "_LINEAGES" else directory, name, bound)
+        self.live: Any = _Live()
+
+        async def make() -> Programs:
+            return Programs(self.live)
+
+        self.programs = self.loop.run_until_complete(make())
+        self.conversations: list[_Conversation] = []
+        self.open: list[tuple[Place, _Conversation, ChatTurn]] = []
+        self.owners: dict[Any, Any] = {}
+        self.count = 0
+
+    def _ask(self, one: _Conversation) -> None:
+        turn = _turn(one.messages)
+        place = self.programs.claim(one.caller, turn)
+        program = place.program
+        assert self.owners.setdefault(program, one.owner) == one.owner, "two clients met"
+        assert program.tenant == one.caller.tenant
+        alone = sum(other.owner == one.owner for other in self.conversations) == 1
+        if alone and one.program is not None and not one.program.ended:
+            assert program is one.program, "a conversation lost its program"
+        one.program = program
+        place.tokens = [1, 2, 3]
+        self.programs.ready(place, 0, 0)
+        self.open.append((place, one, turn))
+
+    @rule(
+        kind=st.sampled_from(["nameless", "nameless", "named", "inside"]),
+        name=st.sampled_from(NAMES),
+        tenant=st.sampled_from(TENANTS),
+        subject=st.sampled_from("ab"),
+    )
+    def a_client_comes(self, kind: str, name: str, tenant: str, subject: str) -> None:
+        caller = Caller(tenant, name if kind == "named" else None)
+        if kind == "inside":
+            caller = self.programs.inside(name, "default", Account(Budget()))
+        self.conversations.append(_Conversation(subject, caller))
+        self._ask(self.conversations[-1])
+
+    @precondition(lambda self: self.conversations)
+    @rule(data=st.data())
+    def it_goes_on(self, data: Any) -> None:
+        busy = [one for _, one, _ in self.open]
+        idle = [one for one in self.conversations if one not in busy]
+        if idle:
+            one = data.draw(st.sampled_from(idle))
+            if one.caller.inside is not None:
+                self.programs.inside(one.caller.inside, "default", Account(Budget()))
+            self._ask(one)
+
+    @precondition(lambda self: self.open)
+    @rule(
+        data=st.data(),
+        ends=st.sampled_from(["answered", "answered", "broken"]),
+        calls=st.booleans(),
+    )
+    def an_answer_ends(self, data: Any, ends: str, calls: bool) -> None:
+        place, one, turn = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+        if ends == "broken":
+            self.programs.leave(place)
+            return
+        one.turns += 1
+        self.count += 1
+        said: dict[str, Any] = {"role": "assistant", "content": f"answer {one.turns}"}
+        if calls:
+            function = {"name": "f", "arguments": "{}"}
+            said["tool_calls"] = [{"id": f"{self.count:09}", "function": function}]
+        self.programs.leave(place, _record(place, turn, said))
+        one.messages += [said, {"role": "user", "content": "next"}]
+
+    @rule(name=st.sampled_from(NAMES), tenant=st.sampled_from(TENANTS))
+    def a_program_is_released(self, name: str, tenant: str) -> None:
+        mine = [p for p in self.programs.known if self.owners.get(p) == Caller(tenant, name)]
+        assert self.programs.end(Caller(tenant, name)) is bool(mine)
+        assert all(program.ended for program in mine)
+
+    @rule(inside=st.sampled_from(NAMES))
+    def a_program_inside_releases_nothing(self, inside: str) -> None:
+        assert not self.programs.end(Caller("default", "x", inside=inside))
+
+    @invariant()
+    def what_runs_is_known_and_what_idles_is_bounded(self) -> None:
+        if not hasattr(self, "programs"):
+            return
+        for place, _, _ in self.open:
+            assert place.program.ended or place.program in list(self.programs.known)
+            assert place.lineage.busy
+        lineages = [place.lineage for place, _, _ in self.open]
+        assert len(set(map(id, lineages))) == len(lineages), "one conversation, two requests"
+        ids = [program.id for program in self.programs.known]
+        assert len(set(ids)) == len(ids) or any(p.account for p in self.programs.known)
+        for named, bound in ((True, directory._NAMED), (False, directory._NAMELESS)):
+            alike = [p for p in self.programs.known if p.named is named and p.account is None]
+            running = sum(p.running > 0 for p in alike)
+            assert len(alike) <= max(bound, running)
+        for program in self.programs.known:
+            idle = [line for line in program.lineages.values() if not line.busy]
+            assert len(idle) <= module._LINEAGES
+        idle_tokens = sum(
+            line.size
+            for p in self.programs.known
+            if not p.running and p.account is None
+            for line in p.lineages.values()
+        )
+        assert idle_tokens <= directory._TOKENS
+
+    def teardown(self) -> None:
+        if not hasattr(self, "programs"):
+            return
+        for place, _, _ in self.open:
+            self.programs.leave(place)
+        known = self.programs.known
+        self.loop.run_until_complete(self.programs.close())
+        assert not self.live.submitted
+        assert not known._starts and not known._idle
+        assert len(known) == known._tokens == 0
+        self.patch.undo()
+        asyncio.set_event_loop(None)
+        self.loop.close()
+
+
+TestManyClients = ManyClients.TestCase
+TestManyClients.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+@given(st.text(":%a"), st.text(":%a"), st.text(":%a"))
+def test_no_two_names_have_one_program(a: str, b: str, c: str) -> None:
+    names = {(f"{a}:{b}", c), (a, f"{b}:{c}"), (a.replace(":", "%3A"), f"{b}:{c}")}
+    found = {directory.Directory().add(Caller(*name)).id for name in names}
+    assert len(found) == len(names)
+
+
+async def test_the_same_words_of_two_tenants_are_two_programs() -> None:
+    live: Any = _Live()
+    programs = Programs(live)
+    one = _Conversation("hello", Caller())
+    found = []
+    for tenant in ("default", "acme", "default"):
+        turn = _turn(one.messages)
+        place = programs.claim(Caller(tenant), turn)
+        programs.leave(place, _record(place, turn, SAID))
+        found.append(place.program)
+        if len(found) == 1:
+            one.messages += [SAID, {"role": "user", "content": "next"}]
+    assert found[0] is found[2] is not found[1]
+    await programs.close()
+
+
+async def test_more_nameless_programs_at_once_than_are_kept_are_all_answered() -> None:
+    live: Any = _Live()
+    programs = Programs(live)
+    count = directory._NAMELESS + 40
+    places = []
+    for index in range(count):
+        turn = _turn([{"role": "user", "content": str(index)}])
+        place = programs.claim(Caller(), turn)
+        place.tokens = [1]
+        programs.ready(place, 0, 0)
+        places.append((place, turn))
+    assert len({place.program.id for place, _ in places}) == count == len(programs)
+    for place, turn in places:
+        programs.leave(place, _record(place, turn, {"role": "assistant", "content": "a"}))
+    assert len(programs) == directory._NAMELESS
+    await programs.close()
+
+
+@pytest.mark.parametrize("other", ["default", "acme"])
+async def test_a_nameless_program_is_named_by_its_id_in_its_own_tenant_only(other: str) -> None:
+    live: Any = _Live()
+    programs = Programs(live)
+    turn = _turn([{"role": "user", "content": "hello"}])
+    place = programs.claim(Caller(), turn)
+    programs.leave(place, _record(place, turn, {"role": "assistant", "content": "a"}))
+    again = programs.claim(Caller(other, place.program.label), turn)
+    assert (again.program is place.program) is (other == "default")
+    programs.leave(again)
+    await programs.close()

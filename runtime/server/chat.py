@@ -103,6 +103,8 @@ class ChatCompletion:
         place.tokens = self.prompted.tokens
         self.inside = opens_thought(self.prompted.prompt)
         self.thinks = served.reasoning or self.inside
+        offered = frozenset(tool.function.name for tool in self.calls.tools)
+        self.reader = partial(_reader, served.template.calls, offered, self.thinks, self.inside)
         format_ = self.asked.response_format
         forced = self._forced() if self.calls.required else None
         self.grammar = forced or (format_.grammar() if format_ is not None else None)
@@ -213,22 +215,14 @@ class ChatCompletion:
             forms += [message.model_copy(update={"content": text + s}) for s in stop]
         return Answer(
             tuple(map(read_entry, forms)), message.rendered(), packed(choice.ids),
-            "".join(choice.text), partial(self._parser, ""), bool(self.calls.tools), special,
+            "".join(choice.text), self.reader, bool(self.calls.tools), special,
         )  # fmt: skip
-
-    def _parser(self, turn: str) -> Parser:
-        if not self.calls.tools:
-            plain: Parser = PlainParser()
-            return ReasoningParser(plain, self.inside) if self.thinks else plain
-        offered = {tool.function.name for tool in self.calls.tools}
-        format, thinks = self.served.template.calls, self.served.reasoning
-        return make_parser(format, turn, reasoning=thinks, inside=self.inside, offered=offered)
 
     def _choice(self, index: int) -> Assembly:
         turn = f"{self.id}/{index}"
         spell = self._spell if self.params.logprobs else None
         calls, several = bool(self.calls.tools), self.calls.several
-        parser = self._parser(turn)
+        parser = self.reader(turn)
         return Assembly(index, turn, parser, calls=calls, several=several, spell=spell)
 
     def _spell(self, token: int) -> str:
@@ -293,6 +287,17 @@ class ChatCompletion:
 
     def usage(self) -> Event:
         return usage(self.usages())
+
+
+def _reader(
+    format: str, offered: frozenset[str], thinks: bool, inside: bool, turn: str = ""
+) -> Parser:
+    """Make a parser for an answer that may call these tools. It is kept with the answer, so it
+    refers to nothing of the request."""
+    if offered:
+        return make_parser(format, turn, reasoning=thinks, inside=inside, offered=offered)
+    plain = PlainParser()
+    return ReasoningParser(plain, inside) if thinks else plain
 
 
 def _check_size(asked: ChatRequest, served: Served) -> None:

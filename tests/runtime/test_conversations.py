@@ -2,7 +2,9 @@
 
 import asyncio
 import copy
+import gc
 import json
+import weakref
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -381,6 +383,23 @@ def test_other_tools_and_another_system_message_are_what_the_model_sees() -> Non
         assert "Two." in _shown(third) and "One." not in _shown(third)
         assert _shown(third) == third.prompted.prompt.text
         assert len(second.place.program.lineages) == 1  # none is left behind
+        await server.programs.close()
+
+    _run(talk())
+
+
+def test_what_is_kept_of_a_conversation_keeps_no_request() -> None:
+    async def talk() -> None:
+        server, messages = _Server("qwen3", reasoning=True), [QUESTION]
+        jobs = []
+        for _ in range(4):
+            answer, job = await server.ask(messages, CALL, tools=[TOOL])
+            jobs.append(weakref.ref(job))
+            messages = [*messages, answer, _result(answer)]
+            del job
+        gc.collect()
+        assert len(server.programs) == 1
+        assert [job() for job in jobs] == [None] * 4
         await server.programs.close()
 
     _run(talk())

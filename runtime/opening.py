@@ -36,8 +36,9 @@ async def open_engine(folder: Path, config: EngineConfig, isolate: bool) -> Engi
 
 async def open_provider(kind: str | Provider, owner: str, docker: str | None) -> Provider | None:
     """Docker, local processes or none, by name, or the hosts of a broker by its URL; ``auto`` is
-    Docker if an engine answers. Raises `ConfigError` for another name, `SandboxUnavailable` where
-    Docker or a broker was named and is not there."""
+    Docker if an engine answers, else local processes, which then refuse to make an environment
+    where this host cannot isolate it fully. Raises `ConfigError` for another name,
+    `SandboxUnavailable` where Docker or a broker was named and is not there."""
     if not isinstance(kind, str):
         return kind
     if kind.startswith(("mqtt:", "mqtts:")):
@@ -62,7 +63,7 @@ async def open_provider(kind: str | Provider, owner: str, docker: str | None) ->
         return None
     from drawloom.sandbox.process import ProcessProvider
 
-    return ProcessProvider(owner)
+    return ProcessProvider(owner, whole=kind == "auto")
 
 
 __all__ = ["TINY", "model_folder", "open_engine", "open_provider", "tiny_model"]

@@ -3,7 +3,8 @@
  * It runs commands and moves files for its owner over stdin and stdout, so that a call costs a fork
  * and not a `docker exec` (2 ms against 65). Statically linked, it needs nothing from the image.
  *
- *   helper [--ttl S [--hard]] [--dir D] [--llm SOCKET] [--isolate [--network] --memory B --pids N]
+ *   helper [--ttl S [--hard]] [--dir D] [--llm SOCKET]
+ *          [--isolate --memory B --pids N --disk B [--cgroup FILE]…]
  *
  * Request: one header line, then its payloads.        Reply: one header line, then its payload.
  *   exec ID TIMEOUT_MS CAP ARGS_LEN STDIN_LEN STREAM     =DL ID exit CODE TIMED_OUT TOTAL MICROS LEN
@@ -21,40 +22,37 @@
  * left: its group at once, and whatever it detached as soon as no other command runs.
  * When nobody has spoken for --ttl seconds it ends with everything, once no command runs that somebody
  * may still ask for (a background process is none); with --hard whatever runs.
- * With --isolate the helper first leaves the host behind as far as it is let: own user, mount,
- * process, network and IPC namespaces, everything read-only but its folder, no capabilities.
+ * With --isolate the helper first leaves the host (isolate.c). The answer to `hello` is how much of
+ * that it could: 2 all, 1 some, 0 none; its text has a line for each thing that is missing.
  * With --llm port 8000 of loopback leads to that socket, on which the owner serves its model; another
  * process of ours passes the bytes, so that whatever runs here finds it by OPENAI_BASE_URL.
  */
 #define _GNU_SOURCE
+#include "isolate.h"
+
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
-#include <linux/capability.h>
-#include <linux/mount.h>
-#include <net/if.h>
+#include <linux/openat2.h>
+#include <linux/magic.h>
 #include <netinet/in.h>
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { JOBS = 64, NAME = 64, PORT = 8000, CONNECTIONS = 32, MAX_PAYLOAD = 256 << 20, STALE_MS = 5000, NOBODY = 65534 };
+enum { JOBS = 64, NAME = 64, PORT = 8000, CONNECTIONS = 32, MAX_PAYLOAD = 256 << 20, STALE_MS = 5000, LOOK_MS = 50 };
 enum state { UNUSED, RUNNING, DONE, DRAINING };
 
 struct job {
@@ -68,9 +66,7 @@ struct job {
 };
 
 static struct job jobs[JOBS];
-static const char *folder = "/";
-static int isolated, sweep, networked; /* isolated: see isolate(); 1 in a container */
-static long long memory, pids;
+static int sweep;
 static const char *llm;   /* the owner's socket, if there is one */
 static pid_t relay_pid;
 
@@ -96,11 +92,12 @@ static void reply(const char *id, const char *kind, long a, long b, long long c,
     send_all(line, n);
 }
 
-static void fail(const char *id, int error) {
-    const char *text = strerror(error);
+static void refuse(const char *id, int error, const char *text) {
     reply(id, "error", error, 0, 0, 0, strlen(text));
     send_all(text, strlen(text));
 }
+
+static void fail(const char *id, int error) { refuse(id, error, strerror(error)); }
 
 static struct job *find(const char *id) {
     for (int i = 0; i < JOBS; i++)
@@ -179,11 +176,11 @@ static void peek(const char *asked, struct job *j) {
 
 /* Our children, orphans of commands among them; each gets the signal if there is one. */
 static int children(int signal) {
-    char path[64], buffer[4096];
-    snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
-    int fd = open(path, O_RDONLY | O_CLOEXEC), found = 0;
-    ssize_t n = fd < 0 ? 0 : read(fd, buffer, sizeof buffer - 1);
-    if (fd >= 0) close(fd);
+    char buffer[4096];
+    int known = isolation.children, found = 0;
+    int fd = known >= 0 ? known : open("/proc/thread-self/children", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? 0 : pread(fd, buffer, sizeof buffer - 1, 0);
+    if (fd >= 0 && known < 0) close(fd);
     buffer[n > 0 ? n : 0] = 0;
     for (char *p = strtok(buffer, " "); p; p = strtok(NULL, " "), found++)
         if (signal) kill(atoi(p), signal);
@@ -204,6 +201,13 @@ static void kill_everything(void) {
 static void end_all(void) {
     kill_everything();
     relay_pid = 0;
+}
+
+/* Where no cgroup limits memory: kill what holds more than it may, as the kernel would. */
+static void hold_memory(void) {
+    if (memory_used() <= isolation.memory) return;
+    kill(-1, SIGKILL); /* `reap` finishes their jobs */
+    drop_segments();
 }
 
 static void forget(struct job *j) {
@@ -237,19 +241,6 @@ static void reap(void) {
     }
 }
 
-static void drop_capabilities(void) {
-    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-    struct __user_cap_data_struct none[2] = {{0}};
-    for (int c = 0; c < 64; c++) prctl(PR_CAPBSET_DROP, c, 0, 0, 0);
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-    syscall(SYS_capset, &header, none);
-}
-
-static void limit(int what, long long value) {
-    struct rlimit l = {value, value};
-    if (value > 0) setrlimit(what, &l);
-}
-
 static void child(char **argv, int input, int output) {
     sigset_t none;
     sigemptyset(&none);
@@ -257,13 +248,7 @@ static void child(char **argv, int input, int output) {
     setsid();
     dup2(input, 0), dup2(output, 1), dup2(output, 2);
     syscall(SYS_close_range, 3, ~0U, 0);
-    struct rlimit no_core = {0, 0};
-    setrlimit(RLIMIT_CORE, &no_core);
-    if (isolated > 1) {
-        limit(RLIMIT_DATA, memory), limit(RLIMIT_NPROC, pids), limit(RLIMIT_NOFILE, 1024);
-        drop_capabilities();
-    }
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    confine();
     execvp(argv[0], argv);
     dprintf(2, "%s: %s\n", argv[0], strerror(errno));
     _exit(errno == ENOENT ? 127 : 126);
@@ -315,34 +300,45 @@ static void stop(struct job *j) {
 
 /* --- files -------------------------------------------------------------------------------- */
 
-static void make_parents(char *path) {
-    for (char *p = path + 1; (p = strchr(p, '/')); p++) *p = 0, mkdir(path, 0777), *p = '/';
+/* Open a file for its owner, whatever a command put in its place: never a pipe, device or socket, at
+ * which we would wait, nor anything of /proc, where our own descriptors and memory lie. An error is
+ * answered, then -1. */
+static int open_regular(const char *id, const char *path, int flags) {
+    struct open_how how = {.flags = flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, .resolve = RESOLVE_NO_MAGICLINKS,
+                           .mode = flags & O_CREAT ? 0666 : 0};
+    struct stat s;
+    struct statfs f;
+    int fd = syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+    if (fd < 0 && errno == ENOSYS) fd = open(path, how.flags, 0666);
+    if (fd < 0 && errno != ENXIO && errno != ELOOP) return fail(id, errno), -1;
+    if (fd >= 0 && !fstat(fd, &s) && S_ISDIR(s.st_mode)) return close(fd), fail(id, EISDIR), -1;
+    if (fd >= 0 && S_ISREG(s.st_mode) && !fstatfs(fd, &f) && f.f_type != PROC_SUPER_MAGIC) return fd;
+    if (fd >= 0) close(fd);
+    return refuse(id, EINVAL, "not a regular file, nor a link to one"), -1;
 }
 
 static void put(const char *id, char *path, const char *data, size_t size, int append) {
     make_parents(path);
-    int fd = open(path, O_WRONLY | O_CREAT | (append ? O_APPEND : O_TRUNC) | O_CLOEXEC, 0666);
-    if (fd < 0) return fail(id, errno);
-    size_t done = 0;
-    while (done < size) {
+    int fd = open_regular(id, path, O_WRONLY | O_CREAT | (append ? O_APPEND : 0));
+    if (fd < 0) return;
+    int bad = !append && ftruncate(fd, 0);
+    for (size_t done = 0; !bad && done < size;) {
         ssize_t n = write(fd, data + done, size - done);
-        if (n <= 0) {
-            int error = errno;
-            close(fd);
-            return fail(id, error);
-        }
+        bad = n <= 0;
         done += n;
     }
+    int error = errno;
     close(fd);
-    reply(id, "ok", 0, 0, 0, 0, 0);
+    if (bad) fail(id, error);
+    else reply(id, "ok", 0, 0, 0, 0, 0);
 }
 
 /* A file whole, or, from an offset on, at most so many bytes of it. */
 static void get(const char *id, const char *path, size_t most, long long offset) {
     struct stat s;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return fail(id, errno);
-    if (fstat(fd, &s) || !S_ISREG(s.st_mode)) return close(fd), fail(id, S_ISDIR(s.st_mode) ? EISDIR : EINVAL);
+    int fd = open_regular(id, path, O_RDONLY);
+    if (fd < 0) return;
+    if (fstat(fd, &s)) return close(fd), fail(id, errno);
     if (offset < 0 && (size_t)s.st_size > most) return close(fd), fail(id, EFBIG);
     if (offset > 0 && lseek(fd, offset, SEEK_SET) < 0) return close(fd), fail(id, errno);
     char *data = malloc(most + 1);
@@ -417,6 +413,13 @@ static void start_relay(void) {
 
 /* --- requests ----------------------------------------------------------------------------- */
 
+static void welcome(const char *id) {
+    size_t size = strlen(isolation.lacking);
+    int level = !isolation.wanted ? 1 : !isolation.namespaces ? 0 : size ? 1 : 2;
+    reply(id, "ok", level, children(0) - (relay_pid > 0), 0, 0, size);
+    send_all(isolation.lacking, size);
+}
+
 /* Carry out the request at the head of the buffer. Its length, 0 if incomplete, -1 if nonsense. */
 static ssize_t serve(char *buffer, size_t size) {
     char *end = memchr(buffer, '\n', size < 512 ? size : 512);
@@ -444,7 +447,7 @@ static ssize_t serve(char *buffer, size_t size) {
     } else if (!strcmp(op, "write")) put(id, text, body + first, second, c != 0);
     else if (reads) get(id, text, a, op[0] == 'p' ? c : -1);
     else if (peeks && find(text)) peek(id, find(text));
-    else if (!strcmp(op, "hello")) reply(id, "ok", isolated, children(0) - (relay_pid > 0), 0, 0, 0);
+    else if (!strcmp(op, "hello")) welcome(id);
     else if (!j) reply(id, "missing", 0, 0, 0, 0, 0);
     else if (!strcmp(op, "result")) {
         if (j->state == DONE) report(j); /* a running one reports when it ends */
@@ -458,96 +461,29 @@ static ssize_t serve(char *buffer, size_t size) {
     return body + first + second - buffer;
 }
 
-/* --- isolation ---------------------------------------------------------------------------- */
-
-static int put_text(const char *path, const char *text) {
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    int ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-    if (fd >= 0) close(fd);
-    return ok;
-}
-
-static int read_only(const char *path, int flags, int on) {
-    struct mount_attr attr = {0};
-    if (on) attr.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID;
-    else attr.attr_clr = MOUNT_ATTR_RDONLY;
-    return syscall(SYS_mount_setattr, AT_FDCWD, path, flags, &attr, sizeof attr);
-}
-
-/* Leave the host. 2 if all of it worked, 1 if processes and files of others are still in sight. */
-static int isolate(void) {
-    uid_t uid = getuid();
-    gid_t gid = getgid();
-    char map[64];
-    if (uid == 0) {
-        uid = gid = NOBODY;
-        if (chown(folder, uid, gid) || setgroups(0, NULL) || setresgid(gid, gid, gid) ||
-            setresuid(uid, uid, uid))
-            return 0;
-        prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
-    }
-    int spaces = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS;
-    if (unshare(networked ? spaces : spaces | CLONE_NEWNET)) return 0;
-    put_text("/proc/self/setgroups", "deny");
-    snprintf(map, sizeof map, "0 %d 1", uid);
-    if (!put_text("/proc/self/uid_map", map)) return 0;
-    snprintf(map, sizeof map, "0 %d 1", gid);
-    if (!put_text("/proc/self/gid_map", map)) return 0;
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP};
-    if (fd >= 0) ioctl(fd, SIOCSIFFLAGS, &lo), close(fd);
-    pid_t pid = fork(); /* the first process of the new process namespace */
-    if (pid < 0) return 0;
-    if (pid > 0) {
-        int status;
-        close(0), close(1);
-        waitpid(pid, &status, 0);
-        _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
-    }
-    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL)) return 1;
-    if (mount(folder, folder, NULL, MS_BIND | MS_REC, NULL)) return 1;
-    int here = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (here < 0 || read_only("/", AT_RECURSIVE, 1) || read_only(folder, 0, 0)) return 1;
-    char self[64];
-    snprintf(self, sizeof self, "/proc/self/fd/%d", here);
-    const char *hidden[] = {"/run", "/var/run", "/home", "/root", "/tmp", "/var/tmp", "/dev/shm", NULL};
-    for (int i = 0; hidden[i]; i++) { /* sockets of the host, and its users' files */
-        struct stat s;
-        if (!lstat(hidden[i], &s) && S_ISDIR(s.st_mode) && mount("none", hidden[i], "tmpfs", MS_NOSUID, "size=64m"))
-            return 1;
-    }
-    char target[4096];
-    snprintf(target, sizeof target, "%s", folder);
-    make_parents(target); /* the folder may have been under one of them */
-    mkdir(target, 0755);
-    if (mount(self, target, NULL, MS_BIND, NULL)) return 1;
-    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
-    return 2;
-}
-
 int main(int argc, char **argv) {
     long ttl = 0;
-    int want = 0, hard = 0;
+    int want = 0, hard = 0, cgroups = 0;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--isolate")) want = 1;
-        else if (!strcmp(argv[i], "--network")) networked = 1;
         else if (!strcmp(argv[i], "--hard")) hard = 1;
         else if (i + 1 == argc) return 2;
         else if (!strcmp(argv[i], "--ttl")) ttl = atol(argv[++i]);
-        else if (!strcmp(argv[i], "--dir")) folder = argv[++i];
+        else if (!strcmp(argv[i], "--dir")) isolation.folder = argv[++i];
         else if (!strcmp(argv[i], "--llm")) llm = argv[++i];
-        else if (!strcmp(argv[i], "--memory")) memory = atoll(argv[++i]);
-        else if (!strcmp(argv[i], "--pids")) pids = atoll(argv[++i]);
+        else if (!strcmp(argv[i], "--memory")) isolation.memory = atoll(argv[++i]);
+        else if (!strcmp(argv[i], "--pids")) isolation.pids = atoll(argv[++i]);
+        else if (!strcmp(argv[i], "--disk")) isolation.disk = atoll(argv[++i]);
+        else if (!strcmp(argv[i], "--cgroup") && cgroups < MOST_CGROUPS) isolation.cgroups[cgroups++] = argv[++i];
         else return 2;
     }
-    isolated = want ? isolate() : 1;
+    if (want) isolate();
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* no command may look into us, or trace us */
-    mkdir(folder, 0777);
-    if (chdir(folder)) return 3;
+    mkdir(isolation.folder, 0777);
+    if (chdir(isolation.folder)) return 3;
     setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 0);
-    setenv("HOME", folder, 1);
-    if (isolated < (want ? 2 : 1) || networked) llm = NULL; /* its port would be the host's */
+    setenv("HOME", isolation.folder, 1);
+    if (want && !isolation.namespaces) llm = NULL; /* its port would be the host's */
     if (llm) setenv("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1", 1), setenv("OPENAI_API_KEY", "none", 1);
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     signal(SIGPIPE, SIG_DFL);
@@ -558,7 +494,8 @@ int main(int argc, char **argv) {
     int ended = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     size_t size = 0, room = 1 << 16;
     char *buffer = malloc(room);
-    long long heard = now_us();
+    long long heard = now_us(), looked = 0;
+    int watched = isolation.proc && !isolation.cgroups[0];
     for (;;) {
         if (llm && relay_pid <= 0) start_relay(); /* at first, and after everything was killed */
         struct pollfd polls[JOBS + 2] = {{0, POLLIN, 0}, {ended, POLLIN, 0}};
@@ -574,6 +511,7 @@ int main(int argc, char **argv) {
                 which[n++] = i;
             }
         }
+        if (watched && running() && now + LOOK_MS * 1000LL < next) next = now + LOOK_MS * 1000LL;
         long long wait = (next - now + 999) / 1000;
         poll(polls, n, wait < 0 ? 0 : wait);
         for (int k = 2; k < n; k++)
@@ -589,6 +527,7 @@ int main(int argc, char **argv) {
             reap();
         }
         now = now_us();
+        if (watched && running() && now - looked >= LOOK_MS * 1000LL) looked = now, hold_memory();
         for (int i = 0; i < JOBS; i++)
             if (jobs[i].state == RUNNING && jobs[i].deadline && jobs[i].deadline <= now) stop(&jobs[i]);
         if (polls[0].revents) {

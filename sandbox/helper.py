@@ -5,8 +5,10 @@ from pathlib import Path
 
 from drawloom.errors import SandboxUnavailable
 from drawloom.native import CannotCompile, compiled
+from drawloom.sandbox.seccomp import call_header
 
 _SOURCE = Path(__file__).with_name("helper.c")
+_PARTS = ("isolate.h", "isolate.c", "memory.c")
 
 
 def helper_path() -> Path:
@@ -17,7 +19,9 @@ def helper_path() -> Path:
     if ready := os.environ.get("DRAWLOOM_HELPER"):
         return Path(ready)
     try:
-        return compiled(_SOURCE, ("-O2", "-static", "-s"))
+        parts = {name: _SOURCE.with_name(name).read_text() for name in _PARTS}
+        parts["calls.h"] = call_header()
+        return compiled(_SOURCE, ("-O2", "-static", "-s"), more=parts)
     except CannotCompile as error:
         raise SandboxUnavailable(
             f"tool environments need their helper, and {error} "

@@ -41,8 +41,13 @@ class LiveSandbox(Verbs):
 
     @property
     def isolation(self) -> int:
-        """0 none, 1 partly (or a container's), 2 all namespaces; see `helper.c`."""
+        """0 none, 1 partly (or a container's), 2 all of it; see `isolate.c`."""
         return self._wire.isolation
+
+    @property
+    def lacking(self) -> list[str]:
+        """What a local process could not have of its isolation, and why."""
+        return self._wire.lacking.splitlines()
 
     async def exec(
         self,

@@ -1,10 +1,8 @@
 """Environments as restricted local processes, for hosts without Docker.
 
-What holds where the kernel lets an ordinary user make namespaces: no network, no view of other
-processes, a read-only file system but for the environment's folder, hidden home and run folders,
-no capabilities, memory and process limits per command. What does not: the image (tools see the
-host's programs), CPU quotas, a limit over all of an environment's memory. Where the kernel
-refuses namespaces nothing but the folder and the limits is left, and every run says so.
+A helper builds an empty root with the host's programs in it (`isolate.c`) and runs commands there.
+It needs unprivileged user namespaces or root; a memory limit needs a control group. What the kernel
+refused is known by name (`LiveSandbox.lacking`); with `whole` nothing runs unless it is all there.
 """
 
 import asyncio
@@ -13,6 +11,7 @@ import functools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -21,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from drawloom.environments import Env, parse_size
-from drawloom.errors import SandboxDied, SandboxError
+from drawloom.errors import SandboxDied, SandboxError, SandboxUnavailable
 from drawloom.sandbox.base import (
     MAX_SNAPSHOT,
     Disk,
@@ -33,6 +32,7 @@ from drawloom.sandbox.base import (
     set_up,
     too_large,
 )
+from drawloom.sandbox.cgroups import Cgroup, make_cgroup
 from drawloom.sandbox.freeze import frozen
 from drawloom.sandbox.helper import helper_path
 from drawloom.sandbox.live import LiveSandbox
@@ -40,7 +40,8 @@ from drawloom.sandbox.wire import Wire
 
 log = logging.getLogger("drawloom.sandbox")
 
-_DOOR = ".model"
+_DOOR, _CGROUPS = ".model", "cgroups"
+_ID = re.compile("[a-z0-9-]{1,64}")
 _TRIES = 100
 
 
@@ -51,6 +52,7 @@ class ProcessSandbox(LiveSandbox):
         super().__init__(id, env, wire)
         self._process = process
         self._folder: Path | None = None
+        self._cgroup = Cgroup()
         self._left: Callable[[], Awaitable[None]] | None = None
         self._reader = asyncio.create_task(self._read())
 
@@ -75,6 +77,7 @@ class ProcessSandbox(LiveSandbox):
             self._process.stdin.close()
         await self._process.wait()
         await self._reader
+        await self._cgroup.remove()
 
     async def detach(self) -> None:
         await super().detach()
@@ -90,14 +93,16 @@ class ProcessSandbox(LiveSandbox):
 
 
 class ProcessProvider:
-    """Implements `Provider`. Its folders live under the temporary folder, by owner."""
+    """Implements `Provider`. Its folders live under the temporary folder, by owner. With `whole` it
+    refuses to make an environment whose isolation is not complete."""
 
     name = "process"
     keeps_running = False
     doors: Doors | None = None
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, *, whole: bool = False) -> None:
         self.host = "local"
+        self._whole = whole
         base = Path(tempfile.gettempdir()) / f"drawloom-{os.getuid()}"
         base.mkdir(mode=0o711, exist_ok=True)
         if base.stat().st_uid != os.getuid():
@@ -118,7 +123,12 @@ class ProcessProvider:
     async def _make(self, env: Env, id: str, files: Path | None) -> LiveSandbox:
         if env.beside:
             raise SandboxError("Env(beside=…) needs containers: Runtime(sandbox='docker')")
-        folder = self._base / id
+        if env.network:
+            raise SandboxError(
+                "Env(network=True) needs containers, Runtime(sandbox='docker'): a local process "
+                "would share this host's loopback, and every service on it"
+            )
+        folder = self._folder(id)
         try:
             _folder_for(folder, env.key)
             if files is None:
@@ -184,14 +194,17 @@ class ProcessProvider:
         return await self._start(env, id)
 
     async def _start(self, env: Env, id: str) -> ProcessSandbox:
-        folder = self._base / id
+        folder = self._folder(id)
+        memory, disk = parse_size(env.memory), parse_size(env.disk)
         command = [str(helper_path()), "--dir", str(folder / "work"), "--isolate"]
-        command += ["--memory", str(parse_size(env.memory)), "--pids", str(env.pids)]
-        command += ["--network"] if env.network else []
+        command += ["--memory", str(memory), "--pids", str(env.pids), "--disk", str(disk)]
         if (doors := doors_of(self, env)) is not None:
-            door = folder / "work" / _DOOR
-            await doors.open(id, door)
-            command += ["--llm", str(door)]
+            await doors.open(id, folder / "work" / _DOOR)
+            command += ["--llm", _DOOR]
+        cgroup = make_cgroup(f"drawloom-{id}", memory, env.cpus)
+        (folder / _CGROUPS).write_text("\n".join(map(str, cgroup.folders)))
+        for entry in cgroup.entries:
+            command += ["--cgroup", entry]
         process = await _spawn(command)
         stdin = process.stdin
         assert stdin is not None
@@ -201,7 +214,7 @@ class ProcessProvider:
             await stdin.drain()
 
         box = ProcessSandbox(id, env, Wire(id, write), process)
-        box._folder = folder
+        box._folder, box._cgroup = folder, cgroup
         if doors is not None:
             box._left = functools.partial(doors.close, id)
         self._live[id] = box
@@ -213,19 +226,27 @@ class ProcessProvider:
                 f"no environment at {folder}: its helper ended ({process.returncode}); other users "
                 "must be able to reach the folder, set TMPDIR to one where they can"
             ) from None
-        self._warn(box.isolation)
+        self._judge(box)
         return box
 
-    def _warn(self, isolation: int) -> None:
+    def _judge(self, box: ProcessSandbox) -> None:
+        missing = "; ".join(box.lacking)
+        if missing and self._whole:
+            raise SandboxUnavailable(
+                "no Docker engine answers, and local processes are not fully isolated on this "
+                f"host. Missing: {missing}. Start Docker, or accept this by name: --sandbox "
+                "process, Runtime(sandbox='process')"
+            )
         if self._warned:
             return
         self._warned = True
-        held = {
-            2: "they cannot reach the network or write outside their folder, but see this "
-            "host's programs instead of their image",
-            1: "their processes are apart, but they can READ this host's files",
-        }.get(isolation, "NOTHING but resource limits separates them from this host")
-        log.warning("no Docker: tools run as local processes; %s", held)
+        if missing:
+            log.warning("tools run as local processes that are NOT fully isolated: no %s", missing)
+        else:
+            log.warning(
+                "tools run as isolated local processes: with this host's programs instead of their "
+                "image, and without a network"
+            )
 
     async def owned(self) -> list[OwnedSandbox]:
         return _owned(self._base)
@@ -235,7 +256,16 @@ class ProcessProvider:
             await self.doors.close(id)
         if (box := self._live.pop(id, None)) is not None:
             await box.destroy()
-        await _remove(self._base / id)
+        folder = self._folder(id)
+        with contextlib.suppress(OSError):  # of an owner that was killed
+            kept = (folder / _CGROUPS).read_text().splitlines()
+            await Cgroup(tuple(Path(line) for line in kept)).remove()
+        await _remove(folder)
+
+    def _folder(self, id: str) -> Path:
+        if not _ID.fullmatch(id):
+            raise SandboxError(f"{id!r} is no name of an environment")
+        return self._base / id
 
     async def close(self) -> None:
         for box in list(self._live.values()):
@@ -253,7 +283,7 @@ async def _spawn(command: list[str]) -> asyncio.subprocess.Process:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8"},
+            env={"LANG": "C.UTF-8"},
             start_new_session=True,
         )
     )

@@ -1,6 +1,7 @@
-"""Which system calls a container may make: a list of what programs need, everything else refused.
+"""Which system calls a command may make, in containers and in local processes.
 
-Not on it, though Docker's own list of the tested engine (20.10) has it: `io_uring_*` (moby #46762).
+A list of what programs need; everything else is refused. Not on it, though Docker's own list of the
+tested engine (20.10) has it: `io_uring_*` (moby #46762).
 Not on either: mounts, namespaces, modules, keys, `bpf`, `perf_event_open`, `ptrace`, clocks,
 `userfaultfd`, `kexec`. Sockets only of Unix, IPv4, IPv6 and netlink. `clone3` answers ENOSYS, as
 its flags cannot be looked at; libraries then use `clone`, without namespace flags.
@@ -82,4 +83,17 @@ def seccomp(machine: str) -> str | None:
     return json.dumps(profile)
 
 
-__all__ = ["seccomp"]
+def call_header() -> str:
+    """The same list as a C header, for the helper's filter. The numbers are those of the processor
+    that it is compiled for; a name that its headers do not know is refused."""
+    numbers = "".join(f"#ifdef __NR_{name}\n__NR_{name},\n#endif\n" for name in _PLAIN)
+    values = {
+        "FAMILIES": ", ".join(map(str, _FAMILIES)),
+        "PERSONALITIES": ", ".join(map(hex, _PERSONALITIES)),
+        "NAMESPACES": hex(_NAMESPACES),
+    }
+    defines = "".join(f"#define {name} {value}\n" for name, value in values.items())
+    return f"{defines}static int allowed_calls[] = {{\n{numbers}}};\n"
+
+
+__all__ = ["call_header", "seccomp"]

@@ -28,6 +28,7 @@ class Wire:
     def __init__(self, name: str, write: Callable[[bytes], Awaitable[None]]) -> None:
         self.name = name
         self.isolation = 0
+        self.lacking = ""
         self._write = write
         self._lock = asyncio.Lock()
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
@@ -43,6 +44,7 @@ class Wire:
         """Find the helper, also behind the leavings of an owner that died in mid-sentence."""
         reply = await self.call(f"hello {secrets.token_hex(8)}", timeout=_HELLO_SECONDS, lead=b"\n")
         self.isolation = reply.numbers[0]
+        self.lacking = reply.data.decode(errors="replace")
 
     async def call(
         self,

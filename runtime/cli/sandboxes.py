@@ -116,7 +116,7 @@ def shell(id: str, docker: str | None) -> int:
             work = f"{box['path']}/work"
             pid = _inside(work)
             command = ["nsenter", "-t", str(pid), "-U", "-m", "-p", "-n", "-i", "-u"]
-            enter = f"cd {shlex.quote(work)} && exec /bin/sh -i"
+            enter = f"cd /work 2>/dev/null || cd {shlex.quote(work)} && exec /bin/sh -i"
             return _become([*command, "--preserve-credentials", "/bin/sh", "-c", enter])
     raise SandboxError(f"there is no environment {id} on this host: see drawloom sandbox ls")
 
@@ -176,7 +176,7 @@ def _offered(
         return "docker", lambda owner: asyncio.to_thread(make, owner)
 
     async def local(owner: str) -> Provider:
-        return ProcessProvider(owner)
+        return ProcessProvider(owner, whole=kind == "auto")
 
     return "process", local
 

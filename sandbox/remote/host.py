@@ -278,7 +278,7 @@ class SandboxHost:
         finally:
             self._creating -= 1
             owner.making.pop(request.box, None)
-        return Answer(numbers=[box.isolation])
+        return Answer(numbers=[box.isolation], said="\n".join(box.lacking))
 
     @staticmethod
     async def _made(owner: Owner, provider: Provider, request: Request, env: Env) -> LiveSandbox:

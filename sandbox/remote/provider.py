@@ -79,7 +79,7 @@ class RemoteProvider:
         if host.term != term:
             raise SandboxDied(f"sandbox host {host.name} is gone, and environment {id} with it")
         box = RemoteSandbox(id, env, self.hosts, host, self.destroy)
-        box.wire.isolation = answer.numbers[0]
+        box.wire.isolation, box.wire.lacking = answer.numbers[0], answer.said
         self._boxes[id] = box
         host.boxes.add(id)
         return box

@@ -13,6 +13,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 log = logging.getLogger("drawloom")
@@ -28,14 +29,28 @@ def cache_folder() -> Path:
     return Path(base) / "drawloom"
 
 
-def compiled(source: Path, flags: tuple[str, ...], *, own_cpu: bool = False) -> Path:
-    """What a C file becomes with these flags. With `own_cpu` it is for this processor only, and
-    not taken from a cache that another kind filled. Raises `CannotCompile`."""
+def compiled(
+    source: Path,
+    flags: tuple[str, ...],
+    *,
+    own_cpu: bool = False,
+    more: Mapping[str, str] | None = None,
+) -> Path:
+    """Compile a C file, or take it from the cache.
+
+    Args:
+        own_cpu: for this processor only, and not from a cache that another kind filled.
+        more: the texts of further files by name: headers, and sources that are linked with it.
+
+    Raises `CannotCompile`.
+    """
+    more = more or {}
     parts = [source.read_text(), *flags, _processor() if own_cpu else platform.machine()]
+    parts += [part for item in sorted(more.items()) for part in item]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     target = _folder() / f"{source.stem}-{digest}"
     if not _is_ours(target):
-        _compile(source, flags, target)
+        _compile(source, flags, more, target)
     return target
 
 
@@ -105,14 +120,17 @@ def _processor() -> str:
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
 
 
-def _compile(source: Path, flags: tuple[str, ...], target: Path) -> None:
+def _compile(source: Path, flags: tuple[str, ...], more: Mapping[str, str], target: Path) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise CannotCompile("there is no C compiler: apt-get install gcc libc6-dev")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         fresh = Path(folder) / target.name
-        command = [compiler, *flags, "-o", str(fresh), str(source)]
+        for name, text in more.items():
+            (Path(folder) / name).write_text(text)
+        linked = [str(Path(folder) / name) for name in more if name.endswith(".c")]
+        command = [compiler, *flags, f"-I{folder}", "-o", str(fresh), str(source), *linked]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise CannotCompile(f"{source.name} does not compile:\n{done.stderr[-2000:]}")

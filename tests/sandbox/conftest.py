@@ -1,6 +1,8 @@
 """Every provider, and an environment of each."""
 
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,20 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
     made = Mosquitto(tmp_path_factory.mktemp("broker")).start()
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="session")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A static program that tries what hostile tools try; see probe.c."""
+    made = tmp_path_factory.mktemp("probe") / "probe"
+    source = Path(__file__).with_name("probe.c")
+    subprocess.run(["cc", "-static", "-O1", "-o", str(made), str(source)], check=True)
+    return made.read_bytes()
+
+
+async def put_probe(box: LiveSandbox, probe: bytes) -> None:
+    await box.write("probe", probe)
+    assert (await box.sh("chmod +x probe")).code == 0
 
 
 @pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker), "remote"])

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 from drawloom.errors import DrawloomError, SandboxError
-from drawloom.ids import new_id
+from drawloom.ids import new_secret_id
 from drawloom.sandbox.base import Provider, Snapshot
 from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.shelf import Claimed
@@ -24,7 +24,7 @@ def is_snapshot(sandbox: str) -> bool:
 
 def new_snapshot() -> str:
     """A name for one."""
-    return new_id(_SNAPSHOT)
+    return new_secret_id(_SNAPSHOT)
 
 
 async def keep(provider: Provider, box: LiveSandbox, name: str) -> Snapshot:

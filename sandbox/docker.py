@@ -164,6 +164,7 @@ class DockerProvider:
     async def fork(self, env: Env, snapshot: str, id: str) -> LiveSandbox:
         """What is beside it begins anew."""
         try:
+            await self._call(lambda: self._image(snapshot))
             return await self._with_others(env, id, f"{KEPT}:{snapshot}")
         except errors.ImageNotFound:
             raise SandboxDied(f"snapshot {snapshot} is gone, and its files with it") from None
@@ -280,11 +281,25 @@ class DockerProvider:
         owner, created = f"{LABEL}.owner", f"{LABEL}.created"
         return {kind: id, owner: self._owner, f"{LABEL}.key": key, created: str(time.time())}
 
-    def _container(self, id: str) -> Any:
+    def _find(self, id: str) -> Any:
+        """The container of an environment of this owner. Another's is answered as none."""
         container = self._client.containers.get(f"{LABEL}-{id}")
+        if container.labels.get(f"{LABEL}.owner") != self._owner:
+            raise NotFound(f"No such container: {id}")
+        return container
+
+    def _container(self, id: str) -> Any:
+        container = self._find(id)
         if container.status != "running":
             raise NotFound(f"its container is {container.status}")
         return container
+
+    def _image(self, snapshot: str) -> Any:
+        """The image of a snapshot of this owner. Another's is answered as none."""
+        image = self._client.images.get(f"{KEPT}:{snapshot}")
+        if image.labels.get(f"{LABEL}.owner") != self._owner:
+            raise ImageNotFound(f"No such image: {snapshot}")
+        return image
 
     def _attach(self, container: Any) -> socket.socket:
         stream = container.attach_socket(params={"stdin": 1, "stdout": 1, "stream": 1})
@@ -373,8 +388,10 @@ class DockerProvider:
         """Whether it is gone; it is not while a container runs from it."""
         api = self._client.api
         with contextlib.suppress(NotFound):
+            self._image(snapshot)
             api.remove_image(f"{KEPT}:{snapshot}", force=True)
-        for row in api.images(filters={"label": f"{KEPT}={snapshot}"}):
+        ours = [f"{KEPT}={snapshot}", f"{LABEL}.owner={self._owner}"]
+        for row in api.images(filters={"label": ours}):
             try:
                 api.remove_image(row["Id"])
             except NotFound:
@@ -420,7 +437,8 @@ class DockerProvider:
         await self._sweep()
 
     async def _end_others(self, id: str) -> None:
-        filters: dict[str, str | list[str] | bool] = {"label": f"{_BESIDE}={id}"}
+        ours = [f"{_BESIDE}={id}", f"{LABEL}.owner={self._owner}"]
+        filters: dict[str, str | list[str] | bool] = {"label": ours}
         rows = await self._call(lambda: self._client.api.containers(all=True, filters=filters))
         for row in rows:
             name = row["Names"][0].removeprefix(f"/{LABEL}-")
@@ -431,9 +449,7 @@ class DockerProvider:
 
     async def _end(self, id: str) -> None:
         try:
-            await self._call(
-                lambda: self._client.api.remove_container(f"{LABEL}-{id}", v=True, force=True)
-            )
+            await self._call(lambda: self._find(id).remove(v=True, force=True))
         except SandboxError as error:
             if "No such container" not in str(error) and "already in progress" not in str(error):
                 raise

@@ -40,7 +40,7 @@ from drawloom.sandbox.wire import Wire
 
 log = logging.getLogger("drawloom.sandbox")
 
-_DOOR, _CGROUPS = ".model", "cgroups"
+_DOOR, _CGROUPS, _KEPT = ".model", "cgroups", "kept"
 _ID = re.compile("[a-z0-9-]{1,64}")
 _TRIES = 100
 
@@ -159,13 +159,13 @@ class ProcessProvider:
     # --- snapshots ------------------------------------------------------------------------
 
     def _kept(self, snapshot: str) -> Path:
-        return self._base / "kept" / snapshot
+        return self._base / _KEPT / _name(snapshot)
 
     async def snapshot(self, id: str, name: str) -> Snapshot:
-        work, kept = self._base / id / "work", self._kept(name)
+        work, kept = self._folder(id) / "work", self._kept(name)
         if not work.is_dir():
             raise SandboxDied(f"environment {id} is gone, and its files with it")
-        key = json.loads((self._base / id / "about.json").read_text())["key"]
+        key = json.loads((self._folder(id) / "about.json").read_text())["key"]
         try:
             with frozen(self._live[id].pid) if id in self._live else contextlib.nullcontext():
                 size = await asyncio.to_thread(_size, work)
@@ -179,17 +179,17 @@ class ProcessProvider:
         return Snapshot(name, key, size)
 
     async def snapshots(self) -> list[OwnedSandbox]:
-        return _owned(self._base / "kept")
+        return _owned(self._base / _KEPT)
 
     async def discard(self, snapshot: str) -> None:
         await asyncio.to_thread(shutil.rmtree, self._kept(snapshot), ignore_errors=True)
         with contextlib.suppress(OSError):
-            self._kept("").rmdir()
+            (self._base / _KEPT).rmdir()
 
     # --- what lives -----------------------------------------------------------------------
 
     async def adopt(self, env: Env, id: str) -> LiveSandbox:
-        if not (self._base / id / "work").is_dir():
+        if not (self._folder(id) / "work").is_dir():
             raise SandboxDied(f"environment {id} is gone, and its files with it")
         return await self._start(env, id)
 
@@ -263,15 +263,20 @@ class ProcessProvider:
         await _remove(folder)
 
     def _folder(self, id: str) -> Path:
-        if not _ID.fullmatch(id):
-            raise SandboxError(f"{id!r} is no name of an environment")
-        return self._base / id
+        return self._base / _name(id)
 
     async def close(self) -> None:
         for box in list(self._live.values()):
             await box.stop()
         with contextlib.suppress(OSError):
             self._base.rmdir()
+
+
+def _name(id: str) -> str:
+    """An id that may become the name of a folder: another would lead elsewhere."""
+    if not _ID.fullmatch(id) or id == _KEPT:
+        raise SandboxError(f"{id!r} is no name of an environment or a snapshot")
+    return id
 
 
 async def _spawn(command: list[str]) -> asyncio.subprocess.Process:

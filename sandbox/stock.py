@@ -9,7 +9,7 @@ from typing import Any
 
 from drawloom.environments import Env
 from drawloom.errors import DrawloomError, SandboxDied, SandboxError
-from drawloom.ids import new_id
+from drawloom.ids import new_secret_id
 from drawloom.sandbox.aside import keep, new_snapshot, remove
 from drawloom.sandbox.base import Provider, Snapshot
 from drawloom.sandbox.live import LiveSandbox
@@ -247,13 +247,13 @@ class Stock:
 
     async def _make(self, shelf: Shelf) -> LiveSandbox:
         if shelf.snapshot is not None:
-            return await self.provider.fork(shelf.env, shelf.snapshot, new_id("box"))
+            return await self.provider.fork(shelf.env, shelf.snapshot, new_secret_id("box"))
         if shelf.template is not None:
             try:
-                return await self.provider.fork(shelf.env, shelf.template, new_id("box"))
+                return await self.provider.fork(shelf.env, shelf.template, new_secret_id("box"))
             except SandboxDied:  # somebody removed it
                 shelf.template = None
-        box = await self.provider.create(shelf.env, new_id("box"))
+        box = await self.provider.create(shelf.env, new_secret_id("box"))
         if box.setup_seconds >= _SETUP_SECONDS and not shelf.keeping:
             try:
                 await self._keep(shelf, box)

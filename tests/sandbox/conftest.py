@@ -1,5 +1,6 @@
 """Every provider, and an environment of each."""
 
+import functools
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -40,41 +41,55 @@ async def put_probe(box: LiveSandbox, probe: bytes) -> None:
     assert (await box.sh("chmod +x probe")).code == 0
 
 
+Openers = Callable[[str], Opener]
+
+
 @pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker), "remote"])
-async def opener(request: pytest.FixtureRequest) -> AsyncIterator[Opener]:
-    """Opens providers of one owner, one after the other: the next finds what the last one left."""
-    owner = new_id("store")
+async def openers(request: pytest.FixtureRequest) -> AsyncIterator[Openers]:
+    """Opens providers of any owner on one host."""
     if request.param == "process":
 
-        async def local() -> Provider:
+        async def local(owner: str) -> Provider:
             return ProcessProvider(owner)
 
-        yield local
+        yield lambda owner: functools.partial(local, owner)
     elif request.param == "docker":
         from drawloom.sandbox.docker import DockerProvider
 
         url = request.getfixturevalue("docker_url")
 
-        async def docker() -> Provider:
+        async def docker(owner: str) -> Provider:
             # four layers at most: nested snapshots are flattened on the way
             return DockerProvider(owner, url, deepest=4)
 
-        yield docker
+        yield lambda owner: functools.partial(docker, owner)
     else:
         from drawloom.sandbox.remote.broker import Broker
         from drawloom.sandbox.remote.host import SandboxHost
         from drawloom.sandbox.remote.provider import RemoteProvider
 
-        url = request.getfixturevalue("broker").url + f"-{owner}"
+        url = request.getfixturevalue("broker").url + f"-{new_id('hosts')}"
 
         async def far(owner: str) -> Provider:
             return ProcessProvider(owner)
 
-        async def remote() -> Provider:
+        async def remote(owner: str) -> Provider:
             return await RemoteProvider.open(owner, url)
 
         async with SandboxHost(Broker.parse(url), "h", far, kind="process", network=True):
-            yield remote
+            yield lambda owner: functools.partial(remote, owner)
+
+
+@pytest.fixture
+def opener(openers: Openers) -> Opener:
+    """Opens providers of one owner, one after the other: the next finds what the last one left."""
+    return openers(new_id("store"))
+
+
+@pytest.fixture
+def strangers(openers: Openers) -> Opener:
+    """Opens providers of another owner on the same host."""
+    return openers(new_id("store"))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What every sandbox provider must do. The same tests run on local processes and on Docker."""
 
 import asyncio
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -77,7 +78,7 @@ async def test_a_background_child_does_not_hold_a_command_back(box: LiveSandbox)
 
 
 async def test_a_fork_bomb_is_contained(box: LiveSandbox) -> None:
-    result = await box.sh("f() { f | f & }; f; sleep 30", timeout=1.0)
+    result = await box.sh("f() { f | f & }; f & exec sleep 30", timeout=1.0)
     assert result.timed_out
     assert await _others(box) == []
     assert (await box.sh("echo alive")).text == "alive\n"
@@ -273,6 +274,39 @@ async def test_no_file_grows_beyond_the_disk_of_its_container(docker_url: str | 
     assert int((await box.sh("wc -c < large")).text) <= 1 << 20
     await box.destroy()
     await provider.close()
+
+
+async def test_another_owner_reaches_neither_environment_nor_snapshot(
+    provider: Provider, box: LiveSandbox, strangers: Opener
+) -> None:
+    await box.write("secret", b"42")
+    kept = await provider.snapshot(box.id, new_id("snap"))
+    stranger = await strangers()
+    with pytest.raises(SandboxDied):
+        await stranger.adopt(ENV, box.id)
+    with pytest.raises(SandboxDied):
+        await stranger.fork(ENV, kept.id, new_id("box"))
+    with pytest.raises(SandboxDied):
+        await stranger.snapshot(box.id, new_id("snap"))
+    await stranger.destroy(box.id)
+    await stranger.discard(kept.id)
+    assert await stranger.owned() == await stranger.snapshots() == []
+    await stranger.close()
+    assert await box.read("secret") == b"42"
+    fork = await provider.fork(ENV, kept.id, new_id("box"))
+    assert await fork.read("secret") == b"42"
+
+
+async def test_a_name_that_is_none_removes_nothing(provider: Provider, box: LiveSandbox) -> None:
+    kept = await provider.snapshot(box.id, new_id("snap"))
+    for name in ("", ".", "..", "kept", f"../{box.id}"):
+        with contextlib.suppress(SandboxError):
+            await provider.destroy(name)
+        with contextlib.suppress(SandboxError):
+            await provider.discard(name)
+    assert [o.id for o in await provider.owned()] == [box.id]
+    assert [s.id for s in await provider.snapshots()] == [kept.id]
+    assert (await box.sh("echo alive")).text == "alive\n"
 
 
 async def test_what_is_destroyed_is_gone(provider: Provider, box: LiveSandbox) -> None:

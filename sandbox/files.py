@@ -34,6 +34,7 @@ async def upload(box: "Verbs", local: Path, path: str) -> None:
     with tempfile.TemporaryFile() as file:
         await asyncio.to_thread(_pack, file, local, target.name)
         file.seek(0)
+        await _clear(box, archive)
         first = True
         while (data := await asyncio.to_thread(file.read, PIECE)) or first:
             await box.append(archive, data, whole=first)
@@ -41,7 +42,7 @@ async def upload(box: "Verbs", local: Path, path: str) -> None:
     try:
         await _tar(box, "-xf", archive, "-C", str(target.parent))
     finally:
-        await box.exec("rm", "-f", archive, timeout=_SECONDS)
+        await _clear(box, archive)
 
 
 def _pack(file: BinaryIO, local: Path, name: str) -> None:
@@ -63,12 +64,13 @@ async def download(box: "Verbs", path: str, local: Path, limit: int) -> None:
         raise SandboxError(f"{path!r} does not name a file or folder")
     archive = _beside(source, "download")
     try:
+        await _clear(box, archive)
         await _tar(box, "-cf", archive, "-C", str(source.parent), "--", source.name)
         with tempfile.TemporaryFile() as file:
             await _fetch(box, archive, file, limit)
             await asyncio.to_thread(_unpack, file, source.name, local, limit)
     finally:
-        await box.exec("rm", "-f", archive, timeout=_SECONDS)
+        await _clear(box, archive)
 
 
 async def _fetch(box: "Verbs", archive: str, file: BinaryIO, limit: int) -> None:
@@ -113,6 +115,11 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, folder: P
         tar.extract(member.replace(name="root", deep=False), folder, filter="data")
     else:
         raise ValueError("it is neither a file nor a folder")
+
+
+async def _clear(box: "Verbs", archive: str) -> None:
+    """Remove an archive, or what a command put in its place; tar would wait at a pipe."""
+    await box.exec("rm", "-rf", "--", archive, timeout=_SECONDS)
 
 
 def _below(path: str, name: str) -> str:

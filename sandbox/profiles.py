@@ -23,8 +23,10 @@ class Profile:
         chosen: dict[str, Any] = {"user": f"{self.user}:{self.user}"}
         if self.caps:
             chosen["cap_add"] = list(self.caps)
-        if self.shm:
-            chosen["shm_size"] = parse_size(self.shm)
+        # shared memory that no process holds would count on, and the kernel end the helper for it
+        chosen["sysctls"] = {"kernel.shm_rmid_forced": "1"}
+        small = min(64 << 20, parse_size(env.memory) // 4)
+        chosen["shm_size"] = parse_size(self.shm) if self.shm else small
         if self.sealed:
             owner = f"mode=0700,uid={self.user},gid={self.user},nosuid,nodev"
             memory = parse_size(env.memory)  # which both count towards, and processes need some

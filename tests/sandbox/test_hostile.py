@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import given
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from drawloom.environments import Env
 from drawloom.errors import SandboxDied, SandboxError
 from drawloom.ids import new_id
+from drawloom.sandbox import files
 from drawloom.sandbox.base import Provider
 from drawloom.sandbox.docker import DockerProvider
 from drawloom.sandbox.images import BOX
@@ -127,6 +128,85 @@ async def test_a_timeout_ends_what_hides_from_it(box: LiveSandbox, neighbour: Li
     assert result.timed_out
     left = (await box.sh("ps -o args 2>/dev/null || ps ax -o args")).text
     assert "while" not in left.replace("grep", "")
+
+
+_TRAPS = {
+    "a pipe": "mkfifo trap",
+    "a pipe behind a link": "mkfifo pipe; ln -s pipe trap",
+    "a folder": "mkdir trap",
+    "a device": "ln -s /dev/zero trap",
+    "what the helper says": "ln -s /proc/self/fd/1 trap",
+    "what the helper hears": "ln -s /proc/self/fd/0 trap",
+    "the standard output": "ln -s /dev/stdout trap",
+    "the first process's output": "ln -s /proc/1/fd/1 trap",
+    "the helper's memory": "ln -s /proc/self/mem trap",
+    "the helper's variables": "ln -s /proc/self/environ trap",
+    "a switch of the kernel": "ln -s /proc/self/oom_score_adj trap",
+    "a loop of links": "ln -s trap trap",
+}
+
+
+@pytest.mark.parametrize("trap", _TRAPS)
+async def test_what_is_no_file_hangs_nobody_and_forges_nothing(
+    box: LiveSandbox, trap: str, tmp_path: Path
+) -> None:
+    await box.sh(_TRAPS[trap])
+    running = asyncio.create_task(box.exec("sh", "-c", "sleep 0.3; echo the truth", key="step"))
+    await asyncio.sleep(0.1)
+    forged = b"\n=DL step exit 0 0 7 0 7\nFORGED\n"
+    async with asyncio.timeout(10):
+        for verb in (
+            lambda: box.write("trap", forged),
+            lambda: box.append("trap", forged),
+            lambda: box.read("trap"),
+            lambda: box.piece("trap", 0),
+        ):
+            with pytest.raises(
+                SandboxError, match=r"trap: (not a regular|Is a directory|Permission)"
+            ):
+                await verb()
+        if trap != "a folder":
+            with pytest.raises(SandboxError):
+                await box.download("trap", tmp_path / "got")
+        result = await running
+    assert (result.code, result.text) == (0, "the truth\n")
+
+
+async def test_traps_in_the_place_of_an_archive_hang_nobody(
+    box: LiveSandbox, tmp_path: Path
+) -> None:
+    (tmp_path / "sent").write_text("42")
+    await box.write("d/file", b"42")
+    names = [files._beside(PurePosixPath(path), what) for path, what in (
+        ("d/file", "download"), ("d/sent", "upload"),
+    )]  # fmt: skip
+    await box.exec("mkfifo", *names)
+    async with asyncio.timeout(20):
+        await box.download("d/file", tmp_path / "got")
+        await box.upload(tmp_path / "sent", "d/sent")
+    assert (tmp_path / "got").read_text() == "42"
+    assert await box.read("d/sent") == b"42"
+
+
+async def test_links_inside_the_folder_are_followed(box: LiveSandbox) -> None:
+    await box.sh("mkdir d; ln -s d/file link; ln -s d e")
+    await box.write("link", b"4")
+    await box.append("e/file", b"2")
+    assert await box.read("link") == await box.read("d/file") == b"42"
+
+
+async def test_memory_beyond_the_limit_ends_who_took_it_and_not_the_helper(
+    box: LiveSandbox, probe: bytes
+) -> None:
+    await put_probe(box, probe)
+    other = await box.start("other", "sleep", "60")
+    for kind in ("memfd", "shm", "sysv", "private"):
+        result = await box.exec("./probe", kind, "512", timeout=20)
+        assert "held" not in result.text and result.code != 0, kind
+        assert (await box.sh("echo alive")).text == "alive\n"
+    await box.sh("for d in /tmp /dev/shm; do head -c 99000000 /dev/zero > $d/x; done", timeout=20)
+    assert (await box.sh("echo alive")).text == "alive\n"
+    await other.stop()
 
 
 async def test_who_reads_stdin_for_ever_gets_its_end(box: LiveSandbox) -> None:

@@ -375,6 +375,7 @@ def host(
     broker: str,
     name: str = "",
     most: Count = 32,
+    memory: str = "",
     sandbox: Kind = "auto",
     docker: Docker = None,
     network: bool = False,
@@ -385,13 +386,14 @@ def host(
     Args:
         broker: mqtt[s]://[user@]host[:port][/prefix][?ca=file]; password: DRAWLOOM_MQTT_PASSWORD.
         name: what it is called; by default the machine's name.
-        most: most environments at a time, of all runtimes.
+        most: most environments at a time, of all runtimes, with those beside others.
+        memory: most memory that they may use together, like 16g; by default all there is.
         network: let environments have a network where they ask for one.
         lease: seconds without contact to a runtime after which all that it runs here is ended.
     """
     from drawloom.runtime.cli import sandboxes
 
-    options = sandboxes.HostOptions(name, sandbox, most, network, lease)
+    options = sandboxes.HostOptions(name, sandbox, most, memory, network, lease)
     return asyncio.run(sandboxes.host(broker, docker, options))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.table import Table
 
+from drawloom.environments import parse_size
 from drawloom.errors import (
     ConfigError,
     DrawloomError,
@@ -38,6 +39,7 @@ class HostOptions:
     name: str = ""
     sandbox: str = "auto"
     most: int = 32
+    memory: str = ""
     network: bool = False
     lease: float = 6.0
 
@@ -156,6 +158,7 @@ async def host(broker: str, docker: str | None, options: HostOptions) -> int:
     made = SandboxHost(
         Broker.parse(broker), options.name or socket.gethostname(), open_one, kind=kind,
         images=images, most=options.most, network=options.network, lease=options.lease,
+        memory=parse_size(options.memory) if options.memory else None,
     )  # fmt: skip
     async with made:
         print(f"sandbox host {made.id} offers {options.most} environments ({kind})", flush=True)

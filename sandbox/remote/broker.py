@@ -61,6 +61,8 @@ class Broker:
         if unknown := set(options) - {"ca"}:
             raise ConfigError(f"{url!r}: unknown option {sorted(unknown)[0]!r}; there is ca")
         password = unquote(parts.password) if parts.password else os.environ.get(_PASSWORD)
+        if parts.username and password and parts.scheme == "mqtt":
+            log.warning("the password for %s is sent in plain text: use mqtts://", parts.hostname)
         return cls(
             parts.hostname,
             port,
@@ -160,6 +162,7 @@ class Link:
                     self.up.set()
                     async for message in client.messages:
                         self._take(message)
+                        await asyncio.sleep(0)  # a flood of them holds nothing else up
             except (aiomqtt.MqttError, NotConnected, OSError) as error:
                 if self._last is None or self.up.is_set():
                     log.warning("broker %s: %s", self.broker, error)

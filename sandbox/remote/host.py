@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import re
 import time
@@ -10,35 +11,35 @@ from collections.abc import Awaitable, Callable
 from aiomqtt import Message as MqttMessage
 from pydantic import ValidationError
 
-from drawloom.environments import Env
-from drawloom.errors import DrawloomError, SandboxDied, SandboxError
+from drawloom.errors import DrawloomError, SandboxError
 from drawloom.ids import new_id
 from drawloom.sandbox.base import Provider
-from drawloom.sandbox.live import LiveSandbox
+from drawloom.sandbox.remote.beats import Beats
 from drawloom.sandbox.remote.broker import Broker, Link, NotConnected, payload
 from drawloom.sandbox.remote.lease import LEASE
 from drawloom.sandbox.remote.messages import (
     Answer,
-    Beat,
     Bye,
     Grant,
     HostStatus,
     Malformed,
     OwnerStatus,
-    Part,
     Request,
-    cut,
+    Stale,
     pack,
     unpack,
 )
-from drawloom.sandbox.remote.owner import Job, Owner
+from drawloom.sandbox.remote.owner import Job, Owner, Owners
+from drawloom.sandbox.remote.room import Room
+from drawloom.sandbox.remote.worker import Worker
 from drawloom.sandbox.watch import keep_alive
 
 log = logging.getLogger("drawloom.sandbox")
 
-_BEATS, _LOOKS, _PINGS = 6, 20, 8
+_LOOKS, _PINGS = 20, 8
 _STATUS_SECONDS = 5.0
 _CONNECT_SECONDS = 15.0
+_MOST_OWNERS = 256
 _OWNER = re.compile(r"[A-Za-z0-9-]{1,64}")  # it becomes the name of a folder
 
 
@@ -48,7 +49,8 @@ class SandboxHost:
     Args:
         name: what it is called; each start is another host to its runtimes.
         open_provider: makes the provider for one runtime's environments, given its name.
-        most: most environments at a time, of all runtimes.
+        most: most environments at a time, of all runtimes; those beside others count.
+        memory: most bytes that they may use together; by default all that the machine has.
         network: whether environments may have a network.
         lease: seconds without contact after which it ends its work.
         orphans: seconds that the environments of a runtime that is offline are kept.
@@ -65,6 +67,7 @@ class SandboxHost:
         kind: str,
         images: list[str] | None = None,
         most: int = 32,
+        memory: int | None = None,
         network: bool = False,
         lease: float = LEASE,
         orphans: float = 600.0,
@@ -72,11 +75,12 @@ class SandboxHost:
         if not name or any(c in name for c in "/+#\0"):
             raise SandboxError(f"{name!r} is no name for a sandbox host: no /, + or # in it")
         self.id = f"{name}.{new_id('h').removeprefix('h-')}"
-        self._open, self._images = open_provider, images
-        self._name, self._kind, self._most, self._network = name, kind, most, network
+        self._name, self._kind, self._images = name, kind, images
         self._lease, self._orphans = lease, orphans
-        self._owners: dict[str, Owner] = {}
-        self._creating = self._beat = 0
+        self._owners = Owners(_MOST_OWNERS, self._forget)
+        self._beats = Beats(lease, self._owners, self._say)
+        self._room = Room.of_machine(most, memory)
+        self._worker = Worker(name, open_provider, self._owners, self._room, network)
         self._told: HostStatus | None = None
         self._work: set[asyncio.Task[None]] = set()
         self._prefix = broker.prefix
@@ -86,30 +90,39 @@ class SandboxHost:
 
     async def __aenter__(self) -> "SandboxHost":
         await self._link.open(_CONNECT_SECONDS)
-        for loop in (self._beats(), self._watch(), self._statuses(), self._pings()):
+        loops = (self._watch(), self._statuses(), self._pings())
+        for loop in (self._beats.regular(), self._beats.greetings(), *loops):
             self._spawn(loop)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        endings = {owner.ending for owner in self._owners.values() if owner.ending is not None}
+        endings = {owner.ending for owner in self._owners if owner.ending is not None}
         for task in self._work - endings:
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
-        for owner in self._owners.values():
+        for owner in self._owners:
             await self._end(owner, "its host was stopped")
             with contextlib.suppress(NotConnected):
-                await self._link.publish(self._from(owner), pack(Bye()))
-            if owner.provider is not None:
-                (provider,) = await asyncio.gather(owner.provider, return_exceptions=True)
-                if not isinstance(provider, BaseException):
-                    await provider.close()
+                await self._say(owner.name, pack(Bye()))
+            await self._close(owner)
         with contextlib.suppress(NotConnected):
             await self._link.publish(f"{self._prefix}/hosts/{self.id}", b"", retain=True)
         await self._link.close()
 
+    @staticmethod
+    async def _close(owner: Owner) -> None:
+        if owner.provider is not None:
+            (provider,) = await asyncio.gather(owner.provider, return_exceptions=True)
+            if not isinstance(provider, BaseException):
+                await provider.close()
+
+    def _forget(self, owner: Owner) -> None:
+        self._spawn(self._close(owner))
+
     @property
     def used(self) -> int:
-        return self._creating + sum(len(owner.boxes) for owner in self._owners.values())
+        """How many environments are here or being made, with those beside them."""
+        return self._worker.used
 
     # --- what it hears --------------------------------------------------------------------
 
@@ -122,7 +135,8 @@ class SandboxHost:
                 self._presence(last, payload(message))
             else:
                 said, body = unpack(payload(message))
-                self._told_by(self._owners.setdefault(last, Owner(last)), said, body, message)
+                if isinstance(said, Grant | Request):
+                    self._told_by(last, said, body, message)
         except (Malformed, ValidationError) as error:
             log.warning("a message on %s is not understood: %s", message.topic, error)
 
@@ -130,24 +144,39 @@ class SandboxHost:
         if not data:
             return  # nothing is kept of it any more; it was said before that it is gone
         status = OwnerStatus.model_validate_json(data)
-        owner = self._owners.setdefault(name, Owner(name))
-        if status.epoch < owner.epoch:
+        owner = self._owners.get(name)
+        if owner is not None and status.epoch < owner.epoch:
+            if status.online:
+                self._spawn(self._tell_stale(owner))
             return
-        if owner.online and not status.online:
-            owner.offline = time.monotonic()
-        owner.online = status.online
-        if owner.online:
-            self._beat += 1
-            self._spawn(self._beat_to(owner, self._beat))
+        if owner is not None:
+            if owner.online and not status.online:
+                owner.offline = time.monotonic()
+            owner.online = status.online
+        if status.online:
+            self._beats.meet(name)
+        else:
+            self._beats.leave(name)
 
-    def _told_by(self, owner: Owner, said: object, body: bytes, message: MqttMessage) -> None:
-        if isinstance(said, Grant) and self._leads(owner, said.epoch, said.term):
-            owner.settle(said.low, said.settled)
-            if (sent := owner.sent.get(said.beat)) is not None:
-                owner.until = max(owner.until, sent + self._lease)
-        elif isinstance(said, Request) and self._leads(owner, said.epoch, said.term):
-            owner.settle(said.low, said.settled)
+    def _told_by(self, name: str, said: Grant | Request, body: bytes, message: MqttMessage) -> None:
+        owner = self._owners.admit(name)
+        if owner is None:
+            log.warning("%s is not served: %d runtimes are at work here", name, _MOST_OWNERS)
+            return
+        self._beats.leave(name)
+        if said.epoch < owner.epoch:
+            self._spawn(self._tell_stale(owner))
+        if not self._leads(owner, said.epoch, said.term):
+            return
+        owner.settle(said.low, said.settled)
+        if isinstance(said, Request):
             self._request(owner, said, body, message)
+        elif (sent := self._beats.sent(said.beat)) is not None:
+            owner.until = max(owner.until, sent + self._lease)
+
+    async def _tell_stale(self, owner: Owner) -> None:
+        with contextlib.suppress(NotConnected):
+            await self._say(owner.name, pack(Stale(epoch=owner.epoch)))
 
     def _leads(self, owner: Owner, epoch: int, term: int) -> bool:
         """Whether what an incarnation of a runtime says still counts; a later one takes over, and a
@@ -158,7 +187,7 @@ class SandboxHost:
             for job in owner.jobs.values():
                 owner.leave(job)
             owner.epoch, owner.low, owner.jobs, owner.settled = epoch, 0, {}, set()
-        elif term > owner.term >= 0 and (owner.boxes or self._creating):
+        elif term > owner.term >= 0 and (owner.boxes or self._worker.creating):
             self._begin_end(owner, "its runtime had given this host up")
         owner.term = term
         return True
@@ -170,9 +199,9 @@ class SandboxHost:
         job = owner.jobs.get(number)
         if job is None:
             task = self._spawn(self._carry_out(owner, request, body))
-            mine = self._from(owner)
+            mine = self._from(owner.name)
             asked = str(getattr(message.properties, "ResponseTopic", mine))
-            reply_to = asked if asked.startswith(mine) else mine
+            reply_to = asked if asked == mine or asked.startswith(f"{mine}/") else mine
             correlation = getattr(message.properties, "CorrelationData", b"")
             owner.jobs[number] = Job(task, reply_to, correlation)
         elif job.answer is not None:
@@ -187,7 +216,8 @@ class SandboxHost:
             await asyncio.wait(set(owner.leaving))
         data = b""
         try:
-            answer, data = await self._do(owner, request, body)
+            tell = functools.partial(self._part, owner, request.number)
+            answer, data = await self._worker.carry_out(owner, request, body, tell)
         except DrawloomError as error:
             answer = Answer(error=type(error).__name__, said=str(error))
         except Malformed as error:
@@ -199,114 +229,6 @@ class SandboxHost:
         if job is not None:
             job.answer = pack(answer, data)
             await self._send(job, job.answer)
-
-    async def _do(self, owner: Owner, request: Request, body: bytes) -> tuple[Answer, bytes]:
-        if request.op in ("call", "tell"):
-            return await self._speak(owner, request, body)
-        provider = await self._provider(owner)
-        if request.op in ("create", "fork", "adopt"):
-            return await self._make(owner, provider, request), b""
-        if request.op == "destroy":
-            if (making := owner.making.get(request.box)) is not None:
-                making.cancel()
-                await asyncio.gather(making, return_exceptions=True)
-            owner.boxes.pop(request.box, None)
-            await provider.destroy(request.box)
-        elif request.op == "discard":
-            await provider.discard(request.name)
-        elif request.op == "snapshot":
-            kept = await provider.snapshot(request.box, request.name)
-            return Answer(rows=[(kept.id, kept.key, float(kept.size))]), b""
-        elif request.op == "written":
-            sizes = await provider.written()
-            return Answer(rows=[(id, "", float(size)) for id, size in sizes.items()]), b""
-        else:
-            listed = provider.owned if request.op == "owned" else provider.snapshots
-            found = [(each.id, each.key, each.created) for each in await listed()]
-            return Answer(rows=found), b""
-        return Answer(), b""
-
-    async def _speak(self, owner: Owner, request: Request, body: bytes) -> tuple[Answer, bytes]:
-        box = owner.boxes.get(request.box)
-        if box is None:
-            raise SandboxDied(f"environment {request.box} is gone from host {self._name}")
-        pieces = cut(body, request.sizes)
-        if request.op == "tell":
-            await box.wire.tell(request.head, *pieces)
-            return Answer(), b""
-        parts: asyncio.Queue[bytes | None] = asyncio.Queue()
-        job = owner.jobs[request.number]
-        sending = asyncio.create_task(self._parts(job, parts))
-        try:
-            reply = await box.wire.call(
-                request.head,
-                *pieces,
-                timeout=request.timeout,
-                on_part=parts.put_nowait if request.stream else None,
-            )
-        finally:
-            parts.put_nowait(None)
-            await sending
-        return Answer(reply=reply.kind, numbers=list(reply.numbers)), reply.data
-
-    async def _parts(self, job: Job, parts: "asyncio.Queue[bytes | None]") -> None:
-        """Each when the broker has the one before. They are hints: the answer has everything."""
-        index = 0
-        while (data := await parts.get()) is not None:
-            await self._send(job, pack(Part(index=index), data))
-            index += 1
-
-    async def _make(self, owner: Owner, provider: Provider, request: Request) -> Answer:
-        env, generation = request.env, owner.ended
-        if env is None:
-            raise SandboxError(f"{request.op} needs an Env")
-        self._may(env)
-        making = asyncio.ensure_future(self._made(owner, provider, request, env))
-        owner.making[request.box] = making
-        self._creating += 1
-        try:
-            box = await asyncio.shield(making)
-            if generation != owner.ended:
-                await box.destroy()
-                raise SandboxDied(f"environment {request.box}: {self._name} was given up meanwhile")
-            owner.boxes[request.box] = box
-        except asyncio.CancelledError:
-            if making.cancelled():  # it was destroyed before it was there
-                raise SandboxDied(f"environment {request.box} was destroyed") from None
-            making.cancel()
-            raise
-        finally:
-            self._creating -= 1
-            owner.making.pop(request.box, None)
-        return Answer(numbers=[box.isolation], said="\n".join(box.lacking))
-
-    @staticmethod
-    async def _made(owner: Owner, provider: Provider, request: Request, env: Env) -> LiveSandbox:
-        if request.op == "create":
-            return await provider.create(env, request.box)
-        if request.op == "fork":
-            return await provider.fork(env, request.name, request.box)
-        return owner.boxes.get(request.box) or await provider.adopt(env, request.box)
-
-    def _may(self, env: Env) -> None:
-        if self.used >= self._most:
-            raise SandboxError(f"sandbox host {self._name} is full: {self._most} environments")
-        if env.network and not self._network:
-            raise SandboxError(
-                f"sandbox host {self._name} gives no network: drawloom sandbox host --network"
-            )
-
-    async def _provider(self, owner: Owner) -> Provider:
-        if owner.provider is None or (owner.provider.done() and owner.provider.exception()):
-            owner.provider = asyncio.ensure_future(self._opened(owner.name))
-        return await asyncio.shield(owner.provider)
-
-    async def _opened(self, owner: str) -> Provider:
-        """What an earlier start of this host left is nobody's any more."""
-        provider = await self._open(f"{owner}@{self._name}")
-        for box in await provider.owned():
-            await provider.destroy(box.id)
-        return provider
 
     # --- leases ---------------------------------------------------------------------------
 
@@ -332,7 +254,7 @@ class SandboxHost:
         while True:
             await asyncio.sleep(self._lease / _LOOKS)
             now = time.monotonic()
-            for owner in list(self._owners.values()):
+            for owner in self._owners:
                 if not owner.boxes:
                     continue
                 if now > owner.until:
@@ -340,39 +262,30 @@ class SandboxHost:
                 elif not owner.online and now - owner.offline > self._orphans:
                     self._begin_end(owner, f"its runtime is gone for {self._orphans:g} s")
 
-    async def _beats(self) -> None:
-        while True:
-            self._beat += 1
-            for owner in list(self._owners.values()):
-                if owner.online or owner.boxes:
-                    self._spawn(self._beat_to(owner, self._beat))
-            await asyncio.sleep(self._lease / _BEATS)
-
-    async def _beat_to(self, owner: Owner, number: int) -> None:
-        sent = owner.sent[number] = time.monotonic()
-        owner.sent = {n: at for n, at in owner.sent.items() if sent - at < self._lease}
-        with contextlib.suppress(NotConnected):
-            await self._link.publish(self._from(owner), pack(Beat(number=number)))
-            if not owner.online:
-                owner.until = max(owner.until, sent + self._lease)
-
     async def _pings(self) -> None:
-        boxes = lambda: [box for owner in self._owners.values() for box in owner.boxes.values()]  # noqa: E731
+        boxes = lambda: [box for owner in self._owners for box in owner.boxes.values()]  # noqa: E731
         await keep_alive(boxes, self._lease / _PINGS)
 
     # --- what it says ---------------------------------------------------------------------
 
-    def _from(self, owner: Owner) -> str:
-        return f"{self._prefix}/from/{self.id}/{owner.name}"
+    def _from(self, owner: str) -> str:
+        return f"{self._prefix}/from/{self.id}/{owner}"
+
+    async def _say(self, owner: str, data: bytes) -> None:
+        await self._link.publish(self._from(owner), data)
 
     async def _send(self, job: Job, data: bytes) -> None:
         with contextlib.suppress(NotConnected):  # sent again when we are back, or when asked again
             await self._link.publish(job.reply_to, data, correlation=job.correlation)
 
+    async def _part(self, owner: Owner, number: int, data: bytes) -> None:
+        if (job := owner.jobs.get(number)) is not None:
+            await self._send(job, data)
+
     async def _on_up(self) -> None:
         self._told = None
         await self._tell_status()
-        for owner in self._owners.values():
+        for owner in self._owners:
             for job in list(owner.jobs.values()):
                 if job.answer is not None:
                     self._spawn(self._send(job, job.answer))
@@ -384,12 +297,12 @@ class SandboxHost:
                 await self._tell_status()
 
     async def _tell_status(self) -> None:
-        known = [o.provider for o in self._owners.values() if o.provider and o.provider.done()]
+        known = [o.provider for o in self._owners if o.provider and o.provider.done()]
         for provider in known[:1]:
             with contextlib.suppress(SandboxError):
                 self._images = await provider.result().images()
         status = HostStatus(
-            name=self._name, provider=self._kind, most=self._most, used=self.used,
+            name=self._name, provider=self._kind, most=self._room.most, used=self.used,
             images=self._images, lease=self._lease,
         )  # fmt: skip
         if status != self._told:

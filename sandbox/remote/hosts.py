@@ -33,6 +33,7 @@ from drawloom.sandbox.remote.messages import (
     OwnerStatus,
     Part,
     Request,
+    Stale,
     pack,
     unpack,
 )
@@ -41,6 +42,7 @@ log = logging.getLogger("drawloom.sandbox")
 
 CONNECT_SECONDS = 15.0
 _HOST_SECONDS = 20.0  # as long as a claim waits for a host to appear
+_INCARNATIONS = 3
 _MEET_SECONDS, _ALONE_SECONDS = 3.0, 0.25  # statuses come at once, beats when we are seen
 _AGAIN_SECONDS = 10.0
 _LOOK_SECONDS = 0.1
@@ -99,27 +101,54 @@ class Hosts:
         self._on_lost = on_lost
         self.broker = str(broker)
         self._owner, self._prefix = owner, broker.prefix
-        self._epoch = time.time_ns() // 1_000_000
+        self._epoch, self._latest = time.time_ns() // 1_000_000, -1
         self._next = 0
         self._asked: dict[int, Asked] = {}
         self._hosts: dict[str, Host] = {}
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_things: set[asyncio.Task[None]] = set()
-        mine = f"{self._prefix}/owners/{owner}"
-        topics = [f"{self._prefix}/hosts/+", f"{self._prefix}/from/+/{owner}"]
+        self._link = self._new_link(broker)
+
+    def _new_link(self, broker: Broker) -> Link:
+        mine = f"{self._prefix}/owners/{self._owner}"
+        topics = [f"{self._prefix}/hosts/+", f"{self._prefix}/from/+/{self._owner}"]
         will = OwnerStatus(online=False, epoch=self._epoch).model_dump_json().encode()
-        name = f"{owner}.{new_id('o').removeprefix('o-')}"
-        self._link = Link(broker, name, (mine, will), topics, self._heard, self._on_up)
+        name = f"{self._owner}.{new_id('o').removeprefix('o-')}"
+        return Link(broker, name, (mine, will), topics, self._heard, self._on_up)
 
     async def connect(self) -> None:
         """Hosts that are there are known when this returns: what they have of ours is asked for
-        next. Raises `SandboxUnavailable` when the broker does not answer."""
-        await self._link.open(CONNECT_SECONDS)
-        self.later(self._watch())
+        next. An incarnation that is not the latest to them, because clocks went back, begins again
+        as the next one. Raises `SandboxUnavailable` when the broker does not answer."""
+        for _ in range(_INCARNATIONS):
+            await self._link.open(CONNECT_SECONDS)
+            await self._meet()
+            if await self._counts():
+                self.later(self._watch())
+                return
+            await self._link.close()
+            self._hosts.clear()
+            self._epoch = self._latest + 1
+            self._link = self._new_link(self._link.broker)
+        raise SandboxUnavailable(
+            f"another runtime with the same store uses the hosts of {self.broker}: stop it first"
+        )
+
+    async def _counts(self) -> bool:
+        """Whether no host has heard of a later incarnation; they say so when they are asked."""
+        asking = [self.ask(host, "owned") for host in self.all()]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_MEET_SECONDS):
+                await asyncio.gather(*asking, return_exceptions=True)
+        return self._latest < self._epoch
+
+    async def _meet(self) -> None:
         began = time.monotonic()
         while (waited := time.monotonic() - began) < _MEET_SECONDS:
             offered = [host for host in self._hosts.values() if host.status is not None]
+            if self._latest > self._epoch:
+                return
             if (offered or waited > _ALONE_SECONDS) and not any(host.lost for host in offered):
                 return
             await asyncio.sleep(0.01)
@@ -184,6 +213,9 @@ class Hosts:
             self.later(self._grant(host, said.number))
         elif isinstance(said, Bye):
             self._lose(host, "it was stopped")
+        elif isinstance(said, Stale) and said.epoch > self._epoch:
+            self._latest = max(self._latest, said.epoch)
+            self._lose(host, "it serves a later runtime with the same store")
         elif isinstance(said, Answer | Part):
             correlation = getattr(message.properties, "CorrelationData", b"")
             asked = self._asked.get(self._number(correlation))
@@ -230,14 +262,18 @@ class Hosts:
         if host.lost:
             raise SandboxDied(f"sandbox host {host.name} is gone")
         number, self._next = self._next, self._next + 1
+        given = {name: value for name, value in more.items() if value != ""}
+        try:
+            request = Request(
+                number=number, epoch=self._epoch, term=host.term, low=0, op=op, **given
+            )
+        except ValidationError as error:
+            raise SandboxError(f"{op} on sandbox host {host.name}: {error}") from None
         future: asyncio.Future[tuple[Answer, bytes]] = asyncio.get_running_loop().create_future()
         asked = Asked(host, more.get("box", ""), b"", future, on_part)
         self._asked[number] = asked
         settled, host.settled = host.settled, []
-        request = Request(
-            number=number, epoch=self._epoch, term=host.term, low=self._low(host),
-            settled=settled, op=op, **more,
-        )  # fmt: skip
+        request = request.model_copy(update={"low": self._low(host), "settled": settled})
         asked.data = pack(request, *pieces)
         try:
             answer, data = await self._answered(number, asked)
@@ -277,6 +313,7 @@ class Hosts:
         for asked in self._asked.values():
             if which(asked) and not asked.answer.done():
                 asked.answer.set_exception(SandboxDied(reason))
+                asked.answer.exception()  # who asked may be gone as well
 
     # --- hosts ----------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ Op = Literal[
 ]  # fmt: skip
 
 
-Id = Annotated[str, Field(pattern=r"^[a-z0-9-]{0,64}$")]  # it becomes the name of a folder
+Id = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]  # it becomes the name of a folder
 
 
 class _Said(BaseModel):
@@ -72,6 +72,14 @@ class Request(_Said):
     stream: bool = False
 
 
+class Stale(_Said):
+    """A later incarnation of this runtime, with this epoch, has been heard: this one counts no
+    more."""
+
+    kind: Literal["stale"] = "stale"
+    epoch: int
+
+
 class Grant(_Said):
     """A runtime has heard a beat: the lease goes on from when that was sent."""
 
@@ -112,9 +120,10 @@ class Answer(_Said):
     rows: list[tuple[str, str, float]] = []
 
 
-Message = Request | Grant | Beat | Bye | Part | Answer
+Message = Request | Grant | Stale | Beat | Bye | Part | Answer
 _KINDS: dict[str, type[Message]] = {
-    "request": Request, "grant": Grant, "beat": Beat, "bye": Bye, "part": Part, "answer": Answer,
+    "request": Request, "grant": Grant, "stale": Stale, "beat": Beat, "bye": Bye, "part": Part,
+    "answer": Answer,
 }  # fmt: skip
 
 
@@ -154,5 +163,5 @@ def cut(body: bytes, sizes: list[int]) -> list[bytes]:
 
 __all__ = [
     "Answer", "Beat", "Bye", "Grant", "HostStatus", "Malformed", "Message", "Op", "OwnerStatus",
-    "Part", "Request", "cut", "pack", "unpack",
+    "Part", "Request", "Stale", "cut", "pack", "unpack",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """A runtime as a sandbox host sees it."""
 
 import asyncio
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +35,15 @@ class Owner:
     boxes: dict[str, LiveSandbox] = field(default_factory=dict)
     making: dict[str, "asyncio.Task[Any]"] = field(default_factory=dict)
     leaving: set["asyncio.Task[None]"] = field(default_factory=set)
-    sent: dict[int, float] = field(default_factory=dict)
     ended: int = 0
     ending: "asyncio.Task[None] | None" = None
     provider: "asyncio.Task[Provider] | None" = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is lost when this record is."""
+        busy = self.boxes or self.making or self.leaving or self.ending is not None
+        return not busy and all(job.answer is not None for job in self.jobs.values())
 
     def settle(self, low: int, settled: list[int]) -> None:
         """The runtime has these answers; they will not be asked for again."""
@@ -55,4 +61,35 @@ class Owner:
             job.task.add_done_callback(self.leaving.discard)
 
 
-__all__ = ["Job", "Owner"]
+class Owners:
+    """The runtimes that have asked something of a host, at most so many: beyond that those that
+    have nothing here are forgotten. `on_forgotten` is given each."""
+
+    def __init__(self, most: int, on_forgotten: Callable[[Owner], None]) -> None:
+        self._most, self._on_forgotten = most, on_forgotten
+        self._known: dict[str, Owner] = {}
+
+    def __iter__(self) -> Iterator[Owner]:
+        """Iterate over a copy: meanwhile some may come and go."""
+        return iter(list(self._known.values()))
+
+    def get(self, name: str) -> Owner | None:
+        return self._known.get(name)
+
+    def admit(self, name: str) -> Owner | None:
+        """The record of a runtime, made if there is none; None when all there is room for are at
+        work."""
+        found = self._known.get(name)
+        if found is not None:
+            return found
+        if len(self._known) >= self._most:
+            forgotten = next((owner for owner in self if owner.idle), None)
+            if forgotten is None:
+                return None
+            del self._known[forgotten.name]
+            self._on_forgotten(forgotten)
+        made = self._known[name] = Owner(name, online=True)  # it has just spoken
+        return made
+
+
+__all__ = ["Job", "Owner", "Owners"]

@@ -1,0 +1,57 @@
+"""The limits of a sandbox host."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from drawloom.environments import Env
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The most that all environments of a host take together: `most` of them, bytes of memory and
+    processes; and the CPU cores that one may have."""
+
+    most: int
+    memory: int
+    pids: int
+    cpus: float
+
+    @classmethod
+    def of_machine(cls, most: int, memory: int | None) -> "Room":
+        """Everything that this machine has, where it is not said otherwise."""
+        own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return cls(most, own if memory is None else memory, _processes() // 2, os.cpu_count() or 1)
+
+    @staticmethod
+    def taken(envs: list[Env]) -> int:
+        """Count environments and those beside them."""
+        return sum(1 + len(env.beside) for env in envs)
+
+    def lacks(self, env: Env, envs: list[Env]) -> str:
+        """Say why one more has no room beside those that are there; empty if it has."""
+        everything = [*envs, env]
+        memory = sum(each.footprint for each in everything)
+        if self.taken(everything) > self.most:
+            return f"{self.most} environments"
+        if memory > self.memory:
+            return f"{memory >> 20:,} MiB of {self.memory >> 20:,} (--memory)"
+        if sum(_pids(each) for each in everything) > self.pids:
+            return f"{self.pids:,} processes"
+        if max(each.cpus for each in (env, *(other for _, other in env.beside))) > self.cpus:
+            return f"{self.cpus:g} cores"
+        return ""
+
+
+def _pids(env: Env) -> int:
+    return env.pids + sum(other.pids for _, other in env.beside)
+
+
+def _processes() -> int:
+    try:
+        return int(Path("/proc/sys/kernel/pid_max").read_text())
+    except (OSError, ValueError):
+        return 32768
+
+
+__all__ = ["Room"]

@@ -1,5 +1,7 @@
 """`drawloom doctor`: what this machine has, and what falls back to what."""
 
+import asyncio
+import logging
 import os
 import shutil
 import sys
@@ -8,12 +10,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from drawloom.errors import SandboxUnavailable
+from drawloom.environments import Env
+from drawloom.errors import SandboxError, SandboxUnavailable
+from drawloom.ids import new_id
 from drawloom.native import cache_folder
 from drawloom.runtime.cli import show
 from drawloom.runtime.opening import tiny_model
 from drawloom.sandbox.daemon import PrivateDaemon, answers
 from drawloom.sandbox.helper import helper_path
+from drawloom.sandbox.process import ProcessProvider
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ def examine() -> list[Finding]:
         _gpu(),
         _triton(),
         _docker(),
+        _processes(),
         _helper(),
         _model(),
         _disk(),
@@ -96,8 +102,34 @@ def _docker() -> Finding:
     if PrivateDaemon.possible():
         return Finding("docker", True, "none answers; demo and tests start a private one")
     return Finding(
-        "docker", False, "no engine answers: tools run in restricted local processes; start dockerd"
+        "docker", False, "no engine answers: tools run in isolated local processes; start dockerd"
     )
+
+
+def _processes() -> Finding:
+    logging.disable(logging.WARNING)  # it is said here
+    try:
+        missing = asyncio.run(_missing())
+    finally:
+        logging.disable(logging.NOTSET)
+    if not missing:
+        return Finding("local processes", True, "fully isolated")
+    return Finding(
+        "local processes", False, f"refused unless --sandbox process is given: no {missing}"
+    )
+
+
+async def _missing() -> str:
+    """Say what a local process cannot have of its isolation here; empty if it has all."""
+    provider = ProcessProvider(new_id("doctor"))
+    try:
+        box = await provider.create(Env("any"), new_id("box"))
+        await box.destroy()
+        return "; ".join(box.lacking)
+    except SandboxError as error:
+        return str(error)
+    finally:
+        await provider.close()
 
 
 def _helper() -> Finding:

@@ -8,7 +8,7 @@ import random
 import statistics
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,9 @@ async def run_demo(
     options: DemoOptions, docker: str | None, progress: Progress = lambda *a: None
 ) -> dict[str, list[Outcome]]:
     """Every policy `rounds` times, interleaved, so that a busy machine is busy for both."""
+    if options.sandbox == "auto" and not answers(docker):
+        # its commands are ours, so they may run where local processes are not fully isolated
+        options = replace(options, sandbox="process")
     tasks = make_tasks(options.programs, options.questions, options.seed)
     outcomes: dict[str, list[Outcome]] = {policy: [] for policy in POLICIES}
     for index in range(options.rounds):

@@ -136,6 +136,9 @@ class DockerProvider:
             about = self._client.info()
             self.host = str(about["Name"])
             self._root = Path(about["DockerRootDir"])
+            # with project quotas, which only an attempt tells, the file system holds Env.disk
+            backing = ["Backing Filesystem", "xfs"] in (about.get("DriverStatus") or [])
+            self._quotas = about.get("Driver") == "overlay2" and backing
             own = seccomp(str(about["Architecture"]))
             self._security = ["no-new-privileges", *([f"seccomp={own}"] if own else [])]
         except (DockerException, RequestException) as error:
@@ -238,8 +241,9 @@ class DockerProvider:
         first = f"{LABEL}-{of}.{whole.beside[0][0]}" if whole.beside else ""
         if first == f"{LABEL}-{id}":
             more["extra_hosts"] = {name: "127.0.0.1" for name, _ in whole.beside}
-        container = self._client.containers.create(
-            image,
+        container = self._create_container(
+            disk,
+            image=image,
             entrypoint=command,
             name=f"{LABEL}-{id}",
             labels=self._labels(LABEL if pod is None else _BESIDE, of, env.key),
@@ -276,6 +280,17 @@ class DockerProvider:
             sock.close()
             raise
         return sock
+
+    def _create_container(self, disk: int, **options: Any) -> Any:
+        create = self._client.containers.create
+        if self._quotas:
+            try:
+                return create(**options, storage_opt={"size": str(disk)})
+            except APIError as error:
+                if "storage-opt" not in str(error) and "quota" not in str(error):
+                    raise
+                self._quotas = False
+        return create(**options)
 
     def _labels(self, kind: str, id: str, key: str) -> dict[str, str]:
         owner, created = f"{LABEL}.owner", f"{LABEL}.created"

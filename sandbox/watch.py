@@ -12,7 +12,8 @@ from drawloom.sandbox.live import LiveSandbox
 
 log = logging.getLogger("drawloom.sandbox")
 
-_PING_SECONDS, _DISK_SECONDS = 60.0, 5.0
+_PING_SECONDS, _DISK_SECONDS, _GLANCE_SECONDS = 60.0, 5.0, 0.5
+_SHARE = 8  # of the smallest limit: when so much of the disk went since the last look, look again
 Boxes = Callable[[], Iterable[LiveSandbox]]
 
 
@@ -25,9 +26,10 @@ async def keep_alive(boxes: Boxes, every: float = _PING_SECONDS) -> None:
 
 async def hold_quotas(provider: Provider, boxes: Boxes, every: float = _DISK_SECONDS) -> None:
     """End what has written more than its `Env.disk`. Docker cannot limit that by itself on most
-    file systems (research/sandbox.md §2.6), so it is looked at every few seconds."""
+    file systems (research/sandbox.md §2.6), so it is looked at every few seconds; sooner when the
+    host's disk fills, which costs next to nothing to know."""
     while True:
-        await asyncio.sleep(every)
+        await _until_due(provider, boxes, every)
         if not any(boxes()):
             continue
         try:
@@ -37,6 +39,16 @@ async def hold_quotas(provider: Provider, boxes: Boxes, every: float = _DISK_SEC
             continue
         over = [box for box in boxes() if written.get(box.id, 0) > parse_size(box.env.disk)]
         await asyncio.gather(*(_end(box, written[box.id]) for box in over))
+
+
+async def _until_due(provider: Provider, boxes: Boxes, every: float) -> None:
+    before = await provider.disk()
+    for _ in range(max(1, round(every / _GLANCE_SECONDS))):
+        await asyncio.sleep(min(every, _GLANCE_SECONDS))
+        limits = [parse_size(box.env.disk) for box in boxes()]
+        now = await provider.disk()
+        if before and now and limits and before.free - now.free > min(limits) / _SHARE:
+            return
 
 
 async def watch_disk(

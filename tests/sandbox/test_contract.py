@@ -13,9 +13,10 @@ from drawloom.sandbox.aside import keep
 from drawloom.sandbox.base import Provider
 from drawloom.sandbox.images import BOX
 from drawloom.sandbox.live import LiveSandbox
+from drawloom.sandbox.process import ProcessProvider
 from drawloom.sandbox.watch import hold_quotas
 
-from .conftest import ENV, Opener
+from .conftest import ENV, Opener, Openers
 
 
 async def _others(box: LiveSandbox) -> list[str]:
@@ -262,6 +263,35 @@ async def test_what_writes_more_than_it_may_is_ended_and_its_neighbour_is_not(
         await asyncio.sleep(0.05)
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)
+
+
+async def test_what_writes_fast_is_ended_before_the_regular_look(openers: Openers) -> None:
+    provider = await openers(new_id("store"))()
+    if await provider.disk() is None:
+        provider.disk = ProcessProvider(new_id("store")).disk  # type: ignore[method-assign]
+    filler = await provider.create(Env(BOX, disk="64m"), new_id("box"))
+    watch = asyncio.create_task(hold_quotas(provider, lambda: [filler], every=3600))
+    with pytest.raises(SandboxDied, match=r"may write 64m"):
+        await filler.sh("for i in 1 2 3 4; do head -c 60000000 /dev/zero > $i; done; sleep 60")
+    while await provider.owned():
+        await asyncio.sleep(0.05)
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+    await provider.close()
+
+
+@pytest.mark.docker
+async def test_where_the_engine_has_no_quotas_containers_are_made_without(
+    docker_url: str | None,
+) -> None:
+    from drawloom.sandbox.docker import DockerProvider
+
+    provider = DockerProvider(new_id("store"), docker_url)
+    provider._quotas = True
+    box = await provider.create(ENV, new_id("box"))
+    assert (await box.sh("echo alive")).text == "alive\n"
+    await box.destroy()
+    await provider.close()
 
 
 @pytest.mark.docker

@@ -54,8 +54,8 @@ class Runtime(SyncUse):
         model: a model folder, a hub id, ``tinyagent`` (the model in the box), or an `Engine`.
         store: a SQLAlchemy URL; by default in memory, so nothing can be resumed.
         policy: how programs are scheduled, by name.
-        sandbox: ``auto`` (Docker if an engine answers, else local processes), ``docker``,
-            ``process``, ``none``, or a `Provider`.
+        sandbox: ``auto`` (Docker if an engine answers, else local processes if they can be fully
+            isolated), ``docker``, ``process``, ``none``, or a `Provider`.
         docker: the Docker engine's URL; by default as the environment says.
         pool: most environments kept ready, over all kinds.
         containers: most environments at a time, in use or ready; programs wait for a place before

@@ -66,7 +66,8 @@ struct job {
 };
 
 static struct job jobs[JOBS];
-static int sweep;
+static int sweep, oom_score = -1;
+static char own_score[16]; /* as we found it */
 static const char *llm;   /* the owner's socket, if there is one */
 static pid_t relay_pid;
 
@@ -254,6 +255,11 @@ static void child(char **argv, int input, int output) {
     _exit(errno == ENOENT ? 127 : 126);
 }
 
+/* Say how soon the kernel ends us for want of memory. */
+static void first_to_go(const char *score) {
+    if (oom_score >= 0) pwrite(oom_score, score, strlen(score), 0);
+}
+
 static struct job *new_job(void) {
     for (int i = 0; i < JOBS; i++)
         if (jobs[i].state == UNUSED) return &jobs[i];
@@ -279,9 +285,11 @@ static void start(const char *id, long timeout_ms, size_t cap, char *args, size_
     j->data = malloc(j->cap);
     snprintf(j->id, NAME, "%s", id);
     fcntl(pipes[0], F_SETFL, O_NONBLOCK);
+    first_to_go("1000"); /* a command has this from its birth: where memory runs out it ends, not we */
     j->pid = j->data ? fork() : -1;
     if (j->pid == 0) child(argv, in, pipes[1]);
     int error = errno;
+    first_to_go(own_score);
     close(in), close(pipes[1]);
     if (j->pid < 0) {
         close(pipes[0]), free(j->data);
@@ -478,6 +486,8 @@ int main(int argc, char **argv) {
         else return 2;
     }
     if (want) isolate();
+    oom_score = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+    if (oom_score >= 0 && read(oom_score, own_score, sizeof own_score - 1) <= 0) oom_score = -1;
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* no command may look into us, or trace us */
     mkdir(isolation.folder, 0777);
     if (chdir(isolation.folder)) return 3;

@@ -246,10 +246,7 @@ void isolate(void) {
     if (!isolation.cgroups[0]) errno = EACCES, lack("a memory limit by cgroup, so that memory is only watched");
     for (int i = 0; i < MOST_CGROUPS && isolation.cgroups[i]; i++)
         if (!put_text(isolation.cgroups[i], "0")) lack(isolation.cgroups[i]), isolation.cgroups[0] = NULL;
-    if (getuid() == 0 && become_nobody()) {
-        lack("another user than root");
-        return;
-    }
+    if (getuid() == 0 && become_nobody()) lack("another user than root");
     if (make_namespaces()) {
         lack("namespaces, so that files, processes and network are the host's");
         return;
@@ -345,16 +342,12 @@ static int limit(int what, rlim_t value) {
 void confine(void) {
     struct rlimit no_core = {0, 0};
     setrlimit(RLIMIT_CORE, &no_core);
-    /* where memory runs out the kernel ends a command, not us; the file is ours to write as long as we
-     * can be looked into, which nobody can who has fewer capabilities than we still have */
-    prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
-    put_text("/proc/self/oom_score_adj", "1000");
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     if (!isolation.wanted) return; /* a container has the rest */
-    /* what is not counted by a cgroup is watched, by way of /proc; without either addresses are limited */
-    int memory = isolation.proc ? RLIMIT_DATA : RLIMIT_AS;
-    if (limit(RLIMIT_NPROC, isolation.pids) || limit(RLIMIT_NOFILE, 1024) || limit(RLIMIT_FSIZE, isolation.disk) ||
+    /* What no cgroup counts is watched, by way of /proc; without that, addresses are limited. Without
+     * namespaces the processes and the memory of all that the user runs would count. */
+    int memory = isolation.namespaces && !isolation.proc ? RLIMIT_AS : RLIMIT_DATA;
+    if ((isolation.namespaces && limit(RLIMIT_NPROC, isolation.pids)) || limit(RLIMIT_NOFILE, 1024) || limit(RLIMIT_FSIZE, isolation.disk) ||
         (!isolation.cgroups[0] && limit(memory, isolation.memory)))
         _exit(126);
     drop_capabilities();

@@ -199,6 +199,7 @@ async def test_memory_beyond_the_limit_ends_who_took_it_and_not_the_helper(
     box: LiveSandbox, probe: bytes
 ) -> None:
     await put_probe(box, probe)
+    assert (await box.sh("cat /proc/self/oom_score_adj")).text == "1000\n"
     other = await box.start("other", "sleep", "60")
     for kind in ("memfd", "shm", "sysv", "private"):
         result = await box.exec("./probe", kind, "512", timeout=20)

@@ -83,7 +83,9 @@ class Owners:
         if found is not None:
             return found
         if len(self._known) >= self._most:
-            forgotten = next((owner for owner in self if owner.idle), None)
+            idle = (owner for owner in self if owner.idle)
+            # first those that never answered a beat: anybody may claim to be many
+            forgotten = min(idle, key=lambda owner: owner.until, default=None)
             if forgotten is None:
                 return None
             del self._known[forgotten.name]

@@ -216,10 +216,9 @@ async def test_who_reads_stdin_for_ever_gets_its_end(box: LiveSandbox) -> None:
 
 
 async def test_huge_arguments_are_refused_and_nothing_breaks(box: LiveSandbox) -> None:
-    result = await box.exec("true", "x" * 3_000_000)
-    assert result.code in (126, 127)
-    result = await box.exec("true", *["x"] * 5000)
-    assert result.code in (0, 126, 127)
+    for arguments in (["x" * 3_000_000], ["x"] * 5000):
+        with pytest.raises(SandboxError, match="cannot be started"):
+            await box.exec("true", *arguments)
     assert (await box.sh("echo alive")).text == "alive\n"
 
 

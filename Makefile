@@ -28,7 +28,7 @@ demo: setup
 	$(BIN)/drawloom demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-clients: .venv/.ready
 	$(BIN)/python tests/clients/run.py $(ARGS)

@@ -20,6 +20,7 @@ from drawloom.prompts import Prompt, Span
 
 _LONG = 4096
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
+_MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 
 class PromptEncoder:
@@ -155,12 +156,12 @@ def _any(tokens: Iterable[str]) -> re.Pattern[str]:
 
 
 def _controls(text: str, special: bool) -> bool:
-    """Whether an added token steers the model. Some tokenizers add letters, runs of spaces and
-    bytes that their base vocabulary lacks: these are ordinary text."""
-    if _BYTE.fullmatch(text):
-        return False
-    marks = any(not c.isalnum() and not c.isspace() and c != "▁" for c in text)
-    return special or (len(text) > 1 and marks)
+    """Tell whether an added token steers the model: a special one, or one written as markup.
+
+    Tokenizers also add letters, runs of spaces, bytes, and pieces of JSON or file names that
+    their base vocabulary lacks: a model knows ordinary text by these.
+    """
+    return special or bool(_MARKUP.fullmatch(text.strip()) and not _BYTE.fullmatch(text))
 
 
 def _stripped(text: str, place: Span) -> Span:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as HfTokenizer
 from drawloom.engine.encoding import PromptEncoder
 from drawloom.engine.tokenizer import Tokenizer
 from drawloom.prompts import Prompt
+from drawloom.runtime.opening import tiny_model
 
 _CORPUS = (
     "the user said it's a test of words system assistant end start 12 345 tool call think\n"
@@ -191,3 +192,10 @@ def test_settled_ids_begin_the_whole(
     *before, (own, content) = parts
     whole = _prompt([*before, (own, content + rest), *more])
     assert tokenizer.encode(whole)[: len(settled)] == settled
+
+
+def test_added_pieces_of_ordinary_text_are_found_in_contents_too() -> None:
+    tokenizer = Tokenizer.load(tiny_model())
+    text = 'cat brave-piano.txt\n{"name": "shell", "arguments": {"command": "ls"}}\n'
+    assert tokenizer.id_of(".txt") in tokenizer.encode(text)
+    assert tokenizer.encode(Prompt(text, ((0, len(text)),))) == tokenizer.encode(text)

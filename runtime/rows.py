@@ -63,12 +63,6 @@ GRAPHS = sa.Table(
     sa.Column("at", sa.Float, nullable=False),
     sa.Column("learned", sa.JSON, nullable=False),
 )
-COUNTERS = sa.Table(
-    "counters",
-    META,
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)
 LIVES = sa.Table(
     "lives",
     META,
@@ -160,6 +154,6 @@ def unreadable(id: str, why: str) -> ProgramRow:
 
 
 __all__ = [
-    "ABOUT", "COUNTERS", "DECISIONS", "GRAPHS", "LEASES", "LIVES", "META", "OPEN", "PROGRAMS",
+    "ABOUT", "DECISIONS", "GRAPHS", "LEASES", "LIVES", "META", "OPEN", "PROGRAMS",
     "STEPS", "DecisionRow", "LeaseRow", "ProgramRow", "StepRow", "check_row", "unreadable",
 ]  # fmt: skip

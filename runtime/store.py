@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from drawloom.errors import StoreDamaged, StoreError
 from drawloom.runtime.database import Database, RowExists
 from drawloom.runtime.rows import (
-    COUNTERS,
     DECISIONS,
     GRAPHS,
     LEASES,
@@ -183,22 +182,6 @@ class Store(Database):
 
     async def leases(self) -> list[LeaseRow]:
         return [LeaseRow(**row) for row in await self._read(sa.select(LEASES))]
-
-    async def next_epoch(self, name: str) -> int:
-        """Count up a counter that outlives this process, and commit it.
-
-        Returns: a number greater than any that was returned for this name before, from 1 on.
-        """
-        mine = COUNTERS.c.name == name
-
-        def work() -> int:
-            with self._engine.begin() as db:
-                change = sa.update(COUNTERS).where(mine).values(value=COUNTERS.c.value + 1)
-                if not db.execute(change).rowcount:
-                    db.execute(sa.insert(COUNTERS).values(name=name, value=1))
-                return int(db.execute(sa.select(COUNTERS.c.value).where(mine)).scalar_one())
-
-        return await self._run(work)
 
     # --- what was learned of agents -------------------------------------------------------
 

@@ -97,17 +97,6 @@ async def test_a_disk_that_is_full_is_an_error_and_not_a_loss(tmp_path: Path) ->
     await store.close()
 
 
-async def test_epochs_count_up_across_lives_and_names_do_not_meet(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/s.db"
-    store = Store(url)
-    assert [await store.next_epoch("hosts") for _ in range(3)] == [1, 2, 3]
-    assert await store.next_epoch("other") == 1
-    await store.close()
-    again = Store(url)
-    assert await again.next_epoch("hosts") == 4
-    await again.close()
-
-
 SECRET = "SECRET-of-another-tenant"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -47,15 +48,20 @@ def explain(error: BaseException, where: str) -> StoreError:
         code &= 0xFF
         if code in _SQLITE_DAMAGE:
             return StoreDamaged(f"{where}: {_DAMAGED.format(words)}")
-        return StoreError(f"{where}: {_SQLITE.get(code, words).format(words)}")
+        return StoreError(f"{where}: {_advice(_SQLITE, code, words)}")
     state = str(getattr(origin, "sqlstate", None) or "")
     if state.startswith("XX"):
         return StoreDamaged(f"{where}: {_DAMAGED.format(words)}")
     if state:
-        return StoreError(f"{where}: {_POSTGRES.get(state, words).format(words)}")
+        return StoreError(f"{where}: {_advice(_POSTGRES, state, words)}")
     if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
         return StoreError(f"{where}: a value cannot be stored ({type(origin).__name__})")
     return StoreError(f"{where}: {words}")
+
+
+def _advice(known: Mapping[Any, str], code: int | str, words: str) -> str:
+    """Return what to do about an error code, or the database's words where that is not known."""
+    return known[code].format(words) if code in known else words
 
 
 def damaged_row(error: BaseException, where: str, what: str) -> StoreDamaged:

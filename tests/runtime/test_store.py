@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from drawloom.errors import StoreDamaged, StoreError
 from drawloom.runtime import database
 from drawloom.runtime.store import LeaseRow, RowExists, Store
+from drawloom.runtime.storefaults import explain
 
 
 async def test_rows_survive_reopening(tmp_path: Path) -> None:
@@ -246,3 +247,15 @@ def damaged_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     asyncio.run(fill())
     return folder
+
+
+class _Refused(Exception):
+    sqlstate = "22P02"
+
+
+@pytest.mark.parametrize("words", ['near "{": syntax error', "{0} {name}", "}", "{{"])
+def test_an_error_of_a_database_may_hold_braces(words: str) -> None:
+    lite = sqlite3.OperationalError(words)
+    lite.sqlite_errorcode = sqlite3.SQLITE_ERROR
+    assert str(explain(lite, "store s")) == f"store s: {words}"
+    assert str(explain(_Refused(words), "store s")) == f"store s: {words}"

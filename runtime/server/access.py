@@ -100,8 +100,9 @@ class Access:
         origin = headers.get("origin")
         if origin is None:
             return
-        host = urlsplit(origin).hostname or ""
-        same = urlsplit(origin).netloc == headers.get("host")
+        netloc = origin.partition("://")[2]
+        host = _host_name(netloc)
+        same = netloc == headers.get("host")
         # a name that is merely accepted must be named: with any Host, only the same origin is
         if not same and not (is_loopback(host) or (self.hosts is not None and host in self.hosts)):
             raise HttpError(

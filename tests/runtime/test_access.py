@@ -68,6 +68,8 @@ async def test_a_rebound_host_reads_no_route(path: str) -> None:
         ("null", 403),
         ("https://127.0.0.1.evil.example", 403),
         ("file://", 403),
+        ("http://[::1", 403),
+        ("http://[evil", 403),
         ("http://127.0.0.1:8000", 200),
         ("http://localhost:3000", 200),
     ],

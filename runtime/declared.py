@@ -11,19 +11,24 @@ from typing import Any
 from pydantic import BaseModel
 
 from drawloom.environments import ExecResult, ServiceState
+from drawloom.tools.schema import underlying
 
 Classes = Mapping[str, type]
 
 
-@functools.lru_cache(maxsize=1024)
 def declared_classes(fn: Callable[..., Any]) -> Classes:
     """Find the classes that a function's return annotation names, however deep, by name."""
-    return classes_in([_hints(fn).get("return", Any)])
+    return _returned_classes(underlying(fn))
+
+
+@functools.lru_cache(maxsize=1024)
+def _returned_classes(function: Callable[..., Any]) -> Classes:
+    return classes_in([_hints(function).get("return", Any)])
 
 
 def argument_classes(fn: Callable[..., Any]) -> Classes:
     """Find the classes that the annotations of a function's parameters name, by name."""
-    return classes_in([hint for name, hint in _hints(fn).items() if name != "return"])
+    return classes_in([hint for name, hint in _hints(underlying(fn)).items() if name != "return"])
 
 
 def _hints(fn: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Optional
 
@@ -15,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, PrivateAttr, RootModel
 
-from drawloom import errors
+from drawloom import errors, tool
 from drawloom.errors import ToolError, ToolTimeout
 from drawloom.runtime.declared import classes_in
 from drawloom.runtime.failures import can_record, record_error, restore_error
 from drawloom.runtime.outcomes import NotKept, decode, describe, encode, result_json
+from drawloom.runtime.replay import record_value
 from drawloom.runtime.storefaults import dump_json
 
 
@@ -294,3 +296,24 @@ def test_errors_of_the_record_are_no_outcomes() -> None:
         assert can_record(kind("x")) is not lost
     assert not can_record(asyncio.CancelledError())
     assert can_record(ValueError("x"))
+
+
+@dataclass
+class Finder:
+    """Finds points; it is equal by value, so it has no hash."""
+
+    x: int = 0
+
+    async def __call__(self, y: int) -> list[Point]:
+        return [Point(self.x)]
+
+
+def _finds(x: int, y: int) -> list[Point]:
+    """Find points."""
+    return [Point(x)]
+
+
+@pytest.mark.parametrize("fn", [_finds, partial(_finds, x=1), Finder()])
+def test_whatever_can_be_a_tool_declares_its_result(fn: Any) -> None:
+    found = [Point(1)]
+    assert record_value(tool(fn), found)[1] == found

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from drawloom.errors import ConfigError
 from drawloom.prompts import Prompt
+from drawloom.runtime.outcomes import encode
 from drawloom.tools.calls import new_call_id
 from drawloom.tools.parsers import (
     PARSERS,
@@ -326,3 +327,12 @@ def test_a_template_tells_its_format() -> None:
     assert detect("… <|python_start|> …") == "pythonic"
     with pytest.raises(ConfigError, match="hermes, llama3_json"):
         make_parser("morse")
+
+
+@pytest.mark.parametrize("form", ["[", '{"a":'])
+def test_arguments_that_are_nested_too_deeply_are_an_error_of_the_call(form: str) -> None:
+    for levels, fits in ((60, True), (64, False), (400, False)):
+        inner = form * levels + "1" + {"[": "]", '{"a":': "}"}[form] * levels
+        call = read_call("c", f'{{"name": "t", "arguments": {{"a": {inner}}}}}')
+        assert (call.error is None) == fits
+        assert encode(call.arguments) is not None  # a turn with this call can be recorded

@@ -58,6 +58,7 @@ class Parser(Protocol):
         ...
 
 
+_MOST_LEVELS = 64
 HEAD = re.compile(r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]+)"')
 """How a call that is a JSON object begins, up to its name."""
 
@@ -86,6 +87,8 @@ def checked(id: str, name: Any, arguments: Any, body: str) -> ToolCall:
         return ToolCall(id, "", {}, body, "the call has no name")
     if not isinstance(arguments, dict):
         return ToolCall(id, name, {}, body, "the arguments are not a JSON object")
+    if _is_deep(arguments):
+        return ToolCall(id, name, {}, body, "the arguments are nested too deeply")
     try:
         json.dumps([name, arguments], allow_nan=False, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # half of a character, which nothing can store or send
@@ -93,6 +96,18 @@ def checked(id: str, name: Any, arguments: Any, body: str) -> ToolCall:
     except (ValueError, TypeError, RecursionError) as error:
         return ToolCall(id, name, {}, body, f"the arguments have no JSON form: {error}")
     return ToolCall(id, name, arguments, body)
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a JSON value has more levels than templates and the store can be relied on to take:
+    both walk it by recursion."""
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [item for items in inner for item in items if isinstance(item, dict | list | tuple)]
+        if not level:
+            return False
+    return True
 
 
 def _mended(value: Any) -> Any:

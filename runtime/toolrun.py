@@ -311,7 +311,8 @@ def _late(tool: Tool[..., Any]) -> str:
     if not tool.threaded:
         return words
     log.warning("tool %s %s: its thread cannot be stopped and goes on", tool.name, words)
-    return f"{words}; it cannot be stopped and goes on in the background"
+    until = " until it yields" if tool.streams else ""
+    return f"{words}; it cannot be stopped and goes on in the background{until}"
 
 
 def _words(error: BaseException) -> str:

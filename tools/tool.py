@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import copy
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing
 from contextvars import ContextVar
 from functools import partial, update_wrapper
@@ -232,8 +233,8 @@ def tool(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 
     An ``async def`` runs in the event loop that serves every program: it must not block. A plain
     ``def`` **runs in a thread of its own**, at the same time as other calls, and cannot be stopped:
-    after `timeout` the model is told, and the thread goes on. What either raises, `SystemExit`
-    included, fails that call alone.
+    after `timeout` the model is told, and the thread goes on (one that yields: to its next
+    `yield`). What either raises, `SystemExit` included, fails that call alone.
 
     One that yields strings answers with all of them joined; what it has yielded is in the model's
     KV cache before it ends, if it comes slowly or is long.
@@ -276,13 +277,23 @@ async def _in_thread(
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(heard, piece)
 
-    return await call_in_thread(name, lambda: "".join(_told(call(), tell)))
+    given_up = threading.Event()
+    try:
+        return await call_in_thread(name, lambda: "".join(_told(call(), tell, given_up)))
+    finally:
+        given_up.set()
 
 
-def _told(pieces: Iterable[Any], heard: Callable[[str], None]) -> Iterator[str]:
-    for piece in pieces:
-        heard(_checked(piece))
-        yield piece
+def _told(
+    pieces: Generator[Any, None, Any], heard: Callable[[str], None], given_up: threading.Event
+) -> Iterator[str]:
+    """Yield what a generator does, until nobody waits for it any more."""
+    with contextlib.closing(pieces):
+        for piece in pieces:
+            if given_up.is_set():
+                return
+            heard(_checked(piece))
+            yield piece
 
 
 def _checked(piece: Any) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -186,6 +187,25 @@ async def test_a_plain_function_does_not_hold_the_loop_and_is_given_up_after_its
     assert (quick.content, quick.ok) == ("quick", True)
     assert late.content.startswith("error: timed out after 0.2 s; it cannot be stopped")
     assert "stuck" in caplog.text
+
+
+async def test_a_plain_generator_that_was_given_up_ends_at_its_next_yield(
+    open_runtime: Any,
+) -> None:
+    runtime: Runtime = await open_runtime(lambda _: "done")
+    ended = threading.Event()
+
+    @tool(timeout=0.1)
+    def endless() -> Iterator[str]:
+        try:
+            while not ended.wait(0.01):
+                yield "again"
+        finally:
+            ended.set()
+
+    (late,) = await _results(runtime, [endless])
+    assert "goes on in the background until it yields" in late.content
+    assert await asyncio.to_thread(ended.wait, 10)
 
 
 def _sleeps() -> None:

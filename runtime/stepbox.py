@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 
 from drawloom.environments import Command, ExecResult, ServiceState
-from drawloom.errors import StoreError, ToolError, ToolTimeout
+from drawloom.errors import SandboxError, StoreError, ToolError, ToolTimeout
 from drawloom.runtime.progress import Progress
 from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.verbs import Verbs
@@ -49,7 +49,8 @@ class StepSandbox(Verbs):
             )
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
-                await asyncio.shield(self._box.cancel(key))
+                with contextlib.suppress(SandboxError):  # then nothing of it runs on
+                    await asyncio.shield(self._box.cancel(key))
             with contextlib.suppress(StoreError):
                 await asyncio.shield(self._progress.act())
             raise

@@ -9,13 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from drawloom import Chat, Env, Runtime, Sandbox, ToolCall, ToolResult, agent, tool
-from drawloom.errors import ToolError, ToolTimeout
+from drawloom.errors import SandboxDied, ToolError, ToolTimeout
 from drawloom.runtime.contain import contained
+from drawloom.runtime.progress import Progress
+from drawloom.runtime.stepbox import StepSandbox
 from drawloom.sandbox.images import BOX
 from drawloom.tools.tool import Tool
 
@@ -138,6 +140,8 @@ async def test_a_cancelled_task_that_a_tool_waits_for_is_the_tool_s_failure() ->
 _CTRL_C = """
 import asyncio, os, signal, sys, time
 from drawloom.runtime.contain import contained
+from drawloom.runtime.progress import Progress
+from drawloom.runtime.stepbox import StepSandbox
 
 async def busy():
     os.kill(os.getpid(), signal.SIGINT)
@@ -206,6 +210,24 @@ async def test_a_plain_generator_that_was_given_up_ends_at_its_next_yield(
     (late,) = await _results(runtime, [endless])
     assert "goes on in the background until it yields" in late.content
     assert await asyncio.to_thread(ended.wait, 10)
+
+
+async def test_a_cancelled_command_of_a_dead_environment_is_cancelled() -> None:
+    class Dead:
+        async def exec(self, *command: Any, **options: Any) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        async def cancel(self, key: str) -> None:
+            raise SandboxDied("it is gone")
+
+    begun = asyncio.Event()
+    box = StepSandbox(cast(Any, Dead()), "p:c", None, Progress())
+    task = asyncio.create_task(box.exec("sleep 9"))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 def _sleeps() -> None:

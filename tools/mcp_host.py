@@ -82,15 +82,20 @@ class HostServer:
 
     async def close(self) -> None:
         """End the connection, and the server if it is a command."""
-        connected = self._client is not None
-        self._open, self._client = False, None
+        self._open = False
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        connected, self._client = self._client is not None, None
         task, self._task = self._task, None
         if task is None:
             return
         self._stop.set()
-        if connected:
-            await asyncio.wait([task], timeout=_CLOSING_SECONDS)
-        task.cancel()
+        try:
+            if connected:
+                await asyncio.wait([task], timeout=_CLOSING_SECONDS)
+        finally:
+            task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     async def _again(self) -> None:
@@ -101,10 +106,9 @@ class HostServer:
         self._deaths += 1
         self._next_start = monotonic() + pause
         log.warning("MCP server %s has ended: it is started again", self._words)
-        await self.close()
-        self._open = True
         try:
             async with asyncio.timeout(self._timeout):
+                await self._disconnect()
                 await self._connect()
         except TimeoutError:
             raise ToolTimeout(f"MCP server {self._words} does not start again") from None

@@ -1,9 +1,12 @@
 """MCP servers that say odd things, die or keep silent: a tool is lost, no server, no program."""
 
+import asyncio
 import contextlib
 import logging
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ import pytest
 from drawloom import Chat, Env, Runtime, ToolCall, ToolResult, agent, tool
 from drawloom.errors import ConfigError, ToolError, ToolTimeout
 from drawloom.sandbox.images import BOX
+from drawloom.tools import mcp_host
 from drawloom.tools.mcp import McpServer
+from drawloom.tools.mcp_host import HostServer
 from drawloom.tools.mcp_listing import usable_tools
 from drawloom.tools.tool import Tool
 from tests.tools import mcp_server as odd
@@ -149,3 +154,39 @@ async def test_no_failure_is_anything_but_a_tool_error() -> None:
         with contextlib.suppress(ToolError):
             async with McpServer(wrong, timeout=5.0):
                 raise AssertionError("it opened")
+
+
+async def test_a_call_given_up_while_a_dead_server_is_left_does_not_close_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leaving, made = asyncio.Event(), list[Any]()
+
+    class Client:
+        async def list_tools(self, cursor: object) -> Any:
+            return SimpleNamespace(tools=[], next_cursor=None)
+
+        async def call_tool(self, tool: str, arguments: object) -> Any:
+            if len(made) == 1:
+                raise ConnectionError("gone")
+            return SimpleNamespace(model_dump=lambda **options: {"content": []})
+
+    @contextlib.asynccontextmanager
+    async def connection(*of: Any) -> AsyncIterator[Client]:
+        made.append(of)
+        yield Client()
+        if len(made) == 1:
+            leaving.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(mcp_host, "_client", connection)
+    server = HostServer("http://x", "x", None, 30.0)
+    await server.open()
+    with pytest.raises(ToolError, match="gone"):
+        await server.call("t", {})
+    given_up = asyncio.create_task(server.call("t", {}))
+    await leaving.wait()
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    server._next_start = 0.0
+    assert await server.call("t", {}) == {"content": []}
+    await server.close()

@@ -114,6 +114,7 @@ class Runtime(SyncUse):
                     "could wait for each other's for ever; choose drawloom, or leave it out"
                 )
         self._runs: dict[str, Run[Any]] = {}
+        self._resuming: set[str] = set()
         self._live: Live | None = None
         self.bus: EventBus = LocalBus()
 
@@ -216,9 +217,16 @@ class Runtime(SyncUse):
         `SandboxError` for one whose environment is gone: that one has failed.
         """
         self._may_house(agent)
-        row = await self.store.program(id)
-        if id in self._runs:
+        if id in self._runs or id in self._resuming:
             raise ConfigError(f"program {id} is running here already")
+        self._resuming.add(id)
+        try:
+            return await self._resume(agent, id)
+        finally:
+            self._resuming.discard(id)
+
+    async def _resume(self, agent: Agent[..., R], id: str) -> Run[R]:
+        row = await self.store.program(id)
         if row.status == "done":
             raise ConfigError(f"program {id} is done; there is nothing to resume")
         if row.agent != agent.name:

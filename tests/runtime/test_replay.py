@@ -23,7 +23,7 @@ from drawloom import (
     gather,
     tool,
 )
-from drawloom.errors import ContextTooLong, SandboxError, StoreError, ToolTimeout
+from drawloom.errors import ConfigError, ContextTooLong, SandboxError, StoreError, ToolTimeout
 from drawloom.runtime.program import running
 from drawloom.runtime.store import Store
 
@@ -464,6 +464,29 @@ async def test_a_program_that_is_interrupted_keeps_its_files(tmp_path: Path) -> 
     async with Runtime(store=url, sandbox="process") as third:
         assert await (await third.resume(work, run.id)).result() == "version 1\n"
         assert await third.store.leases() == []
+
+
+async def test_of_two_that_resume_one_program_at_once_one_does(
+    open_runtime: Any, tmp_path: Path
+) -> None:
+    ran: list[int] = []
+
+    @agent
+    async def work() -> int:
+        ran.append(1)
+        if len(ran) == 1:
+            raise Crash
+        return len(ran)
+
+    runtime: Runtime = await open_runtime(lambda _: "x", store=f"sqlite:///{tmp_path}/s.db")
+    run = await runtime.start(work)
+    with pytest.raises(Crash):
+        await run.result()
+    both = (runtime.resume(work, run.id), runtime.resume(work, run.id))
+    again, refused = await asyncio.gather(*both, return_exceptions=True)
+    assert isinstance(refused, ConfigError)
+    assert not isinstance(again, BaseException)
+    assert await again.result() == 2
 
 
 # --- arguments, events ----------------------------------------------------------------------

@@ -179,9 +179,6 @@ class LlmCall:
 
     async def _record(self, ready: float) -> None:
         account, usage = self.program.account.usage, self.usage
-        account.llm_calls += 1
-        account.output_tokens += len(self.output)
-        account.tokens += len(self.fresh) + len(self.output)
         self.text = self.text.strip("\n") if self.calls else self.text
         shift = time.time() - time.monotonic()
         moments = ("submitted", "started", "first", "finished")
@@ -202,6 +199,9 @@ class LlmCall:
         }
         store = self.program.live.store
         await store.add_llm(self.program.id, self.key, ready, time.time(), detail)
+        account.llm_calls += 1  # not before: of a call that has a record the replay counts it
+        account.output_tokens += len(self.output)
+        account.tokens += len(self.fresh) + len(self.output)
         self.program.live.note(self.program.id, "llm.finished", step=self.key)
 
 

@@ -147,7 +147,11 @@ class ToolStep:
         live, full = program.live, program.full(self.lineage)
         program.account.usage.tool_calls += 1
         if self._row is None:
-            await live.store.intend(program.id, call.id, tool.name, self._intent)
+            try:
+                await live.store.intend(program.id, call.id, tool.name, self._intent)
+            except RowExists:  # its replay counts it
+                program.account.usage.tool_calls -= 1
+                raise
         live.emit(ToolStarted(program.id, full, tool.name, tool.env.key if tool.env else None))
         live.note(program.id, "tool.started", tool=tool.name, step=call.id)
         began = time.monotonic()

@@ -489,6 +489,31 @@ async def test_of_two_that_resume_one_program_at_once_one_does(
     assert await again.result() == 2
 
 
+async def test_a_step_that_another_executor_did_is_counted_once(
+    open_runtime: Any, tmp_path: Path
+) -> None:
+    @tool
+    async def pay() -> str:
+        raise AssertionError("it ran twice")
+
+    @agent
+    async def work() -> list[str]:
+        program = running()
+        store, turn = program.live.store, await Chat().user("q").turn()
+        row = await store.step(program.id, "0#0")
+        assert row is not None
+        await store.add_llm(program.id, "1#0", row.started, row.started, row.detail)
+        done = {"arguments": {}, "lineage": "", "value": "paid", "ok": True, "seconds": 0.0}
+        await store.intend(program.id, "call2", "pay", done)
+        await store.end_tool(program.id, "call2", done)
+        return [turn.text, (await Chat().user("q").turn()).text, await pay()]
+
+    runtime: Runtime = await open_runtime(lambda _: "x", store=f"sqlite:///{tmp_path}/s.db")
+    run = await runtime.start(work)
+    assert await run.result() == ["x", "x", "paid"]
+    assert (run.usage.llm_calls, run.usage.tool_calls) == (2, 1)
+
+
 # --- arguments, events ----------------------------------------------------------------------
 
 

@@ -1,10 +1,10 @@
 """Tool results cut to what the model's context has room for."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from drawloom.engine.base import EngineInfo
+from drawloom.runtime.offload import offload
 from drawloom.tools.calls import ToolResult
 from drawloom.tools.results import cut_tokens
 
@@ -12,7 +12,6 @@ _SHARE = 4  # the results of one turn take at most a quarter of the context,
 _SMALL = 1024  # or so many tokens of a small one
 _LEAST = 64
 CHARS_PER_TOKEN = 4  # of usual text: what is longer will probably be cut
-_ON_LOOP = 1 << 15  # characters that are tokenised in a few milliseconds
 _NOTE = 32  # tokens of the note about a cut, and of the template around a result
 
 
@@ -36,10 +35,7 @@ async def cut_results(
     texts = [result.content for result in results]
     if sum(len(text.encode()) + _NOTE for text in texts) <= total:
         return list(results)
-    if sum(map(len, texts)) <= _ON_LOOP:
-        cut = _cut(texts, total, count)
-    else:
-        cut = await asyncio.to_thread(_cut, texts, total, count)
+    cut = await offload(lambda: _cut(texts, total, count), sum(map(len, texts)))
     return [replace(result, content=text) for result, text in zip(results, cut, strict=True)]
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -149,16 +149,20 @@ class Server:
         headers["cache-control"] = "no-cache"
         chunks = job.chunks()
         first: asyncio.Future[Event | None] = asyncio.ensure_future(anext(chunks, None))
+
+        async def stop() -> None:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await chunks.aclose()
+
         try:  # what cannot begin is a plain error, not a stream; who is held gets comments
             await self._unless_gone(request, asyncio.wait({first}, timeout=_PATIENCE))
             if first.done():
                 first.result()
         except BaseException:
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
-            await chunks.aclose()
+            await stop()
             raise
-        return _EventStream(self._events(first, chunks, job, record), headers)
+        return _EventStream(self._events(first, chunks, job, record), headers, stop)
 
     async def _unless_gone(self, request: Request, work: Awaitable[T]) -> T:
         """Await some work; a client that leaves, or the end of the server, ends it at once."""
@@ -308,12 +312,21 @@ async def _disconnected(request: Request) -> None:
 
 
 class _EventStream(Response):
-    """Server-sent events. A client that leaves, even one that waits, ends what makes them."""
+    """Server-sent events. A client that leaves, even one that waits, ends what makes them.
 
-    def __init__(self, events: AsyncGenerator[str, None], headers: dict[str, str]) -> None:
+    Args:
+        stop: ends what makes them where the events were never begun, so could not end it.
+    """
+
+    def __init__(
+        self,
+        events: AsyncGenerator[str, None],
+        headers: dict[str, str],
+        stop: Callable[[], Awaitable[None]],
+    ) -> None:
         super().__init__(headers=headers, media_type="text/event-stream")
         del self.headers["content-length"]
-        self._made = events
+        self._made, self._stop = events, stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send))
@@ -325,6 +338,7 @@ class _EventStream(Response):
                 task.cancel()
             await asyncio.gather(sending, gone, return_exceptions=True)
             await self._made.aclose()
+            await self._stop()
 
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}

@@ -361,6 +361,32 @@ async def test_a_client_that_leaves_frees_what_it_held(scripted: Any) -> None:
     assert not server.live.scheduler.world.programs
 
 
+async def test_a_client_that_leaves_before_it_reads_anything_frees_what_it_held(
+    scripted: Any,
+) -> None:
+    _, server = await scripted(lambda prompt: "word " * 2000, pause=0.01)
+    body = json.dumps(_ask(stream=True, max_tokens=4000)).encode()
+    headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
+        "raw_path": b"/v1/chat/completions", "headers": headers, "http_version": "1.1",
+    }  # fmt: skip
+    sent, began = [{"type": "http.request", "body": body}], asyncio.Event()
+
+    async def receive() -> Any:
+        if sent:
+            return sent.pop()
+        await began.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        began.set()
+        await asyncio.Event().wait()  # its socket takes nothing
+
+    await server.app(scope, receive, send)
+    assert server.live.engine.running == 0
+
+
 async def test_a_program_that_is_released_ends_what_had_not_begun(tiny: Any) -> None:
     _, server = tiny
     programs, caller = server.programs, Caller(name="p")

@@ -211,9 +211,13 @@ class Chat:
             raise ConfigError("nothing is new in this chat: add .user(…) or .run(calls) first")
         template, tokenizer = self._program.template, self._program.live.engine.tokenizer
         said, closed, schemas = bool(self._ids), self._closed, self._schemas
+        now = self._program.now
 
         def work() -> tuple[Prompt, list[int]]:
-            prompt = template.delta(new, schemas, closed) if said else template.render(new, schemas)
+            if said:
+                prompt = template.delta(new, schemas, closed, now=now)
+            else:
+                prompt = template.render(new, schemas, now=now)
             return prompt, tokenizer.encode(prompt)
 
         return await offload(work, _size(new))
@@ -239,10 +243,10 @@ class Chat:
     async def _begun(self, results: list[Message]) -> list[int]:
         """All tokens so far, and those that the next prompt surely adds."""
         template, tokenizer = self._program.template, self._program.live.engine.tokenizer
-        new, closed = [*self._new, *results], self._closed
+        new, closed, now = [*self._new, *results], self._closed, self._program.now
 
         def work() -> list[int]:
-            return tokenizer.settled(template.begun(new, self._schemas, closed))
+            return tokenizer.settled(template.begun(new, self._schemas, closed, now))
 
         return [*self._ids, *await offload(work, _size(new))]
 

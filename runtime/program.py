@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Awaitable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from drawloom.errors import ConfigError, ReplayMismatch
@@ -70,6 +71,11 @@ class Program:
         """Whose environments this code uses: the program's, or those of a branch of it."""
         world = self.scope.world
         return f"{self.id}@{world}" if world else self.id
+
+    @property
+    def now(self) -> datetime | None:
+        """The moment that chat templates are told: of a resumed program the same as before."""
+        return datetime.fromtimestamp(self.began) if self.began is not None else None
 
     def recorded(self, key: str, kind: str, name: str) -> StepRow | None:
         """The step that was recorded under this key. Raises `ReplayMismatch` if it is another."""

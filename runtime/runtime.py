@@ -295,7 +295,7 @@ class Runtime(SyncUse):
         live, agent = self.live, program.agent
         try:
             await self._admission(program)
-            began = program.began or time.time()
+            began = program.began = program.began or time.time()
             again = {"error": None, "ended": None}
             await self.store.set_program(program.id, status="running", started=began, **again)
             live.note(program.id, "program.started")

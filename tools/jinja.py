@@ -113,17 +113,28 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         for name, filter_ in self.filters.items():
             self.filters[name] = self._metered_filter(name, filter_)
         del self.globals["lipsum"]
-        self.globals |= {"raise_exception": _raise, "strftime_now": _now, "namespace": _Space}
+
+        def strftime_now(format: str) -> str:
+            moment: datetime = self._local.now or datetime.now()
+            self.meter.form(format, ())
+            return moment.strftime(format)
+
+        self.globals |= {
+            "raise_exception": _raise, "strftime_now": strftime_now, "namespace": _Space
+        }  # fmt: skip
 
     @contextmanager
-    def metered(self, values: int = 0, chars: int = 0, work: int = WORK) -> Iterator[None]:
-        """Limit the work of this thread's rendering of so many values and characters."""
-        before = getattr(self._local, "meter", None)
-        self._local.meter = Meter(values, chars, work)
+    def metered(
+        self, values: int = 0, chars: int = 0, work: int = WORK, now: datetime | None = None
+    ) -> Iterator[None]:
+        """Limit the work of this thread's rendering of so many values and characters. `now` is the
+        moment that the template is told, the present one if not given."""
+        before = getattr(self._local, "meter", None), getattr(self._local, "now", None)
+        self._local.meter, self._local.now = Meter(values, chars, work), now
         try:
             yield
         finally:
-            self._local.meter = before
+            self._local.meter, self._local.now = before
 
     @property
     def meter(self) -> Meter:
@@ -202,8 +213,6 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             return self._join_texts(owner, *args)
         if isinstance(owner, str) and name == "replace":
             return Tracked(owner, spans_of(owner)).replace(*args)
-        if called is _now:
-            self.meter.form(str(args[0]), ())
         result = super().call(__context, __obj, *args, **named)
         if isinstance(called, Macro | LoopContext) or inner is _Generation.body:
             return result  # all of it went through concat
@@ -314,10 +323,6 @@ def _tojson(
 
 def _raise(message: Any) -> None:
     raise TemplateError(str(message))
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)
 
 
 def _same(value: Any) -> Any:

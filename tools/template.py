@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,7 @@ class ChatTemplate:
         messages: list[Message],
         tools: list[dict[str, Any]],
         variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
     ) -> Prompt:
         """Return a whole chat, up to where the assistant speaks next.
 
@@ -156,6 +158,7 @@ class ChatTemplate:
             messages: as OpenAI's API has them, with tool calls' arguments as objects.
             tools: function schemas.
             variables: other values for the template, such as ``documents`` or ``enable_thinking``.
+            now: the moment for templates that write the date; by default the present one.
 
         Raises `ConfigError`.
         """
@@ -163,7 +166,7 @@ class ChatTemplate:
             messages, tools = with_plain_tools(messages, tools, self._shows.system)
         elif tools and self._shows.in_system and _first_role(messages) != "system":
             messages = [{"role": "system", "content": ""}, *messages]
-        return self._render(messages, tools, variables or {})
+        return self._render(messages, tools, variables or {}, now)
 
     def delta(
         self,
@@ -171,6 +174,7 @@ class ChatTemplate:
         tools: list[dict[str, Any]],
         closed: bool,
         variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
     ) -> Prompt:
         """Return what `new` messages add behind an assistant turn, up to where it speaks next.
 
@@ -180,7 +184,7 @@ class ChatTemplate:
         if not self.shows_tools:
             new, tools = with_plain_tools(new, [], self._shows.system)
         past = [{"role": "user", "content": "-"}, {"role": "assistant", "content": _MARK}]
-        whole = self._render([*past, *new], tools, variables or {})
+        whole = self._render([*past, *new], tools, variables or {}, now)
         at = whole.text.find(_MARK)
         if at < 0:
             raise ConfigError("the chat template drops assistant turns; it cannot be continued")
@@ -188,11 +192,17 @@ class ChatTemplate:
         ended = closed and self.eos and rest.text.startswith(self.eos)
         return rest.after(len(self.eos)) if ended else rest
 
-    def begun(self, new: list[Message], tools: list[dict[str, Any]], closed: bool) -> Prompt:
+    def begun(
+        self,
+        new: list[Message],
+        tools: list[dict[str, Any]],
+        closed: bool,
+        now: datetime | None = None,
+    ) -> Prompt:
         """Return what `new` messages surely add, though the content of the last one may go on."""
         *before, last = new
         marked = {**last, "content": last["content"] + _GOES_ON}
-        prompt = self.delta([*before, marked], tools, closed)
+        prompt = self.delta([*before, marked], tools, closed, now=now)
         return prompt.before(max(0, prompt.text.find(_GOES_ON)))
 
     # --- one rendering --------------------------------------------------------------------
@@ -211,15 +221,16 @@ class ChatTemplate:
         messages: list[Message],
         tools: list[dict[str, Any]],
         variables: Mapping[str, Any],
+        now: datetime | None,
     ) -> Prompt:
         given = self._shows.formed(messages)
         try:
-            return self._rendered(given, tools, variables)
+            return self._rendered(given, tools, variables, now=now)
         except Exception as error:  # any: the template is untrusted
             objects = self._shows.formed(messages, objects=True)
             if objects != given:  # the model wrote arguments that are no object
                 with suppress(Exception):  # the first error says more
-                    return self._rendered(objects, tools, variables)
+                    return self._rendered(objects, tools, variables, now=now)
             what = "refuses" if isinstance(error, TemplateError) else "fails on"
             raise ConfigError(
                 f"the chat template {what} these messages: {_reason(error)}"
@@ -231,10 +242,11 @@ class ChatTemplate:
         tools: list[dict[str, Any]],
         variables: Mapping[str, Any],
         work: int = WORK,
+        now: datetime | None = None,
     ) -> Prompt:
         (chat, schemas, extra), values, chars = prepared([messages, tools, dict(variables)])
         template = self._for_tools if tools else self._template
-        with self._environment.metered(values, chars, work):
+        with self._environment.metered(values, chars, work, now):
             text = template.render(
                 {
                     "documents": None,

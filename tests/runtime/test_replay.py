@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from drawloom import (
 from drawloom.errors import ConfigError, ContextTooLong, SandboxError, StoreError, ToolTimeout
 from drawloom.runtime.program import running
 from drawloom.runtime.store import Store
+from drawloom.tools import jinja
+from drawloom.tools.template import ChatTemplate
 
 from .conftest import call
 
@@ -278,6 +281,39 @@ async def test_a_call_whose_failure_ended_its_program_is_asked_again(
 
 
 # --- conflicts ------------------------------------------------------------------------------
+
+
+async def test_a_program_is_resumed_on_another_day(
+    open_runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (
+        "{{ strftime_now('%d %b %Y') }}{% for m in messages %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    )
+    later: list[bool] = []
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime(2031, 1, 2) if later else datetime.now(tz)
+
+    @agent
+    async def work() -> str:
+        chat = Chat().user("q")
+        await chat.turn()
+        if not later:
+            raise Crash
+        return (await chat.user("r").turn()).text
+
+    monkeypatch.setattr(jinja, "datetime", Clock)
+    options = {"template": ChatTemplate(source, eos="<|im_end|>")}
+    url = f"sqlite:///{tmp_path}/s.db"
+    runtime: Runtime = await open_runtime(lambda _: "x", store=url, **options)
+    run = await runtime.start(work)
+    with pytest.raises(Crash):
+        await run.result()
+    later.append(True)
+    assert await (await runtime.resume(work, run.id)).result() == "x"
 
 
 async def test_a_step_that_another_executor_ran_is_not_run_again(

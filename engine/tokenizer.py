@@ -1,5 +1,6 @@
 """A checkpoint's tokenizer, and text that grows with the tokens."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from drawloom.prompts import Prompt
 _PARTIAL = "\ufffd"
 _WINDOW = 32
 _KEPT = 8
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
@@ -36,12 +38,12 @@ class Tokenizer:
     def encode(self, text: str | Prompt) -> list[int]:
         """Return the ids of a text. In a plain string every control token is recognised; in a
         `Prompt` only those of the template's own text, none that touches a content."""
-        return self._prompts.encode(Prompt.of(text))
+        return self._prompts.encode(_encodable(text))
 
     def encode_with_specials(self, text: str) -> list[int]:
         """Return the ids of a text that stands alone, with what the tokenizer's post-processor
         puts around it, as a token for its beginning. A rendered chat has its own."""
-        return self._prompts.alone(text)
+        return self._prompts.alone(_encodable(text).text)
 
     def settled(self, text: str | Prompt) -> list[int]:
         """Return ids that `text`, followed by anything whatever, begins with; none where that
@@ -50,7 +52,7 @@ class Tokenizer:
         Held back are the start of a special token and the last pre-token; before trailing white
         space one more, because the patterns in use split white space by what follows it.
         """
-        prompt, whole = Prompt.of(text), self._tokenizer
+        prompt, whole = _encodable(text), self._tokenizer
         text, splitter = prompt.text, whole.pre_tokenizer
         if splitter is None or (whole.normalizer and whole.normalizer.normalize_str(text) != text):
             return []
@@ -219,6 +221,16 @@ class TextStream:
                     break
         tail.reverse()
         return tail
+
+
+def _encodable(text: str | Prompt) -> Prompt:
+    """Return a prompt with U+FFFD for each lone surrogate, which no tokenizer takes."""
+    prompt = Prompt.of(text)
+    try:
+        prompt.text.encode()
+    except UnicodeEncodeError:
+        return Prompt(_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", prompt.text), prompt.contents)
+    return prompt
 
 
 def _common(text: str, other: str) -> int:

@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as HfTokenizer
 
 from drawloom.engine.tokenizer import Tokenizer
+from drawloom.prompts import Prompt
 from drawloom.runtime.opening import tiny_model
 
 # the patterns of GPT-2, Llama 3 and Qwen 2, as their tokenizer.json have them
@@ -76,3 +77,16 @@ def test_without_pre_tokens_or_with_a_normalizer_at_work_nothing_is_settled() ->
     lower = HfTokenizer(models.BPE())
     lower.pre_tokenizer, lower.normalizer = pre_tokenizers.Whitespace(), normalizers.Lowercase()
     assert Tokenizer(lower).settled("A b c") == []
+
+
+@given(
+    st.text(st.characters(categories=None) | st.sampled_from("\ud800\udfff<|im_end|>"), max_size=40)
+)
+def test_text_with_lone_surrogates_is_encoded_as_its_replacement(text: str) -> None:
+    tokenizer = Tokenizer.load(tiny_model())
+    shown = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
+    spans = ((0, len(text)),)
+    assert tokenizer.encode(text) == tokenizer.encode(shown)
+    assert tokenizer.encode(Prompt(text, spans)) == tokenizer.encode(Prompt(shown, spans))
+    assert tokenizer.encode_with_specials(text) == tokenizer.encode_with_specials(shown)
+    assert tokenizer.settled(text) == tokenizer.settled(shown)

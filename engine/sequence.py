@@ -1,13 +1,23 @@
 """A sequence: one LLM call on its way through the engine, and the options it was asked with."""
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from numbers import Integral, Real
 from typing import Protocol
 
 from drawloom.errors import ConfigError
 
 PENDING = -1
-_MOST_TOP = 20
+_MOST = (1 << 31) - 1
+_WHOLE = {
+    "max_tokens": (0, 1 << 62), "top_k": (0, _MOST), "top_logprobs": (0, 20),
+    "score_from": (-1, _MOST),
+}  # fmt: skip
+_NUMBERS = {
+    "temperature": (0, 100), "top_p": (0, 1), "repetition_penalty": (0, 100),
+    "presence_penalty": (-100, 100), "frequency_penalty": (-100, 100),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +61,25 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 0:
-            raise ConfigError("max_tokens must not be negative")
-        if not 0 <= self.temperature <= 100 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ConfigError("temperature in 0..100, top_p in (0, 1], top_k >= 0")
+        for name, (low, high) in _WHOLE.items():
+            value = getattr(self, name)
+            is_whole = isinstance(value, Integral)
+            if not is_whole or not low <= value <= high:
+                raise ConfigError(f"{name}={value!r}: choose a whole number from {low} to {high}")
+        for name, (least, most) in _NUMBERS.items():
+            value = getattr(self, name)
+            is_number = isinstance(value, Real)
+            if not is_number or not least <= value <= most:  # NaN is in no range
+                raise ConfigError(f"{name}={value!r}: choose a number from {least} to {most}")
+        if not self.top_p or not self.repetition_penalty:
+            raise ConfigError("top_p and repetition_penalty must be over 0; 1 is none")
+        if not isinstance(self.seed, Integral):
+            raise ConfigError(f"seed={self.seed!r}: choose a whole number")
+        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
+            raise ConfigError(f"stop={self.stop!r}: give a list of strings")
         if "" in self.stop:
             raise ConfigError("an empty stop string would end every answer")
-        if not 0 < self.repetition_penalty <= 100:
-            raise ConfigError("repetition_penalty must be over 0; 1 is none")
-        if max(abs(self.presence_penalty), abs(self.frequency_penalty)) > 100:
-            raise ConfigError("presence_penalty and frequency_penalty are between -100 and 100")
-        if not 0 <= self.top_logprobs <= _MOST_TOP:
-            raise ConfigError(f"top_logprobs is between 0 and {_MOST_TOP}")
+        _check_bias(self.logit_bias)
 
     @property
     def penalised(self) -> bool:
@@ -70,6 +87,18 @@ class SamplingParams:
         return bool(
             self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
         )
+
+
+def _check_bias(pairs: object) -> None:
+    """Refuse a bias that is no ``(token id, finite number)`` pair: NaN would be chosen always."""
+    if not isinstance(pairs, (tuple, list)):
+        raise ConfigError(f"logit_bias={pairs!r}: give pairs of a token id and a number")
+    for pair in pairs:
+        match pair:
+            case (Integral(), Real() as bias) if math.isfinite(bias):
+                pass
+            case _:
+                raise ConfigError(f"logit_bias has {pair!r}: give a token id and a finite number")
 
 
 class FinishReason(StrEnum):

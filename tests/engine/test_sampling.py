@@ -1,7 +1,9 @@
 """Sampling: greedy, filters, and noise that belongs to the request alone."""
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -125,3 +127,39 @@ def _one(logits: torch.Tensor, chunk: Chunk) -> int:
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         SamplingParams(**options)
+
+
+_WRONG = [math.nan, math.inf, -math.inf, "1", None, 1j, 10**400, -(10**400)]
+
+
+@pytest.mark.parametrize("value", _WRONG, ids=lambda value: str(value)[:6])
+@pytest.mark.parametrize(
+    "name",
+    ["max_tokens", "temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty",
+     "repetition_penalty", "top_logprobs", "score_from"],
+)  # fmt: skip
+def test_an_option_that_is_no_number_in_range_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=name):
+        SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_tokens": 2.5}, {"top_k": 1 << 63}, {"top_k": 2.5}, {"seed": 1.5}, {"seed": None},
+     {"stop": "END"}, {"stop": (1,)}, {"top_p": 0}, {"repetition_penalty": 0},
+     {"logit_bias": {5: 1.0}}, {"logit_bias": ((5, math.nan),)}, {"logit_bias": ((5, math.inf),)},
+     {"logit_bias": (5,)}, {"logit_bias": (("5", 1.0),)}],
+    ids=str,
+)  # fmt: skip
+def test_an_option_of_another_shape_is_refused_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        SamplingParams(**options)
+
+
+def test_numbers_of_any_integer_and_float_type_are_taken() -> None:
+    options: dict[str, Any] = {
+        "top_k": np.int64(3),
+        "temperature": np.float32(0.5),
+        "seed": 1 << 99,
+    }
+    assert SamplingParams(**options).top_k == 3

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dis import opmap
 from types import CodeType
 from typing import Any, TypeVar
@@ -28,6 +28,22 @@ async def contained(call: Callable[[], Awaitable[T]]) -> T:
         raise
     except BaseException as error:
         if _from_outside(error, task, before):
+            raise
+        raise ToolError(describe_error(error)) from error
+
+
+async def in_own_task(code: Coroutine[Any, Any, T]) -> T:
+    """Run `code` as a task, so that code which cancels its current task ends itself alone.
+
+    A cancellation by the owner of this task reaches `code` and passes through. The end of a task
+    that nobody here cancelled becomes `ToolError`.
+    """
+    owner = asyncio.current_task()
+    before = owner.cancelling() if owner is not None else 0
+    try:
+        return await asyncio.create_task(code)
+    except asyncio.CancelledError as error:
+        if _from_outside(error, owner, before):
             raise
         raise ToolError(describe_error(error)) from error
 
@@ -61,4 +77,4 @@ def _by_signal(error: KeyboardInterrupt) -> bool:
     return isinstance(code, CodeType) and place.tb_frame.f_code is code
 
 
-__all__ = ["contained"]
+__all__ = ["contained", "in_own_task"]

@@ -18,7 +18,7 @@ from drawloom.errors import (
 from drawloom.events import ToolFinished, ToolStarted
 from drawloom.runtime.ahead import Heard
 from drawloom.runtime.blocking import watch
-from drawloom.runtime.contain import contained
+from drawloom.runtime.contain import contained, in_own_task
 from drawloom.runtime.failures import record_error, restore_error
 from drawloom.runtime.outcomes import decode, describe, encode
 from drawloom.runtime.program import Program
@@ -302,7 +302,7 @@ async def _watched(tool: Tool[..., Any], call: Callable[[], Awaitable[Any]]) -> 
     if tool.threaded:
         return await contained(call)
     with watch(_blamed.__code__).watching():
-        return await _blamed(tool.name, call)
+        return await in_own_task(_blamed(tool.name, call))
 
 
 async def _blamed(blame: str, call: Callable[[], Awaitable[Any]]) -> Any:

@@ -127,6 +127,47 @@ async def test_the_owner_s_cancellation_is_not_the_tool_s_failure(open_runtime: 
     assert program.status == "cancelled"
 
 
+async def _cancels_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(60)
+
+
+async def _cancels_itself_later() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_soon(task.cancel)
+    async with asyncio.timeout(60):
+        await asyncio.sleep(60)
+
+
+async def _cancels_itself_and_streams() -> AsyncIterator[str]:
+    yield "some"
+    await _cancels_itself()
+
+
+@pytest.mark.parametrize(
+    "fn", [_cancels_itself, _cancels_itself_later, _cancels_itself_and_streams]
+)
+async def test_a_tool_that_cancels_its_own_task_fails_alone(
+    fn: Callable[..., Any], open_runtime: Any
+) -> None:
+    runtime: Runtime = await open_runtime(lambda _: "done")
+    cancels = tool(name="cancels")(fn)
+
+    @agent(tools=[cancels])
+    async def calls() -> str:
+        chat = Chat().user("go")
+        (result,) = await chat.run([ToolCall("c", "cancels", {})])
+        assert not result.ok
+        with pytest.raises(ToolError, match="CancelledError"):
+            await cancels()
+        return (await chat.turn()).text
+
+    assert await runtime.run(calls) == "done"
+
+
 async def test_a_cancelled_task_that_a_tool_waits_for_is_the_tool_s_failure() -> None:
     async def waits() -> None:
         inner = asyncio.ensure_future(asyncio.sleep(60))

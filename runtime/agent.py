@@ -41,6 +41,10 @@ class Agent(Generic[P, R]):
             raise ConfigError(f"{fn!r} is no agent: put @agent over a function")
         function = underlying(fn)
         self.name: str = name or str(getattr(function, "__name__", type(fn).__name__))
+        if not self.name.isprintable():  # it is shown by `ps`, and not every store takes it
+            raise ConfigError(
+                f"agent name {self.name!r} has characters that cannot be printed: @agent(name=…)"
+            )
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
             raise ConfigError(f"agent {self.name} yields: an agent returns its result")
         self.threaded = not inspect.iscoroutinefunction(function)

@@ -87,3 +87,19 @@ def test_a_runtime_without_asyncio_says_how_and_runs_one_program() -> None:
 async def test_run_sync_in_a_loop_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match="await rt"):
         Runtime(sandbox="none").run_sync(plain, 1)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x00", "\ud800", "\x1b[2J", "a\u202eb"])
+def test_an_agent_s_name_that_cannot_be_printed_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be printed"):
+
+        @agent(name=name)
+        async def any_name() -> None: ...
+
+
+@pytest.mark.parametrize("name", ["é", "a b", "a/b", "日本", "<b>"])
+def test_an_agent_s_name_is_any_that_can_be_printed(name: str) -> None:
+    @agent(name=name)
+    async def any_name() -> None: ...
+
+    assert any_name.name == name

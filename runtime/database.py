@@ -78,6 +78,11 @@ class Database:
         options: dict[str, Any] = {"hide_parameters": True, "json_serializer": dump_json}
         backend, self._path = url.get_backend_name(), None
         if backend == "sqlite":
+            if str(url.database).startswith("file:"):  # it would name a folder "file:"
+                raise StoreError(
+                    f"store {self.url} cannot be opened: SQLite's own file: addresses are not "
+                    "taken: write sqlite:////the/path"
+                )
             options["connect_args"] = {"check_same_thread": False, "timeout": _BUSY_SECONDS}
             if url.database in (None, "", ":memory:"):
                 options["poolclass"] = sa.pool.StaticPool

@@ -267,3 +267,12 @@ async def test_one_that_lost_its_store_leaves_the_next_owner_s_environments(
         assert third.live.pool is not None
         assert [box.id for box in await third.live.pool.provider.owned()] == [lease.sandbox]
         await (await third.resume(run, program.id)).cancel()
+
+
+def test_an_address_of_sqlite_s_own_is_refused_and_makes_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="file: addresses"):
+        Store(f"sqlite:///file:{tmp_path}/runs.db?uri=true")
+    assert not list(tmp_path.iterdir())

@@ -243,9 +243,11 @@ class ProcessProvider:
         if missing:
             log.warning("tools run as local processes that are NOT fully isolated: no %s", missing)
         else:
+            why = "no Docker engine answers: " if self._whole else ""
             log.warning(
-                "tools run as isolated local processes: with this host's programs instead of their "
-                "image, and without a network"
+                "%stools run as isolated local processes: with this host's programs instead of "
+                "their image, and without a network",
+                why,
             )
 
     async def owned(self) -> list[OwnedSandbox]:

@@ -72,7 +72,8 @@ class ProcessSandbox(LiveSandbox):
         if self._process.returncode is None:
             # its group: killed while it starts, its child in the namespaces may not yet be bound
             # to its parent's death, and would hold our pipe for ever
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # ended, and asyncio not yet told
+                os.killpg(self._process.pid, signal.SIGKILL)
         if self._process.stdin is not None:
             self._process.stdin.close()
         await self._process.wait()

@@ -61,3 +61,20 @@ async def test_a_shell_opens_inside_an_environment(monkeypatch: pytest.MonkeyPat
     with pytest.raises(SandboxError, match="no environment"):
         sandboxes.shell(box.id, None)
     await provider.close()
+
+
+async def test_an_environment_that_just_ended_by_itself_is_ended_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    provider = ProcessProvider(new_id("store"))
+    box = await provider.create(Env("any"), new_id("box"))
+    kill = os.killpg
+
+    def ended_already(group: int, number: int) -> None:
+        kill(group, number)
+        raise ProcessLookupError(3, "No such process")  # the kernel reaped it, asyncio is not told
+
+    monkeypatch.setattr("drawloom.sandbox.process.os.killpg", ended_already)
+    await box.destroy()
+    assert await provider.owned() == []
+    await provider.close()

@@ -44,14 +44,14 @@ class Client:
 
 
 CLIENTS = {
-    "openai": Client(("openai",), "openai_sdk.py"),
-    "litellm": Client(("litellm",), "litellm_sdk.py"),
-    "langgraph": Client(("langchain-openai", "langgraph"), "langgraph_agent.py"),
-    "openai-agents": Client(("openai-agents",), "openai_agents.py"),
-    "pydantic-ai": Client(("pydantic-ai-slim[openai]",), "pydantic_ai_agent.py"),
-    "instructor": Client(("instructor",), "instructor_models.py", steps=0),
+    "openai": Client(("openai==3.57.0",), "openai_sdk.py"),
+    "litellm": Client(("litellm==1.110.2",), "litellm_sdk.py"),
+    "langgraph": Client(("langchain-openai==1.7.4", "langgraph==1.2.24"), "langgraph_agent.py"),
+    "openai-agents": Client(("openai-agents==0.24.0",), "openai_agents.py"),
+    "pydantic-ai": Client(("pydantic-ai-slim[openai]==2.68.0",), "pydantic_ai_agent.py"),
+    "instructor": Client(("instructor==1.17.0",), "instructor_models.py", steps=0),
     # its fourth request begins a conversation of its own: it asks for an answer from what was found
-    "smolagents": Client(("smolagents[openai]",), "smolagents_agent.py", rewrites=True),
+    "smolagents": Client(("smolagents[openai]==1.26.0",), "smolagents_agent.py", rewrites=True),
 }
 
 

@@ -125,7 +125,7 @@ class ProcessEngine(Host):
         return process, connection, info
 
     def _reply(self, connection: Connection, word: str) -> Any:
-        """What a child that starts has to say, past its signs of life."""
+        """Receive the first answer of a starting child, past its signs of life."""
         while True:
             message = connection.recv()
             self._heard += 1

@@ -1,4 +1,4 @@
-"""What is remembered of a conversation, and counted of all."""
+"""Records of conversations in the KV cache, and counts over all of them."""
 
 from array import array
 from collections.abc import Sequence

@@ -96,7 +96,7 @@ class Transfers:
             self._not_copied(copies)
 
     def _not_copied(self, copies: Copies) -> None:
-        """What a failed copy would have brought is computed again."""
+        """Compute again the blocks that a failed copy would have brought."""
         for seq in self.cache.not_copied(copies):
             self.batch.take_back(seq)
         self._outputs += self.batch.take_broken()

@@ -152,7 +152,7 @@ class Database:
             db.execute(sa.insert(LIVES).values(row))
 
     def _owner(self) -> str:
-        """Who opened the store last, for a message."""
+        """Return the process that opened the store last, for a message."""
         query = sa.select(LIVES.c.owner).order_by(LIVES.c.number.desc()).limit(1)
         with self._engine.connect() as db:
             return str(db.execute(query).scalar() or "another process")

@@ -30,7 +30,7 @@ class Lock(Protocol):
 
 
 def this_process() -> str:
-    """Who owns what this process opens, for the message to others."""
+    """Describe the process that owns a store, for the message to others."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 

@@ -19,6 +19,7 @@ from drawloom.graph.calibration import Calibration
 from drawloom.graph.durations import Durations
 from drawloom.graph.forecast import Forecast
 from drawloom.graph.look import Look
+from drawloom.graph.record import Record
 from drawloom.graph.trend import Trend
 
 START, END, FORK = "start", "end", "fork:"
@@ -28,6 +29,7 @@ _SAVED: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 _PRIOR_WEIGHT = 4.0
 _DECAY = 0.995
+_LEARN = 0.05
 _MAX_STEPS = 1000.0
 
 
@@ -50,6 +52,7 @@ class ExecutionGraph:
         usual_peak: the mean of the most KV tokens that finished programs had for themselves.
         peak_spread: the standard deviation of these.
         usual_span: the mean seconds from admission to end.
+        usual_jct: the mean seconds from submission to end; None before any.
         usual_alone: the mean seconds that finished programs would have taken alone.
         fewest: the fewest LLM calls of a finished program; 0 before any.
         step_seconds: the mean seconds of service of an LLM call.
@@ -57,6 +60,7 @@ class ExecutionGraph:
         look: when programs with branches showed how many; sizes are seconds of service.
         told: when declared ones said anew how large they are; sizes are shares of what they had
             said at first.
+        declared: how programs kept to what they declared.
         informed: whether the states predicted what finished programs still needed better than
             the service that they had had.
     """
@@ -70,12 +74,13 @@ class ExecutionGraph:
         self.alone: deque[float] = deque(maxlen=128)
         self.calls: deque[int] = deque(maxlen=128)
         self.sizes: deque[tuple[int, int, float]] = deque(maxlen=128)
-        self.look, self.told = Look(), Look()
+        self.look, self.told, self.declared = Look(), Look(), Record()
         self._trends: tuple[Trend, Trend] | None = None
         self.usual_peak: int | None = None
         self.peak_spread = 0.0
         self.usual_span: float | None = None
         self.usual_alone: float | None = None
+        self.usual_jct: float | None = None
         self.fewest = 0
         self._sorted = np.zeros(0)
         self._costs: dict[float, float] = {}
@@ -149,6 +154,11 @@ class ExecutionGraph:
         if outgrew is not None:
             self.told.observe(calls, had, outgrew)
         self._summarise()
+
+    def took(self, jct: float) -> None:
+        """A program ended so many seconds after its submission."""
+        usual = jct if self.usual_jct is None else self.usual_jct
+        self.usual_jct = usual + _LEARN * (jct - usual)
 
     def _summarise(self) -> None:
         self.usual_peak, self.peak_spread = int(fmean(self.contexts)), pstdev(self.contexts)
@@ -286,6 +296,7 @@ class ExecutionGraph:
             "sizes": list(self.sizes),
             "look": self.look.saved(),
             "told": self.told.saved(),
+            "declared": self.declared.saved(),
             "calibrations": {tool: asdict(c) for tool, c in self.calibrations.items()},
             **{name: getattr(self, name) for name in _SAVED},
             "errors": self._errors,
@@ -309,6 +320,7 @@ class ExecutionGraph:
         graph.sizes.extend((int(n), int(p), float(s)) for n, p, s in saved.get("sizes", ()))
         graph.look.restore(saved.get("look", ()))
         graph.told.restore(saved.get("told", ()))
+        graph.declared.restore(saved.get("declared", {}))
         graph.calibrations = {t: Calibration(**c) for t, c in saved["calibrations"].items()}
         for name, kind in _SAVED.items():
             setattr(graph, name, kind(saved[name]))

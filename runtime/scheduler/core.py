@@ -64,10 +64,13 @@ class Scheduler:
         self.policy = policy
         self.world = World(beside)
         self.world.held.rank = lambda program: self.policy.rank(self.world, program)
+        self.world.held.due_at = self._due
         self._promised: dict[str, int] = {}
         self._next_tick: float | None = None
         self._wakes: list[float] = []
         self._returns: list[tuple[float, str, str, float]] = []
+        self._absences: list[tuple[float, str, float]] = []
+        self._absence: float | None = None
         self._longest: dict[str, int] = {}
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             ProgramSubmitted: self._submitted,
@@ -104,7 +107,7 @@ class Scheduler:
         program = Program(event, next(self.world.arrivals), now)
         program.say(event.expect_steps)
         self.world.submit(program)
-        self.world.hold(program, self.policy.order(program), now)
+        self._hold(program, now)
         return [*self.rebalance(now), *self._clock(now)]
 
     def _expected(self, event: Expected, now: float) -> list[Action]:
@@ -112,21 +115,27 @@ class Scheduler:
         if program is None:
             return []
         program.say(event.steps)
-        self.world.reconsider(program, self.policy.order(program))
+        self.world.reconsider(program, self.policy.order(self.world, program))
         return self.rebalance(now)
 
     def _program_ended(self, event: ProgramEnded, now: float) -> list[Action]:
         program = self.world.programs.get(event.program)
         if program is None:
             return []
+        if program.active:
+            self.world.load.expect(-self.policy.adds(self.world, program))
         self.world.end(program)
         graph = self.world.graph(program.about.agent)
         if program.peak:
             span = now - program.admitted
+            self.world.ended_after(now - program.submitted)
             graph.finished(
                 program.peak, program.service, span, program.steps, program.trail, program.alone,
                 program.shown, program.outgrew,
             )  # fmt: skip
+            graph.took(now - program.submitted)
+            if program.expected is not None:
+                graph.declared.observe(program.expected, program.steps)
             self._learned(graph)
         actions: list[Action] = []
         for lineage in program.lineages.values():
@@ -170,8 +179,11 @@ class Scheduler:
 
     def _activate(self, program: Program, now: float) -> list[Action]:
         actions: list[Action] = [] if program.begun else [Admit(program.id)]
+        program.trial = self.policy.look(self.world, program)
         program.claim = self.policy.claim(self.world, program)
+        self.world.load.expect(self.policy.adds(self.world, program))
         self.world.activate(program, now)
+        actions += self._expect_back(program, now)
         actions += self._furnish(program, now)
         ready, program.ready = program.ready, []
         return actions + [self._start(program, step, now) for step in ready]
@@ -185,8 +197,19 @@ class Scheduler:
             self.world.places.took(program, env, now)
         return [ClaimEnv(program.host, program.id, env) for env in envs]
 
+    def _due(self, program: Program) -> float:
+        """When a program will have been held for too long, by what is known of its like."""
+        return program.since + max(0.0, self.policy.due(self.world, program) - program.held)
+
+    def _hold(self, program: Program, now: float) -> None:
+        program.since = now
+        program.due = self._due(program)
+        self.world.hold(program, self.policy.order(self.world, program), now)
+
     def _pause(self, program: Program, now: float) -> list[Action]:
-        self.world.hold(program, self.policy.order(program), now)
+        program.trial = 0
+        self.world.load.expect(-self.policy.adds(self.world, program))
+        self._hold(program, now)
         actions: list[Action] = []
         for lineage in program.lineages.values():
             what = self.policy.paused(self.world, program, lineage, now)
@@ -204,7 +227,8 @@ class Scheduler:
         program.ready = [replace(step, engine=engine) for step in program.ready]
         for lineage in program.lineages.values():
             lineage.engine = engine
-        self.world.accept(program, self.policy.order(program))
+        program.due = self._due(program)
+        self.world.accept(program, self.policy.order(self.world, program))
         return [*self.rebalance(now), *self._clock(now)]
 
     # --- time -----------------------------------------------------------------------------
@@ -231,6 +255,8 @@ class Scheduler:
             waits = lineage is not None and lineage.waiting is not None and lineage.since == since
             if lineage is not None and waits:  # and has not been back meanwhile
                 actions.append(PrefetchKV(lineage.engine, name, conversation))
+        if self._absence is not None and self._absence <= now:
+            actions += self._hold_absent(now) + self.rebalance(now)
         if self._next_tick is not None and self._next_tick <= now:
             self._next_tick, self.world.ticked = None, now
             self.policy.tick(self.world, now)
@@ -252,7 +278,8 @@ class Scheduler:
         graph = self.world.graph(program.about.agent)
         if lineage.waiting is not None:
             graph.durations.observe(lineage.waiting, now - lineage.since)
-            program.alone += now - lineage.since
+            program.gap = now - lineage.since
+            program.alone += program.gap
             if lineage.forecast is not None:
                 graph.calibrate(lineage.forecast, now - lineage.since, event.state)
             lineage.waiting = lineage.forecast = None
@@ -262,8 +289,12 @@ class Scheduler:
         lineage.state, lineage.prompt, lineage.forked = event.state, event.prompt, False
         if program.active:
             return [self._start(program, event, now)]
+        if program.begun and not program.ready:  # from now on it waits for a place
+            program.since = now
+            program.due = self._due(program)
         program.ready.append(event)
-        self.world.reconsider(program, self.policy.order(program))
+        self.world.reconsider(program, self.policy.order(self.world, program))
+        self.world.held.wait(program)
         host = self.world.places.park(program) if self.policy.parks else None
         aside: list[Action] = [ParkEnvs(host, program.id)] if host is not None else []
         return [*aside, *self.rebalance(now)]
@@ -280,6 +311,7 @@ class Scheduler:
             return []
         self._served(program, event, now)
         output = max(0, event.context - lineage.prompt)
+        self.world.load.observe(program.gap, event.queued + event.service)
         self.world.cost = self.world.cost.learn(event.computed, event.seconds)
         quickest = self.world.quickest
         quickest.learn(event.computed, event.seconds, output, event.service - event.seconds)
@@ -300,9 +332,40 @@ class Scheduler:
             return []
         what = self.policy.retain(self.world, program, lineage, now)
         actions = self._keep(program, lineage, what, now)
-        self.world.boundary = program
-        actions += self.rebalance(now)
-        self.world.boundary = None
+        if program.acting and program.active:
+            if program.trial and (program.steps >= program.trial or program.shown is not None):
+                actions += self._pause(program, now)
+            else:
+                actions += self._expect_back(program, now)
+        return actions + self.rebalance(now)
+
+    def _expect_back(self, program: Program, now: float) -> list[Action]:
+        """Look after a program that has no call, when it has been absent for long."""
+        seconds = self.policy.absent(self.world, program) if program.acting else None
+        if seconds is None:
+            return []
+        program.since = now
+        heapq.heappush(self._absences, (now + seconds, program.id, now))
+        return self._look_after_absent(now + seconds)
+
+    def _look_after_absent(self, at: float) -> list[Action]:
+        if self._absence is not None and self._absence <= at:
+            return []
+        self._absence = at
+        return self._wake(at)
+
+    def _hold_absent(self, now: float) -> list[Action]:
+        """Hold the programs that have been absent for too long."""
+        actions, self._absence = list[Action](), None
+        while self._absences:
+            at, name, since = self._absences[0]
+            program = self.world.programs.get(name)
+            waits = program and program.active and program.acting and program.since == since
+            if waits and at > now:
+                return [*actions, *self._look_after_absent(at)]
+            heapq.heappop(self._absences)
+            if program is not None and waits:
+                actions += self._pause(program, now)
         return actions
 
     def _step_failed(self, event: StepFailed, now: float) -> list[Action]:

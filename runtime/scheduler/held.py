@@ -32,20 +32,15 @@ class Lane:
         self.programs: dict[str, Program] = {}
         self._offers: list[tuple[Rank, int, int, int, Program]] = []
         self._new: dict[str, list[tuple[Rank, int, Program]]] = {}
-        self._ages: list[tuple[int, Program]] = []
-        self._fresh: list[tuple[int, Program]] = []
+        self._ages: list[tuple[int, float, int, Program]] = []
 
     def add(self, program: Program, order: Rank) -> None:
         self.programs[program.id] = program
-        if program.begun:
-            self._offer(program)
-        else:
-            self._queue(program, order)
-        heapq.heappush(self._ages, (program.index, program))
-        _slim(self._ages, lambda item: self._waits(item[1]), len(self.programs))
         if not program.begun:
-            heapq.heappush(self._fresh, (program.index, program))
-            _slim(self._fresh, lambda item: self._is_new(item[1]), len(self.programs))
+            self._queue(program, order)
+        elif program.ready:
+            self._offer(program)
+        self.wait(program)
 
     def remove(self, program: Program) -> None:
         del self.programs[program.id]
@@ -60,8 +55,14 @@ class Lane:
             if led:
                 self._offer_next(program.about.agent)
         alone = self._graph(program).informed  # its state says more than its agent does
-        if program.begun or alone or self._leads(program):
+        if (program.begun or alone or self._leads(program)) and program.competes:
             self._offer(program)
+
+    def wait(self, program: Program) -> None:
+        """A program may be held until it is due."""
+        if program.competes:
+            heapq.heappush(self._ages, (*_urgency(program), program))
+            _slim(self._ages, self._awaits, len(self.programs))
 
     @property
     def first(self) -> Program | None:
@@ -84,21 +85,17 @@ class Lane:
         return None if self.first is None else self._offers[0][:3]
 
     @property
-    def oldest(self) -> Program | None:
-        """The program that arrived first."""
+    def due(self) -> Program | None:
+        """Of the highest priority that competes, the program that is due first."""
         while self._ages:
-            if self._waits(self._ages[0][1]):
-                return self._ages[0][1]
+            program = self._ages[0][3]
+            if self._awaits(self._ages[0]):
+                due = self._held.due_at(program)
+                if due <= program.due:
+                    return program
+                program.due = due  # more is known of its like: they take longer
+                self.wait(program)
             heapq.heappop(self._ages)
-        return None
-
-    @property
-    def oldest_new(self) -> Program | None:
-        """Of those that were never admitted, the one that arrived first."""
-        while self._fresh:
-            if self._is_new(self._fresh[0][1]):
-                return self._fresh[0][1]
-            heapq.heappop(self._fresh)
         return None
 
     def _queue(self, program: Program, order: Rank) -> None:
@@ -134,8 +131,10 @@ class Lane:
     def _waits(self, program: Program) -> bool:
         return self.programs.get(program.id) is program
 
-    def _is_new(self, program: Program) -> bool:
-        return self._waits(program) and not program.begun
+    def _awaits(self, item: tuple[int, float, int, Program]) -> bool:
+        """Whether a program still competes, by when it is due now."""
+        program = item[3]
+        return self._waits(program) and program.competes and item[1] == program.due
 
     def _first_choice(self, item: tuple[Rank, int, Program]) -> bool:
         """Whether it is what is now known of a program that waits."""
@@ -143,7 +142,8 @@ class Lane:
 
     def _stands(self, item: tuple[Rank, int, int, int, Program]) -> bool:
         """Whether it is a program's last offer."""
-        return self._waits(item[4]) and item[2] == item[4].offer
+        program = item[4]
+        return self._waits(program) and program.competes and item[2] == program.offer
 
 
 class _Contest:
@@ -189,19 +189,20 @@ class Held:
 
     Attributes:
         rank: the policy's order of held programs; the least is admitted first.
+        due_at: when a held program has been held for too long, by what is known now.
         programs: those that are held.
     """
 
     def __init__(self, graph: Callable[[Program], ExecutionGraph], tenants: Tenants) -> None:
         self.rank: Callable[[Program], Rank] = lambda program: (float(program.index),)
+        self.due_at: Callable[[Program], float] = lambda program: program.due
         self.programs: dict[str, Program] = {}
         self._graph, self._tenants = graph, tenants
         self._lanes: dict[str, Lane] = {}
         self._by_rank = _Contest(lambda lane: None if lane.tenant.full else lane.rank)
-        self._by_age = _Contest(_age)
-        self._by_new_age = _Contest(_new_age)
+        self._by_due = _Contest(_due)
         self._by_service = _Contest(_service)
-        self._contests = (self._by_rank, self._by_age, self._by_new_age, self._by_service)
+        self._contests = (self._by_rank, self._by_due, self._by_service)
 
     def add(self, program: Program, order: Rank) -> None:
         """A program is new, or paused. New ones of one agent go by `order`."""
@@ -229,7 +230,13 @@ class Held:
         """What is known of a held program has changed; it is ranked anew, for itself."""
         lane = self._lanes[program.about.tenant]
         lane.reconsider(program, order)
-        self._by_rank.enter(lane)
+        self._enter(lane)
+
+    def wait(self, program: Program) -> None:
+        """A held program may be held until it is due."""
+        lane = self._lanes[program.about.tenant]
+        lane.wait(program)
+        self._by_due.enter(lane)
 
     def freed(self, tenant: str) -> None:
         """A tenant has less than it had; its programs may compete again."""
@@ -247,16 +254,10 @@ class Held:
         return None if lane is None else lane.first
 
     @property
-    def oldest(self) -> Program | None:
-        """The program that arrived first."""
-        lane = self._by_age.least
-        return None if lane is None else lane.oldest
-
-    @property
-    def oldest_new(self) -> Program | None:
-        """Of those that were never admitted, the one that arrived first."""
-        lane = self._by_new_age.least
-        return None if lane is None else lane.oldest_new
+    def due(self) -> Program | None:
+        """Of the highest priority that competes, the program that is due first."""
+        lane = self._by_due.least
+        return None if lane is None else lane.due
 
     @property
     def neediest(self) -> Lane | None:
@@ -269,18 +270,18 @@ class Held:
         return sorted(free, key=self.rank)
 
 
-def _age(lane: Lane) -> int | None:
-    oldest = None if lane.tenant.full else lane.oldest
-    return None if oldest is None else oldest.index
+def _urgency(program: Program) -> tuple[int, float, int]:
+    return -program.about.priority, program.due, program.index
 
 
-def _new_age(lane: Lane) -> int | None:
-    oldest = None if lane.tenant.full else lane.oldest_new
-    return None if oldest is None else oldest.index
+def _due(lane: Lane) -> tuple[int, float, int] | None:
+    first = None if lane.tenant.full else lane.due
+    return None if first is None else _urgency(first)
 
 
 def _service(lane: Lane) -> float | None:
-    return lane.tenant.attained if lane.programs and not lane.tenant.full else None
+    waits = lane.first is not None and not lane.tenant.full
+    return lane.tenant.attained if waits else None
 
 
 __all__ = ["Held", "Lane"]

@@ -8,6 +8,7 @@ one page. `runtime/scheduler/registry.py` knows them by name.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 
 from drawloom.events import StepReady, ToolReady
 from drawloom.runtime.scheduler.program import Lineage, Program, Rank
@@ -58,7 +59,7 @@ class Policy:
     parks = False
     period: float | None = None
 
-    def order(self, program: Program) -> Rank:
+    def order(self, world: World, program: Program) -> Rank:
         """The order of an agent's new programs, asked for again when a program has said more of
         itself: its first prompt, the calls it expects."""
         return (float(program.index),)
@@ -77,6 +78,22 @@ class Policy:
         """Whether a program that another engine holds would run here at once. Where nobody is held
         back this is not asked."""
         return True
+
+    def look(self, world: World, program: Program) -> int:
+        """After how many of its calls a program that is about to run is held again; 0 is never."""
+        return 0
+
+    def due(self, world: World, program: Program) -> float:
+        """The seconds for which a program may be held in all, before `admit` lets it go first."""
+        return inf
+
+    def absent(self, world: World, program: Program) -> float | None:
+        """After how many seconds without a call an active program is held; None is never."""
+        return None
+
+    def adds(self, world: World, program: Program) -> float:
+        """The share of the engine's time that a program which is about to run will take."""
+        return 0.0
 
     def claim(self, world: World, program: Program) -> int:
         """The KV tokens that a program is promised. Asked when it becomes active, after each of

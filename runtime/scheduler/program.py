@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from drawloom.events import ProgramSubmitted, StepReady
 from drawloom.graph.execution import START
 from drawloom.graph.forecast import Forecast
 
 Rank = tuple[float, ...]
+_MORE = 0.5  # calls; by less, a declaration is the same
 
 
 @dataclass(slots=True)
@@ -60,7 +62,11 @@ class Program:
         order: its place among its agent's new programs.
         host: where it has room for its environments, from its first call on.
         offer: how often it was ranked among the held; the last rank counts.
-        cost: what the policy last found its end to cost.
+        late: it was admitted because it had been held for too long.
+        held: seconds for which it was held in all, with a call or before its first.
+        gap: seconds that its last tools took.
+        due: when it will have been held for too long, if it is held now.
+        raises: how often it declared more calls to come than it had said.
         expected: LLM calls in all, by what it declared last; None if it did not.
         said: the same, by what it declared before its first call.
         trail: at the end of each call, the service so far and the service that was expected to
@@ -90,7 +96,11 @@ class Program:
     order: Rank = ()
     host: str | None = None
     offer: int = 0
-    cost: float = 0.0
+    late: bool = False
+    held: float = 0.0
+    gap: float = 0.0
+    due: float = inf
+    raises: int = 0
     expected: float | None = None
     said: float | None = None
     trail: list[tuple[float, float]] = field(default_factory=list)
@@ -122,7 +132,9 @@ class Program:
         """It declares how many calls are to come."""
         if calls is None:
             return
-        self.expected = self.steps + calls
+        total = self.steps + calls
+        self.raises += self.expected is not None and total > self.expected + _MORE
+        self.expected = total
         self.show()
         if not self.steps:
             self.said = self.expected
@@ -136,6 +148,11 @@ class Program:
     def outgrew(self) -> float | None:
         """How many times the calls that it declared at first it declared last."""
         return self.expected / self.said if self.said and self.expected is not None else None
+
+    @property
+    def competes(self) -> bool:
+        """Whether it could use a place: it is new, or has a call to make."""
+        return not self.begun or bool(self.ready)
 
     def lacks(self, env: str) -> bool:
         """Whether it may still ask for an environment of this key."""

@@ -3,17 +3,18 @@
 from collections import deque
 from collections.abc import Iterator
 from itertools import count
-from math import exp
+from math import inf
 
 from drawloom.cost import CostModel
 from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.scheduler.alone import Quickest
 from drawloom.runtime.scheduler.held import Held
+from drawloom.runtime.scheduler.load import Load
 from drawloom.runtime.scheduler.places import Places
 from drawloom.runtime.scheduler.program import Lineage, Program, Rank
 from drawloom.runtime.scheduler.tenants import Tenants
 
-_DUTY, _MINUTES = 0.75, 120.0
+_LEARN = 0.05
 
 
 class World:
@@ -38,9 +39,9 @@ class World:
         queued: seconds that the last calls waited at their engine.
         computing: active programs that have a call at an engine.
         calls: calls of active programs there.
-        duty: the share of active programs that compute, over the last minutes.
+        load: how busy the engines are.
+        usual_jct: the mean seconds from submission to end of programs of any agent.
         ticked: when the policy's clock last ticked.
-        boundary: the program of which a call has just ended.
         pressed: calls that gave way to others at their engine, and have not said anything since.
     """
 
@@ -58,17 +59,16 @@ class World:
         self.host_tokens = 0
         self.cost, self.quickest = CostModel(), Quickest()
         self.queued: deque[float] = deque(maxlen=128)
-        self.computing, self.calls, self.duty = 0, 0, _DUTY
+        self.computing, self.calls, self.load = 0, 0, Load()
+        self.usual_jct: float | None = None
         self.ticked = -1.0
-        self.boundary: Program | None = None
         self.pressed: set[str] = set()
         self._passed = 0.0
 
     def pass_time(self, now: float) -> None:
         """Nothing has changed until `now`."""
-        if self.active:
-            fade = exp(-(now - self._passed) / _MINUTES)
-            self.duty += (1 - fade) * (self.computing / len(self.active) - self.duty)
+        if now > self._passed:
+            self.load.pass_time(now - self._passed, self.computing > 0)
         self._passed = now
 
     def start(self, program: Program, step: str, lineage: str) -> None:
@@ -123,8 +123,16 @@ class World:
             self.places.hold(program)
         self.held.add(program, order)
 
+    def ended_after(self, jct: float) -> None:
+        """A program took so many seconds from its submission to its end."""
+        usual = jct if self.usual_jct is None else self.usual_jct
+        self.usual_jct = usual + _LEARN * (jct - usual)
+
     def activate(self, program: Program, now: float) -> None:
         """A held program's calls go to the engine from now on."""
+        program.late = program.due <= now
+        program.held += now - program.since
+        program.due = inf
         self.places.activate(program)
         if program.begun:
             self.resting -= program.own

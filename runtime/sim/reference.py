@@ -37,7 +37,7 @@ class Clairvoyant(Policy):
         left = self._left[program.id]
         return left[min(program.steps, len(left) - 1)]
 
-    def order(self, program: Program) -> Rank:
+    def order(self, world: World, program: Program) -> Rank:
         return (self._work(program),)
 
     def rank(self, world: World, program: Program) -> Rank:

@@ -1,0 +1,1 @@
+"""The parts that a policy is composed of, each with a null object."""

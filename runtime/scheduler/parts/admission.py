@@ -1,0 +1,101 @@
+"""How many programs run."""
+
+from drawloom.runtime.scheduler.parts.parameters import Parameters
+from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.scheduler.world import World
+
+
+class Admission:
+    """Everybody runs."""
+
+    def claim(self, world: World, program: Program, look: int) -> int:
+        """Return the KV tokens that a program is promised, which runs for `look` calls first."""
+        return 0
+
+    def fits(self, world: World, program: Program, look: int) -> bool:
+        """Return whether one more program may run."""
+        return True
+
+    def adds(self, world: World, program: Program) -> float:
+        """Return the share of the engine's time that one more program is expected to take."""
+        return 0.0
+
+    def overflows(self, world: World) -> bool:
+        """Return whether fewer programs should run."""
+        return False
+
+
+class Cap(Admission):
+    """So many programs run.
+
+    Args:
+        programs: how many.
+    """
+
+    def __init__(self, programs: int) -> None:
+        self.programs = programs
+
+    def fits(self, world: World, program: Program, look: int) -> bool:
+        return len(world.active) < self.programs
+
+
+class Throughput(Admission):
+    """Programs run while their peaks fit into memory, or while the engine has time to spare for
+    what is lost when they do not.
+
+    A program holds KV tokens up to its peak, as usual for its agent (Past-Future's idea of
+    forecasting the peak, arXiv 2507.10150, over programs). Where the sum does not fit, one more
+    program makes others compute about as many tokens again in each of its cycles. That costs
+    nothing in time in which the engine would have been idle, and decoding more sequences in a step
+    wins some of it back.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+
+    def claim(self, world: World, program: Program, look: int) -> int:
+        if look:
+            return program.own  # it is held again before it has grown
+        usual = world.graph(program.about.agent).usual_peak
+        if usual is None:
+            usual = program.about.expect_tokens or int(self.parameters.guess * world.capacity)
+        return max(program.own, usual)
+
+    def fits(self, world: World, program: Program, look: int) -> bool:
+        if not world.active:
+            return True
+        if world.pressed:
+            return False  # those that run have no room as it is
+        graph = world.graph(program.about.agent)
+        if graph.forks and world.calls >= self.parameters.wide:
+            return False  # branches share their KV, so memory does not bound their calls
+        spread = graph.peak_spread * (len(world.active) + 1) ** 0.5
+        margin = graph.shared + self.parameters.deviations * spread
+        wanted = world.claimed + self.claim(world, program, look) + margin
+        room = (self.parameters.full + self._beyond(world)) * world.capacity
+        return wanted <= room or self._pays(world, program)
+
+    def _pays(self, world: World, program: Program) -> bool:
+        """Return whether one more program beyond memory adds more than is lost by it."""
+        return world.load.with_more(self._again(world)) <= self.parameters.busy
+
+    def adds(self, world: World, program: Program) -> float:
+        return world.load.added(self._again(world))
+
+    def _again(self, world: World) -> float:
+        """Return the seconds that are computed again in each cycle for one program more than fit:
+        what it brings, somebody else loses, if that was there."""
+        if world.host_tokens or not world.active:
+            return 0.0
+        there = min(1.0, world.capacity / max(1, world.own))
+        return there * world.cost.recompute(world.own // len(world.active))
+
+    def overflows(self, world: World) -> bool:
+        beyond = world.own > (1.0 + self._beyond(world)) * world.capacity
+        return beyond and world.load.busy > self.parameters.busy
+
+    def _beyond(self, world: World) -> float:
+        return self.parameters.beyond if world.host_tokens else 0.0
+
+
+__all__ = ["Admission", "Cap", "Throughput"]

@@ -20,7 +20,6 @@ from drawloom.graph.durations import Durations
 from drawloom.graph.forecast import Forecast
 from drawloom.graph.look import Look
 from drawloom.graph.record import Record
-from drawloom.graph.trend import Trend
 
 START, END, FORK = "start", "end", "fork:"
 _ENOUGH, _BETTER = 8, 0.9
@@ -53,8 +52,6 @@ class ExecutionGraph:
         peak_spread: the standard deviation of these.
         usual_span: the mean seconds from admission to end.
         usual_jct: the mean seconds from submission to end; None before any.
-        usual_alone: the mean seconds that finished programs would have taken alone.
-        fewest: the fewest LLM calls of a finished program; 0 before any.
         step_seconds: the mean seconds of service of an LLM call.
         sizes: LLM calls, peak and seconds of service of finished programs.
         look: when programs with branches showed how many; sizes are seconds of service.
@@ -71,17 +68,12 @@ class ExecutionGraph:
         self.contexts: deque[int] = deque(maxlen=128)
         self.services: deque[float] = deque(maxlen=128)
         self.spans: deque[float] = deque(maxlen=128)
-        self.alone: deque[float] = deque(maxlen=128)
-        self.calls: deque[int] = deque(maxlen=128)
         self.sizes: deque[tuple[int, int, float]] = deque(maxlen=128)
         self.look, self.told, self.declared = Look(), Look(), Record()
-        self._trends: tuple[Trend, Trend] | None = None
         self.usual_peak: int | None = None
         self.peak_spread = 0.0
         self.usual_span: float | None = None
-        self.usual_alone: float | None = None
         self.usual_jct: float | None = None
-        self.fewest = 0
         self._sorted = np.zeros(0)
         self._costs: dict[float, float] = {}
         self.shared = 0
@@ -131,23 +123,20 @@ class ExecutionGraph:
         span: float = 0.0,
         steps: int = 0,
         trail: Sequence[tuple[float, float]] = (),
-        alone: float = 0.0,
         shown: tuple[int, float] | None = None,
         outgrew: float | None = None,
     ) -> None:
         """A program ended: the most KV tokens that it had for itself, the seconds that its LLM
         calls took, those from its admission to its end, how many calls there were, at the end of
-        each the service so far and what was then expected to follow, the seconds that all of it
-        would have taken alone, the calls and service after which it had shown how large it is,
-        and how many times the calls that it declared at first it declared last."""
+        each the service so far and what was then expected to follow, the calls and service after
+        which it had shown how large it is, and how many times the calls that it declared at first
+        it declared last."""
         self._judge(service, trail)
         self.programs += 1
         self.contexts.append(peak_context)
         self.services.append(service)
         self.spans.append(span)
         if steps:
-            self.calls.append(steps)
-            self.alone.append(alone)
             self.sizes.append((steps, peak_context, service))
         calls, had = shown or (0, service)
         self.look.observe(calls, had, service)
@@ -163,11 +152,8 @@ class ExecutionGraph:
     def _summarise(self) -> None:
         self.usual_peak, self.peak_spread = int(fmean(self.contexts)), pstdev(self.contexts)
         self.usual_span = fmean(self.spans)
-        if self.calls:
-            self.usual_alone, self.fewest = fmean(self.alone), min(self.calls)
         if calls := sum(steps for steps, _, _ in self.sizes):
             self.step_seconds = sum(service for _, _, service in self.sizes) / calls
-        self._trends = None
         self._sorted = np.sort(np.array(self.services))
         self._costs.clear()
 
@@ -222,23 +208,6 @@ class ExecutionGraph:
         return self._left.get(state)
 
     @property
-    def peaks(self) -> Trend:
-        """What their calls say of the peaks of programs."""
-        return self._by_calls()[0]
-
-    @property
-    def totals(self) -> Trend:
-        """What their calls say of the service of programs, seconds."""
-        return self._by_calls()[1]
-
-    def _by_calls(self) -> tuple[Trend, Trend]:
-        """Worked out when somebody declares calls, not each time that a program ends."""
-        if self._trends is None:
-            steps, peaks, totals = zip(*self.sizes, strict=True) if self.sizes else ((), (), ())
-            self._trends = Trend(steps, peaks), Trend(steps, totals)
-        return self._trends
-
-    @property
     def forks(self) -> bool:
         """Whether its programs have branches."""
         return bool(self._forks)
@@ -291,8 +260,6 @@ class ExecutionGraph:
             "contexts": list(self.contexts),
             "services": list(self.services),
             "spans": list(self.spans),
-            "alone": list(self.alone),
-            "calls": list(self.calls),
             "sizes": list(self.sizes),
             "look": self.look.saved(),
             "told": self.told.saved(),
@@ -315,8 +282,6 @@ class ExecutionGraph:
         graph.contexts.extend(map(int, saved["contexts"]))
         graph.services.extend(map(float, saved["services"]))
         graph.spans.extend(map(float, saved["spans"]))
-        graph.alone.extend(map(float, saved.get("alone", ())))
-        graph.calls.extend(map(int, saved.get("calls", ())))
         graph.sizes.extend((int(n), int(p), float(s)) for n, p, s in saved.get("sizes", ()))
         graph.look.restore(saved.get("look", ()))
         graph.told.restore(saved.get("told", ()))

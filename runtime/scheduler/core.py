@@ -130,8 +130,8 @@ class Scheduler:
             span = now - program.admitted
             self.world.ended_after(now - program.submitted)
             graph.finished(
-                program.peak, program.service, span, program.steps, program.trail, program.alone,
-                program.shown, program.outgrew,
+                program.peak, program.service, span, program.steps, program.trail, program.shown,
+                program.outgrew,
             )  # fmt: skip
             graph.took(now - program.submitted)
             if program.expected is not None:
@@ -279,7 +279,6 @@ class Scheduler:
         if lineage.waiting is not None:
             graph.durations.observe(lineage.waiting, now - lineage.since)
             program.gap = now - lineage.since
-            program.alone += program.gap
             if lineage.forecast is not None:
                 graph.calibrate(lineage.forecast, now - lineage.since, event.state)
             lineage.waiting = lineage.forecast = None
@@ -315,7 +314,6 @@ class Scheduler:
         self.world.cost = self.world.cost.learn(event.computed, event.seconds)
         quickest = self.world.quickest
         quickest.learn(event.computed, event.seconds, output, event.service - event.seconds)
-        program.alone += quickest.seconds(event.computed, output)
         shared = lineage.shared
         if program.steps == 1 and len(program.lineages) == 1:  # what it found was not its own
             shared = max(0, lineage.prompt - event.computed)

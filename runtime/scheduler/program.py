@@ -52,7 +52,6 @@ class Program:
         running: calls at the engine.
         started: these, and the conversation of each.
         service: seconds that its calls have had there.
-        alone: seconds that all of it so far would have taken with nothing beside it.
         trial: calls after which it is held again, as it was admitted before its turn; 0 is never.
         since: when it became held, or ran out of calls.
         admitted: when it first became active.
@@ -85,7 +84,6 @@ class Program:
     running: int = 0
     steps: int = 0
     service: float = 0.0
-    alone: float = 0.0
     trial: int = 0
     shown: tuple[int, float] | None = None
     since: float = 0.0

@@ -54,14 +54,6 @@ def test_what_finished_programs_wanted_is_what_others_will() -> None:
     assert graph.usual_span == 20.0
 
 
-def test_what_finished_programs_took_alone_and_the_fewest_calls() -> None:
-    graph = ExecutionGraph("a")
-    assert (graph.usual_alone, graph.fewest) == (None, 0)
-    graph.finished(1, 9.0, 9.0, steps=4, alone=3.0)
-    graph.finished(1, 9.0, 9.0, steps=2, alone=1.0)
-    assert (graph.usual_alone, graph.fewest) == (2.0, 2)
-
-
 def test_the_cost_of_a_completion_is_the_inverse_gittins_index() -> None:
     graph = ExecutionGraph("a")
     assert graph.seconds_per_completion(0.0) is None
@@ -89,3 +81,21 @@ def test_the_seconds_of_a_call_are_the_mean_over_calls_and_not_over_programs() -
     assert graph.step_seconds == pytest.approx(10.0)
     older = graph.saved() | {"sizes": [], "step_seconds": 3.0}
     assert ExecutionGraph.restore("a", older).step_seconds == 3.0
+
+
+def test_branches_that_are_there_are_not_expected_as_well() -> None:
+    """A trunk that forks into two branches of three calls each, and goes on with one call."""
+    graph = ExecutionGraph("a")
+    for _ in range(50):
+        graph.observe(START, "trunk")
+        for _ in range(2):
+            branch = graph.forked("trunk")
+            for source, target in ((branch, "1"), ("1", "2"), ("2", "3"), ("3", END)):
+                graph.observe(source, target)
+        graph.observe("trunk", "join")
+        graph.observe("join", END)
+        graph.finished(10, service=8.0, steps=8)
+    trunk, branches = ("trunk", True, False), [("1", False, False)] * 2
+    assert graph.service_left([trunk]) == pytest.approx(7.0, rel=0.05)
+    assert graph.service_left([("trunk", True, True), *branches]) == pytest.approx(7.0, rel=0.05)
+    assert graph.service_left([("trunk", True, True)]) == pytest.approx(1.0, rel=0.05)

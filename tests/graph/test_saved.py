@@ -36,7 +36,8 @@ def test_a_graph_goes_on_where_it_was(
         graph.calibrate(graph.forecast("plan/", "shell"), value, "work/shell")
     for peak, service in ends:
         trail = [(service / 2, 1.0), (service, 0.0)]
-        graph.finished(peak, service, 2 * service, 3, trail, service / 2)
+        graph.finished(peak, service, 2 * service, 3, trail)
+        graph.declared.observe(1.0, 3)
     again = ExecutionGraph.restore("a", json.loads(json.dumps(graph.saved())))
     for state in STATES:
         assert again.following(state) == pytest.approx(graph.following(state))
@@ -45,7 +46,7 @@ def test_a_graph_goes_on_where_it_was(
         assert (mine.seconds_p50, mine.seconds_p95) == (theirs.seconds_p50, theirs.seconds_p95)
     assert again.usual_peak == graph.usual_peak
     assert again.usual_span == graph.usual_span
-    assert (again.usual_alone, again.fewest) == (graph.usual_alone, graph.fewest)
+    assert again.declared.expected(1.0) == graph.declared.expected(1.0)
     for had in (0.0, 1.0, 1e4):
         assert again.seconds_per_completion(had) == graph.seconds_per_completion(had)
     assert again.calibrations == graph.calibrations
@@ -53,13 +54,14 @@ def test_a_graph_goes_on_where_it_was(
     assert again.saved() == graph.saved()
 
 
-def test_a_graph_that_was_saved_before_there_was_more_to_know_is_read() -> None:
+def test_a_graph_that_an_older_release_saved_is_read() -> None:
     graph = ExecutionGraph("a")
-    graph.finished(10, 1.0, 2.0, steps=3, alone=0.5)
-    saved = graph.saved()
-    del saved["alone"], saved["calls"]
+    graph.finished(10, 1.0, 2.0, steps=3)
+    saved = graph.saved() | {"alone": [0.5], "calls": [3]}  # which are no longer used
+    del saved["declared"], saved["sizes"]
     again = ExecutionGraph.restore("a", saved)
-    assert (again.usual_span, again.usual_alone, again.fewest) == (2.0, None, 0)
+    assert (again.usual_span, again.usual_peak, again.step_seconds) == (2.0, 10, 1 / 3)
+    assert again.declared.expected(7.0) == 7.0
 
 
 def test_what_is_no_graph_is_refused() -> None:

@@ -1,9 +1,13 @@
-"""What calls would take with nothing beside them."""
+"""What calls cost: with nothing beside them, and as they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
+from drawloom.cost import CostModel
+
 _PROMPT, _OUTPUT = 64, 8  # tokens of a call that says how quick an engine is
+_FADE = 0.98  # of what was learned, with each call
+_SPREAD = 0.1  # of the mean prompt, squared, from which on prompts differ enough for a line
 
 
 @dataclass(slots=True)
@@ -28,4 +32,41 @@ class Quickest:
         return computed * prompt + output * (self.output if self.output < inf else 0.0)
 
 
-__all__ = ["Quickest"]
+class LearnedCost:
+    """The cost model of an engine that was not profiled, from the calls that it ended.
+
+    Prefills lie on a line over the tokens that they computed (least squares, old calls fade): its
+    slope is a prompt token, whatever a call takes beside. While prompts are alike it is the mean.
+    A step is what an output token takes.
+
+    Attributes:
+        model: as it is now.
+    """
+
+    __slots__ = ("_decoding", "_output", "_sums", "model")
+
+    def __init__(self) -> None:
+        self.model = CostModel()
+        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # weight, tokens, seconds, tokens², tokens seconds
+        self._output = self._decoding = 0.0
+
+    def learn(self, computed: int, prefill: float, output: int, decoding: float) -> None:
+        """Learn from a call that computed so many prompt tokens in `prefill` seconds, and said so
+        many in `decoding`."""
+        model = self.model
+        if computed > 0 and prefill > 0:
+            new = (1.0, computed, prefill, computed * computed, computed * prefill)
+            w, x, y, xx, xy = self._sums = tuple(  # type: ignore[assignment]
+                _FADE * old + one for old, one in zip(self._sums, new, strict=True)
+            )
+            mean, spread = y / x, w * xx - x * x
+            slope = (w * xy - x * y) / spread if spread > _SPREAD * x * x else mean
+            model = replace(model, prefill=min(slope, mean) if slope > 0 else mean)
+        if output > 0 and decoding > 0:
+            self._output = _FADE * self._output + output
+            self._decoding = _FADE * self._decoding + decoding
+            model = replace(model, step=self._decoding / self._output)
+        self.model = model
+
+
+__all__ = ["LearnedCost", "Quickest"]

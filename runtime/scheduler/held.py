@@ -29,26 +29,28 @@ class Lane:
         self, held: "Held", tenant: Tenant, graph: Callable[[Program], ExecutionGraph]
     ) -> None:
         self.tenant, self._held, self._graph = tenant, held, graph
-        self.programs: dict[str, Program] = {}
+        self.count = 0
         self._offers: list[tuple[Rank, int, int, int, Program]] = []
         self._new: dict[str, list[tuple[Rank, int, Program]]] = {}
         self._ages: list[tuple[int, Program]] = []
         self._fresh: list[tuple[int, Program]] = []
 
     def add(self, program: Program, order: Rank) -> None:
-        self.programs[program.id] = program
+        self.count += 1
+        program.lane = self
         if program.begun:
             self._offer(program)
         else:
             self._queue(program, order)
         heapq.heappush(self._ages, (program.index, program))
-        _slim(self._ages, lambda item: self._waits(item[1]), len(self.programs))
+        _slim(self._ages, lambda item: self._waits(item[1]), self.count)
         if not program.begun:
             heapq.heappush(self._fresh, (program.index, program))
-            _slim(self._fresh, lambda item: self._is_new(item[1]), len(self.programs))
+            _slim(self._fresh, lambda item: self._is_new(item[1]), self.count)
 
     def remove(self, program: Program) -> None:
-        del self.programs[program.id]
+        self.count -= 1
+        program.lane = None
         if self._leads(program):
             self._offer_next(program.about.agent)
 
@@ -106,7 +108,7 @@ class Lane:
         program.order = order
         queue = self._new.setdefault(program.about.agent, [])
         heapq.heappush(queue, (order, program.index, program))
-        _slim(queue, self._first_choice, len(self.programs))
+        _slim(queue, self._first_choice, self.count)
         if queue[0][2] is program:
             self._offer(program)
 
@@ -116,7 +118,7 @@ class Lane:
         known = self._graph(program).programs
         item = (self._held.rank(program), program.index, program.offer, known, program)
         heapq.heappush(self._offers, item)
-        _slim(self._offers, self._stands, len(self.programs))
+        _slim(self._offers, self._stands, self.count)
 
     def _offer_next(self, agent: str) -> None:
         queue = self._new.get(agent, [])
@@ -132,7 +134,7 @@ class Lane:
         return queue is not None and queue[0][2] is program
 
     def _waits(self, program: Program) -> bool:
-        return self.programs.get(program.id) is program
+        return program.lane is self
 
     def _is_new(self, program: Program) -> bool:
         return self._waits(program) and not program.begun
@@ -220,7 +222,7 @@ class Held:
         del self.programs[program.id]
         lane = self._lanes[program.about.tenant]
         lane.remove(program)
-        if not lane.programs:
+        if not lane.count:
             del self._lanes[program.about.tenant]
             for contest in self._contests:
                 contest.leave(lane)
@@ -280,7 +282,7 @@ def _new_age(lane: Lane) -> int | None:
 
 
 def _service(lane: Lane) -> float | None:
-    return lane.tenant.attained if lane.programs and not lane.tenant.full else None
+    return lane.tenant.attained if lane.count and not lane.tenant.full else None
 
 
 __all__ = ["Held", "Lane"]

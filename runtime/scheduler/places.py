@@ -87,7 +87,7 @@ class Places:
                 _one_less(self.wanted, env)
             if program.active:
                 _one_less(self.promised, env)
-        program.envs.add(env)
+        program.envs |= {env}
         self.rates.setdefault(env, Rate()).note(now)
         host = self.hosts.get(env)
         if host is not None:
@@ -102,7 +102,7 @@ class Places:
         self._leave_host(program)
         for env in program.envs.difference(program.about.fresh):
             self.wanted[env] = self.wanted.get(env, 0) + 1
-        program.envs.clear()
+        program.envs = frozenset()
         return host
 
     def end(self, program: Program) -> None:

@@ -1,7 +1,12 @@
 """Learning what programs do."""
 
-import pytest
+import json
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drawloom.graph.chain import NEXT, OTHER, STATES
 from drawloom.graph.execution import END, START, ExecutionGraph
 
 
@@ -89,3 +94,51 @@ def test_the_seconds_of_a_call_are_the_mean_over_calls_and_not_over_programs() -
     assert graph.step_seconds == pytest.approx(10.0)
     older = graph.saved() | {"sizes": [], "step_seconds": 3.0}
     assert ExecutionGraph.restore("a", older).step_seconds == 3.0
+
+
+def test_states_without_end_are_one_state_and_solved_rarely() -> None:
+    graph = ExecutionGraph("a")
+    before = START
+    for number in range(2000):
+        graph.observe(before, f"llm/{number}")
+        before = f"llm/{number}"
+        graph.steps_left(before)
+    graph.observe(before, END)
+    assert len(graph.nx) <= STATES + 3
+    assert graph.named("llm/1999") == OTHER
+    assert graph.named("llm/0") == "llm/0"
+    assert graph.steps_left("llm/1999") == graph.steps_left(OTHER)
+    assert graph.following("llm/1999") == graph.following(OTHER)
+    again = ExecutionGraph.restore("a", json.loads(json.dumps(graph.saved())))
+    assert again.saved() == graph.saved()
+    assert len(json.dumps(graph.saved())) < 20_000
+
+
+def test_what_follows_a_state_is_bounded() -> None:
+    graph = ExecutionGraph("a")
+    for number in range(100):
+        graph.observe("llm", f"llm/{number}")
+    assert len(graph.following("llm")) <= NEXT + 1
+    assert sum(graph.following("llm").values()) == pytest.approx(1.0)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcd")), max_size=300))
+def test_old_moves_fade_like_all_others_of_their_state(moves: list[tuple[str, str]]) -> None:
+    graph, counts = ExecutionGraph("a"), dict[tuple[str, str], float]()
+    for source, target in moves:
+        for edge in counts:
+            counts[edge] *= 0.995 if edge[0] == source else 1.0
+        counts[source, target] = counts.get((source, target), 0.0) + 1.0
+        graph.observe(source, target)
+    for (source, target), count in counts.items():
+        whole = sum(n for edge, n in counts.items() if edge[0] == source)
+        assert graph.following(source)[target] == pytest.approx(count / whole)
+        assert graph.nx.edges[source, target]["n"] == pytest.approx(count)
+
+
+def test_forecasts_of_tools_without_end_are_checked_together() -> None:
+    graph = ExecutionGraph("a")
+    for number in range(1000):
+        graph.calibrate(graph.forecast("llm", f"t{number}"), 1.0, "llm")
+    assert len(graph.calibrations) <= 257
+    assert sum(one.returns for one in graph.calibrations.values()) == 0

@@ -120,7 +120,7 @@ class Program:
     cost: float = 0.0
     expected: float | None = None
     said: float | None = None
-    trail: list[tuple[float, float]] = field(default_factory=list)
+    trail: tuple[tuple[float, float], ...] = ()
     stride: int = 1
     notice: float = inf
     lineages: dict[str, Lineage] = field(default_factory=dict)
@@ -180,7 +180,7 @@ class Program:
         noted, as far apart as it takes to keep them few."""
         if self.steps % self.stride:
             return
-        self.trail.append((self.service, left() or 0.0))
+        self.trail += ((self.service, left() or 0.0),)
         if len(self.trail) >= _TRAIL:
             self.trail, self.stride = self.trail[1::2], 2 * self.stride
 

@@ -183,8 +183,8 @@ class World:
         self.resting -= self._rests(program)
         if not program.begun:
             program.admitted = now
-        program.active, program.begun, program.marked, program.lost = True, True, False, False
         self.held.remove(program)
+        program.active, program.begun, program.marked, program.lost = True, True, False, False
         self.active[program.id] = program
         self.peers.setdefault(program.about.agent, {})[program.id] = program
         self.tenants.activate(program)

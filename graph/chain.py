@@ -1,7 +1,8 @@
 """States, and how often programs went from one to another: an absorbing Markov chain.
 
-An observation costs the same whatever was observed before it; the chain is solved when it has
-changed by one part in 32, and no oftener than its size pays for. States and what follows each are
+An observation costs the same whatever was observed before it. When the chain has changed by one
+part in 32 it is solved again, but no oftener than its size pays for; not when somebody asks, so
+that asking changes nothing. States and what follows each are
 bounded, since clients choose their names: what is new beyond that is one state, ``other``.
 """
 
@@ -67,10 +68,10 @@ class Chain:
     def __init__(self) -> None:
         self.moves: dict[str, Moves] = {}
         self.changes = 0
+        self._solved_at = -1
         self._names: set[str] = set()
         self._left: dict[str, float] = {}
         self._branches: dict[str, float] = {}
-        self._solved_at = -1
 
     def named(self, state: str) -> str:
         """Return the state that stands for this one: itself, or what new ones are beyond the
@@ -95,7 +96,7 @@ class Chain:
         """Expect `target` after `source` with probability `p`, until observations outweigh it."""
         self._names |= {source, target} - _ALWAYS
         self._at(source).priors[target] = p * _PRIOR_WEIGHT
-        self.changes += 1
+        self._changed()
 
     def observe(self, source: str, target: str) -> None:
         """Count a program that went from one state to another."""
@@ -103,13 +104,13 @@ class Chain:
         if target not in moves.counts and len(moves.counts) >= NEXT and target not in _ALWAYS:
             target = OTHER
         moves.add(target)
-        self.changes += 1
+        self._changed()
 
     def forked(self, state: str) -> str:
         """Count a branch; return the state in which it begins."""
         branch = self._known(f"{FORK}{state}")
         self._at(self._known(state)).forks += 1.0
-        self.changes += 1
+        self._changed()
         return branch
 
     def chances(self, state: str) -> dict[str, float]:
@@ -123,19 +124,20 @@ class Chain:
         Expected visits of the absorbing chain, ``(I - Q)^-1 1``; a state that forks has its
         branches' visits as well. As new as the last time that the chain was solved.
         """
-        self._solve()
         return self._left.get(self.named(state))
 
     def branches(self, state: str) -> float:
         """Return the calls of the branches that a state is expected to have."""
-        self._solve()
         return self._branches.get(self.named(state), 0.0)
 
-    def _solve(self) -> None:
+    def _changed(self) -> None:
         """Solve the chain anew if it has changed by one part in 32 since, and by one part in 8 of
         its states: to solve it takes longer the more it has."""
-        if self.changes <= self._solved_at + max(self._solved_at // 32, len(self.moves) // 8):
-            return
+        self.changes += 1
+        if self.changes > self._solved_at + max(self._solved_at // 32, len(self.moves) // 8):
+            self._solve()
+
+    def _solve(self) -> None:
         self._left, self._branches, self._solved_at = {}, {}, self.changes
         # sorted: where there is hardly a way out, another order might find none
         states = sorted(
@@ -193,6 +195,7 @@ class Chain:
             self._known(f"{FORK}{state}")
             self._at(self._known(str(state))).forks += float(seen)
         self.changes += len(self.moves)
+        self._solve()
 
 
 def _bounded(steps: float) -> float:

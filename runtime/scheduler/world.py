@@ -35,6 +35,8 @@ class World:
         engines: KV tokens of each engine that is up.
         draining: engines of these that take no more.
         loads: what each of these said last of its load.
+        capacity: KV tokens of all of them.
+        host_tokens: KV tokens that fit into host memory behind them.
         peers: the active programs of each agent.
         places: where environments are.
         graphs: what is known of each agent.
@@ -63,6 +65,7 @@ class World:
         self.draining: set[str] = set()
         self.loads: dict[str, EngineLoad] = {}
         self._hosts: dict[str, int] = {}
+        self.capacity = self.host_tokens = 0
         self._cost: CostModel | None = beside._cost if beside else None
         self.learned, self.quickest = LearnedCost(), Quickest()
         self.queued: deque[float] = deque(maxlen=128)
@@ -85,22 +88,17 @@ class World:
         """Count an engine, as it is from now on."""
         self.engines[engine], self._hosts[engine] = tokens, host_tokens
         self.draining.discard(engine)
+        self._sum()
 
     def down(self, engine: str) -> None:
         """Count an engine no more."""
         del self.engines[engine], self._hosts[engine]
         self.draining.discard(engine)
         self.loads.pop(engine, None)
+        self._sum()
 
-    @property
-    def capacity(self) -> int:
-        """KV tokens of all engines."""
-        return sum(self.engines.values())
-
-    @property
-    def host_tokens(self) -> int:
-        """KV tokens that fit into host memory behind the engines."""
-        return sum(self._hosts.values())
+    def _sum(self) -> None:
+        self.capacity, self.host_tokens = sum(self.engines.values()), sum(self._hosts.values())
 
     @property
     def closed(self) -> bool:

@@ -48,7 +48,7 @@ from drawloom.events import (
     ToolStarted,
 )
 from drawloom.graph.execution import ExecutionGraph
-from drawloom.runtime.bench.scheduler import measure
+from drawloom.runtime.bench.scheduler import Shape, held_bytes, measure
 from drawloom.runtime.scheduler import Scheduler, make_policy, policy_names
 from drawloom.runtime.scheduler.agents import Agents
 from drawloom.runtime.scheduler.rate import Rate
@@ -697,12 +697,18 @@ def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
         make_policy("magic")
 
 
-def test_the_load_of_the_benchmark_keeps_every_policy_busy() -> None:
-    for policy in ("drawloom", "fcfs-lru", "thunder", "continuum"):
-        found = measure(policy, steps=200, live=60, running=8)
-        assert found["live"] == 60
-        assert found["running"] > 0, policy
-        assert 0 < found["p99_ms"] <= found["max_ms"]
+@pytest.mark.parametrize("shape", [Shape(60), Shape(1, 60), Shape(60, 1, 60), Shape(60, tools=500)])
+@pytest.mark.parametrize("policy", ["drawloom", "fcfs-lru", "thunder", "continuum"])
+def test_the_load_of_the_benchmark_keeps_every_policy_busy(policy: str, shape: Shape) -> None:
+    found = measure(policy, 200, shape, running=8)
+    assert found["live"] == shape.live
+    assert found["conversations"] >= 60 or shape.live == 60
+    assert found["running"] > 0
+    assert 0 < found["p99_ms"] <= found["max_ms"]
+
+
+def test_a_held_program_takes_little_memory() -> None:
+    assert 0 < held_bytes("drawloom", 500) <= 2_000
 
 
 class CoreMachine(RuleBasedStateMachine):

@@ -1,5 +1,6 @@
 """What the core does when tools are named, begin, and hosts say what they have."""
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from drawloom.actions import Action, ClaimEnv, StartTool, WarmEnv
@@ -8,6 +9,9 @@ from drawloom.runtime.scheduler.program import Program
 
 if TYPE_CHECKING:
     from drawloom.runtime.scheduler.core import Scheduler
+
+
+_AGAIN = 4  # environments whose targets are worked out again though nothing was heard of them
 
 
 class Equipment:
@@ -50,7 +54,7 @@ class Equipment:
 
     def state(self, event: HostState, now: float) -> list[Action]:
         """Note what a host has ready."""
-        self._world.places.hosts[event.env] = event
+        self._world.places.state(event)
         return self._core.rebalance(now)
 
     def furnish(self, program: Program, now: float) -> list[Action]:
@@ -64,12 +68,14 @@ class Equipment:
         return [ClaimEnv(program.host, program.id, env) for env in envs]
 
     def pools(self, now: float) -> list[Action]:
-        """Say how many environments of each key are to be ready, where that has changed."""
+        """Say how many environments of each key are to be ready, where that has changed. Rates
+        fade: so of the others some are looked at again each time, in turn."""
         places, actions = self._world.places, list[Action]()
         if not places.hosts:
             return actions
-        for env in sorted(places.wanted.keys() | places.targets.keys()):
-            before = places.targets.pop(env, 0)
+        changed, places.changed = places.changed, set()
+        for env in sorted(changed.union(islice(places.targets, _AGAIN))):
+            before = places.targets.pop(env, 0)  # what is set again goes last
             wanted = self._policy.warm(self._world, env, now)
             if wanted:
                 places.targets[env] = wanted

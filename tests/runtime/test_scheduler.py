@@ -224,6 +224,23 @@ def test_no_more_environments_are_kept_ready_than_are_claimed_while_others_are_m
     assert targets[-1] in (2, 3)
 
 
+def test_a_pool_is_asked_for_less_when_nothing_is_heard_of_it_any_more() -> None:
+    core = _core()
+    for number in range(9):
+        for _ in range(5):
+            core.world.places.rates.setdefault(f"e{number}", Rate()).note(0.0)
+        core.handle(HostState("h", f"e{number}", 8, 0, 8, cold=10.0), 0.0)
+        for one in range(8):
+            _submit(core, f"p{number}.{one}", 0.0, envs=(f"e{number}",))
+    before = dict(core.world.places.targets)
+    assert max(before.values()) == 8
+    for turn in range(9):  # of another program altogether
+        _submit(core, f"q{turn}", 1000.0 + turn)
+    after = core.world.places.targets
+    assert after.keys() == before.keys()
+    assert max(after.values()) < 8
+
+
 @given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=60), st.floats(0.0, 100.0))
 def test_a_rate_is_never_more_than_was_counted_and_fades(gaps: list[float], later: float) -> None:
     rate, now = Rate(), 0.0

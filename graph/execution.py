@@ -28,6 +28,8 @@ _SAVED: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 _DECAY = 0.995
 _TOOLS = 256  # whose forecasts are checked apart
+_RECENT = 128  # programs that say what others will be like
+_DONE = np.arange(1, _RECENT + 1)
 _COSTS = 1024  # answers that are kept until another program ends
 Place = tuple[str, bool, bool]
 
@@ -66,12 +68,12 @@ class ExecutionGraph:
     def __init__(self, agent: str) -> None:
         self.agent = agent
         self.durations = Durations()
-        self.contexts: deque[int] = deque(maxlen=128)
-        self.services: deque[float] = deque(maxlen=128)
-        self.spans: deque[float] = deque(maxlen=128)
-        self.alone: deque[float] = deque(maxlen=128)
-        self.calls: deque[int] = deque(maxlen=128)
-        self.sizes: deque[tuple[int, int, float]] = deque(maxlen=128)
+        self.contexts: deque[int] = deque(maxlen=_RECENT)
+        self.services: deque[float] = deque(maxlen=_RECENT)
+        self.spans: deque[float] = deque(maxlen=_RECENT)
+        self.alone: deque[float] = deque(maxlen=_RECENT)
+        self.calls: deque[int] = deque(maxlen=_RECENT)
+        self.sizes: deque[tuple[int, int, float]] = deque(maxlen=_RECENT)
         self.look, self.told = Look(), Look()
         self._trends: tuple[Trend, Trend] | None = None
         self.usual_peak: int | None = None
@@ -79,7 +81,7 @@ class ExecutionGraph:
         self.usual_span: float | None = None
         self.usual_alone: float | None = None
         self.fewest = 0
-        self._sorted = np.zeros(0)
+        self._sorted = self._spent = self._until = np.zeros(0)
         self._costs: dict[float, float] = {}
         self.shared = 0
         self.chain = Chain()
@@ -164,6 +166,8 @@ class ExecutionGraph:
             self.step_seconds = sum(service for _, _, service in self.sizes) / calls
         self._trends = None
         self._sorted = np.sort(np.array(self.services))
+        self._spent = np.cumsum(self._sorted)
+        self._until = self._spent + np.arange(len(self._sorted) - 1, -1, -1) * self._sorted
         self._costs.clear()
 
     def _judge(self, service: float, trail: Sequence[tuple[float, float]]) -> None:
@@ -199,13 +203,15 @@ class ExecutionGraph:
         return known
 
     def _cost(self, attained: float) -> float:
-        services = self._sorted
-        left = services[np.searchsorted(services, attained, side="right") :] - attained
-        if not len(left):
+        # When the t-th shortest of N ends, all together have had G[t] = s[0] + .. + s[t] +
+        # (N - 1 - t) s[t]. Of those that are longer than what it has had, `left` remain.
+        first = int(np.searchsorted(self._sorted, attained, side="right"))
+        left = len(self._sorted) - first
+        if not left:
             return max(attained, 1e-3)
-        done = np.arange(1, len(left) + 1)
-        spent = np.cumsum(left) + (len(left) - done) * left  # by all, when so many are done
-        return float(np.min(np.maximum(spent, 1e-9) / done))
+        had = (float(self._spent[first - 1]) if first else 0.0) + left * attained
+        each = (self._until[first:] - had) / _DONE[:left]
+        return max(float(each.min()), 1e-9)
 
     def following(self, state: str) -> dict[str, float]:
         """Return the probability of each next state."""

@@ -142,3 +142,18 @@ def test_forecasts_of_tools_without_end_are_checked_together() -> None:
         graph.calibrate(graph.forecast("llm", f"t{number}"), 1.0, "llm")
     assert len(graph.calibrations) <= 257
     assert sum(one.returns for one in graph.calibrations.values()) == 0
+
+
+@given(st.lists(st.floats(0.01, 1e4), min_size=1, max_size=200), st.floats(0, 1e4))
+def test_the_cost_of_a_completion_is_the_least_over_all_times_to_stop(
+    services: list[float], had: float
+) -> None:
+    graph = ExecutionGraph("a")
+    for service in services:
+        graph.finished(1, service)
+    left = [service - had for service in services[-128:] if service > had]
+    costs = [
+        sum(min(one, stop) for one in left) / sum(one <= stop for one in left) for stop in left
+    ]
+    expected = min(costs) if costs else max(had, 1e-3)
+    assert graph.seconds_per_completion(had) == pytest.approx(expected, rel=1e-6, abs=1e-6)

@@ -2,34 +2,37 @@
 
 A state is where an LLM call was made and which tool had answered before it: (call site, last
 tool) predicts the number of steps left with less than half the error of the kind of step alone
-(research/sdk.md §2). Declared edges are priors, observed steps are counts; both feed one
-`networkx.DiGraph`.
+(research/sdk.md §2). Declared edges are priors, observed steps are counts. Clients name their
+tools, so states are bounded: beyond `STATES` of an agent, new ones are one state, ``other``.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from drawloom.graph.calibration import Calibration
-from drawloom.graph.durations import Durations
+from drawloom.graph.chain import END, FORK, START, Chain
+from drawloom.graph.durations import OTHER, Durations
 from drawloom.graph.forecast import Forecast
 from drawloom.graph.look import Look
 from drawloom.graph.record import Record
 
-START, END, FORK = "start", "end", "fork:"
 _ENOUGH, _BETTER = 8, 0.9
 _SAVED: dict[str, Callable[[Any], Any]] = {
     "shared": int, "step_seconds": float, "informed": bool, "programs": int
 }  # fmt: skip
-_PRIOR_WEIGHT = 4.0
 _DECAY = 0.995
 _LEARN = 0.05
-_MAX_STEPS = 1000.0
+_TOOLS = 256  # whose forecasts are checked apart
+_RECENT = 128  # programs that say what others will be like
+_DONE = np.arange(1, _RECENT + 1)
+_COSTS = 1024  # answers that are kept until another program ends
+Place = tuple[str, bool, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,10 @@ class State:
 
 
 class ExecutionGraph:
-    """Of one agent. Nodes are `State`s, edges carry `n` (decayed counts) and `p`.
+    """What programs of one agent did.
 
     Attributes:
+        chain: its states, and the moves between them.
         shared: tokens that a new program of it finds in the cache.
         usual_peak: the mean of the most KV tokens that finished programs had for themselves.
         peak_spread: the standard deviation of these.
@@ -65,24 +69,20 @@ class ExecutionGraph:
     def __init__(self, agent: str) -> None:
         self.agent = agent
         self.durations = Durations()
-        self.contexts: deque[int] = deque(maxlen=128)
-        self.services: deque[float] = deque(maxlen=128)
-        self.spans: deque[float] = deque(maxlen=128)
-        self.sizes: deque[tuple[int, int, float]] = deque(maxlen=128)
+        self.contexts: deque[int] = deque(maxlen=_RECENT)
+        self.services: deque[float] = deque(maxlen=_RECENT)
+        self.spans: deque[float] = deque(maxlen=_RECENT)
+        self.sizes: deque[tuple[int, int, float]] = deque(maxlen=_RECENT)
         self.look, self.told, self.declared = Look(), Look(), Record()
         self.usual_peak: int | None = None
         self.peak_spread = 0.0
         self.usual_span: float | None = None
         self.usual_jct: float | None = None
-        self._sorted = np.zeros(0)
+        self._sorted = self._spent = self._until = np.zeros(0)
         self._costs: dict[float, float] = {}
         self.shared = 0
-        self._graph: nx.DiGraph[str] = nx.DiGraph()
-        self._left: dict[str, float] = {}
-        self._changes = 0
-        self._solved_at = -1
-        self._visits: dict[str, float] = {}
-        self._forks: dict[str, float] = {}
+        self.chain = Chain()
+        self._forks = False
         self.step_seconds = 0.0
         self.informed = False
         self._errors = [0.0, 0.0]
@@ -91,30 +91,35 @@ class ExecutionGraph:
 
     @property
     def nx(self) -> "nx.DiGraph[str]":
-        """The live graph: `n` and `p` on edges, `visits` on nodes. A view; do not change it."""
-        return self._graph
+        """The graph as it is now: decayed counts `n` and probabilities `p` on its edges."""
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        for source, moves in self.chain.moves.items():
+            graph.add_node(source)
+            for target, p in moves.chances().items():
+                graph.add_edge(source, target, n=moves.counts.get(target, 0.0) / moves.scale, p=p)
+        return graph
+
+    def knows(self, source: str, target: str) -> bool:
+        """Return whether `target` was declared or seen after `source`."""
+        moves = self.chain.moves.get(source)
+        return moves is not None and (target in moves.counts or target in moves.priors)
+
+    def named(self, state: str) -> str:
+        """Return the state that stands for this one: itself, or ``other`` beyond the bound."""
+        return self.chain.named(state)
 
     def declare(self, source: str, target: str, p: float) -> None:
-        """A prior: from `source` to `target` with probability `p`."""
-        edge = self._edge(source, target)
-        edge["prior"] = p * _PRIOR_WEIGHT
-        self._touch(source)
+        """Expect `target` after `source` with probability `p`, until observations outweigh it."""
+        self.chain.declare(source, target, p)
 
     def observe(self, source: str, target: str) -> None:
-        """A program went from one state to another."""
-        for _, _, edge in self._graph.out_edges(source, data=True):
-            edge["n"] *= _DECAY
-        self._edge(source, target)["n"] += 1.0
-        self._visits[source] = self._visits.get(source, 0.0) + 1.0
-        self._touch(source)
+        """Count a program that went from one state to another."""
+        self.chain.observe(source, target)
 
     def forked(self, state: str) -> str:
-        """A conversation in `state` was forked; the state in which the branch begins."""
-        branch = f"{FORK}{state}"
-        self._forks[state] = self._forks.get(state, 0.0) + 1.0
-        self._edge(state, branch)
-        self._changes += 1
-        return branch
+        """Count a conversation in `state` that was forked; return where the branch begins."""
+        self._forks = True
+        return self.chain.forked(state)
 
     def finished(
         self,
@@ -150,24 +155,33 @@ class ExecutionGraph:
         self.usual_jct = usual + _LEARN * (jct - usual)
 
     def _summarise(self) -> None:
-        self.usual_peak, self.peak_spread = int(fmean(self.contexts)), pstdev(self.contexts)
+        mean = fmean(self.contexts)
+        spread = fmean([(peak - mean) ** 2 for peak in self.contexts])
+        self.usual_peak, self.peak_spread = int(mean), spread**0.5
         self.usual_span = fmean(self.spans)
         if calls := sum(steps for steps, _, _ in self.sizes):
             self.step_seconds = sum(service for _, _, service in self.sizes) / calls
         self._sorted = np.sort(np.array(self.services))
+        self._spent = np.cumsum(self._sorted)
+        self._until = self._spent + np.arange(len(self._sorted) - 1, -1, -1) * self._sorted
         self._costs.clear()
 
     def _judge(self, service: float, trail: Sequence[tuple[float, float]]) -> None:
-        """Which would have known better what was still to come: the states, or the mean of those
-        that had come as far?"""
-        for had, expected in trail[:-1]:
-            left = service - had
-            others = self._sorted[np.searchsorted(self._sorted, had, side="right") :]
-            if not len(others):
-                continue
-            by_service = float(others.mean()) - had
-            for at, guess in enumerate((expected, by_service)):
-                self._errors[at] = _DECAY * self._errors[at] + abs(guess - left)
+        """Find which would have known better what was still to come: the states, or the mean of
+        those that had come as far."""
+        checked = [pair for pair in trail if pair[0] < service]
+        if checked and len(self._sorted):
+            had, expected = np.array(checked).T
+            place = np.searchsorted(self._sorted, had, side="right")
+            others = len(self._sorted) - place
+            sums = np.append(np.cumsum(self._sorted[::-1])[::-1], 0.0)[place]
+            there = others > 0
+            left = service - had[there]
+            by_service = sums[there] / others[there] - had[there]
+            fade = _DECAY ** np.arange(len(left) - 1, -1, -1)
+            for at, guess in enumerate((expected[there], by_service)):
+                self._errors[at] *= _DECAY ** len(left)
+                self._errors[at] += float(fade @ np.abs(guess - left))
         by_state, by_had = self._errors
         self.informed = self.programs >= _ENOUGH and by_state < _BETTER * by_had
 
@@ -179,55 +193,51 @@ class ExecutionGraph:
             return None
         known = self._costs.get(attained)
         if known is None:
+            if len(self._costs) >= _COSTS:
+                self._costs.clear()
             known = self._costs[attained] = self._cost(attained)
         return known
 
     def _cost(self, attained: float) -> float:
-        services = self._sorted
-        left = services[np.searchsorted(services, attained, side="right") :] - attained
-        if not len(left):
+        # When the t-th shortest of N ends, all together have had G[t] = s[0] + .. + s[t] +
+        # (N - 1 - t) s[t]. Of those that are longer than what it has had, `left` remain.
+        first = int(np.searchsorted(self._sorted, attained, side="right"))
+        left = len(self._sorted) - first
+        if not left:
             return max(attained, 1e-3)
-        done = np.arange(1, len(left) + 1)
-        spent = np.cumsum(left) + (len(left) - done) * left  # by all, when so many are done
-        return float(np.min(np.maximum(spent, 1e-9) / done))
+        had = (float(self._spent[first - 1]) if first else 0.0) + left * attained
+        each = (self._until[first:] - had) / _DONE[:left]
+        return max(float(each.min()), 1e-9)
 
     def following(self, state: str) -> dict[str, float]:
-        """The probability of each next state."""
-        if state not in self._graph:
-            return {}
-        return {t: d["p"] for _, t, d in self._graph.out_edges(state, data=True)}
+        """Return the probability of each next state."""
+        return self.chain.chances(state)
 
     def steps_left(self, state: str) -> float | None:
-        """LLM calls until the end, this state's own included; None when nothing is known.
-
-        Expected visits of the absorbing chain, ``(I - Q)^-1 1``; a state that forks has its
-        branches' visits as well. As new as the last change of one part in 32.
-        """
-        if self._changes > self._solved_at + self._solved_at // 32:
-            self._left, self._solved_at = self._solve(), self._changes
-        return self._left.get(state)
+        """Return the LLM calls until the end, this state's own included; None when nothing is
+        known. As new as the last time that the chain was solved."""
+        return self.chain.left(state)
 
     @property
     def forks(self) -> bool:
         """Whether its programs have branches."""
-        return bool(self._forks)
+        return self._forks
 
-    def service_left(self, places: Iterable[tuple[str, bool, bool]]) -> float | None:
-        """Seconds of service that a program still needs; None when nothing is known of any of its
-        conversations. `places` are their states, whether the call there has ended, and whether
-        its branches are there: then they are conversations of their own."""
+    def service_left(self, places: Mapping[Place, int]) -> float | None:
+        """Return the seconds of service that a program still needs; None when nothing is known of
+        any of its conversations.
+
+        Args:
+            places: how many of its conversations are in each state, whether the call there has
+                ended, and whether its branches are there: then they are counted for themselves.
+        """
         steps, known = 0.0, False
-        for state, ended, forked in places:
+        for (state, ended, forked), count in places.items():
             left = None if state == START else self.steps_left(state)
             if left is not None:
-                steps += left - ended - (self._branches(state) if forked else 0.0)
+                steps += count * (left - ended - (self.chain.branches(state) if forked else 0.0))
                 known = True
         return self.step_seconds * max(0.0, steps) if known else None
-
-    def _branches(self, state: str) -> float:
-        """LLM calls of the branches of a state, of those that are expected of it."""
-        each = self.steps_left(f"{FORK}{state}") or 0.0
-        return each * self._forks.get(state, 0.0) / max(1.0, self._visits.get(state, 0.0))
 
     def forecast(self, state: str, tool: str) -> Forecast:
         """What to expect of a program that waits for `tool` in `state`."""
@@ -240,22 +250,26 @@ class ExecutionGraph:
         )
 
     def calibrate(self, forecast: Forecast, seconds: float, state: str) -> None:
-        """What was foretold when a program called a tool, and when and where it came back."""
-        self.calibrations.setdefault(forecast.tool, Calibration()).observe(forecast, seconds, state)
+        """Check what was foretold when a program called a tool against when and where it came
+        back."""
+        tool = forecast.tool
+        if tool not in self.calibrations and len(self.calibrations) >= _TOOLS:
+            tool = OTHER
+        self.calibrations.setdefault(tool, Calibration()).observe(forecast, seconds, state)
 
     # --- kept across restarts -------------------------------------------------------------
 
     @property
     def changes(self) -> int:
         """Grows with everything that is learned."""
-        return self._changes + self.programs
+        return self.chain.changes + self.programs
 
     def saved(self) -> dict[str, Any]:
         """All that was learned, as JSON."""
         return {
-            "edges": sorted([s, t, d["n"]] for s, t, d in self._graph.edges(data=True)),
-            "visits": self._visits,
-            "forks": self._forks,
+            "edges": [list(edge) for edge in self.chain.edges],
+            "visits": {s: m.visits for s, m in self.chain.moves.items() if m.visits},
+            "forks": {s: m.forks for s, m in self.chain.moves.items() if m.forks},
             "durations": self.durations.saved(),
             "contexts": list(self.contexts),
             "services": list(self.services),
@@ -273,11 +287,8 @@ class ExecutionGraph:
     def restore(cls, agent: str, saved: dict[str, Any]) -> "ExecutionGraph":
         """What `saved` kept. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
         graph = cls(agent)
-        for source, target, count in saved["edges"]:
-            graph._edge(str(source), str(target))["n"] = float(count)
-        graph._visits, graph._forks = dict(saved["visits"]), dict(saved["forks"])
-        for source in list(graph._graph):
-            graph._touch(source)
+        graph.chain.restore(saved["edges"], saved["visits"], saved["forks"])
+        graph._forks = bool(saved["forks"])
         graph.durations.restore(saved["durations"])
         graph.contexts.extend(map(int, saved["contexts"]))
         graph.services.extend(map(float, saved["services"]))
@@ -286,7 +297,8 @@ class ExecutionGraph:
         graph.look.restore(saved.get("look", ()))
         graph.told.restore(saved.get("told", ()))
         graph.declared.restore(saved.get("declared", {}))
-        graph.calibrations = {t: Calibration(**c) for t, c in saved["calibrations"].items()}
+        checked = list(saved["calibrations"].items())[: _TOOLS + 1]
+        graph.calibrations = {tool: Calibration(**one) for tool, one in checked}
         for name, kind in _SAVED.items():
             setattr(graph, name, kind(saved[name]))
         graph._errors = [float(error) for error in saved["errors"]]
@@ -294,42 +306,5 @@ class ExecutionGraph:
             graph._summarise()
         return graph
 
-    def _edge(self, source: str, target: str) -> dict[str, float]:
-        if not self._graph.has_edge(source, target):
-            self._graph.add_edge(source, target, n=0.0, prior=0.0, p=0.0)
-        edge: dict[str, float] = self._graph.edges[source, target]
-        return edge
 
-    def _touch(self, source: str) -> None:
-        edges = [d for _, _, d in self._graph.out_edges(source, data=True)]
-        total = sum(d["n"] + d["prior"] for d in edges)
-        for edge in edges:
-            edge["p"] = (edge["n"] + edge["prior"]) / total if total else 0.0
-        self._changes += 1
-
-    def _solve(self) -> dict[str, float]:
-        # sorted: where there is hardly a way out, another order might find none
-        states = sorted(s for s in self._graph if s != END and self._graph.out_degree(s))
-        place = {s: i for i, s in enumerate(states)}
-        matrix = np.eye(len(states))
-        for source, target, edge in self._graph.edges(data=True):
-            if source in place and target in place:
-                matrix[place[source], place[target]] -= edge["p"]
-        for state, count in self._forks.items():
-            branch = f"{FORK}{state}"
-            if state in place and branch in place:
-                matrix[place[state], place[branch]] -= count / max(1.0, self._visits.get(state, 0))
-        costs = np.array([0.0 if s == START or s.startswith(FORK) else 1.0 for s in states])
-        try:
-            left = np.linalg.solve(matrix, costs)
-        except np.linalg.LinAlgError:  # no way out has been seen yet
-            return {}
-        # less than one call: by what was seen so far, branches multiply for ever
-        return {s: _bounded(float(left[i])) for s, i in place.items()}
-
-
-def _bounded(steps: float) -> float:
-    return min(_MAX_STEPS, steps) if steps > 1 - 1e-6 else _MAX_STEPS
-
-
-__all__ = ["END", "FORK", "START", "ExecutionGraph", "State"]
+__all__ = ["END", "FORK", "START", "ExecutionGraph", "Place", "State"]

@@ -15,22 +15,31 @@ _BASE = (1 + ACCURACY) / (1 - ACCURACY)
 _LOG = math.log(_BASE)
 _LEAST, _BUCKETS = 1e-3, 480  # up to 1e5 seconds; what is less than a millisecond is 0
 _TOO_HEAVY = 1e100
+_NONE = np.zeros(0)
 _VALUES = np.concatenate([[0.0], _LEAST * _BASE ** np.arange(_BUCKETS - 1) * 2 / (1 + _BASE)])
 
 
 class Sketch:
-    """`count` is what the observations still weigh."""
+    """Decayed counts of observed seconds. Only the buckets from the first to the last that were
+    seen take memory: a tool that was called once costs a few hundred bytes.
 
-    __slots__ = ("_counts", "_sums", "_weight")
+    `count` is what the observations still weigh.
+    """
+
+    __slots__ = ("_counts", "_first", "_sums", "_weight")
 
     def __init__(self) -> None:
-        self._counts = np.zeros(_BUCKETS)
+        self._first = 0
+        self._counts = _NONE
         self._sums: np.ndarray[Any, Any] | None = None
         self._weight = 1.0
 
     def observe(self, seconds: float) -> None:
+        """Add one observation; those before it fade by `DECAY`."""
         self._weight /= DECAY
-        self._counts[_bucket(seconds)] += self._weight
+        at = _bucket(seconds)
+        self._reach(at, at + 1)
+        self._counts[at - self._first] += self._weight
         self._sums = None
         if self._weight > _TOO_HEAVY:
             self._counts /= self._weight
@@ -38,25 +47,50 @@ class Sketch:
 
     def merge(self, other: "Sketch") -> None:
         """Add what another one has observed."""
-        self._counts += other._counts * (self._weight / other._weight)
+        if not len(other._counts):
+            return
+        self._reach(other._first, other._first + len(other._counts))
+        start = other._first - self._first
+        part = self._counts[start : start + len(other._counts)]
+        part += other._counts * (self._weight / other._weight)
         self._sums = None
+
+    def _reach(self, first: int, end: int) -> None:
+        """Widen the span of buckets so that it covers those from `first` to before `end`."""
+        if not len(self._counts):
+            self._first, self._counts = first, np.zeros(end - first)
+            return
+        last = self._first + len(self._counts)
+        if self._first <= first and end <= last:
+            return
+        begin = min(first, self._first)
+        counts = np.zeros(max(end, last) - begin)
+        counts[self._first - begin : last - begin] = self._counts
+        self._first, self._counts = begin, counts
 
     @property
     def count(self) -> float:
-        return float(self._cumulated[-1]) / self._weight
+        """Weight of all observations, each faded by those after it."""
+        return self._total / self._weight
 
     def quantile(self, share: float) -> float | None:
-        """The seconds that `share` of the observations do not exceed; None without any."""
-        sums = self._cumulated
-        if not sums[-1]:
+        """Return the seconds that `share` of the observations do not exceed; None without any."""
+        if not (total := self._total):
             return None
-        at = int(np.searchsorted(sums, min(share, 1.0) * sums[-1] * (1 - 1e-12), side="right"))
+        below = min(share, 1.0) * total * (1 - 1e-12)
+        at = self._first + int(np.searchsorted(self._cumulated, below, side="right"))
         return float(_VALUES[min(at, _BUCKETS - 1)])
 
     def share_within(self, seconds: float) -> float:
-        """The share of the observations of at most so many seconds; 0 without any."""
-        sums = self._cumulated
-        return float(sums[_bucket(seconds)] / sums[-1]) if sums[-1] else 0.0
+        """Return the share of the observations of at most so many seconds; 0 without any."""
+        at, total = _bucket(seconds) - self._first, self._total
+        if not total or at < 0:
+            return 0.0
+        return float(self._cumulated[min(at, len(self._counts) - 1)] / total)
+
+    @property
+    def _total(self) -> float:
+        return float(self._cumulated[-1]) if len(self._counts) else 0.0
 
     @property
     def _cumulated(self) -> "np.ndarray[Any, Any]":
@@ -65,20 +99,22 @@ class Sketch:
         return self._sums
 
     def saved(self) -> dict[str, float]:
-        """As JSON: the weight of each bucket that has any."""
+        """Return the weight of each bucket that has any, as JSON."""
         there = np.flatnonzero(self._counts)
-        return {str(at): float(self._counts[at] / self._weight) for at in there}
+        return {str(self._first + at): float(self._counts[at] / self._weight) for at in there}
 
     @classmethod
     def restore(cls, saved: dict[str, float]) -> "Sketch":
-        """What `saved` kept. Raises `TypeError` or `ValueError` for anything else."""
+        """Return the sketch that `saved` kept. Raises `TypeError` or `ValueError` for anything
+        else."""
         if not isinstance(saved, dict):
             raise TypeError(f"no sketch: {saved!r}")
         found = cls()
         for at, count in saved.items():
             if not (0 <= int(at) < _BUCKETS and 0 <= float(count) < math.inf):
                 raise ValueError(f"bucket {at} of {count} observations")
-            found._counts[int(at)] = float(count)
+            found._reach(int(at), int(at) + 1)
+            found._counts[int(at) - found._first] = float(count)
         return found
 
 

@@ -16,7 +16,7 @@ def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
         program = running()
         learned = program.live.scheduler.world.graph(graph.name)
         for (source, target), p in graph.priors().items():
-            if not learned.nx.has_edge(source, target):
+            if not learned.knows(source, target):
                 learned.declare(source, target, p)
         kind = graph.state
         if isinstance(state, dict) and not isinstance(state, kind):

@@ -151,7 +151,8 @@ class Runtime(SyncUse):
                 self._memory,
             )  # fmt: skip
             undo.push_async_callback(live.close)
-            live.scheduler.world.cost = self._cost or live.scheduler.world.cost
+            if self._cost is not None:
+                live.scheduler.world.cost = self._cost
             for share in self._tenants:
                 live.emit(share)
             await live.remember()

@@ -4,7 +4,8 @@ SAGA's three (arXiv 2605.00528, §1.5 of research/scheduling.md), for every poli
 (a program's calls go where its KV is), stealing (an engine that holds nobody back takes a program
 from the one that holds most, the first in the policy's order) and migration (its KV goes with it;
 so it does when an engine is loaded and another half as much). Programs move at tool boundaries.
-Tenants, environments and what was learned of agents are one for all.
+From an engine that drains each moves at its next one; from one that is down all do at once, without
+their KV. Tenants, environments and what was learned of agents are one for all.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from drawloom.actions import Action, MoveKV, ReleaseKV
 from drawloom.errors import ConfigError, EngineError
 from drawloom.events import (
     Decoded,
+    EngineDown,
+    EngineDrain,
+    EngineLoad,
     EngineUp,
     Event,
     Forked,
@@ -37,7 +41,7 @@ _GUESS = 0.125
 
 
 class Fleet:
-    """As a `Scheduler`, for as many engines as come up.
+    """As a `Scheduler`, for as many engines as are up. What is held when none is, waits for one.
 
     Args:
         routing: ``affine`` is all of the above; ``sticky`` only affinity; with ``scatter`` every
@@ -59,10 +63,13 @@ class Fleet:
         self._backlog: set[str] = set()
         self._everywhere: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             EngineUp: self._engine_up,
+            EngineDown: self._told,
+            EngineDrain: self._told,
+            EngineLoad: self._told,
             HostUp: self._shared,
             HostState: self._shared,
             TenantShare: self._shared,
-            Decoded: lambda event, now: self.engines[event.engine].handle(event, now),
+            Decoded: self._told,
             Tick: lambda event, now: [
                 a for s in self.engines.values() for a in s.handle(event, now)
             ],
@@ -74,14 +81,14 @@ class Fleet:
         if for_all is not None:
             actions = for_all(event, now)
             self._backlog = {name for name, one in self.engines.items() if one.world.held.programs}
-            return actions + self._steal(now)
+            return actions + self._leave(now) + self._steal(now)
         if isinstance(event, ProgramSubmitted):
             self._settle(event)
         home = self._homes.get(event.program)
         if home is None:
             return []
         actions = self._at_home(event, home, now)
-        return actions + self._steal(now)
+        return actions + self._leave(now) + self._steal(now)
 
     def _at_home(self, event: Any, home: str, now: float) -> list[Action]:
         """An event of a program, which may go elsewhere on the way."""
@@ -118,11 +125,36 @@ class Fleet:
     def _engine_up(self, event: EngineUp, now: float) -> list[Action]:
         if event.engine not in self.engines:
             beside = next((one.world for one in self.engines.values()), None)
-            core = self.engines[event.engine] = Scheduler(self.policy, beside)
+            self.engines[event.engine] = Scheduler(self.policy, beside)
             self._given[event.engine] = 0
-            if beside is not None:
-                core.world.cost = beside.cost
         return self.engines[event.engine].handle(event, now)
+
+    def _told(self, event: Any, now: float) -> list[Action]:
+        """Heard by the engine that it is about, if that is there."""
+        core = self.engines.get(event.engine)
+        return [] if core is None else core.handle(event, now)
+
+    @property
+    def _open(self) -> list[str]:
+        """Engines that take programs."""
+        return [name for name, one in self.engines.items() if not one.world.closed]
+
+    def _leave(self, now: float) -> list[Action]:
+        """Programs leave engines that are down or drain for one that is there; what is down and
+        empty is forgotten."""
+        actions, there = list[Action](), self._open
+        if not there or len(there) == len(self.engines):
+            return actions
+        for name in sorted(self.engines.keys() - there):
+            world = self.engines[name].world
+            for program in list(world.held.programs.values()):
+                if not program.running:
+                    actions += self._move(program, min(there, key=self._load), now)
+            if not world.engines and not world.programs:
+                del self.engines[name], self._given[name]
+                self._backlog.discard(name)
+                world.tenants.unwatch(world.held.freed)
+        return actions
 
     def _shared(self, event: Event, now: float) -> list[Action]:
         """Heard by one; the others look again at what they hold."""
@@ -141,7 +173,7 @@ class Fleet:
             return
         if not self.engines:
             raise EngineError(f"program {event.program} has nowhere to go: no engine is up")
-        home = min(self.engines, key=self._share)
+        home = min(self._open or self.engines, key=self._share)
         world = self.engines[home].world
         usual = world.graph(event.agent).usual_peak
         guess = event.expect_tokens or int(_GUESS * world.capacity)
@@ -167,7 +199,7 @@ class Fleet:
         load = self._load(home)
         if self.routing == "affine" and load < _LOADED:
             return home, []
-        other = min(self.engines, key=self._load)
+        other = min(self._open, key=self._load, default=home)
         apart = _APART if self.routing == "affine" else 1.0
         if other == home or self._load(other) * apart >= load:
             return home, []
@@ -178,10 +210,10 @@ class Fleet:
         actions = list[Action]()
         if self.routing != "affine":
             return actions
-        while self._backlog and len(self._backlog) < len(self.engines):
+        while self._backlog and (idle := set(self._open) - self._backlog):
             victim = max(self._backlog, key=self._waiting)
             program = self.engines[victim].world.held.first
-            thief = min(self.engines.keys() - self._backlog, key=lambda n: (self._load(n), n))
+            thief = min(idle, key=lambda n: (self._load(n), n))
             if program is None or not self.policy.takes(self.engines[thief].world, program):
                 break
             actions += self._move(program, thief, now)
@@ -196,7 +228,7 @@ class Fleet:
         self._given[source] -= self._sizes[name]
         self._given[target] += self._sizes[name]
         actions = list[Action]()
-        for lineage in program.lineages.values() if program.begun else ():
+        for lineage in program.lineages.values() if program.begun and not program.lost else ():
             if self.routing != "scatter" and program.steps:  # before, there is none
                 actions.append(MoveKV(source, target, name, lineage.id))
             actions.append(ReleaseKV(source, name, lineage.id, self.policy.evict_at_end))

@@ -3,21 +3,43 @@
 import heapq
 from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.scheduler.program import Program, Rank
 from drawloom.runtime.scheduler.tenants import Tenant, Tenants
 
 _SLACK = 64
+Due = tuple[int, float, int, Program]  # priority, when it is due, index
+Choice = tuple[Rank, int, Program]  # its place among its agent's new ones
+Offer = tuple[Rank, int, int, int, Program]  # rank, index, offer, its agent's programs by then
+Item = TypeVar("Item", bound=tuple[Any, ...])
 
 
-def _slim(heap: list[Any], counts: Callable[[Any], bool], there: int) -> None:
-    """Drop entries that no longer count once they are most of a heap: what is withdrawn from its
-    middle costs nothing for long."""
-    if len(heap) > _SLACK + 4 * there:
-        heap[:] = filter(counts, heap)
-        heapq.heapify(heap)
+class _Heap(Generic[Item]):
+    """A heap of entries of which only some count. What no longer does is dropped once it may be
+    most of the heap: to withdraw something from its middle costs nothing for long."""
+
+    def __init__(self, counts: Callable[[Item], bool]) -> None:
+        self._counts, self._items, self._most = counts, list[Item](), _SLACK
+
+    def push(self, item: Item) -> None:
+        heapq.heappush(self._items, item)
+        if len(self._items) > self._most:
+            self._items = [one for one in self._items if self._counts(one)]
+            heapq.heapify(self._items)
+            self._most = _SLACK + 2 * len(self._items)
+
+    def pop(self) -> None:
+        """Drop the least entry."""
+        heapq.heappop(self._items)
+
+    @property
+    def least(self) -> Item | None:
+        """The least entry that counts."""
+        while self._items and not self._counts(self._items[0]):
+            heapq.heappop(self._items)
+        return self._items[0] if self._items else None
 
 
 class Lane:
@@ -29,13 +51,14 @@ class Lane:
         self, held: "Held", tenant: Tenant, graph: Callable[[Program], ExecutionGraph]
     ) -> None:
         self.tenant, self._held, self._graph = tenant, held, graph
-        self.programs: dict[str, Program] = {}
-        self._offers: list[tuple[Rank, int, int, int, Program]] = []
-        self._new: dict[str, list[tuple[Rank, int, Program]]] = {}
-        self._ages: list[tuple[int, float, int, Program]] = []
+        self.count = 0
+        self._offers = _Heap[Offer](self._stands)
+        self._new: dict[str, _Heap[Choice]] = {}
+        self._dues = _Heap[Due](self._awaits)
 
     def add(self, program: Program, order: Rank) -> None:
-        self.programs[program.id] = program
+        self.count += 1
+        program.lane = self
         if not program.begun:
             self._queue(program, order)
         elif program.ready:
@@ -43,14 +66,17 @@ class Lane:
         self.wait(program)
 
     def remove(self, program: Program) -> None:
-        del self.programs[program.id]
-        if self._leads(program):
+        led = self._leads(program)
+        self.count -= 1
+        program.lane = None
+        if led:
             self._offer_next(program.about.agent)
 
     def reconsider(self, program: Program, order: Rank) -> None:
         """What is known of a program has changed; it is ranked anew, for itself."""
         if not program.begun and order != program.order:
             led = self._leads(program)
+            program.offer += led  # what it was offered by is no longer so
             self._queue(program, order)
             if led:
                 self._offer_next(program.about.agent)
@@ -61,89 +87,82 @@ class Lane:
     def wait(self, program: Program) -> None:
         """A program may be held until it is due."""
         if program.competes:
-            heapq.heappush(self._ages, (*_urgency(program), program))
-            _slim(self._ages, self._awaits, len(self.programs))
+            self._dues.push((*_urgency(program), program))
 
     @property
     def first(self) -> Program | None:
         """The program of least rank. Ranks are as old as the offers, but for the least one, which
         is looked at again when its agent's history has grown."""
-        while self._offers:
-            _, _, _, known, program = self._offers[0]
-            if not self._stands(self._offers[0]):
-                heapq.heappop(self._offers)
-            elif known != self._graph(program).programs:
-                heapq.heappop(self._offers)
-                self._offer(program)
-            else:
+        while (offer := self._offers.least) is not None:
+            _, _, _, known, program = offer
+            if known == self._graph(program).programs:
                 return program
+            self._offers.pop()
+            self._offer(program)
         return None
 
     @property
     def rank(self) -> tuple[Rank, int, int] | None:
         """The least rank, of which program, and its offer."""
-        return None if self.first is None else self._offers[0][:3]
+        offer = None if self.first is None else self._offers.least
+        return None if offer is None else offer[:3]
 
     @property
     def due(self) -> Program | None:
         """Of the highest priority that competes, the program that is due first."""
-        while self._ages:
-            program = self._ages[0][3]
-            if self._awaits(self._ages[0]):
-                due = self._held.due_at(program)
-                if due <= program.due:
-                    return program
-                program.due = due  # more is known of its like: they take longer
-                self.wait(program)
-            heapq.heappop(self._ages)
+        while (item := self._dues.least) is not None:
+            program = item[3]
+            due = self._held.due_at(program)
+            if due <= program.due:
+                return program
+            self._dues.pop()
+            program.due = due  # more is known of its like: they take longer
+            self.wait(program)
         return None
 
     def _queue(self, program: Program, order: Rank) -> None:
         """A new program waits among those of its agent, of which the first competes."""
         program.order = order
-        queue = self._new.setdefault(program.about.agent, [])
-        heapq.heappush(queue, (order, program.index, program))
-        _slim(queue, self._first_choice, len(self.programs))
-        if queue[0][2] is program:
+        queue = self._new.get(program.about.agent)
+        if queue is None:
+            queue = self._new[program.about.agent] = _Heap(self._first_choice)
+        queue.push((order, program.index, program))
+        if self._leads(program):
             self._offer(program)
 
     def _offer(self, program: Program) -> None:
         """Let a program compete by the rank that it has now; only its last offer counts."""
         program.offer += 1
         known = self._graph(program).programs
-        item = (self._held.rank(program), program.index, program.offer, known, program)
-        heapq.heappush(self._offers, item)
-        _slim(self._offers, self._stands, len(self.programs))
+        self._offers.push((self._held.rank(program), program.index, program.offer, known, program))
 
     def _offer_next(self, agent: str) -> None:
-        queue = self._new.get(agent, [])
-        while queue and not self._first_choice(queue[0]):
-            heapq.heappop(queue)
-        if queue:
-            self._offer(queue[0][2])
-        else:
+        queue = self._new.get(agent)
+        first = None if queue is None else queue.least
+        if first is None:
             self._new.pop(agent, None)
+        else:
+            self._offer(first[2])
 
     def _leads(self, program: Program) -> bool:
         queue = self._new.get(program.about.agent)
-        return queue is not None and queue[0][2] is program
+        first = None if queue is None else queue.least
+        return first is not None and first[2] is program
 
-    def _waits(self, program: Program) -> bool:
-        return self.programs.get(program.id) is program
-
-    def _awaits(self, item: tuple[int, float, int, Program]) -> bool:
+    def _awaits(self, item: Due) -> bool:
         """Whether a program still competes, by when it is due now."""
         program = item[3]
-        return self._waits(program) and program.competes and item[1] == program.due
+        return program.lane is self and program.competes and item[1] == program.due
 
-    def _first_choice(self, item: tuple[Rank, int, Program]) -> bool:
-        """Whether it is what is now known of a program that waits."""
-        return self._waits(item[2]) and item[0] == item[2].order
+    def _first_choice(self, choice: Choice) -> bool:
+        """Whether it is what is now known of a new program that waits."""
+        program = choice[2]
+        return program.lane is self and not program.begun and choice[0] == program.order
 
-    def _stands(self, item: tuple[Rank, int, int, int, Program]) -> bool:
-        """Whether it is a program's last offer."""
-        program = item[4]
-        return self._waits(program) and program.competes and item[2] == program.offer
+    def _stands(self, offer: Offer) -> bool:
+        """Whether it is the last offer of a program that waits."""
+        program = offer[4]
+        return program.lane is self and program.competes and offer[2] == program.offer
 
 
 class _Contest:
@@ -152,7 +171,7 @@ class _Contest:
 
     def __init__(self, key: Callable[[Lane], Any]) -> None:
         self._key = key
-        self._entries: list[tuple[Any, int, Lane]] = []
+        self._entries = _Heap[tuple[Any, int, Lane]](self._current)
         self._valid: dict[Lane, int] = {}
         self._numbers = count()
 
@@ -160,8 +179,7 @@ class _Contest:
         key = self._key(lane)
         if key is not None:
             number = self._valid[lane] = next(self._numbers)
-            heapq.heappush(self._entries, (key, number, lane))
-            _slim(self._entries, self._current, len(self._valid))
+            self._entries.push((key, number, lane))
 
     def leave(self, lane: Lane) -> None:
         self._valid.pop(lane, None)
@@ -171,15 +189,13 @@ class _Contest:
 
     @property
     def least(self) -> Lane | None:
-        while self._entries:
-            key, _, lane = self._entries[0]
-            current = self._current(self._entries[0])
-            if current and self._key(lane) == key:
+        while (entry := self._entries.least) is not None:
+            key, _, lane = entry
+            if self._key(lane) == key:
                 return lane
-            heapq.heappop(self._entries)
-            if current:
-                del self._valid[lane]
-                self.enter(lane)
+            self._entries.pop()
+            del self._valid[lane]
+            self.enter(lane)
         return None
 
 
@@ -221,7 +237,7 @@ class Held:
         del self.programs[program.id]
         lane = self._lanes[program.about.tenant]
         lane.remove(program)
-        if not lane.programs:
+        if not lane.count:
             del self._lanes[program.about.tenant]
             for contest in self._contests:
                 contest.leave(lane)

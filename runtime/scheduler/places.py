@@ -21,6 +21,7 @@ class Places:
         leaving: held programs whose environments will be put aside.
         targets: how many of each environment the pools were asked to have ready.
         rates: how often each is claimed.
+        changed: environments whose targets may be others since they were last worked out.
     """
 
     hosts: dict[str, HostState] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Places:
     leaving: int = 0
     targets: dict[str, int] = field(default_factory=dict)
     rates: dict[str, Rate] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
 
     def up(self, host: HostUp) -> None:
         """A host is there, or has another limit now."""
@@ -54,6 +56,12 @@ class Places:
         """A new program lacks all of its environments."""
         for env in program.about.envs:
             self.wanted[env] = self.wanted.get(env, 0) + 1
+            self.changed.add(env)
+
+    def state(self, state: HostState) -> None:
+        """A host has so many of an environment ready now."""
+        self.hosts[state.env] = state
+        self.changed.add(state.env)
 
     def activate(self, program: Program) -> None:
         """A held program is about to run: it is housed where most room is, if it was not."""
@@ -64,12 +72,14 @@ class Places:
         for env in program.about.envs:
             if env not in program.envs:
                 self.promised[env] = self.promised.get(env, 0) + 1
+                self.changed.add(env)
 
     def deactivate(self, program: Program) -> None:
         """An active program no longer runs."""
         for env in program.about.envs:
             if env not in program.envs:
                 _one_less(self.promised, env)
+                self.changed.add(env)
 
     def hold(self, program: Program) -> None:
         """A program that has run is held now."""
@@ -87,7 +97,8 @@ class Places:
                 _one_less(self.wanted, env)
             if program.active:
                 _one_less(self.promised, env)
-        program.envs.add(env)
+        program.envs |= {env}
+        self.changed.add(env)
         self.rates.setdefault(env, Rate()).note(now)
         host = self.hosts.get(env)
         if host is not None:
@@ -102,7 +113,8 @@ class Places:
         self._leave_host(program)
         for env in program.envs.difference(program.about.fresh):
             self.wanted[env] = self.wanted.get(env, 0) + 1
-        program.envs.clear()
+            self.changed.add(env)
+        program.envs = frozenset()
         return host
 
     def end(self, program: Program) -> None:
@@ -111,6 +123,7 @@ class Places:
         for env in program.about.envs:
             if env not in program.envs or env in program.about.fresh:
                 _one_less(self.wanted, env)
+                self.changed.add(env)
             if env not in self.wanted:
                 self.rates.pop(env, None)
 

@@ -1,41 +1,60 @@
 """A program and its conversations, as the scheduler sees them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
 from drawloom.events import ProgramSubmitted, StepReady
-from drawloom.graph.execution import START
+from drawloom.graph.chain import START
+from drawloom.graph.execution import Place
 from drawloom.graph.forecast import Forecast
+from drawloom.runtime.scheduler.branches import Branches
 
 Rank = tuple[float, ...]
+_TRAIL = 64
 _MORE = 0.5  # calls; by less, a declaration is the same
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Lineage:
-    """A conversation, forked off its `parent` if that goes on, and itself `forked` since its last
-    call. `waiting` names the tools it waits for, `since` when it began to, `forecast` what was
-    expected then; it is leased `until` then. Its last call had `prompt` tokens. Of its `context`,
-    the first `shared` tokens are in the cache for others as well."""
+    """A conversation.
+
+    Attributes:
+        state: where it is in its agent's graph.
+        context: its tokens; of these, the first `shared` are in the cache for others as well.
+        prompt: tokens of its last call's prompt.
+        forked: whether it was forked since its last call.
+        calls: its calls that are held, or at the engine.
+        waiting: the tools that it waits for; `since` when, with what `forecast`.
+        until: when its lease ends.
+        siblings: the group of branches that it is one of, if it was forked off one that goes on.
+        branches: those that were forked off it.
+    """
 
     id: str
     engine: str
     state: str = START
-    parent: str = ""
     context: int = 0
     prompt: int = 0
     forked: bool = False
     shared: int = 0
+    calls: tuple[str, ...] = ()
     waiting: str | None = None
     forecast: Forecast | None = None
     since: float = 0.0
     until: float = 0.0
+    siblings: Branches | None = None
+    branches: Branches | None = None
 
     @property
     def own(self) -> int:
         """Tokens that it has for itself; none before its first call, whatever it goes on from."""
         return max(0, self.context - self.shared)
+
+    @property
+    def place(self) -> Place:
+        """Its state, whether the call there has ended, and whether what branches off is there."""
+        return self.state, self.waiting is not None, self.forked
 
 
 @dataclass(slots=True, eq=False)
@@ -48,9 +67,10 @@ class Program:
         tokens: of all its live conversations.
         own: of these, those that no other program has as well.
         claim: KV tokens that its admission reserved.
-        ready: calls that are held.
+        ready: calls that are held, by name.
         running: calls at the engine.
-        started: these, and the conversation of each.
+        started: these calls, by name.
+        waits: conversations that wait for a tool.
         service: seconds that its calls have had there.
         trial: calls after which it is held again, as it was admitted before its turn; 0 is never.
         since: when it became held, or ran out of calls.
@@ -58,8 +78,10 @@ class Program:
         shown: calls and service that it had had when it showed how large it is: began branches, or
             declared anew what is to come.
         marked: to be paused as soon as it is at a tool boundary.
+        lost: its KV went with its engine, and has to be computed again; until it is active.
         order: its place among its agent's new programs.
         host: where it has room for its environments, from its first call on.
+        lane: where it is held.
         offer: how often it was ranked among the held; the last rank counts.
         late: it was admitted because it had been held for too long.
         held: seconds for which it was held in all, with a call or before its first.
@@ -68,8 +90,9 @@ class Program:
         raises: how often it declared more calls to come than it had said.
         expected: LLM calls in all, by what it declared last; None if it did not.
         said: the same, by what it declared before its first call.
-        trail: at the end of each call, the service so far and the service that was expected to
-            follow it.
+        trail: at the end of each call, or of one in `stride`, the service so far and the service
+            that was expected to follow it.
+        notice: the least context of a running call that says what is not counted yet.
     """
 
     about: ProgramSubmitted
@@ -83,16 +106,19 @@ class Program:
     claim: int = 0
     running: int = 0
     steps: int = 0
+    waits: int = 0
     service: float = 0.0
     trial: int = 0
     shown: tuple[int, float] | None = None
     since: float = 0.0
     admitted: float = 0.0
-    ready: list[StepReady] = field(default_factory=list)
-    started: dict[str, str] = field(default_factory=dict)
+    ready: dict[str, StepReady] = field(default_factory=dict)
+    started: dict[str, StepReady] = field(default_factory=dict)
     marked: bool = False
+    lost: bool = False
     order: Rank = ()
     host: str | None = None
+    lane: object | None = None
     offer: int = 0
     late: bool = False
     held: float = 0.0
@@ -101,9 +127,12 @@ class Program:
     raises: int = 0
     expected: float | None = None
     said: float | None = None
-    trail: list[tuple[float, float]] = field(default_factory=list)
+    trail: tuple[tuple[float, float], ...] = ()
+    stride: int = 1
+    notice: float = inf
     lineages: dict[str, Lineage] = field(default_factory=dict)
-    envs: set[str] = field(default_factory=set)
+    envs: frozenset[str] = frozenset()
+    _spots: dict[Place, int] | None = None
 
     @property
     def id(self) -> str:
@@ -117,14 +146,50 @@ class Program:
     @property
     def idle(self) -> bool:
         """Whether it has nothing at an engine, and no conversation waits for a tool."""
-        return not self.running and all(line.waiting is None for line in self.lineages.values())
+        return not self.running and not self.waits
 
     @property
-    def places(self) -> Iterator[tuple[str, bool, bool]]:
-        """The states of its conversations, whether the call there has ended, and whether what
-        branches off there is there."""
-        lines = self.lineages.values()
-        return ((line.state, line.waiting is not None, line.forked) for line in lines)
+    def places(self) -> Mapping[Place, int]:
+        """How many of its conversations are in each place."""
+        if self._spots is None:
+            return {line.place: 1 for line in self.lineages.values()}
+        return self._spots
+
+    # --- its conversations: whoever changes one takes it out, and puts it back ------------
+
+    def join(self, line: Lineage) -> None:
+        """Add a conversation."""
+        self.lineages[line.id] = line
+        if self._spots is None and len(self.lineages) > 1:
+            self._spots = {}
+            for other in self.lineages.values():
+                self._spots[other.place] = self._spots.get(other.place, 0) + 1
+            self.waits += line.waiting is not None
+        else:
+            self.put(line)
+
+    def put(self, line: Lineage) -> None:
+        """Count a conversation where it is now."""
+        self.waits += line.waiting is not None
+        if self._spots is not None:
+            self._spots[line.place] = self._spots.get(line.place, 0) + 1
+
+    def take(self, line: Lineage) -> None:
+        """Do not count a conversation where it was."""
+        self.waits -= line.waiting is not None
+        if self._spots is not None:
+            self._spots[line.place] -= 1
+            if not self._spots[line.place]:
+                del self._spots[line.place]
+
+    def note(self, left: Callable[[], float | None]) -> None:
+        """Note, at the end of a call, what is expected to follow it. Of many calls only some are
+        noted, as far apart as it takes to keep them few."""
+        if self.steps % self.stride:
+            return
+        self.trail += ((self.service, left() or 0.0),)
+        if len(self.trail) >= _TRAIL:
+            self.trail, self.stride = self.trail[1::2], 2 * self.stride
 
     def say(self, calls: float | None) -> None:
         """It declares how many calls are to come."""

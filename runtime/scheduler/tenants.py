@@ -74,6 +74,10 @@ class Tenants:
         """Whom to tell when a tenant may have more than just before."""
         self._watchers.append(freed)
 
+    def unwatch(self, freed: Callable[[str], None]) -> None:
+        """Tell one no more."""
+        self._watchers.remove(freed)
+
     def _freed(self, name: str) -> None:
         for freed in self._watchers:
             freed(name)

@@ -6,8 +6,11 @@ from itertools import count
 from math import inf
 
 from drawloom.cost import CostModel
+from drawloom.events import EngineLoad, StepReady
 from drawloom.graph.execution import ExecutionGraph
-from drawloom.runtime.scheduler.alone import Quickest
+from drawloom.runtime.scheduler.agents import Agents
+from drawloom.runtime.scheduler.learned import LearnedCost
+from drawloom.runtime.scheduler.branches import Branches
 from drawloom.runtime.scheduler.held import Held
 from drawloom.runtime.scheduler.load import Load
 from drawloom.runtime.scheduler.places import Places
@@ -29,13 +32,15 @@ class World:
         tokens: of all conversations of active programs.
         own: of these, those that each has for itself.
         claimed: KV tokens that they were promised.
-        resting: KV tokens that paused programs have for themselves.
-        engines: KV tokens of each engine.
-        host_tokens: KV tokens that fit into host memory behind the engines.
+        resting: KV tokens that paused programs have for themselves, if they were not lost.
+        engines: KV tokens of each engine that is up.
+        draining: engines of these that take no more.
+        loads: what each of these said last of its load.
+        capacity: KV tokens of all of them.
+        host_tokens: KV tokens that fit into host memory behind them.
+        peers: the active programs of each agent.
         places: where environments are.
         graphs: what is known of each agent.
-        cost: what computing costs.
-        quickest: what it costs where nothing else is computed.
         queued: seconds that the last calls waited at their engine.
         computing: active programs that have a call at an engine.
         calls: calls of active programs there.
@@ -49,15 +54,20 @@ class World:
         self.arrivals: Iterator[int] = beside.arrivals if beside else count(1)
         self.tenants: Tenants = beside.tenants if beside else Tenants()
         self.places: Places = beside.places if beside else Places()
-        self.graphs: dict[str, ExecutionGraph] = beside.graphs if beside else {}
+        self.graphs: Agents = beside.graphs if beside else Agents()
         self.programs: dict[str, Program] = {}
         self.active: dict[str, Program] = {}
         self.held = Held(lambda program: self.graph(program.about.agent), self.tenants)
         self.tenants.watch(self.held.freed)
         self.tokens = self.own = self.claimed = self.resting = 0
+        self.peers: dict[str, dict[str, Program]] = {}
         self.engines: dict[str, int] = {}
-        self.host_tokens = 0
-        self.cost, self.quickest = CostModel(), Quickest()
+        self.draining: set[str] = set()
+        self.loads: dict[str, EngineLoad] = {}
+        self._hosts: dict[str, int] = {}
+        self.capacity = self.host_tokens = 0
+        self._cost: CostModel | None = beside._cost if beside else None
+        self.learned = LearnedCost()
         self.queued: deque[float] = deque(maxlen=128)
         self.computing, self.calls, self.load = 0, 0, Load()
         self.usual_jct: float | None = None
@@ -71,44 +81,74 @@ class World:
             self.load.pass_time(now - self._passed, self.computing > 0)
         self._passed = now
 
-    def start(self, program: Program, step: str, lineage: str) -> None:
+    # --- engines and what they cost -------------------------------------------------------
+
+    def up(self, engine: str, tokens: int, host_tokens: int) -> None:
+        """Count an engine, as it is from now on."""
+        self.engines[engine], self._hosts[engine] = tokens, host_tokens
+        self.draining.discard(engine)
+        self._sum()
+
+    def down(self, engine: str) -> None:
+        """Count an engine no more."""
+        del self.engines[engine], self._hosts[engine]
+        self.draining.discard(engine)
+        self.loads.pop(engine, None)
+        self._sum()
+
+    def _sum(self) -> None:
+        self.capacity, self.host_tokens = sum(self.engines.values()), sum(self._hosts.values())
+
+    @property
+    def closed(self) -> bool:
+        """Whether no engine takes any program: all that there were are down or drain."""
+        return len(self.draining) == len(self.engines)
+
+    @property
+    def cost(self) -> CostModel:
+        """What computing costs: as it was given, else as it was learned from calls."""
+        return self.learned.model if self._cost is None else self._cost
+
+    @cost.setter
+    def cost(self, cost: CostModel) -> None:
+        self._cost = cost
+
+    def graph(self, agent: str) -> ExecutionGraph:
+        """Return what is known of an agent."""
+        return self.graphs[agent]
+
+    def step_seconds(self, graph: ExecutionGraph) -> float:
+        """Return the seconds of service of an LLM call of an agent; of all agents while it is
+        young."""
+        return graph.step_seconds or self.graphs.step_seconds or 1.0
+
+    # --- calls ----------------------------------------------------------------------------
+
+    def start(self, program: Program, step: StepReady) -> None:
         """A call of a program goes to its engine."""
         self.computing += program.active and not program.running
         self.calls += program.active
         program.running += 1
-        program.started[step] = lineage
+        program.started[step.step] = step
 
-    def stop(self, program: Program, step: str) -> None:
-        """It is over, or given up; nothing happens if it was not there."""
-        if program.started.pop(step, None) is not None:
-            self.pressed.discard(step)
+    def stop(self, program: Program, name: str) -> StepReady | None:
+        """A call is over, or given up; return it if it was there."""
+        step = program.started.pop(name, None)
+        if step is not None:
+            self.pressed.discard(name)
             program.running -= 1
             self.calls -= program.active
             self.computing -= program.active and not program.running
-
-    @property
-    def capacity(self) -> int:
-        """KV tokens of all engines."""
-        return sum(self.engines.values())
-
-    def graph(self, agent: str) -> ExecutionGraph:
-        found = self.graphs.get(agent)
-        if found is None:
-            found = self.graphs[agent] = ExecutionGraph(agent)
-        return found
-
-    def step_seconds(self, graph: ExecutionGraph) -> float:
-        """Seconds of service of an LLM call of an agent; of all agents while it is young."""
-        if graph.step_seconds:
-            return graph.step_seconds
-        known = [other.step_seconds for other in self.graphs.values() if other.step_seconds]
-        return sum(known) / len(known) if known else 1.0
+            if not program.running:
+                program.notice = inf
+        return step
 
     # --- who is held, who is active -------------------------------------------------------
 
     def submit(self, program: Program) -> None:
         """A program is new; it is held from now on."""
         self.programs[program.id] = program
+        self.graphs.enter(program.about.agent)
         self.places.submit(program)
         self.tenants.submit(program)
 
@@ -118,10 +158,21 @@ class World:
             self._leave(program)
             program.claim = 0
         program.since = now
+        self.resting += self._rests(program)
         if program.begun:
-            self.resting += program.own
             self.places.hold(program)
         self.held.add(program, order)
+
+    def _rests(self, program: Program) -> int:
+        """Return the KV tokens that a program that is not active still has."""
+        return 0 if program.active or program.lost or not program.begun else program.own
+
+    def lose(self, program: Program) -> None:
+        """The KV of a program that is held is gone; what it had must be computed again."""
+        self.resting -= self._rests(program)
+        program.lost = program.begun
+        for line in program.lineages.values():
+            line.until = 0.0
 
     def ended_after(self, jct: float) -> None:
         """A program took so many seconds from its submission to its end."""
@@ -134,13 +185,13 @@ class World:
         program.held += now - program.since
         program.due = inf
         self.places.activate(program)
-        if program.begun:
-            self.resting -= program.own
-        else:
+        self.resting -= self._rests(program)
+        if not program.begun:
             program.admitted = now
-        program.active, program.begun, program.marked = True, True, False
         self.held.remove(program)
+        program.active, program.begun, program.marked, program.lost = True, True, False, False
         self.active[program.id] = program
+        self.peers.setdefault(program.about.agent, {})[program.id] = program
         self.tenants.activate(program)
         self.computing += program.running > 0
         self.calls += program.running
@@ -151,6 +202,10 @@ class World:
     def _leave(self, program: Program) -> None:
         program.active = False
         del self.active[program.id]
+        peers = self.peers[program.about.agent]
+        del peers[program.id]
+        if not peers:
+            del self.peers[program.about.agent]
         self.computing -= program.running > 0
         self.calls -= program.running
         self.places.deactivate(program)
@@ -169,7 +224,10 @@ class World:
     def resize(self, program: Program, lineage: Lineage, context: int, shared: int) -> None:
         """A conversation has so many tokens now, the first `shared` of them not for itself."""
         change, before = context - lineage.context, lineage.own
+        grown = shared > lineage.shared
         lineage.context, lineage.shared = context, shared
+        if grown and lineage.siblings is not None:
+            lineage.siblings.shares(lineage)
         own = lineage.own - before
         program.tokens += change
         program.own += own
@@ -177,32 +235,42 @@ class World:
         if program.active:
             self.tokens += change
             self.own += own
-        elif program.begun:
+        elif program.begun and not program.lost:
             self.resting += own
+
+    def fork(self, program: Program, parent: Lineage, child: Lineage) -> None:
+        """A conversation begins that goes on from another."""
+        program.join(child)
+        if parent.branches is None:
+            parent.branches = Branches()
+        parent.branches.add(child)
 
     def drop(self, program: Program, lineage: Lineage) -> None:
         """A conversation is over. What others go on from is, from now on, the own of the one that
         shares most of it, and the others share it with that."""
-        heirs = [line for line in program.lineages.values() if line.parent == lineage.id]
-        before = lineage.shared
+        before, group, siblings = lineage.shared, lineage.branches, lineage.siblings
         self.resize(program, lineage, 0, 0)
-        if not heirs:
+        if siblings is not None:
+            siblings.remove(lineage)
+        if not group:
             return
-        heir = max(heirs, key=lambda line: line.shared)
-        for line in heirs:
-            line.parent = heir.id
-        heir.parent = lineage.parent
+        heir = group.largest
+        group.remove(heir)
+        heir.branches = group.merged(heir.branches)
+        if siblings is not None:
+            siblings.add(heir)
         self.resize(program, heir, heir.context or heir.shared, min(heir.shared, before))
 
     def end(self, program: Program) -> None:
         """A program is over."""
         del self.programs[program.id]
+        self.graphs.leave(program.about.agent)
         self.pressed.difference_update(program.started)
         self.places.end(program)
         if program.active:
             self._leave(program)
         else:
-            self.resting -= program.own if program.begun else 0
+            self.resting -= self._rests(program)
             self.held.remove(program)
         self.tenants.end(program)
 
@@ -214,8 +282,8 @@ class World:
             program.claim = 0
             return
         self.held.remove(program)
+        self.resting -= self._rests(program)
         if program.begun:
-            self.resting -= program.own
             self.places.unhold(program)
 
     def accept(self, program: Program, order: Rank) -> None:

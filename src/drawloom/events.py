@@ -173,6 +173,33 @@ class EngineUp:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineDown:
+    """An engine is gone, with all KV on it and behind it. It may come up again."""
+
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDrain:
+    """An engine is about to go: the calls that it has may end, it is given no others. `EngineUp`
+    takes it back."""
+
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """Say how busy an engine is: calls that wait and run there, KV tokens that are free, and the
+    share of the last prompts' tokens that it found in its cache."""
+
+    engine: str
+    queued: int
+    running: int
+    free_tokens: int
+    hit_rate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class TenantShare:
     """What a tenant may have from now on: service by its `weight` where others wait as well, at
     most `programs` at a time, and none more once those that run were promised `kv_tokens`.
@@ -252,6 +279,9 @@ Event = (
     | LineageEnded
     | ProgramEnded
     | EngineUp
+    | EngineDown
+    | EngineDrain
+    | EngineLoad
     | HostUp
     | HostState
     | TenantShare
@@ -260,6 +290,9 @@ Event = (
 
 __all__ = [
     "Decoded",
+    "EngineDown",
+    "EngineDrain",
+    "EngineLoad",
     "EngineUp",
     "Event",
     "Expected",

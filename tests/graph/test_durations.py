@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.graph.durations import Durations, tools_of
+from drawloom.graph.durations import Durations, key_of, tools_of
 from drawloom.graph.sketch import ACCURACY, DECAY, Sketch
 
 SECONDS = st.one_of(st.just(0.0), st.floats(1e-3, 9e4))
@@ -120,12 +120,30 @@ def test_calls_made_together_are_a_key_of_their_own() -> None:
     assert durations.quantile("bash:make+read", 0.5) == pytest.approx(9.0, rel=ACCURACY)
 
 
-def test_words_without_end_are_told_apart_no_further() -> None:
+@pytest.mark.parametrize("word", ["bash:{}", "tool{}", "bash+tool{}", "bash:{}+read"])
+def test_words_without_end_are_told_apart_no_further(word: str) -> None:
     durations = Durations()
     for number in range(2000):
-        durations.observe(f"bash:{number}", 1.0)
-    assert len(durations.keys) <= 256
-    assert durations.quantile("bash:1999", 0.5) == pytest.approx(1.0, rel=ACCURACY)
+        durations.observe(word.format(number), 1.0)
+    assert len(durations.keys) <= 256 + 2
+    assert durations.quantile(word.format(1999), 0.5) == pytest.approx(1.0, rel=ACCURACY)
+    again = Durations()
+    again.restore(json.loads(json.dumps(durations.saved())))
+    assert again.keys == durations.keys
+    assert len(json.dumps(durations.saved())) < 20_000
+
+
+def test_beyond_the_bound_tools_are_known_as_others_are_and_not_as_everything() -> None:
+    durations = Durations()
+    for number in range(1000):
+        durations.observe(f"tool{number}", 1.0 if number < 256 else 9.0)
+    assert durations.quantile("tool900", 0.01) == pytest.approx(9.0, rel=ACCURACY)
+    assert durations.quantile("tool7+tool901", 0.5) is not None
+
+
+def test_many_tools_at_a_time_are_one_key() -> None:
+    assert key_of(["read", "bash", "read"]) == "bash+read"
+    assert key_of(map(str, range(100))) == key_of(map(str, range(50)))
 
 
 def test_what_two_runtimes_saw_is_put_together() -> None:

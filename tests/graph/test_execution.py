@@ -1,7 +1,12 @@
 """Learning what programs do."""
 
-import pytest
+import json
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drawloom.graph.chain import NEXT, OTHER, STATES
 from drawloom.graph.execution import END, START, ExecutionGraph
 
 
@@ -95,7 +100,71 @@ def test_branches_that_are_there_are_not_expected_as_well() -> None:
         graph.observe("trunk", "join")
         graph.observe("join", END)
         graph.finished(10, service=8.0, steps=8)
-    trunk, branches = ("trunk", True, False), [("1", False, False)] * 2
-    assert graph.service_left([trunk]) == pytest.approx(7.0, rel=0.05)
-    assert graph.service_left([("trunk", True, True), *branches]) == pytest.approx(7.0, rel=0.05)
-    assert graph.service_left([("trunk", True, True)]) == pytest.approx(1.0, rel=0.05)
+    trunk, there = ("trunk", True, False), ("trunk", True, True)
+    assert graph.service_left({trunk: 1}) == pytest.approx(7.0, rel=0.05)
+    both = {there: 1, ("1", False, False): 2}
+    assert graph.service_left(both) == pytest.approx(7.0, rel=0.05)
+    assert graph.service_left({there: 1}) == pytest.approx(1.0, rel=0.05)
+
+
+def test_states_without_end_are_one_state_and_solved_rarely() -> None:
+    graph = ExecutionGraph("a")
+    before = START
+    for number in range(2000):
+        graph.observe(before, f"llm/{number}")
+        before = f"llm/{number}"
+        graph.steps_left(before)
+    graph.observe(before, END)
+    assert len(graph.nx) <= STATES + 3
+    assert graph.named("llm/1999") == OTHER
+    assert graph.named("llm/0") == "llm/0"
+    assert graph.steps_left("llm/1999") == graph.steps_left(OTHER)
+    assert graph.following("llm/1999") == graph.following(OTHER)
+    again = ExecutionGraph.restore("a", json.loads(json.dumps(graph.saved())))
+    assert again.saved() == graph.saved()
+    assert len(json.dumps(graph.saved())) < 20_000
+
+
+def test_what_follows_a_state_is_bounded() -> None:
+    graph = ExecutionGraph("a")
+    for number in range(100):
+        graph.observe("llm", f"llm/{number}")
+    assert len(graph.following("llm")) <= NEXT + 1
+    assert sum(graph.following("llm").values()) == pytest.approx(1.0)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcd")), max_size=300))
+def test_old_moves_fade_like_all_others_of_their_state(moves: list[tuple[str, str]]) -> None:
+    graph, counts = ExecutionGraph("a"), dict[tuple[str, str], float]()
+    for source, target in moves:
+        for edge in counts:
+            counts[edge] *= 0.995 if edge[0] == source else 1.0
+        counts[source, target] = counts.get((source, target), 0.0) + 1.0
+        graph.observe(source, target)
+    for (source, target), count in counts.items():
+        whole = sum(n for edge, n in counts.items() if edge[0] == source)
+        assert graph.following(source)[target] == pytest.approx(count / whole)
+        assert graph.nx.edges[source, target]["n"] == pytest.approx(count)
+
+
+def test_forecasts_of_tools_without_end_are_checked_together() -> None:
+    graph = ExecutionGraph("a")
+    for number in range(1000):
+        graph.calibrate(graph.forecast("llm", f"t{number}"), 1.0, "llm")
+    assert len(graph.calibrations) <= 257
+    assert sum(one.returns for one in graph.calibrations.values()) == 0
+
+
+@given(st.lists(st.floats(0.01, 1e4), min_size=1, max_size=200), st.floats(0, 1e4))
+def test_the_cost_of_a_completion_is_the_least_over_all_times_to_stop(
+    services: list[float], had: float
+) -> None:
+    graph = ExecutionGraph("a")
+    for service in services:
+        graph.finished(1, service)
+    left = [service - had for service in services[-128:] if service > had]
+    costs = [
+        sum(min(one, stop) for one in left) / sum(one <= stop for one in left) for stop in left
+    ]
+    expected = min(costs) if costs else max(had, 1e-3)
+    assert graph.seconds_per_completion(had) == pytest.approx(expected, rel=1e-6, abs=1e-6)

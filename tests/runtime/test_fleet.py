@@ -12,10 +12,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from drawloom.actions import Action, Admit, MoveKV, ReleaseKV, StartStep
 from drawloom.errors import ConfigError, EngineError
 from drawloom.events import (
+    Decoded,
+    EngineDown,
+    EngineDrain,
+    EngineLoad,
     EngineUp,
     Event,
     ProgramEnded,
     ProgramSubmitted,
+    StepFailed,
     StepFinished,
     StepReady,
     TenantShare,
@@ -32,6 +37,7 @@ from drawloom.runtime.sim.workload import Mix
 SMALL = replace(machine("h200-8b"), kv_tokens=200_000, host_tokens=800_000)
 JOBS = Mix(tuple(generate("swe", 16, seed=3)), 24, 40).draw(0, 100.0)
 KV = 1000
+ENGINE = st.sampled_from(["e0", "e1", "e2"])
 
 
 def _run(policy: str, routing: str = "affine", replicas: int = 3) -> tuple[Simulation, Outcome]:
@@ -173,8 +179,54 @@ def test_limits_of_a_tenant_hold_over_all_engines() -> None:
     assert next_one in {"r", "s"}
 
 
+def test_programs_of_an_engine_that_goes_down_go_on_elsewhere_without_their_kv() -> None:
+    fleet = _fleet("a", "b")
+    for name in ("p", "q"):
+        _submit(fleet, name, tokens=400)
+        _ready(fleet, name)
+    down = fleet._homes["p"]
+    (other,) = {"a", "b"} - {down}
+    actions = fleet.handle(EngineDown(down), 1.0)
+    assert _started(actions) == [(other, "p")]
+    assert not [a for a in actions if isinstance(a, MoveKV | ReleaseKV)]
+    assert set(fleet.engines) == {other}
+    assert fleet.handle(Decoded(down, (("p", "p#0", 500),)), 1.5) == []
+    assert fleet.handle(EngineDown(down), 1.5) == []
+    end = StepFinished("p", "p", "p#0", "llm", "?", 110, ("t",))
+    assert [a.engine for a in fleet.handle(end, 2.0) if isinstance(a, ReleaseKV)] == []
+    assert _started(_ready(fleet, "p", 120, 3.0)) == [(other, "p")]
+
+
+def test_from_an_engine_that_drains_programs_move_at_their_next_boundary_with_their_kv() -> None:
+    fleet = _fleet("a", "b")
+    for name in ("p", "q"):
+        _submit(fleet, name, tokens=400)
+        _ready(fleet, name)
+    drains = fleet._homes["p"]
+    (other,) = {"a", "b"} - {drains}
+    assert not [a for a in fleet.handle(EngineDrain(drains), 1.0) if isinstance(a, MoveKV)]
+    _submit(fleet, "new", tokens=100)
+    assert fleet._homes["new"] == other
+    actions = fleet.handle(StepFinished("p", "p", "p#0", "llm", "?", 110, ("t",), 100), 2.0)
+    assert MoveKV(drains, other, "p", "p") in actions
+    assert _started(_ready(fleet, "p", 120, 3.0)) == [(other, "p")]
+    fleet.handle(EngineDown(drains), 4.0)
+    assert set(fleet.engines) == {other}
+
+
+def test_what_is_held_while_no_engine_is_up_goes_to_the_next_one() -> None:
+    fleet = _fleet("a")
+    _submit(fleet, "p")
+    _ready(fleet, "p")
+    assert _started(fleet.handle(EngineDown("a"), 1.0)) == []
+    assert _started([*_submit(fleet, "q"), *_ready(fleet, "q")]) == []
+    assert _started(fleet.handle(EngineUp("b", KV), 2.0)) == [("b", "p")]
+    assert set(fleet.engines) == {"b"}
+
+
 class FleetMachine(RuleBasedStateMachine):
-    """Random programs on several engines; two fleets fed the same events must agree."""
+    """Random programs on several engines that come and go; two fleets fed the same events must
+    agree."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,6 +234,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.live: set[str] = set()
         self.steps: dict[str, str] = {}
         self.homes: dict[str, str] = {}
+        self.up: dict[str, str] = {}
 
     @initialize(
         engines=st.integers(1, 3),
@@ -191,8 +244,46 @@ class FleetMachine(RuleBasedStateMachine):
     def engines(self, engines: int, policy: str, routing: str, memory: int) -> None:
         self.fleet = Fleet(make_policy(policy), routing)
         self.twin = Fleet(make_policy(policy), routing)
+        self.memory = memory
         for number in range(engines):
-            self._send(EngineUp(f"e{number}", KV, memory))
+            self.comes(f"e{number}")
+
+    @rule(engine=ENGINE)
+    def comes(self, engine: str) -> None:
+        self.up[engine] = "up"
+        self._send(EngineUp(engine, KV, self.memory))
+
+    @rule(engine=ENGINE)
+    def drains(self, engine: str) -> None:
+        if engine in self.up:
+            self.up[engine] = "drains"
+        self._send(EngineDrain(engine))
+
+    @rule(engine=ENGINE)
+    def fails(self, engine: str) -> None:
+        self.up.pop(engine, None)
+        lost = [step for step, at in self.steps.items() if at == engine]
+        self.steps |= dict.fromkeys(lost, "ready")
+        self.homes = {name: at for name, at in self.homes.items() if at != engine}
+        self._send(EngineDown(engine))
+
+    @rule(engine=ENGINE, queued=st.integers(0, 9))
+    def loaded(self, engine: str, queued: int) -> None:
+        self._send(EngineLoad(engine, queued, 1, KV))
+        if engine in self.up:
+            assert self.fleet.engines[engine].world.loads[engine].queued == queued
+
+    @rule(data=st.data())
+    def given_up(self, data: Any) -> None:
+        """Whoever waits for a call hears that it failed, and asks again."""
+        if self.steps:
+            step = data.draw(st.sampled_from(sorted(self.steps)))
+            del self.steps[step]
+            name, _, number = step.partition("#")
+            self._send(StepFailed(name, step))
+            after = f"{name}#{int(number) + 1}"
+            self.steps[after] = "ready"
+            self._send(StepReady(name, name, after, "llm/t", "?", 100, 10))
 
     def _send(self, event: Event) -> None:
         actions = self.fleet.handle(event, self.now)
@@ -201,14 +292,16 @@ class FleetMachine(RuleBasedStateMachine):
             if isinstance(action, StartStep):
                 assert action.program in self.live
                 assert self.steps.pop(action.step) == "ready"
+                assert self.up[action.engine] == "up"
                 self.steps[action.step] = action.engine
                 self.homes[action.program] = action.engine
             if isinstance(action, MoveKV):
                 assert action.engine != action.target
+                assert self.up[action.target] == "up"
                 assert self.homes.get(action.program) == action.engine, "its KV was elsewhere"
                 self.homes[action.program] = action.target
             if isinstance(action, ReleaseKV):
-                assert action.engine in self.fleet.engines
+                assert action.engine in self.up
 
     @rule(tokens=st.integers(1, 2000), tenant=st.sampled_from("ab"))
     def submit(self, tokens: int, tenant: str) -> None:
@@ -253,6 +346,7 @@ class FleetMachine(RuleBasedStateMachine):
         assert sorted(found) == sorted(self.live)
         for name, core in self.fleet.engines.items():
             assert all(self.fleet._homes[p] == name for p in core.world.programs)
+            assert all(p.lane is not None for p in core.world.held.programs.values())
             sizes = [self.fleet._sizes[p] for p in core.world.programs]
             assert self.fleet._given[name] == sum(sizes)
 
@@ -264,8 +358,42 @@ class FleetMachine(RuleBasedStateMachine):
             assert core.world.own == sum(p.own for p in active)
             assert core.world.claimed == sum(p.claim for p in active)
             assert core.world.computing == sum(p.running > 0 for p in active)
-            resting = [p.own for p in core.world.held.programs.values() if p.begun]
-            assert core.world.resting == sum(resting)
+            held = core.world.held.programs.values()
+            assert core.world.resting == sum(p.own for p in held if p.begun and not p.lost)
+            assert core.world.calls == sum(p.running for p in active)
+            assert core.world.capacity == KV * len(core.world.engines)
+            assert core.world.host_tokens == self.memory * len(core.world.engines)
+
+    @invariant()
+    def no_call_is_lost(self) -> None:
+        """Each is where its program is: it runs there, or is held."""
+        for core in self.fleet.engines.values() if hasattr(self, "fleet") else ():
+            for program in core.world.programs.values():
+                calls = {s: at for s, at in self.steps.items() if s.partition("#")[0] == program.id}
+                assert set(program.ready) | set(program.started) == set(calls)
+                assert set(program.started) == {s for s, at in calls.items() if at != "ready"}
+                assert sorted(calls) == sorted(
+                    c for x in program.lineages.values() for c in x.calls
+                )
+
+    @invariant()
+    def engines_are_known_while_they_are_up_or_somebody_waits_for_one(self) -> None:
+        if hasattr(self, "fleet"):
+            worlds = {name: core.world for name, core in self.fleet.engines.items()}
+            assert {name for name, world in worlds.items() if world.engines} == set(self.up)
+            assert {n for n, w in worlds.items() if n in w.draining} == {
+                name for name, how in self.up.items() if how == "drains"
+            }
+            if "up" in self.up.values():
+                assert set(worlds) == set(self.up)
+                assert self.running_somewhere()
+
+    def running_somewhere(self) -> bool:
+        """Whether programs run, if there are any; who has a clock may wait for it."""
+        cores = self.fleet.engines.values()
+        if self.fleet.policy.period is not None:
+            return True
+        return not self.live or any(core.world.active for core in cores)
 
 
 FleetMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

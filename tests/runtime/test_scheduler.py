@@ -1,5 +1,7 @@
 """The scheduler core under a virtual clock: invariants under any order of events."""
 
+from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,9 +21,13 @@ from drawloom.actions import (
     StartTool,
     WarmEnv,
 )
+from drawloom.cost import CostModel
 from drawloom.errors import ConfigError
 from drawloom.events import (
     Decoded,
+    EngineDown,
+    EngineDrain,
+    EngineLoad,
     EngineUp,
     Event,
     Expected,
@@ -41,8 +47,10 @@ from drawloom.events import (
     ToolReady,
     ToolStarted,
 )
-from drawloom.runtime.bench.scheduler import measure
+from drawloom.graph.execution import ExecutionGraph
+from drawloom.runtime.bench.scheduler import Shape, held_bytes, measure
 from drawloom.runtime.scheduler import Scheduler, make_policy, policy_names
+from drawloom.runtime.scheduler.agents import Agents
 from drawloom.runtime.scheduler.rate import Rate
 
 KV = 1000
@@ -214,6 +222,23 @@ def test_no_more_environments_are_kept_ready_than_are_claimed_while_others_are_m
     targets = [action.count for action in asked if isinstance(action, WarmEnv)]
     assert max(targets) == 8, "until the rate is known, as many as there may be"
     assert targets[-1] in (2, 3)
+
+
+def test_a_pool_is_asked_for_less_when_nothing_is_heard_of_it_any_more() -> None:
+    core = _core()
+    for number in range(9):
+        for _ in range(5):
+            core.world.places.rates.setdefault(f"e{number}", Rate()).note(0.0)
+        core.handle(HostState("h", f"e{number}", 8, 0, 8, cold=10.0), 0.0)
+        for one in range(8):
+            _submit(core, f"p{number}.{one}", 0.0, envs=(f"e{number}",))
+    before = dict(core.world.places.targets)
+    assert max(before.values()) == 8
+    for turn in range(9):  # of another program altogether
+        _submit(core, f"q{turn}", 1000.0 + turn)
+    after = core.world.places.targets
+    assert after.keys() == before.keys()
+    assert max(after.values()) < 8
 
 
 @given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=60), st.floats(0.0, 100.0))
@@ -524,6 +549,144 @@ def test_what_branches_share_is_counted_once_whoever_ends_first(data: Any) -> No
         assert core.world.own == len(held)
 
 
+def _started(actions: list[Action]) -> list[str]:
+    return [a.step for a in actions if isinstance(a, StartStep)]
+
+
+def test_calls_of_an_engine_that_goes_down_are_started_again_when_there_is_one() -> None:
+    core = _core()
+    _submit(core, "p")
+    _step(core, "p", 100, 0.0)
+    _finish(core, "p", 200, 1.0, "t", computed=100)
+    _step(core, "p", 210, 2.0)
+    assert core.handle(EngineDown("e"), 3.0) == []
+    program, world = core.world.programs["p"], core.world
+    assert (world.own, world.claimed, world.capacity, world.resting) == (0, 0, 0, 0)
+    assert (world.computing, world.calls, program.running) == (0, 0, 0)
+    assert program.tokens == 210, "what it has to compute again is known"
+    assert _admitted(_submit(core, "q", 3.0)) == []
+    again = core.handle(EngineUp("e", KV), 4.0)
+    assert _started(again) == ["p:0#0"]
+    assert _admitted(again) == ["q"]
+    assert world.own == 210
+    assert core.handle(EngineDown("other"), 5.0) == core.handle(EngineDrain("other"), 5.0) == []
+
+
+def test_a_call_that_failed_with_its_engine_is_not_started_again() -> None:
+    core = _core()
+    _submit(core, "p")
+    _step(core, "p", 100, 0.0)
+    core.handle(EngineDown("e"), 1.0)
+    core.handle(StepFailed("p", "p:0#0"), 1.0)
+    assert _started(core.handle(EngineUp("e", KV), 2.0)) == []
+    assert "p" in core.world.active
+
+
+def test_the_calls_of_an_engine_that_drains_end_and_no_others_begin_until_it_is_back() -> None:
+    core = _core()
+    _submit(core, "p")
+    _step(core, "p", 100, 0.0)
+    core.handle(Forked("p", "p:0", "p:1", "e"), 0.0)
+    core.handle(EngineDrain("e"), 1.0)
+    branch = StepReady("p", "p:1", "s1", "site", "e", 110, 50)
+    assert core.handle(branch, 1.0) == []
+    assert "p" in core.world.active, "it runs"
+    assert _admitted(_submit(core, "q", 1.0)) == []
+    _finish(core, "p", 120, 2.0, "t", computed=100)
+    assert core.world.active == {}
+    back = core.handle(EngineUp("e", KV), 3.0)
+    assert (_started(back), _admitted(back)) == (["s1"], ["q"])
+
+
+def test_an_engine_that_is_back_before_a_boundary_gets_what_was_kept_from_it() -> None:
+    core = _core()
+    _submit(core, "p")
+    _step(core, "p", 100, 0.0)
+    core.handle(Forked("p", "p:0", "p:1", "e"), 0.0)
+    core.handle(EngineDrain("e"), 1.0)
+    core.handle(StepReady("p", "p:1", "s1", "site", "e", 110, 50), 1.0)
+    assert _started(core.handle(EngineUp("e", KV), 2.0)) == ["s1"]
+
+
+def test_of_two_engines_in_one_world_the_other_takes_over() -> None:
+    core = _core()
+    core.handle(EngineUp("f", KV), 0.0)
+    _submit(core, "p")
+    _step(core, "p", 100, 0.0)
+    (start,) = core.handle(EngineDown("e"), 1.0)
+    assert isinstance(start, StartStep)
+    assert start.engine == "f"
+    assert core.world.capacity == KV
+    _finish(core, "p", 120, 2.0, "t", computed=100)
+    (again,) = _step(core, "p", 130, 3.0)  # whoever sends it does not know yet
+    assert isinstance(again, StartStep)
+    assert again.engine == "f"
+
+
+def test_what_an_engine_says_of_its_load_is_kept_while_it_is_up() -> None:
+    core = _core()
+    load = EngineLoad("e", 3, 2, 500, 0.5)
+    core.handle(load, 0.0)
+    assert core.world.loads == {"e": load}
+    core.handle(EngineLoad("other", 1, 1, 1), 0.0)
+    core.handle(EngineDown("e"), 1.0)
+    assert core.world.loads == {}
+
+
+def test_an_engine_that_is_up_again_has_what_it_says_and_not_both() -> None:
+    core = _core()
+    for _ in range(3):
+        core.handle(EngineUp("e", 2 * KV, 5 * KV), 0.0)
+    assert (core.world.capacity, core.world.host_tokens) == (2 * KV, 5 * KV)
+
+
+def test_costs_are_learned_from_calls_where_none_were_given() -> None:
+    core = _core(kv=10**6)
+    _submit(core, "p")
+    for turn, computed in enumerate((1000, 30, 40, 2000, 25, 35) * 10):
+        prefill, now = 0.02 + 1e-3 * computed, 100.0 * turn
+        core.handle(StepReady("p", "p:0", f"s{turn}", "site", "e", 5000, 50), now)
+        event = StepFinished(
+            "p", "p:0", f"s{turn}", "site", "e", 5050, ("t",), computed, prefill, 0.0, prefill + 2.5
+        )
+        core.handle(event, now + 5)
+    assert core.world.cost.recompute(4000) == pytest.approx(4.0, rel=0.02)
+    assert core.world.cost.decode(1, 0) == pytest.approx(0.05, rel=0.02)
+    core.world.cost = given = CostModel(prefill=1.0)
+    core.handle(StepReady("p", "p:0", "s", "site", "e", 5000, 50), 1e6)
+    core.handle(StepFinished("p", "p:0", "s", "site", "e", 5050, (), 10, 1.0, 0.0, 2.0), 1e6)
+    assert core.world.cost == given
+
+
+def test_agents_that_were_not_seen_for_long_are_forgotten_but_for_those_that_run() -> None:
+    agents = Agents(most=3)
+    agents.enter("runs")
+    for number in range(10):
+        agents.enter(f"a{number}")
+        agents[f"a{number}"].step_seconds = 2.0
+        agents.learned(agents[f"a{number}"])
+        agents.leave(f"a{number}")
+        assert agents["runs"] is agents["runs"]
+        assert len(agents) <= 3
+    assert {"runs", "a9"} <= set(agents)
+    assert agents.step_seconds == pytest.approx(2.0)
+    agents["read"] = ExecutionGraph("read")  # as from a store
+    assert len(agents) <= 3
+
+
+def test_a_program_of_many_calls_is_judged_by_few_of_them() -> None:
+    core = _core(kv=10**6)
+    _submit(core, "p")
+    for turn in range(1000):
+        core.handle(StepReady("p", "p:0", f"s{turn}", "site", "e", 100, 50), float(turn))
+        event = StepFinished("p", "p:0", f"s{turn}", "site", "e", 100, ("t",), service=1.0)
+        core.handle(event, float(turn))
+    had = [had for had, _ in core.world.programs["p"].trail]
+    assert len(had) < 64
+    assert had[-1] > 900
+    assert {b - a for a, b in pairwise(had)} == {had[0]}
+
+
 def test_unknown_doubled_and_late_events_are_harmless() -> None:
     core = _core()
     for event in (
@@ -551,12 +714,18 @@ def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
         make_policy("magic")
 
 
-def test_the_load_of_the_benchmark_keeps_every_policy_busy() -> None:
-    for policy in ("drawloom", "fcfs-lru", "thunder", "continuum"):
-        found = measure(policy, steps=200, live=60, running=8)
-        assert found["live"] == 60
-        assert found["running"] > 0, policy
-        assert 0 < found["p99_ms"] <= found["max_ms"]
+@pytest.mark.parametrize("shape", [Shape(60), Shape(1, 60), Shape(60, 1, 60), Shape(60, tools=500)])
+@pytest.mark.parametrize("policy", ["drawloom", "fcfs-lru", "thunder", "continuum"])
+def test_the_load_of_the_benchmark_keeps_every_policy_busy(policy: str, shape: Shape) -> None:
+    found = measure(policy, 200, shape, running=8)
+    assert found["live"] == shape.live
+    assert found["conversations"] >= 60 or shape.live == 60
+    assert found["running"] > 0
+    assert 0 < found["p99_ms"] <= found["max_ms"]
+
+
+def test_a_held_program_takes_little_memory() -> None:
+    assert 0 < held_bytes("drawloom", 500) <= 2_000
 
 
 class CoreMachine(RuleBasedStateMachine):
@@ -595,6 +764,15 @@ class CoreMachine(RuleBasedStateMachine):
         self._send(EngineUp("e", KV, memory))
         if slots:
             self._send(HostUp("h", slots, parks))
+
+    @rule(
+        event=st.sampled_from(
+            [EngineDown("e"), EngineDrain("e"), EngineUp("e", KV), EngineUp("e", KV, 5 * KV),
+             EngineLoad("e", 1, 1, 500)]
+        )
+    )  # fmt: skip
+    def engine(self, event: Event) -> None:
+        self._send(event)
 
     @rule(tenant=st.sampled_from("abc"), programs=st.none() | st.integers(1, 3))
     def share(self, tenant: str, programs: int | None) -> None:
@@ -648,14 +826,15 @@ class CoreMachine(RuleBasedStateMachine):
         if self.live:
             self._send(Expected(data.draw(st.sampled_from(sorted(self.live))), steps))
 
-    @rule(data=st.data(), chat=st.integers(1, 3))
-    def fork(self, data: Any, chat: int) -> None:
+    @rule(data=st.data(), chat=st.integers(1, 3), ends=st.booleans())
+    def fork(self, data: Any, chat: int, ends: bool) -> None:
         if self.running:
             name = data.draw(st.sampled_from(sorted(self.running)))
             self._send(Forked(name, f"{name}:0", f"{name}:{chat}", "e"))
             self._send(StepReady(name, f"{name}:{chat}", f"s{chat}", "branch", "e", 10, 10))
-            self._send(LineageEnded(name, f"{name}:{chat}"))
-            self._send(LineageEnded(name, f"{name}:{chat}"))
+            if ends:
+                self._send(LineageEnded(name, f"{name}:{chat}"))
+                self._send(LineageEnded(name, f"{name}:{chat}"))
 
     @rule(data=st.data())
     def end(self, data: Any) -> None:
@@ -668,7 +847,8 @@ class CoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def somebody_runs_if_anybody_waits(self) -> None:
-        assert not self.live or self.running
+        world = self.core.world
+        assert world.closed or not self.live or world.active or world.places.leaving
 
     @invariant()
     def the_first_is_one_that_is_held(self) -> None:
@@ -704,8 +884,21 @@ class CoreMachine(RuleBasedStateMachine):
             (world.claimed, "claim"),
         ):
             assert total == sum(getattr(p, field) for p in world.active.values())
+        held = world.held.programs.values()
+        assert world.resting == sum(p.own for p in held if p.begun and not p.lost)
+        assert world.capacity == sum(world.engines.values()) <= KV
         for program in world.programs.values():
             assert program.own == sum(line.own for line in program.lineages.values())
+
+    @invariant()
+    def conversations_are_counted(self) -> None:
+        for program in self.core.world.programs.values():
+            lines = program.lineages.values()
+            assert program.places == Counter(line.place for line in lines)
+            assert program.waits == sum(line.waiting is not None for line in lines)
+            calls = Counter(call for line in lines for call in line.calls)
+            assert calls == Counter([*program.ready, *program.started])
+            assert program.running == len(program.started)
 
     @invariant()
     def who_gave_way_runs(self) -> None:

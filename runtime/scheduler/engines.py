@@ -1,0 +1,110 @@
+"""What the core does when engines come, drain, fail, and say how busy they are."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from drawloom.actions import Action
+from drawloom.events import EngineDown, EngineDrain, EngineLoad, EngineUp
+from drawloom.runtime.scheduler.program import Program
+
+if TYPE_CHECKING:
+    from drawloom.runtime.scheduler.core import Scheduler
+
+
+class Engines:
+    """Keeps the books of engines.
+
+    Attributes:
+        longest: tokens of the longest conversation that each can have, if it has said so.
+        gone: those that went down and are not up again.
+    """
+
+    def __init__(self, core: "Scheduler") -> None:
+        self._core, self._world = core, core.world
+        self.longest: dict[str, int] = {}
+        self.gone: set[str] = set()
+
+    def up(self, event: EngineUp, now: float) -> list[Action]:
+        """Count an engine that is there, or has another size now, or does not drain any more."""
+        drained = event.engine in self._world.draining
+        self._world.up(event.engine, event.kv_tokens, event.host_tokens)
+        self.longest[event.engine] = event.longest
+        self.gone.discard(event.engine)
+        actions = list[Action]()
+        for program in list(self._world.active.values()) if drained else ():
+            actions += self._core.resume(program, now)
+        return actions + self._core.rebalance(now)
+
+    def load(self, event: EngineLoad, now: float) -> list[Action]:
+        """Note how busy an engine is."""
+        if event.engine not in self._world.engines:
+            return []
+        self._world.loads[event.engine] = event
+        return self._core.rebalance(now)
+
+    def drain(self, event: EngineDrain, now: float) -> list[Action]:
+        """Give no more calls to an engine. Its programs are held, each when no call of it runs."""
+        if event.engine not in self._world.engines:
+            return []
+        self._world.draining.add(event.engine)
+        for program in list(self._world.active.values()):
+            if event.engine in _engines_of(program):
+                self._hold(program, now)
+        return self._core.rebalance(now)
+
+    def boundary(self, program: Program, now: float) -> list[Action]:
+        """Hold a program at an engine that drains, once no call of it runs."""
+        if program.active:
+            self._hold(program, now)
+        return self._core.rebalance(now)
+
+    def _hold(self, program: Program, now: float) -> None:
+        if not program.running:
+            self._core.hold(program, now)
+
+    def down(self, event: EngineDown, now: float) -> list[Action]:
+        """Forget an engine. Its programs are held without their KV, the calls that ran there with
+        them: they are started again where there is an engine for them. Whoever waits for one may
+        say meanwhile that it failed."""
+        engine, world = event.engine, self._world
+        if engine not in world.engines:
+            return []
+        world.down(engine)
+        self.longest.pop(engine, None)
+        self.gone.add(engine)
+        for program in list(world.programs.values()):
+            if engine not in _engines_of(program) and not world.closed:
+                continue
+            for name in [n for n, step in program.started.items() if step.engine == engine]:
+                if (step := world.stop(program, name)) is not None:
+                    program.ready[name] = step
+            if program.active:
+                self._core.hold(program, now)
+            elif program.ready:
+                self._core.wait(program)
+            world.lose(program)
+        return self._core.rebalance(now)
+
+    def placed(self, engine: str) -> str:
+        """Return where a call for an engine goes: to another one if it is gone."""
+        if engine not in self.gone:
+            return engine
+        world = self._world
+        return next((name for name in world.engines if name not in world.draining), engine)
+
+    def settle(self, program: Program) -> None:
+        """A program is about to run: what it has to do at engines that are gone, it does at one
+        that is there."""
+        if not self.gone:
+            return
+        for line in program.lineages.values():
+            line.engine = self.placed(line.engine)
+        for name, step in program.ready.items():
+            program.ready[name] = replace(step, engine=self.placed(step.engine))
+
+
+def _engines_of(program: Program) -> set[str]:
+    return {line.engine for line in program.lineages.values()}
+
+
+__all__ = ["Engines"]

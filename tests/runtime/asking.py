@@ -1,0 +1,84 @@
+"""Ask a policy everything that it decides, and see whether that changed anything."""
+
+from collections import deque
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from drawloom.events import ToolReady
+from drawloom.runtime.scheduler import Policy
+from drawloom.runtime.scheduler.world import World
+
+# What is worked out when it is asked for, and is the same whenever that is: not a change.
+_CACHES = {
+    "Sketch": {"_sums"},
+    "ExecutionGraph": {"_costs", "_trends"},
+    "Look": {"_costs"},
+    "LearnedCost": {"_model"},
+    "Program": {"lane", "offer"},
+    "World": {"held"},
+}
+
+
+def snapshot(value: Any) -> Any:
+    """Return all that there is in a value, as plain data that can be compared."""
+    return _plain(value, {})
+
+
+def _plain(value: Any, seen: dict[int, int]) -> Any:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple | deque):
+        return [_plain(one, seen) for one in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if id(value) in seen:
+        return f"#{seen[id(value)]}"
+    seen[id(value)] = len(seen)
+    if isinstance(value, dict):
+        found = {key: _plain(one, seen) for key, one in value.items()}
+        return [list(found.items()), _fields(value, seen)]
+    if callable(value) or not type(value).__module__.startswith("drawloom"):
+        return repr(value)
+    return _fields(value, seen)
+
+
+def _fields(value: Any, seen: dict[int, int]) -> dict[str, Any]:
+    kind = type(value).__name__
+    if is_dataclass(value):
+        names = {field.name for field in fields(value)}
+    else:
+        slots = (name for base in type(value).__mro__ for name in getattr(base, "__slots__", ()))
+        names = {*slots, *getattr(value, "__dict__", ())}
+    kept = sorted(names - _CACHES.get(kind, set()))
+    return {"": kind} | {name: _plain(getattr(value, name), seen) for name in kept}
+
+
+def ask_everything(policy: Policy, world: World, now: float) -> None:
+    """Ask for every decision that can be asked for at this moment, and carry out none."""
+    for program in world.programs.values():
+        policy.order(world, program)
+        policy.look(world, program)
+        policy.due(world, program)
+        policy.adds(world, program)
+        policy.absent(world, program)
+        policy.rank(world, program)
+        policy.claim(world, program)
+        policy.takes(world, program)
+        for lineage in program.lineages.values():
+            policy.retain(world, program, lineage, now)
+            policy.paused(world, program, lineage, now)
+            policy.tool(world, program, ToolReady(program.id, lineage.id, "c", "t", "h"), now)
+        for step in [*program.ready.values(), *program.started.values()]:
+            policy.priority(world, program, step, now)
+    for program in policy.admit(world, now):
+        del program  # only the first: the next is asked for when this one is active
+        break
+    for env in world.places.wanted:
+        policy.warm(world, env, now)
+
+
+__all__ = ["ask_everything", "snapshot"]

@@ -9,9 +9,9 @@ from drawloom.cost import CostModel
 from drawloom.events import EngineLoad, StepReady
 from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.scheduler.agents import Agents
-from drawloom.runtime.scheduler.learned import LearnedCost
 from drawloom.runtime.scheduler.branches import Branches
 from drawloom.runtime.scheduler.held import Held
+from drawloom.runtime.scheduler.learned import LearnedCost
 from drawloom.runtime.scheduler.load import Load
 from drawloom.runtime.scheduler.places import Places
 from drawloom.runtime.scheduler.program import Lineage, Program, Rank

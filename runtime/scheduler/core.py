@@ -373,7 +373,8 @@ class Scheduler:
         self.world.stop(program, event.step)
         program.ready = [step for step in program.ready if step.step != event.step]
         program.since = now
-        return self.rebalance(now)
+        back = self._expect_back(program, now) if program.active else []
+        return [*back, *self.rebalance(now)]
 
     def _decoded(self, event: Decoded, now: float) -> list[Action]:
         """The books follow a call while it runs, once it has said so much that it matters; what it
@@ -451,7 +452,8 @@ class Scheduler:
         program.ready = [step for step in program.ready if step.lineage != lineage.id]
         for step in [s for s, of in program.started.items() if of == lineage.id]:
             self.world.stop(program, step)  # it was given up: nobody will say that it ended
-        return [self._release(program, lineage), *self.rebalance(now)]
+        back = self._expect_back(program, now) if program.active else []
+        return [self._release(program, lineage), *back, *self.rebalance(now)]
 
     def _release(self, program: Program, lineage: Lineage, keep: bool = False) -> ReleaseKV:
         evict = self.policy.evict_at_end and not keep

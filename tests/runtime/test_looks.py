@@ -2,7 +2,7 @@
 
 import pytest
 
-from drawloom.actions import Action
+from drawloom.actions import Action, StartStep
 from drawloom.events import (
     EngineUp,
     Expected,
@@ -100,10 +100,11 @@ def test_what_shows_that_it_is_large_waits_for_what_is_small() -> None:
     assert costs["large"] == pytest.approx(20.0, rel=0.1)
     assert costs["small"] == pytest.approx(2.0, rel=0.3)
     core.handle(ProgramEnded("running"), 4.0)
-    core.handle(ProgramEnded("more"), 5.0)
-    assert set(core.world.active) == {"small", "next"}
-    core.handle(ProgramEnded("next"), 6.0)
-    assert set(core.world.active) == {"small", "large"}
+    assert set(core.world.active) == {"more"}
+    actions = core.handle(ProgramEnded("more"), 5.0)
+    started = [action.program for action in actions if isinstance(action, StartStep)]
+    assert started == ["small"] * 2 + ["large"] * 20
+    assert set(core.world.active) == {"small", "large"}  # the third has nothing to run
 
 
 @pytest.mark.parametrize(("says", "looks"), [(True, True), (False, False)])

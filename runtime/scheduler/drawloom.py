@@ -53,6 +53,8 @@ class Drawloom(Policy):
         bound: Bound | None = None,
         housing: Housing | None = None,
     ) -> None:
+        if not isinstance(parameters, Parameters | None):
+            raise TypeError("the parameters of a policy are a Parameters object")
         self.parameters = p = parameters or Parameters()
         self.parts = (
             order or LeastCost(p), admission or Throughput(p), residency or Leases(p),
@@ -81,7 +83,9 @@ class Drawloom(Policy):
 
     def admit(self, world: World, now: float) -> Iterator[Program]:
         while (program := self._next(world, now)) is not None:
-            if not self.takes(world, program) or not self._housing.fits(world, program, now):
+            if not self._housing.fits(world, program, now):
+                program = self._housing.instead(world)
+            if program is None or not self.takes(world, program):
                 return
             yield program
 

@@ -18,7 +18,7 @@ class Places:
         slots: the environments that fit on each host; only of hosts that have a limit.
         housed: what takes room on each of these hosts.
         parks: those of them that can put an environment aside.
-        leaving: held programs whose environments will be put aside.
+        resting: held programs that have room on one of these hosts.
         targets: how many of each environment the pools were asked to have ready.
         rates: how often each is claimed.
         changed: environments whose targets may be others since they were last worked out.
@@ -30,7 +30,7 @@ class Places:
     slots: dict[str, int] = field(default_factory=dict)
     housed: dict[str, int] = field(default_factory=dict)
     parks: set[str] = field(default_factory=set)
-    leaving: int = 0
+    resting: dict[str, Program] = field(default_factory=dict)
     targets: dict[str, int] = field(default_factory=dict)
     rates: dict[str, Rate] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
@@ -65,7 +65,7 @@ class Places:
 
     def activate(self, program: Program) -> None:
         """A held program is about to run: it is housed where most room is, if it was not."""
-        self.leaving -= self._goes(program)
+        self.resting.pop(program.id, None)
         if program.about.envs and program.host is None and (host := self.roomiest) is not None:
             program.host = host
             self.housed[host] = self.housed.get(host, 0) + len(program.about.envs)
@@ -83,11 +83,12 @@ class Places:
 
     def hold(self, program: Program) -> None:
         """A program that has run is held now."""
-        self.leaving += self._goes(program)
+        if program.host is not None:
+            self.resting[program.id] = program
 
     def unhold(self, program: Program) -> None:
         """It is on its way to another engine."""
-        self.leaving -= self._goes(program)
+        self.resting.pop(program.id, None)
 
     def took(self, program: Program, env: str, now: float) -> None:
         """A program has its environment of this key; its host has one ready less. One that has a
@@ -130,7 +131,7 @@ class Places:
     def _leave_host(self, program: Program) -> None:
         if program.host is not None:
             self.housed[program.host] -= len(program.about.envs)
-            self.leaving -= self._goes(program)
+            self.resting.pop(program.id, None)
             program.host = None
 
     def _goes(self, program: Program) -> bool:

@@ -19,15 +19,15 @@ from drawloom.events import (
 )
 from drawloom.runtime.scheduler import Scheduler
 from drawloom.runtime.scheduler.drawloom import Drawloom
+from drawloom.runtime.scheduler.parts.parameters import Parameters
 
 
 class _Line:
     """A machine that runs one program at a time; each is one call of so many seconds."""
 
     def __init__(self, *shares: TenantShare, at_a_time: int = 1) -> None:
-        policy = Drawloom()
-        policy.ahead = 2.0  # so that a few programs show it
-        self.core = Scheduler(policy)
+        # memory alone says how many run, and a few programs show who is ahead
+        self.core = Scheduler(Drawloom(Parameters(busy=-1.0, fair=2.0)))
         self.now, self.made = 0.0, 0
         self.admitted: list[str] = []
         self.served: defaultdict[str, float] = defaultdict(float)

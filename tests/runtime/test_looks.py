@@ -2,7 +2,7 @@
 
 import pytest
 
-from drawloom.actions import Action
+from drawloom.actions import Action, StartStep
 from drawloom.events import (
     EngineUp,
     Expected,
@@ -13,15 +13,18 @@ from drawloom.events import (
     StepReady,
 )
 from drawloom.graph.execution import END, START, ExecutionGraph
-from drawloom.runtime.scheduler import Scheduler, make_policy
+from drawloom.runtime.scheduler import Scheduler
+from drawloom.runtime.scheduler.drawloom import Drawloom
+from drawloom.runtime.scheduler.parts.parameters import Parameters
 
 PEAK = 400
+FULL = Parameters(busy=-1.0)  # no engine is as little busy: memory alone says how many run
 
 
 def _core() -> Scheduler:
     """Room for two programs as usual, which has `wide` ones before: they plan, and then branch into
     10 or 200 calls of a second each."""
-    core = Scheduler(make_policy("drawloom"))
+    core = Scheduler(Drawloom(FULL))
     core.handle(EngineUp("e", int(2.5 * PEAK)), 0.0)
     graph = core.world.graph("wide")
     _branches(graph)
@@ -70,12 +73,14 @@ def test_a_look_takes_the_memory_of_a_look() -> None:
     assert [(p.active, p.trial, p.claim) for p in looked] == [(True, 1, 0)] * 2
 
 
-def test_where_nobody_waits_it_goes_on_and_is_promised_what_is_usual() -> None:
+def test_where_nobody_waits_it_goes_on_at_its_next_call_and_is_promised_what_is_usual() -> None:
     core = _core()
     _submit(core, "first")
     _submit(core, "second")
     _plan(core, "second")
     program = core.world.programs["second"]
+    assert (program.active, program.trial, program.claim) == (False, 0, 0)
+    core.handle(StepReady("second", "second", "second#1", "work", "e", 20, 5), 3.0)
     assert (program.active, program.trial, program.claim) == (True, 0, PEAK)
 
 
@@ -91,21 +96,22 @@ def test_what_shows_that_it_is_large_waits_for_what_is_small() -> None:
     assert set(held) == {"large", "small", "next", "more"}
     assert _fork(core, "large", 20) == []
     assert _fork(core, "small", 2) == []
-    costs = {name: core.policy.rank(core.world, held[name])[2] for name in ("large", "small")}
+    costs = {name: core.policy.rank(core.world, held[name])[1] for name in ("large", "small")}
     assert costs["large"] == pytest.approx(20.0, rel=0.1)
     assert costs["small"] == pytest.approx(2.0, rel=0.3)
     core.handle(ProgramEnded("running"), 4.0)
-    core.handle(ProgramEnded("more"), 5.0)
-    assert set(core.world.active) == {"small", "next"}
-    core.handle(ProgramEnded("next"), 6.0)
-    assert set(core.world.active) == {"small", "large"}
+    assert set(core.world.active) == {"more"}
+    actions = core.handle(ProgramEnded("more"), 5.0)
+    started = [action.program for action in actions if isinstance(action, StartStep)]
+    assert started == ["small"] * 2 + ["large"] * 20
+    assert set(core.world.active) == {"small", "large"}  # the third has nothing to run
 
 
 @pytest.mark.parametrize(("says", "looks"), [(True, True), (False, False)])
 def test_declared_programs_are_looked_at_where_they_say_more_on_their_way(
     says: bool, looks: bool
 ) -> None:
-    core = Scheduler(make_policy("drawloom"))
+    core = Scheduler(Drawloom(FULL))
     core.handle(EngineUp("e", 10 * PEAK), 0.0)
     graph = core.world.graph("wide")
     for number in range(20):
@@ -117,7 +123,7 @@ def test_declared_programs_are_looked_at_where_they_say_more_on_their_way(
 
 
 def test_what_declared_programs_say_first_and_last_is_learned() -> None:
-    core = Scheduler(make_policy("drawloom"))
+    core = Scheduler(Drawloom(FULL))
     core.handle(EngineUp("e", 10 * PEAK), 0.0)
     _submit(core, "p", 40.0)
     _plan(core, "p")

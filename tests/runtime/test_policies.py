@@ -29,13 +29,16 @@ from drawloom.events import (
 )
 from drawloom.runtime.scheduler import Scheduler, make_policy
 from drawloom.runtime.scheduler.continuum import best_ttl
+from drawloom.runtime.scheduler.drawloom import Drawloom
+from drawloom.runtime.scheduler.parts.parameters import Parameters
 
 
 class Cluster:
     """A core with one engine, and programs that say what they do in a word each."""
 
     def __init__(self, policy: str, kv: int = 1000, host: int = 0) -> None:
-        self.core = Scheduler(make_policy(policy))
+        full = Parameters(busy=-1.0)  # memory alone says how many run
+        self.core = Scheduler(Drawloom(full) if policy == "drawloom" else make_policy(policy))
         self.core.world.cost = CostModel(prefill=0.01, copy=0.0001)
         self.core.handle(EngineUp("e", kv, host), 0.0)
         self.steps = 0
@@ -346,61 +349,3 @@ def test_nobody_is_overtaken_for_ever() -> None:
     it.core.handle(ProgramEnded("later"), now + 120)
     assert it.core.world.programs["long"].active  # ... but not for more than 10 spans
     assert not it.core.world.programs["young"].active
-
-
-def _crowded(own: int) -> tuple[Cluster, str]:
-    """A history of twenty programs of 3 calls, 10 s alone each, and a machine that is promised to
-    one; the step of another with a prompt of `own` tokens, which has waited since 100 s."""
-    it = Cluster("drawloom", kv=1000)
-    for _ in range(20):
-        it.core.world.graph("agent").finished(900, 10.0, 20.0, steps=3, alone=10.0)
-    step = it.enter("run", 300, 100.0)
-    it.done("run", 320, 101.0, step, service=1.0)
-    it.submit("other", 100.0)
-    assert _started(it.ready("other", own, 100.0)) == []
-    return it, it.last
-
-
-def _round(it: Cluster, now: float) -> None:
-    """The one that runs makes another call."""
-    it.ready("run", 330, now)
-    it.done("run", 340, now + 1, service=1.0)
-
-
-def test_a_new_program_that_has_waited_too_long_is_tried_for_as_many_calls_as_the_shortest() -> (
-    None
-):
-    it, step = _crowded(own=50)
-    other = it.core.world.programs["other"]
-    _round(it, 245.0)
-    assert not other.active  # 15 times 10 s are not over
-    _round(it, 251.0)
-    assert other.active and it.core.world.programs["run"].active
-    it.submit("third", 252.0)
-    it.ready("third", 40, 252.0)
-    for call in range(3):
-        assert other.active
-        it.done("other", 60 + call, 253.0 + call, step, service=0.5)
-        if call < 2:
-            it.ready("other", 62 + call, 253.5 + call)
-            step = it.last
-    assert not other.active  # it is none of the shortest, and there is no room for it
-    assert it.core.world.programs["run"].active
-
-
-def test_what_runs_alone_is_not_put_aside_after_its_trial() -> None:
-    it, step = _crowded(own=50)
-    other = it.core.world.programs["other"]
-    _round(it, 251.0)
-    it.core.handle(ProgramEnded("run"), 253.0)
-    for call in range(4):
-        it.done("other", 60 + call, 254.0 + call, step, service=0.5)
-        it.ready("other", 62 + call, 254.5 + call)
-        step = it.last
-    assert other.active and not other.trial
-
-
-def test_a_prompt_that_is_most_of_a_program_is_not_tried() -> None:
-    it, _ = _crowded(own=300)
-    _round(it, 1000.0)
-    assert not it.core.world.programs["other"].active

@@ -152,7 +152,8 @@ def test_everybody_ends_under_every_policy_and_gives_everything_back(
     assert len(outcome.ended) == len(jobs)
     world = simulation.cores[0].world
     assert not world.programs
-    assert sum(world.places.housed.values()) == world.places.leaving == world.computing == 0
+    assert sum(world.places.housed.values()) == world.computing == 0
+    assert world.places.resting == {}
     counters = outcome.host
     assert counters is not None
     assert counters.ran == pytest.approx(3.0 * (sum(steps) - len(steps)))

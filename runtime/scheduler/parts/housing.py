@@ -14,6 +14,10 @@ class Housing:
         """Return whether a program's environments can be there when its first tool asks."""
         return True
 
+    def instead(self, world: World) -> Program | None:
+        """Return a held program whose environments are there, while those of the first are not."""
+        return None
+
     def warm(self, world: World, env: str, now: float) -> int:
         """Return how many environments of a key to keep ready, beside those in use."""
         return 0
@@ -30,10 +34,17 @@ class Prewarmed(Housing):
         """One that wants more than a host has gets a whole one."""
         envs, host = program.about.envs, world.places.roomiest
         if host is None:
-            return all(self._equipped(world, program, env, now) for env in envs)
+            wanted = (env for env in envs if program.lacks(env) or env in program.about.fresh)
+            return all(self._equipped(world, program, env, now) for env in wanted)
         if program.host is not None or not envs:
             return True
         return world.places.room(host) >= min(len(envs), world.places.slots[host])
+
+    def instead(self, world: World) -> Program | None:
+        """It gives back what the first waits for only when it ends, so it must go on."""
+        there = (p for p in world.places.resting.values() if p.ready)
+        free = (p for p in there if not world.tenants.of(p).full)
+        return min(free, key=world.held.rank, default=None)
 
     def _equipped(self, world: World, program: Program, env: str, now: float) -> bool:
         """Tell whether an environment is ready for one more program, or is being made: its first

@@ -1,0 +1,372 @@
+"""The parts of the `drawloom` policy, each by what it is for, and each without it."""
+
+import copy
+import random
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drawloom.actions import Action, Admit, StartStep
+from drawloom.events import (
+    EngineUp,
+    Expected,
+    ProgramEnded,
+    ProgramSubmitted,
+    StepFailed,
+    StepFinished,
+    StepReady,
+    Tick,
+    ToolReady,
+)
+from drawloom.runtime.scheduler import Scheduler, make_policy
+from drawloom.runtime.scheduler.drawloom import Drawloom
+from drawloom.runtime.scheduler.parts.admission import Admission, Cap
+from drawloom.runtime.scheduler.parts.bound import Bound
+from drawloom.runtime.scheduler.parts.housing import Housing
+from drawloom.runtime.scheduler.parts.order import Order
+from drawloom.runtime.scheduler.parts.parameters import Parameters
+from drawloom.runtime.scheduler.parts.residency import Residency
+from drawloom.runtime.scheduler.policy import Policy
+from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.sim.loop import Simulation
+from drawloom.runtime.sim.presets import machine
+from drawloom.runtime.sim.workload import Call, Job
+
+FULL = Parameters(busy=-1.0)  # no engine is as little busy: memory alone says how many run
+KV = 1000
+
+
+class Line:
+    """A core with one engine of 1000 tokens; calls have a prompt, tools answer when told."""
+
+    def __init__(self, policy: Policy | None = None, kv: int = KV) -> None:
+        self.core = Scheduler(policy or Drawloom(FULL))
+        self.now, self.steps = 0.0, dict[str, int]()
+        self.core.handle(EngineUp("e", kv), 0.0)
+
+    def send(self, event: Any) -> list[Action]:
+        return self.core.handle(event, self.now)
+
+    def submit(self, name: str, agent: str = "agent", **options: Any) -> list[Action]:
+        return self.send(ProgramSubmitted(name, agent, **{"expect_tokens": 900, **options}))
+
+    def ready(self, name: str, prompt: int = 100) -> list[Action]:
+        step = self.steps[name] = self.steps.get(name, -1) + 1
+        return self.send(StepReady(name, name, f"{name}#{step}", "llm", "e", prompt, 10))
+
+    def done(self, name: str, context: int = 110, service: float = 1.0) -> list[Action]:
+        step = f"{name}#{self.steps[name]}"
+        return self.send(
+            StepFinished(
+                name, name, step, "llm", "e", context, ("tool",), context, 0.1, 0.0, service
+            )
+        )
+
+    def program(self, name: str) -> Program:
+        return self.core.world.programs[name]
+
+    def finish(self, name: str, calls: int, **options: Any) -> None:
+        """A program of so many calls, from submission to end."""
+        self.submit(name, **options)
+        for _ in range(calls):
+            self.now += 1.0
+            self.ready(name)
+            self.done(name, 900)
+        self.send(ProgramEnded(name))
+
+
+def _admitted(actions: list[Action]) -> list[str]:
+    return [a.program for a in actions if isinstance(a, Admit)]
+
+
+def _started(actions: list[Action]) -> list[str]:
+    return [a.program for a in actions if isinstance(a, StartStep)]
+
+
+# --- residency ----------------------------------------------------------------------------------
+
+
+def test_a_tool_longer_than_its_lease_gives_its_place_up_and_has_it_back_with_its_call() -> None:
+    it = Line()
+    it.submit("asks")
+    it.ready("asks")
+    it.submit("waits")
+    it.ready("waits")
+    it.now = 1.0
+    assert _started(it.done("asks")) == []
+    it.now = 60.0
+    assert _started(it.send(Tick())) == []  # two leases of an unknown tool are not over
+    it.now = 62.0
+    assert _started(it.send(Tick())) == ["waits"]
+    assert it.core.world.claimed == it.program("waits").claim  # it is promised nothing
+    it.now = 3600.0
+    assert _started(it.ready("asks", 120)) == []
+    it.send(ProgramEnded("waits"))
+    assert it.program("asks").active and it.program("asks").running
+
+
+def test_who_has_failed_and_makes_no_other_call_gives_its_place_up() -> None:
+    it = Line()
+    it.submit("fails")
+    it.ready("fails")
+    it.submit("waits")
+    it.send(StepFailed("fails", "fails#0"))
+    it.now = 100.0
+    assert _admitted(it.send(Tick())) == ["waits"]
+
+
+def test_who_has_nothing_to_run_is_not_admitted() -> None:
+    it = Line()
+    it.submit("asks")
+    it.ready("asks")
+    it.submit("first")
+    it.now = 1.0
+    it.done("asks")
+    it.now = 100.0
+    it.send(Tick())
+    assert set(it.core.world.active) == {"first"}
+    it.send(ProgramEnded("first"))
+    assert not it.core.world.active  # it still waits for its human
+    assert it.core.world.held.first is None
+    assert _started(it.ready("asks", 120)) == ["asks"]
+
+
+def _job(name: str, rng: random.Random, gap: Callable[[int], float], arrival: float) -> Job:
+    """Twelve calls, of which each has 800 tokens more to read."""
+    calls, prompt, reuse = list[Call](), 4000, 0
+    for number in range(12):
+        wait = gap(number)
+        tool = "bash" if wait < 600 else "ask_human"
+        calls.append(Call(prompt, reuse, 200, wait * rng.expovariate(1), tool))
+        reuse = prompt + 200
+        prompt = reuse + 800
+    return Job(name, "human" if name[0] == "h" else "a", tuple(calls), arrival=arrival)
+
+
+def _jct(policy: str, jobs: list[Job], host: bool) -> float:
+    """Mean JCT of the programs that no human answers."""
+    small = replace(machine("h200-8b"), kv_tokens=100_000, host_tokens=400_000)
+    ended = Simulation(small, make_policy(policy), jobs, host, knows="learned").run().ended
+    return statistics.fmean(e.jct for e in ended if e.job.id[0] != "h")
+
+
+@pytest.mark.parametrize("host", [True, False])
+def test_tools_that_become_slower_by_far_do_not_empty_the_machine(host: bool) -> None:
+    rng, jobs, now = random.Random(3), list[Job](), 0.0
+    for number in range(60):
+        now += rng.expovariate(1 / 8)
+        slow = 1.0 if number < 30 else 100.0
+        jobs.append(_job(f"p{number}", rng, lambda _, slow=slow: slow, now))  # type: ignore[misc]
+    assert _jct("drawloom", jobs, host) <= 1.3 * _jct("offload-lru", jobs, host)
+
+
+@pytest.mark.parametrize("host", [True, False])
+def test_programs_that_wait_for_humans_do_not_keep_the_others_out(host: bool) -> None:
+    rng = random.Random(1)
+    jobs = [_job(f"h{i}", rng, lambda n: 3600.0 if n == 6 else 1.0, i * 2.0) for i in range(20)] + [
+        _job(f"n{i}", rng, lambda n: 1.0, 150 + i * 5.0) for i in range(20)
+    ]
+    assert _jct("drawloom", jobs, host) <= 1.3 * _jct("offload-lru", jobs, host)
+
+
+# --- the bound ----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_once_a_program_is_due_none_of_its_priority_goes_before_it(data: Any) -> None:
+    it = Line(Drawloom(replace(FULL, patience=2.0, patience_unknown=30.0, shortest=0.5)))
+    world, activate = it.core.world, it.core.world.activate
+
+    def checked(program: Program, now: float) -> None:
+        for other in world.held.programs.values():
+            same = other.about.priority == program.about.priority
+            due = max(other.due, world.held.due_at(other))
+            if other is not program and same and other.competes and due <= now:
+                assert program.due <= now
+                assert (program.due, program.index) < (other.due, other.index)
+        activate(program, now)
+
+    world.activate = checked  # type: ignore[method-assign]
+    made, calling = 0, set[str]()
+    for _ in range(data.draw(st.integers(10, 60))):
+        it.now += data.draw(st.sampled_from([0.0, 1.0, 5.0, 40.0]))
+        what = data.draw(st.sampled_from(["new", "new", "call", "answer", "end", "wait"]))
+        begun = sorted(p.id for p in world.programs.values() if p.begun)
+        if what == "new":
+            made += 1
+            agent = data.draw(st.sampled_from(["a", "b", f"unknown{made}"]))
+            tokens, priority = data.draw(st.integers(100, 900)), data.draw(st.integers(-1, 1))
+            it.submit(f"p{made}", agent, expect_tokens=tokens, priority=priority)
+            it.ready(f"p{made}", data.draw(st.integers(1, 500)))
+            calling.add(f"p{made}")
+        elif what == "wait":
+            it.send(Tick())
+        elif begun:
+            name = data.draw(st.sampled_from(begun))
+            if what == "end":
+                it.send(ProgramEnded(name))
+                calling.discard(name)
+            elif what == "call" and name not in calling:
+                it.ready(name, data.draw(st.integers(1, 900)))
+                calling.add(name)
+            elif what == "answer" and it.program(name).running:
+                it.done(name, data.draw(st.integers(1, 900)))
+                calling.discard(name)
+
+
+def test_who_is_due_is_not_hidden_by_one_that_nobody_knows() -> None:
+    it = Line()
+    for number in range(10):
+        it.finish(f"known{number}", 2)
+    it.submit("runs")
+    it.submit("mask", "unknown", priority=-1)
+    it.submit("big")
+    it.ready("big", 800)
+    for number in range(100):
+        if it.program("big").active:
+            break
+        it.submit(f"small{number}")
+        it.ready(f"small{number}", 10)
+        it.now += 1.0
+        (name,) = it.core.world.active
+        it.send(ProgramEnded(name))
+    assert it.program("big").active
+    assert it.now < 60.0  # five times what such programs take
+
+
+# --- order --------------------------------------------------------------------------------------
+
+
+def test_who_always_declares_one_call_gains_nothing_once_that_is_known() -> None:
+    it = Line()
+    for number in range(30):
+        it.finish(f"liar{number}", 40, agent="liar", expect_steps=1.0)
+        it.finish(f"honest{number}", 5, agent="honest", expect_steps=5.0)
+    it.submit("runs")
+    it.submit("liar", "liar", expect_steps=1.0)
+    it.submit("honest", "honest", expect_steps=5.0)
+    assert _admitted(it.send(ProgramEnded("runs"))) == ["honest"]
+
+
+def test_who_declares_more_with_each_call_is_not_believed() -> None:
+    it = Line()
+    for number in range(10):
+        it.finish(f"usual{number}", 20)
+    it.submit("raises", expect_steps=2.0)
+    cost = it.core.policy.rank(it.core.world, it.program("raises"))[1]
+    assert cost == pytest.approx(2.0)
+    for _ in range(4):
+        it.ready("raises")
+        it.done("raises")
+        it.send(Expected("raises", 2.0))
+    cost = it.core.policy.rank(it.core.world, it.program("raises"))[1]
+    assert cost == pytest.approx(20.0)
+
+
+# --- compositions -------------------------------------------------------------------------------
+
+_NULL: dict[str, Callable[[], Drawloom]] = {
+    "order": lambda: Drawloom(order=Order()),
+    "admission": lambda: Drawloom(admission=Admission()),
+    "cap": lambda: Drawloom(admission=Cap(3)),
+    "residency": lambda: Drawloom(residency=Residency()),
+    "bound": lambda: Drawloom(bound=Bound()),
+    "housing": lambda: Drawloom(housing=Housing()),
+    "all": lambda: Drawloom(
+        order=Order(), admission=Admission(), residency=Residency(), bound=Bound(),
+        housing=Housing(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", _NULL)
+def test_a_policy_runs_everything_without_a_part(part: str) -> None:
+    rng = random.Random(5)
+    jobs = [_job(f"p{i}", rng, lambda n: 1.0, float(i)) for i in range(10)]
+    small = replace(machine("h200-8b"), kv_tokens=50_000, host_tokens=0)
+    assert len(Simulation(small, _NULL[part](), jobs, False).run().ended) == 10
+
+
+def test_without_an_order_the_first_come_is_the_first_served() -> None:
+    it = Line(Drawloom(FULL, order=Order()))
+    it.submit("runs")
+    it.submit("long", expect_steps=50.0)
+    it.submit("short", expect_steps=1.0)
+    assert _admitted(it.send(ProgramEnded("runs"))) == ["long"]
+
+
+def test_a_cap_and_no_admission_are_what_they_say() -> None:
+    for admission, several in ((Cap(3), 3), (Admission(), 7)):
+        it = Line(Drawloom(FULL, admission=admission))
+        for number in range(7):
+            it.submit(f"p{number}")
+        assert len(it.core.world.active) == several
+
+
+def test_parameters_of_another_kind_are_refused() -> None:
+    with pytest.raises(TypeError):
+        Drawloom(3.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", ["own", *_NULL])
+def test_asking_changes_nothing(part: str) -> None:
+    it = Line(Drawloom(FULL) if part == "own" else _NULL[part]())
+    for number in range(4):
+        it.finish(f"before{number}", 3, expect_steps=3.0)
+    for number in range(4):
+        it.submit(f"p{number}", expect_steps=float(number + 1), envs=("env",) if number else ())
+        it.ready(f"p{number}")
+    world, policy, now = it.core.world, it.core.policy, it.now + 1.0
+    before = _seen(world)
+    for program in world.programs.values():
+        (lineage,) = program.lineages.values()
+        step = StepReady(program.id, lineage.id, "s", "llm", "e", 100, 10)
+        for _ in range(2):
+            policy.order(world, program)
+            policy.rank(world, program)
+            policy.takes(world, program)
+            policy.look(world, program)
+            policy.due(world, program)
+            policy.absent(world, program)
+            policy.adds(world, program)
+            policy.claim(world, program)
+            policy.paused(world, program, lineage, now)
+            policy.retain(world, program, lineage, now)
+            policy.priority(world, program, step, now)
+            policy.tool(world, program, ToolReady(program.id, lineage.id, "t", "tool", "h"), now)
+    next(iter(policy.admit(world, now)), None)
+    next(iter(policy.pause(world, now)), None)
+    policy.warm(world, "env", now)
+    assert _seen(world) == before
+
+
+def _seen(world: Any) -> dict[str, Any]:
+    """All that a world says, without what only its heaps and caches are made of."""
+    programs = {
+        name: {f: copy.deepcopy(getattr(p, f)) for f in Program.__dataclass_fields__}
+        for name, p in world.programs.items()
+    }
+    graphs = {name: copy.deepcopy(graph.saved()) for name, graph in world.graphs.items()}
+    held = list(world.held.programs), list(world.active)
+    figures = {
+        name: copy.deepcopy(value)
+        for name, value in vars(world).items()
+        if isinstance(value, int | float | set)
+    }
+    places, load = copy.deepcopy(_fields(world.places)), copy.deepcopy(_fields(world.load))
+    for program in programs.values():
+        program.pop("offer")  # how often it was ranked
+    return {
+        "programs": programs, "graphs": graphs, "held": held, "places": places, "load": load,
+        **figures,
+    }  # fmt: skip
+
+
+def _fields(thing: Any) -> dict[str, Any]:
+    return {name: getattr(thing, name) for name in type(thing).__dataclass_fields__}

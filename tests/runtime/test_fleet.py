@@ -26,7 +26,9 @@ from drawloom.events import (
     TenantShare,
 )
 from drawloom.runtime.scheduler import make_policy, policy_names
+from drawloom.runtime.scheduler.drawloom import Drawloom
 from drawloom.runtime.scheduler.fleet import ROUTING, Fleet
+from drawloom.runtime.scheduler.parts.parameters import Parameters
 from drawloom.runtime.sim.compare import Scenario, compare
 from drawloom.runtime.sim.generate import generate
 from drawloom.runtime.sim.loop import Simulation
@@ -105,7 +107,8 @@ def test_a_fleet_of_none_and_an_unknown_routing_are_refused() -> None:
 
 
 def _fleet(*engines: str, routing: str = "affine", memory: int = 0) -> Fleet:
-    fleet = Fleet(make_policy("drawloom"), routing)
+    # memory alone says how many run
+    fleet = Fleet(Drawloom(Parameters(busy=-1.0)), routing)
     for name in engines:
         fleet.handle(EngineUp(name, KV, memory), 0.0)
     return fleet

@@ -13,10 +13,10 @@ from drawloom.runtime.scheduler.world import World
 # What is worked out when it is asked for, and is the same whenever that is: not a change.
 _CACHES = {
     "Sketch": {"_sums"},
-    "ExecutionGraph": {"_costs", "_trends"},
+    "ExecutionGraph": {"_costs"},
     "Look": {"_costs"},
     "LearnedCost": {"_model"},
-    "Program": {"lane", "offer"},
+    "Program": {"due", "lane", "offer"},
     "World": {"held"},
 }
 

@@ -349,7 +349,7 @@ def test_asking_changes_nothing(part: str) -> None:
 def _seen(world: Any) -> dict[str, Any]:
     """All that a world says, without what only its heaps and caches are made of."""
     programs = {
-        name: {f: copy.deepcopy(getattr(p, f)) for f in Program.__dataclass_fields__}
+        name: {f: copy.deepcopy(getattr(p, f)) for f in Program.__dataclass_fields__ if f != "lane"}
         for name, p in world.programs.items()
     }
     graphs = {name: copy.deepcopy(graph.saved()) for name, graph in world.graphs.items()}
@@ -361,7 +361,8 @@ def _seen(world: Any) -> dict[str, Any]:
     }
     places, load = copy.deepcopy(_fields(world.places)), copy.deepcopy(_fields(world.load))
     for program in programs.values():
-        program.pop("offer")  # how often it was ranked
+        for name in ("offer", "due"):  # where it is in the heaps
+            program.pop(name)
     return {
         "programs": programs, "graphs": graphs, "held": held, "places": places, "load": load,
         **figures,

@@ -82,6 +82,9 @@ def build(
         EngineInfo(
             id, name, str(device), limit, capacity, config.block_size,
             config.host_blocks * config.block_size, spec.vocab_size,
+            str(dtype).removeprefix("torch."), config.weights,
+            config.threads if device.type == "cpu" else 0,
+            config.max_sequences, config.max_batch_tokens,
         ),
         cache,
         made,

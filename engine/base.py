@@ -95,7 +95,9 @@ class EngineInfo:
     """What does not change while an engine lives.
 
     `vocabulary` is how many ids the model has; some models have more than their tokenizer, and
-    these are never sampled. 0 is as many as the tokenizer.
+    these are never sampled. 0 is as many as the tokenizer. `dtype` and `weights` are as in
+    `EngineConfig`, but for ``auto``; a step computes at most `max_batch_tokens` of at most
+    `max_sequences`, with `threads` on a CPU. Empty and 0 are not told.
     """
 
     id: str
@@ -106,6 +108,11 @@ class EngineInfo:
     block_size: int
     host_tokens: int = 0
     vocabulary: int = 0
+    dtype: str = ""
+    weights: str = ""
+    threads: int = 0
+    max_sequences: int = 0
+    max_batch_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

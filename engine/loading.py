@@ -49,7 +49,11 @@ def build(
     id: str = "engine-0",
     runner: type[ModelRunner] | None = None,
 ) -> EngineCore:
-    """An engine over weights that are already in memory; `runner` is chosen by the device."""
+    """Make an engine over weights in memory, which it takes out of their dict.
+
+    Args:
+        runner: by default chosen by the device.
+    """
     config, unknown = config.on(device.type), _check_vocabulary(spec, tokenizer)
     if device.type == "cpu":
         torch.set_num_threads(config.threads)
@@ -61,6 +65,7 @@ def build(
     blocks = config.blocks(per_token, _free_bytes(device, config, needed))
     capacity = blocks * config.block_size
     limit = spec.max_position if spec.window else min(spec.max_position, capacity)
+    printed = fingerprint(spec, weights, config)
     try:
         kind = runner or _runner(device, config)
         sized = replace(spec, max_position=limit)  # the tables of positions need no more
@@ -82,6 +87,9 @@ def build(
         EngineInfo(
             id, name, str(device), limit, capacity, config.block_size,
             config.host_blocks * config.block_size, spec.vocab_size,
+            str(dtype).removeprefix("torch."), config.weights,
+            config.threads if device.type == "cpu" else 0,
+            config.max_sequences, config.max_batch_tokens,
         ),
         cache,
         made,
@@ -90,7 +98,7 @@ def build(
         max_sequences=config.max_sequences,
         eos_ids=spec.eos_ids,
         grammars=LLGuidance(tokenizer, spec.eos_ids),
-        fingerprint=fingerprint(spec, weights, config),
+        fingerprint=printed,
         digest=lambda weights: digest(spec, weights, dtype),
         load_weights=lambda folder: _reload(folder, spec, dtype),
     )  # fmt: skip

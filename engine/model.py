@@ -40,12 +40,12 @@ class Layer:
         self._norms(weights)
 
     def _joined(self, weights: dict[str, Tensor], parts: list[str]) -> tuple[Tensor, Tensor | None]:
-        weight = torch.cat([weights[f"{self.at}.{p}.weight"] for p in parts]).to(self._device)
-        biases = [weights[n] for p in parts if (n := f"{self.at}.{p}.bias") in weights]
+        weight = torch.cat([weights.pop(f"{self.at}.{p}.weight") for p in parts]).to(self._device)
+        biases = [weights.pop(n) for p in parts if (n := f"{self.at}.{p}.bias") in weights]
         return weight, torch.cat(biases).to(self._device) if biases else None
 
     def _norm(self, weights: dict[str, Tensor], name: str) -> Tensor:
-        return weights[f"{self.at}.{name}.weight"].to(self._device)
+        return weights.pop(f"{self.at}.{name}.weight").to(self._device)
 
     def _norms(self, weights: dict[str, Tensor]) -> None:
         self.input_norm = self._norm(weights, "input_layernorm")
@@ -123,7 +123,8 @@ class Decoder:
         ops: Ops,
         device: torch.device | None = None,
     ) -> None:
-        """`device` is where weights go, one after the other, if they are not there."""
+        """Take `weights` out of their dict, one after the other, to `device`: packed for it they
+        are copies, and nobody else should hold the originals meanwhile."""
         self.config, self.ops = config, ops
         self._device = device or weights["model.norm.weight"].device
         layers = range(config.layers)
@@ -133,9 +134,11 @@ class Decoder:
 
     def _take(self, weights: dict[str, Tensor]) -> Tensor:
         """Keep what is used as it is; the head's weight."""
-        self.embedding = weights["model.embed_tokens.weight"].to(self._device)
-        self.norm = weights["model.norm.weight"].to(self._device)
-        return self.embedding if self.config.tied else weights["lm_head.weight"].to(self._device)
+        self.embedding = weights.pop("model.embed_tokens.weight").to(self._device)
+        self.norm = weights.pop("model.norm.weight").to(self._device)
+        return (
+            self.embedding if self.config.tied else weights.pop("lm_head.weight").to(self._device)
+        )
 
     def update(self, weights: dict[str, Tensor]) -> None:
         """Take other weights. Raises `ConfigError` before anything changed if they do not fit."""

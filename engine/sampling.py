@@ -1,16 +1,19 @@
-"""Choosing tokens: greedy, or by the Gumbel trick with noise that belongs to the request.
+"""Choose tokens: greedy, or by the Gumbel trick with noise that belongs to the request.
 
 The noise of a token depends on (seed, stream, position, token id) and nothing else. The stream is
 the lineage, so what a sequence says does not depend on who shares its batch and forks of one chat
 differ, or one that the request names, so that a request over HTTP repeats.
 """
 
+import math
 from hashlib import blake2b
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from drawloom.engine.drawing import draw_all, draw_best
 from drawloom.engine.plan import Chunk, Sampled
 from drawloom.errors import EngineError
 
@@ -47,7 +50,7 @@ def sample(
             )
     if wanted:
         rows = torch.tensor(wanted, device=logits.device)
-        table = logits[rows].float().log_softmax(-1)
+        table = logits.index_select(0, rows).log_softmax(-1)
         for row, index in zip(table, wanted, strict=True):
             chunk, result = chunks[index], out[chunks[index].seq.id]
             result.logprob = row[result.token].item()
@@ -91,16 +94,34 @@ def shaped(chunk: Chunk) -> bool:
 
 
 def _choose(logits: Tensor, chunks: list[Chunk]) -> list[int]:
-    logits = logits.clone()
-    for row, chunk in zip(logits, chunks, strict=True):
-        if shaped(chunk):
-            shape(row, chunk)
-    chosen = logits.argmax(-1)
-    noisy = [i for i, chunk in enumerate(chunks) if chunk.seq.params.temperature > 0]
-    if noisy:
-        rows = torch.tensor(noisy, device=logits.device)
-        chosen[rows] = _sample_noisy(logits[rows], [chunks[i] for i in noisy])
-    tokens: list[int] = chosen.tolist()
+    """Return the token of each row of `logits` [len(chunks), vocabulary] float32."""
+    if any(shaped(chunk) for chunk in chunks):
+        logits = logits.clone()
+        for row, chunk in zip(logits, chunks, strict=True):
+            if shaped(chunk):
+                shape(row, chunk)
+    logits, width = logits.cpu(), logits.shape[1]
+    tokens = [-1] * len(chunks)
+    alike: dict[int, list[int]] = {}
+    for index, peak in enumerate(logits.amax(-1).tolist()):
+        params = chunks[index].seq.params
+        # where the best is no number there is nothing to draw from
+        if params.temperature and math.isfinite(peak):
+            alike.setdefault(params.top_k if params.top_k < width else 0, []).append(index)
+        else:
+            tokens[index] = int(logits[index].argmax())
+    for top_k, rows in alike.items():
+        few = [chunks[index] for index in rows]
+        keys = [noise_key(c.seq.params.seed, c.seq.noise, c.end) for c in few]
+        heat = [max(c.seq.params.temperature, 1e-6) for c in few]
+        top_p = [c.seq.params.top_p for c in few]
+        if top_k:
+            drawn = draw_best(logits.index_select(0, torch.tensor(rows)), heat, top_k, top_p, keys)
+        else:
+            given = zip(rows, heat, top_p, keys, strict=True)
+            drawn = [draw_all(logits[row], t, p, key) for row, t, p, key in given]
+        for index, token in zip(rows, drawn, strict=True):
+            tokens[index] = token
     return tokens
 
 
@@ -114,50 +135,25 @@ def shape(row: Tensor, chunk: Chunk) -> None:
         _penalise(row, seq.tokens, seq.prompt_length, params.repetition_penalty,
                   params.presence_penalty, params.frequency_penalty)  # fmt: skip
     if seq.guide is not None:
-        bits = torch.frombuffer(bytearray(seq.guide.mask()), dtype=torch.uint8)
-        shifts = torch.arange(8, dtype=torch.uint8)
-        allowed = (bits[:, None] >> shifts & 1).flatten().bool().to(row.device)
-        row[: allowed.shape[0]].masked_fill_(~allowed[: row.shape[0]], float("-inf"))
-        row[allowed.shape[0] :] = float("-inf")
+        bits = np.frombuffer(seq.guide.mask(), np.uint8)
+        ruled_out = np.unpackbits(bits, bitorder="little", count=row.shape[0]) == 0
+        row.masked_fill_(torch.from_numpy(ruled_out).to(row.device), float("-inf"))
 
 
 def _penalise(
     row: Tensor, tokens: list[int], prompt: int, repetition: float, presence: float, freq: float
 ) -> None:
-    said = torch.tensor(tokens, device=row.device)
+    width = row.shape[0]
+    said = torch.from_numpy(np.array(tokens)).to(row.device)  # tensor(list) is 5 times as slow
     if repetition != 1.0:
-        seen = said[said < row.shape[0]].unique()
+        seen = said[said < width]  # one that was said twice gets the same value twice
         value = row[seen]
         row[seen] = torch.where(value > 0, value / repetition, value * repetition)
     if (presence or freq) and len(tokens) > prompt:
         own = said[prompt:]  # sampled, so known
-        ids, counts = own[own < row.shape[0]].unique(return_counts=True)
-        row[ids] -= presence + freq * counts
-
-
-def _sample_noisy(logits: Tensor, chunks: list[Chunk]) -> Tensor:
-    device = logits.device
-    params = [chunk.seq.params for chunk in chunks]
-    temperature = torch.tensor([p.temperature for p in params], device=device)
-    logits = logits / temperature[:, None].clamp_min(1e-6)
-    if any(p.top_k or p.top_p < 1 for p in params):
-        logits = keep(logits, [p.top_k for p in params], [p.top_p for p in params])
-    keys = [noise_key(c.seq.params.seed, c.seq.noise, c.end) for c in chunks]
-    return (logits + gumbel(keys, logits.shape[1], device)).argmax(-1)
-
-
-def keep(logits: Tensor, top_k: list[int], top_p: list[float]) -> Tensor:
-    """Keep the `top_k` best, and of these the smallest set that holds `top_p` of the mass."""
-    ordered, order = logits.sort(descending=True, stable=True)
-    rank = torch.arange(logits.shape[1], device=logits.device)
-    limit = torch.tensor([k or logits.shape[1] for k in top_k], device=logits.device)
-    ordered = ordered.masked_fill(rank[None] >= limit[:, None], float("-inf"))
-    mass = ordered.softmax(-1)
-    before = mass.cumsum(-1) - mass
-    ordered = ordered.masked_fill(
-        before >= torch.tensor(top_p, device=logits.device)[:, None], float("-inf")
-    )
-    return torch.empty_like(logits).scatter_(1, order, ordered)
+        own = own[own < width]
+        counts = row.new_zeros(width).index_add_(0, own, row.new_ones(len(own)))[own]
+        row[own] = row[own] - (presence + freq * counts)
 
 
 def noise_key(seed: int, stream: str, position: int) -> int:
@@ -166,20 +162,4 @@ def noise_key(seed: int, stream: str, position: int) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 
-def gumbel(keys: list[int], width: int, device: torch.device) -> Tensor:
-    """Gumbel noise [len(keys), width]: a counter-based generator (splitmix64), equal anywhere."""
-    counter = torch.arange(1, width + 1, dtype=torch.int64, device=device)
-    x = torch.tensor(keys, dtype=torch.int64, device=device)[:, None]
-    x = x + counter[None] * -7046029254386353131  # 0x9E3779B97F4A7C15
-    x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    x = (x ^ _shift(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    x = x ^ _shift(x, 31)
-    uniform = (_shift(x, 11).double() + 0.5) * 2.0**-53
-    return -(-uniform.log()).log().float()
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-__all__ = ["gumbel", "keep", "noise_key", "sample", "score", "shape", "shaped", "without"]
+__all__ = ["noise_key", "sample", "score", "shape", "shaped", "without"]

@@ -200,7 +200,7 @@ def engine_of(
     """An engine over random weights: what its tokens mean does not matter."""
     tokenizer = Tokenizer.load(tiny_model())
     tokenizer.size = spec.vocab_size
-    return build(spec, weights, tokenizer, config, device, runner=runner)
+    return build(spec, dict(weights), tokenizer, config, device, runner=runner)
 
 
 class _Ours:

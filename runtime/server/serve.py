@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from drawloom.engine.base import EngineInfo
 from drawloom.errors import ConfigError, EngineClosed
 from drawloom.runtime.cli import show
 from drawloom.runtime.runtime import Runtime
@@ -191,11 +192,26 @@ async def _engine_failure(server: Server) -> EngineClosed:
             return error
 
 
+def describe(info: EngineInfo, policy: str) -> list[str]:
+    """Return two lines that say how an engine computes, and what it has room for."""
+    computes = [info.device]
+    if info.threads:
+        computes.append(f"{info.threads} thread{'s' if info.threads > 1 else ''}")
+    if info.dtype:
+        computes += [info.dtype, f"{info.weights} weights"]
+    room = [f"KV memory {info.kv_tokens:,} tokens", f"host memory {info.host_tokens:,} tokens"]
+    if info.max_sequences:
+        room.append(f"a step {info.max_sequences:,} sequences, {info.max_batch_tokens:,} tokens")
+    return [f"engine: {', '.join(computes)}; policy {policy}", f"  at most: {'; '.join(room)}"]
+
+
 def _announce(server: Server, listener: socket.socket, access: Access) -> None:
     """Tell whoever started the server how to use it."""
     host, port = listener.getsockname()[:2]
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     url = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
+    for line in describe(server.live.engine.info, server.live.scheduler.policy.name):
+        show.note(line)
     key = "with a key" if access.keys else "no key is asked for"
     show.note(f"{server.served.model} at {url}/v1 ({key})")
     shown = "$DRAWLOOM_API_KEY" if access.keys else "none"
@@ -203,4 +219,4 @@ def _announce(server: Server, listener: socket.socket, access: Access) -> None:
     show.note(f"  its programs: drawloom ps --server {url}; its metrics: {url}/metrics")
 
 
-__all__ = ["ServeOptions", "bind", "listening", "serve"]
+__all__ = ["ServeOptions", "bind", "describe", "listening", "serve"]

@@ -192,3 +192,9 @@ def test_logits_that_are_no_numbers_fail_the_request(
         assert deltas[-1].finish is FinishReason.ERROR
         assert isinstance(deltas[-1].error, EngineError) and "NaN" in str(deltas[-1].error)
         assert not any(delta.tokens for delta in deltas)
+
+
+def test_packed_weights_are_not_held_a_second_time(tokenizer_file: Path) -> None:
+    weights = _weights()
+    _engine(tokenizer_file, weights)
+    assert not weights

@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from drawloom.engine.drawing import gumbel, keep
 from drawloom.engine.plan import Chunk
-from drawloom.engine.sampling import gumbel, sample, score
+from drawloom.engine.sampling import noise_key, sample, score
 from drawloom.engine.sequence import SamplingParams, Sequence
 from drawloom.errors import ConfigError, EngineError
 
@@ -71,6 +74,73 @@ def test_frequencies_follow_the_probabilities() -> None:
     assert (shares - probabilities).abs().max() < 0.03
 
 
+_FILTERS: list[dict[str, Any]] = [
+    {"top_p": 0.8}, {"top_k": 6}, {"top_k": 7, "top_p": 0.6}, {}
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", _FILTERS, ids=str)
+def test_frequencies_follow_what_filters_keep(options: dict[str, Any]) -> None:
+    torch.manual_seed(4)
+    row, count = 1.5 * torch.randn(1, 40), 6000
+    params = SamplingParams(temperature=0.7, **options)
+    chunks = [_chunk(str(i), params, position=i + 1) for i in range(count)]
+    tokens = torch.tensor([s.token for s in sample(row.expand(count, 40), chunks).values()])
+    kept = keep(row / 0.7, [params.top_k], [params.top_p])
+    wanted = kept.softmax(-1)[0]
+    shares = torch.bincount(tokens, minlength=40) / count
+    assert not shares[wanted == 0].any()
+    # 5 deviations of a share of 6,000 draws
+    assert ((shares - wanted).abs() <= 5 * (wanted * (1 - wanted) / count).sqrt() + 1e-4).all()
+
+
+def _by_definition(row: torch.Tensor, chunk: Chunk) -> int:
+    """Sort everything, and add noise to all that is kept."""
+    params = chunk.seq.params
+    if not params.temperature:
+        return int(row.argmax())
+    kept = keep(row[None] / max(params.temperature, 1e-6), [params.top_k], [params.top_p])
+    key = noise_key(params.seed, chunk.seq.noise, chunk.end)
+    return int((kept + gumbel([key], torch.arange(len(row)))).argmax())
+
+
+_OPTIONS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0, 1e-9, 0.01, 0.3, 0.7, 1, 2, 100]),
+    top_k=st.sampled_from([0, 0, 1, 2, 3, 20, 59, 60, 61, 299, 1 << 31 - 1]),
+    top_p=st.sampled_from([1, 1, 1e-9, 0.013, 0.3, 0.77, 0.83, 0.951, 0.9999999]),
+    seed=st.integers(0, 1 << 70),
+)
+
+
+@given(
+    st.lists(_OPTIONS, min_size=1, max_size=6),
+    st.sampled_from([1, 2, 60, 300, 5000]),
+    st.sampled_from([0.0, 0.1, 1.0, 3.0, 30.0, 1e6]),
+    st.sampled_from(["float32", "bfloat16", "whole"]),
+    st.integers(0, 1 << 30),
+)
+def test_a_token_is_the_one_that_sorting_everything_gives(
+    options: list[SamplingParams], width: int, scale: float, kind: str, seed: int
+) -> None:
+    """Ties are met in bfloat16 and in whole numbers; rows of a batch have options of their own."""
+    logits = scale * torch.randn(len(options), width, generator=torch.Generator().manual_seed(seed))
+    if kind != "float32":
+        logits = logits.round() if kind == "whole" else logits.bfloat16()
+    chunks = [_chunk(str(i), params, position=i + 1) for i, params in enumerate(options)]
+    found = sample(logits, chunks)
+    wanted = [_by_definition(r, c) for r, c in zip(logits.float(), chunks, strict=True)]
+    assert [found[c.seq.id].token for c in chunks] == wanted
+
+
+def test_a_row_without_numbers_spoils_no_other() -> None:
+    logits = torch.zeros(4, 30)
+    logits[1, 7], logits[2, 5] = math.nan, math.inf
+    chunks = [_chunk(str(i), SamplingParams(temperature=0.7, top_k=i % 2)) for i in range(4)]
+    found = sample(logits, chunks)
+    assert [found[str(i)].error is None for i in range(4)] == [True, False, False, True]
+
+
 def test_top_k_and_top_p_never_leave_their_set() -> None:
     logits = torch.tensor([[2.0, 1.9, 1.8, -1.0, -1.1]]).expand(300, 5)
     for params in (
@@ -82,7 +152,7 @@ def test_top_k_and_top_p_never_leave_their_set() -> None:
 
 
 def test_gumbel_noise_has_the_right_mean() -> None:
-    noise = gumbel([1, 2, 3], 20_000, torch.device("cpu"))
+    noise = gumbel([1, 2, 3], torch.arange(20_000))
     assert abs(noise.mean().item() - 0.5772) < 0.02
     assert torch.isfinite(noise).all()
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from drawloom.engine.drawing import gumbel, keep
 from drawloom.engine.kernels import blocks, feed, reference, sample, skinny
 from drawloom.engine.ops.reference import ready
-from drawloom.engine.sampling import gumbel, keep
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def _reference(
     for row, temperature in enumerate(temperatures):
         if temperature:
             values = keep(logits[row : row + 1].float() / temperature, [k[row]], [p[row]])
-            out[row] = (values + gumbel([keys[row]], values.shape[1], CPU)).argmax()
+            out[row] = (values + gumbel([keys[row]], torch.arange(values.shape[1]))).argmax()
     tokens: list[int] = out.tolist()
     return tokens
 

@@ -94,6 +94,17 @@ async def test_it_says_how_to_use_it_and_logs_a_line_a_request() -> None:
         assert await served.process.wait() == 0
 
 
+async def test_it_says_how_its_engine_computes_and_what_it_has_room_for() -> None:
+    options = ("--threads", "2", "--dtype", "bfloat16", "--host-tokens", "4096")
+    more = ("--max-sequences", "7", "--max-batch-tokens", "300", "--policy", "fcfs-lru")
+    async with _serve(*options, *more) as served:
+        how = await served.wait_for("engine: ")
+        assert how.endswith("engine: cpu, 2 threads, bfloat16, dense weights; policy fcfs-lru")
+        room = await served.wait_for("at most: ")
+        assert "KV memory 8,192 tokens; host memory 4,096 tokens" in room
+        assert room.endswith("a step 7 sequences, 300 tokens")
+
+
 async def test_its_programs_are_listed_from_the_command_line() -> None:
     async with _serve(DRAWLOOM_API_KEY="secret-key") as served:
         assert (await served.client.get("/v1/models")).status_code == 401

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drawloom.engine.drawing import gumbel, keep
 from drawloom.engine.kernels import (
     blocks,
     cascade,
@@ -27,7 +28,6 @@ from drawloom.engine.kernels.decode import Decodes, Parts
 from drawloom.engine.kernels.prefill import Prefills
 from drawloom.engine.ops.base import BatchMeta
 from drawloom.engine.ops.reference import ReferenceOps, ready
-from drawloom.engine.sampling import gumbel, keep
 
 _SIZE = 16
 _TOLERANCE = {torch.bfloat16: 3e-2, torch.float32: 1e-4}
@@ -290,7 +290,7 @@ def _choosing(
         logits, picked, torch.arange(rows, dtype=torch.int32, device=device), heat,
         torch.tensor(keys, device=device), zeros, torch.ones(rows, device=device), False,
     )  # fmt: skip
-    noise = gumbel(keys, scale.vocabulary, device)
+    noise = gumbel(keys, torch.arange(scale.vocabulary)).to(device)
     heated = logits.float() / heat.clamp_min(1e-6)[:, None] + noise
     wanted = torch.where(heat > 0, heated.argmax(-1), logits.float().argmax(-1))
     yield "sample", sample.tokens(picked), wanted

@@ -257,7 +257,8 @@ class Programs:
         for lineage in idle[:-_LINEAGES]:
             del program.lineages[lineage.name]
             self.known.forget(program, lineage)
-            self.live.emit(LineageEnded(program.id, lineage.name))
+            if not lineage.aside:
+                self.live.emit(LineageEnded(program.id, lineage.name))
 
     def _rest(self, program: HttpProgram) -> None:
         """Take a silent program for over, as far as the scheduler is concerned. Its KV stays as

@@ -349,7 +349,8 @@ class BlockIndex:
             seq.loading -= 1
         if not load.private:
             entry.load = None
-        self.forget(entry)
+        if not load.private or entry.block < 0:  # else it is on the device: somebody may run on it
+            self.forget(entry)
         self.unpin(entry)
         if not load.private:
             self.let_go(entry)

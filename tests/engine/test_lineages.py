@@ -12,8 +12,9 @@ from drawloom.engine import commands as do
 from drawloom.engine.base import EngineInfo, GenerateRequest
 from drawloom.engine.cache import KVCache
 from drawloom.engine.core import EngineCore
+from drawloom.engine.index import BlockIndex, chain, root
 from drawloom.engine.mock import NumberTokenizer, QuickRunner
-from drawloom.engine.sequence import SamplingParams
+from drawloom.engine.sequence import SamplingParams, Sequence
 from drawloom.leases import LeaseStatus
 
 SIZE = 16
@@ -129,3 +130,19 @@ def test_what_another_conversation_goes_on_from_is_not_given_back() -> None:
     before = core.cache.counters.hit_tokens
     _serve(core, "branch", [*trunk, 7])
     assert core.cache.counters.hit_tokens - before >= 160
+
+
+def test_a_copy_for_one_that_fails_takes_nothing_from_who_has_the_block_on_the_device() -> None:
+    index, tokens = BlockIndex(8, 4), tuple(range(SIZE))
+    block = index.pool.take()
+    entry = index.publish(root(b""), chain(root(b""), tokens), tokens, block)
+    assert index.save(entry)
+    index.let_go(index.saved(block))
+    index.evict(entry)
+    both = [Sequence(name, name, [*tokens, 1], SamplingParams()) for name in "ab"]
+    places = [index.pool.take(), index.pool.take()]
+    index.load(entry, places[0], both[0])
+    index.load(entry, places[1], both[1], private=True)
+    index.loaded(places[0])
+    assert index.load_failed(places[1]) == [both[1]]
+    assert not entry.dead and entry.block == places[0]

@@ -145,6 +145,7 @@ class EngineCore(KVVerbs):
         for token in request.tokens[prompt:]:
             text.push(token)
         self._supersede(request.lineage)
+        self.cache.lineages.rewind(request.lineage, seq.tokens)
         self.batch.add(seq)
         self._requests[request.id] = Request(seq, request.salt, text, self._clock())
         if not request.params.max_tokens and request.params.score_from < 0:

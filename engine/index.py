@@ -42,7 +42,8 @@ def block_keys(size: int, seq: Sequence, blocks: int) -> list[bytes]:
 class BlockIndex:
     """Entries by key and by place, in two tiers. Pure bookkeeping.
 
-    `spill` says whether copying a block out and back costs less than computing it again.
+    `spill` says whether copying a block out and back costs less than computing it again, `windowed`
+    whether tokens attend to a sliding window.
     """
 
     def __init__(self, blocks: int, host_blocks: int = 0, windowed: bool = False) -> None:
@@ -57,7 +58,7 @@ class BlockIndex:
         self.leased_idle = 0
         self.evictions = 0
         self.spill = True
-        self._windowed = windowed
+        self.windowed = windowed
         self._host_free = list(range(host_blocks - 1, -1, -1))
         self._saving: dict[int, tuple[Entry, int]] = {}
         self._loading: dict[int, Load] = {}
@@ -144,6 +145,14 @@ class BlockIndex:
 
     # --- leaving --------------------------------------------------------------------------
 
+    def reclaim_next(self, entry: Entry, host: bool = True) -> None:
+        """Let a kept block be the next to be reclaimed, on the device and, with `host`, in host
+        memory."""
+        if entry.block in self.lru:
+            self.lru.move_to_end(entry.block, last=False)
+        if host and entry.host in self.host_lru:
+            self.host_lru.move_to_end(entry.host, last=False)
+
     def take_kept(self) -> int:
         """A block with one reference, without breaking any lease; -1 if there is none."""
         while not self.pool.free:
@@ -178,7 +187,7 @@ class BlockIndex:
         if entry.dead:
             return
         found = [entry]
-        if not self._windowed:
+        if not self.windowed:
             for one in found:  # grows meanwhile: a long context is deeper than Python may recurse
                 found += self.children.get(one.key, {}).values()
         for one in reversed(found):
@@ -340,7 +349,8 @@ class BlockIndex:
             seq.loading -= 1
         if not load.private:
             entry.load = None
-        self.forget(entry)
+        if not load.private or entry.block < 0:  # else it is on the device: somebody may run on it
+            self.forget(entry)
         self.unpin(entry)
         if not load.private:
             self.let_go(entry)
@@ -386,7 +396,7 @@ class BlockIndex:
             assert entry.block >= 0 or entry.host >= 0, "known, but nowhere"
             assert not entry.leases or entry.block >= 0, "leased, but not on the device"
             assert entry.block < 0 or self.by_block[entry.block] is entry
-            if not self._windowed:
+            if not self.windowed:
                 assert entry.parent in self.known or entry.parent in roots, "a chain lost a block"
 
 

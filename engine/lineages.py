@@ -80,12 +80,12 @@ class Lineages:
         record.active = max(0, record.active - 1)
         mine = set(map(id, entries))
         follows = {entry.parent: entry for entry in entries}
-        for entry in reversed(record.entries):
-            if id(entry) not in mine:  # superseded: a newer turn took another path
-                self.index.unlease(entry, seq.lineage)
-                entry.users.discard(seq.lineage)
-                if entry.begins(follows.get(entry.parent)):
-                    self.index.retire(entry)
+        superseded = [entry for entry in record.entries if id(entry) not in mine]
+        for entry in superseded:  # a newer turn took another path
+            self._leave_behind(entry, seq.lineage)
+        for entry in reversed(superseded):
+            if entry.begins(follows.get(entry.parent)):
+                self.index.retire(entry)
         record.entries = entries
         known = len(record.tokens)
         if seq.computed >= known or common(seq.tokens, record.tokens) < known:
@@ -131,6 +131,38 @@ class Lineages:
         for entry in self._records.pop(name).entries:
             entry.users.discard(name)
             self._demoting.pop(entry, None)
+
+    def rewind(self, lineage: str, tokens: list[int]) -> None:
+        """Give back what a conversation holds behind the tokens that it goes on from.
+
+        Its client rewrote what came last, dropped it, or began anew: nobody is expected to ask for
+        it again, so it is the first to be reclaimed, last block first, whatever lease it had. It
+        is not forgotten before that: some clients do come back.
+        """
+        record = self._records.get(lineage)
+        if record is None or record.active or self.index.windowed:
+            return  # behind a sliding window, blocks leave by themselves
+        shared, at, kept = common(tokens, record.tokens), 0, 0
+        for entry in record.entries:
+            if at >= shared:
+                break
+            at += len(entry.tokens)
+            kept += 1
+        if kept == len(record.entries):
+            return
+        left, record.entries = record.entries[kept:], record.entries[:kept]
+        record.leased = min(record.leased, kept)
+        del record.tokens[at:]
+        for entry in left:
+            self._leave_behind(entry, lineage)
+
+    def _leave_behind(self, entry: Entry, lineage: str) -> None:
+        """Give up a block that a conversation has no use for any more."""
+        self._demoting.pop(entry, None)
+        self.index.unlease(entry, lineage)
+        entry.users.discard(lineage)
+        if not (entry.users or entry.shared):
+            self.index.reclaim_next(entry)
 
     # --- verbs for programs ---------------------------------------------------------------
 
@@ -263,8 +295,7 @@ class Lineages:
 
     def _give_way(self, entry: Entry, lineage: str) -> None:
         self.index.unlease(entry, lineage, front=True)
-        if entry.block in self.index.lru:
-            self.index.lru.move_to_end(entry.block, last=False)
+        self.index.reclaim_next(entry, host=False)
 
     def prefetch(self, lineage: str) -> KVReply:
         """Load back what of a lineage is only in host memory, without breaking any lease.

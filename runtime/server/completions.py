@@ -107,7 +107,7 @@ class Completion:
         place.tokens = tokens
         wants = asked.logprobs is not None
         said: list[int] = []
-        whole = False
+        told, whole = text, False
         try:
             params = asked.params(
                 self.served.max_context - len(tokens),
@@ -121,6 +121,7 @@ class Completion:
             async with aclosing(programs.generate(place, params, None, sample=sample)) as deltas:
                 async for delta in deltas:
                     said += delta.tokens
+                    told += delta.text
                     if delta.usage is not None:
                         self._usages.append(delta.usage)
                         self.served.timings.observe(delta.usage, _finish(delta) or "stop")
@@ -128,7 +129,7 @@ class Completion:
             whole = True
         finally:
             text += self.served.tokenizer.decode(said, special=True)
-            record = PlainRecord(text, packed([*tokens, *said])) if whole else None
+            record = PlainRecord(text, packed([*tokens, *said]), told=told) if whole else None
             programs.leave(place, record)
 
     def _choice(self, index: int, prompt: list[int], deltas: list[Delta]) -> Event:

@@ -85,11 +85,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class PlainRecord:
-    """A conversation by `/v1/completions`: text and its tokens, the answer included."""
+    """A conversation by `/v1/completions`: text and its tokens, the answer included.
+
+    Attributes:
+        told: the same as far as the client was told it: without special tokens in the answer, nor
+            a stop string behind it.
+    """
 
     text: str
     tokens: "array[int]"
     start: bytes = b""
+    told: str = ""
 
     @property
     def issued(self) -> set[str]:
@@ -110,12 +116,17 @@ class Match:
         whole: the request is the next turn.
         rewritten: the request knows the last answer, but its history is another: in a program
             where it can belong to no other conversation, it takes the place of this one.
+        replaced: all agrees but for the last answer, in place of which there is another.
+        answers: so many answers of the conversation are in what agrees; only its client was told
+            them.
     """
 
     agreed: int = 0
     answer: Answer | None = None
     whole: bool = False
     rewritten: bool = False
+    replaced: bool = False
+    answers: int = 0
 
 
 class Request(Protocol):
@@ -142,11 +153,13 @@ class TextRequest:
     start: bytes = b""
 
     def match(self, record: Record | PlainRecord) -> Match:
-        """Compare with a record: it is continued by text that begins with all of its own."""
-        if not isinstance(record, PlainRecord) or not record.text:
+        """Compare with a record: it is continued by text that begins with all of its own, or with
+        all that its client was told."""
+        if not isinstance(record, PlainRecord):
             return Match()
-        whole = self.text.startswith(record.text)
-        return Match(len(record.text), whole=True) if whole else Match()
+        known = [text for text in (record.text, record.told) if text]
+        agreed = max((len(text) for text in known if self.text.startswith(text)), default=0)
+        return Match(agreed, whole=agreed > 0)
 
     def calls(self, agreed: int) -> set[str]:
         """Return nothing: text has no calls."""
@@ -188,7 +201,10 @@ class ChatTurn:
             return Match(agreed + 1, answer, whole=True)
         again = agreed == told == len(self.entries)
         whole = (again and record.broken) or (agreed == told and self._retold(record))
-        return Match(agreed, None, whole, not whole and self._rewrites(record, agreed))
+        replaced = agreed == told < len(self.entries) and self.entries[told].assistant
+        rewritten = not whole and (replaced or again or self._rewrites(record, agreed))
+        answers = sum(entry.assistant for entry in self.entries[:agreed])
+        return Match(agreed, None, whole, rewritten, replaced and not whole, answers)
 
     def calls(self, agreed: int) -> set[str]:
         """Return ids of calls in the messages that agree, and those that the text of the next one
@@ -223,11 +239,9 @@ class ChatTurn:
         return any(ids and ids <= mentions for ids in made)
 
     def _rewrites(self, record: Record, agreed: int) -> bool:
-        """Tell whether this is what became of a record: the same prompt again, or with another
-        answer in place of ours, or all that was answered behind messages that differ."""
-        told = len(record.entries)
-        if agreed == told:
-            return len(self.entries) == told or self.entries[told].assistant
+        """Tell whether all that was answered last is here, behind messages that differ."""
+        if agreed == len(record.entries):
+            return False
         akin = agreed > 0 or any(e.assistant and _ids(e) & self._called for e in record.entries)
         told_all = (answer.entries[0] for answer in record.answers)
         return any(

@@ -31,13 +31,15 @@ class Caller:
 
 @dataclass(slots=True, eq=False)
 class Lineage:
-    """One conversation. `record` is what it held at the end of its last request."""
+    """One conversation. `record` is what it held at the end of its last request. One that is put
+    `aside` was given up for another, as it seemed: it is known, but holds no KV."""
 
     name: str
     record: Record | PlainRecord | None = None
     tool: str = ""
     kinds: list[str] = field(default_factory=list)
     busy: bool = False
+    aside: bool = False
 
     @property
     def size(self) -> int:
@@ -53,9 +55,11 @@ class HttpProgram:
         label: names it to its client.
         account: it is a program of the runtime's own that asks from inside its environment: it was
             admitted elsewhere, and ends there.
-        admitted: None while the scheduler does not know it: a nameless program is one to it only
-            while it runs, or nobody else would get the room that it might never want again.
+        admitted: None while the scheduler does not know it: before its first request, and when a
+            nameless one has been silent for so long that it is taken for over.
         issued: ids of the calls that its answers made, of a nameless program.
+        concurrent: it has had several requests at a time.
+        returns: it has gone on with a conversation that had been put aside.
     """
 
     id: str
@@ -69,6 +73,18 @@ class HttpProgram:
     running: int = 0
     seen: float = 0.0
     ended: bool = False
+    concurrent: bool = False
+    returns: bool = False
+
+    @property
+    def linear(self) -> bool:
+        """Whether it has had one conversation at a time, as far as it has shown."""
+        return not (self.concurrent or self.returns)
+
+    @property
+    def conversations(self) -> list[Lineage]:
+        """Those that are not put aside."""
+        return [lineage for lineage in self.lineages.values() if not lineage.aside]
 
 
 class Directory:
@@ -105,13 +121,20 @@ class Directory:
         """Return the program of a request: by its name or, if it has none, by what it sends."""
         if caller.inside is not None or caller.name is not None:
             return self.named_by(caller)
-        turns, kin = [], []
+        turns, kin, replaced = [], [], []
         for program, line, match in self._alike(caller.tenant, request):
+            idle = not line.busy and not line.aside
             if match.whole and not line.busy:
                 turns.append((match.agreed, program))
-            elif not program.issued.isdisjoint(request.calls(match.agreed)):
+            elif (idle and match.answers) or not program.issued.isdisjoint(
+                request.calls(match.agreed)
+            ):
                 kin.append((match.agreed, program))  # a branch, or a history that was edited
-        best = max(reversed(turns or kin), key=lambda turn: turn[0], default=None)
+            elif idle and match.replaced:
+                replaced.append((match.agreed, program))  # or another's, whom we do not know
+        if len(replaced) > 1:
+            replaced.clear()
+        best = max(reversed(turns or kin or replaced), key=lambda turn: turn[0], default=None)
         return best[1] if best is not None else None
 
     def add(self, caller: Caller) -> HttpProgram:

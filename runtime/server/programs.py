@@ -3,7 +3,22 @@
 Every request belongs to a program and is scheduled as one. A client that names its program keeps
 it until it releases it or is silent for `ttl` seconds; a client that names none is recognised by
 what it sends: a request that begins with all that a conversation was told and answered is its next
-turn, and one that begins as it did up to a call of its belongs to the same program.
+turn, and one that begins as it did up to an answer or a call of its belongs to the same program.
+To the scheduler both are one kind of program, and neither is over between two turns.
+
+When is a program over whose client never says so? One with a name after `ttl`: its name may come
+back at any time. One without, when it has been silent for `_OVER` times as long as 99 of 100
+others were before they came back. Until then it counts as a program that waits, as it must: its
+attained service, its calls and its lease are what it is scheduled by. It holds no memory that
+others need for so long: its lease, by what was learned of how soon clients return, ends first, and
+its KV is cache like any other from then on. After that the scheduler observes its end, as it could
+not learn otherwise how many calls such programs make, while it is still known here: who comes back
+after all goes on in the same conversation, as a new program to the scheduler.
+
+A conversation that a client gives up holds nothing either. While a program has had but one at a
+time, a request that is no turn of it takes its place: the lineage goes on from the tokens that both
+begin with, and what followed is the first to be reclaimed. What was given up is put aside, and if
+its client goes on with it all the same, the program has several, each of which is kept.
 """
 
 import asyncio
@@ -20,9 +35,11 @@ from drawloom.events import (
     LineageEnded,
     ProgramEnded,
     ProgramSubmitted,
+    StepFailed,
     StepFinished,
     StepReady,
 )
+from drawloom.graph.sketch import Sketch
 from drawloom.runtime.budget import Account
 from drawloom.runtime.live import Live
 from drawloom.runtime.llmcall import spans
@@ -31,10 +48,13 @@ from drawloom.runtime.server.directory import Caller, Directory, HttpProgram, Li
 from drawloom.runtime.server.early import generate_until
 from drawloom.runtime.server.errors import ProgramReleased
 
+AGENT, CLIENT = "http-program", "client"
+"""What the scheduler learns of clients under; who answers what called no tool that we see."""
 _OUTPUT = 256
 _LINEAGES = 8
-_HELD_SECONDS = 0.25
 _SWEEP_SECONDS = 1.0
+_OVER, _RETURNS = 4.0, 8  # returns that are seen before they say how long one may be silent
+_SILENT, _UNKNOWN = 10.0, 30.0  # seconds; the least, and before that is known
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +65,7 @@ class Place:
         record: what is known of the conversation whose tokens the prompt may begin with.
         match: how far the request agrees with `record`.
         parent: the busy conversation that it branches off.
+        instead: it gives up what its lineage holds.
         tokens: the prompt; filled in before `Programs.ready`.
     """
 
@@ -53,6 +74,7 @@ class Place:
     record: Record | PlainRecord | None
     match: Match
     parent: Lineage | None = None
+    instead: bool = False
     tokens: list[int] = field(default_factory=list)
 
 
@@ -67,6 +89,7 @@ class Programs:
         self.live, self.ttl = live, ttl
         self.known = Directory()
         self._steps = self._lineages = 0
+        self._silences = Sketch()
         self._sweeper = asyncio.create_task(self._sweep())
 
     def __len__(self) -> int:
@@ -89,8 +112,8 @@ class Programs:
                 "named": program.named,
                 "status": "running" if program.running else "idle",
                 "requests": program.running,
-                "conversations": len(program.lineages),
-                "tokens": sum(lineage.size for lineage in program.lineages.values()),
+                "conversations": len(program.conversations),
+                "tokens": sum(lineage.size for lineage in program.conversations),
                 "idle_s": 0.0 if program.running else round(now - program.seen, 3),
             }
             for program in self.known
@@ -118,7 +141,10 @@ class Programs:
             if caller.inside is not None:
                 raise ProgramReleased(caller.inside)
             program = self.known.add(caller)
+        elif not program.named and not program.running:
+            self._silences.observe(time.monotonic() - program.seen)
         place = self._place(program, request)
+        program.concurrent |= program.running > 0
         place.lineage.busy = True
         program.running += 1
         self.known.busy(program)
@@ -133,21 +159,38 @@ class Programs:
         ]
         found.sort(key=lambda one: one[2].agreed)  # stable: of equals the latest is last
         idle = [one for one in found if not one[0].busy]
-        for taken in ([o for o in idle if o[2].whole], [o for o in idle if o[2].rewritten]):
+        live = [one for one in idle if not one[0].aside]
+        for taken in ([o for o in idle if o[2].whole], [o for o in live if o[2].rewritten]):
             if taken:
                 lineage, record, match = taken[-1]
+                program.returns |= lineage.aside
+                lineage.aside = False
                 return Place(program, lineage, record, match)
-        self._lineages += 1  # never one name twice: an ended program may still be running
-        lineage = Lineage(f"{program.id}/{self._lineages}")
-        program.lineages[lineage.name] = lineage
         forked = [one for one in found if one[0].busy and one[2].whole]
         if forked:
             parent, record, match = forked[-1]
-            return Place(program, lineage, record, match, parent)
+            return Place(program, self._lineage(program), record, match, parent)
+        begun: tuple[Record | PlainRecord | None, Match] = (None, Match())
         if found and found[-1][2].agreed:
-            return Place(program, lineage, found[-1][1], found[-1][2])
-        alike = self.known.alike(program.tenant, request) if not program.named else None
-        return Place(program, lineage, *(alike or (None, Match())))
+            begun = found[-1][1:]
+        elif not program.named:
+            begun = self.known.alike(program.tenant, request) or begun
+        if live and not program.running and self._gives_up(program, live[-1][2]):
+            return Place(program, live[-1][0], begun[0], begun[1], instead=True)
+        return Place(program, self._lineage(program), begun[0], begun[1])
+
+    @staticmethod
+    def _gives_up(program: HttpProgram, match: Match) -> bool:
+        """Tell whether a request that is no turn of a conversation is what became of it: what
+        begins with an answer of it, or anything in a program that has one at a time."""
+        return program.linear or (match.answers > 0 and not program.returns)
+
+    def _lineage(self, program: HttpProgram) -> Lineage:
+        """Return a new conversation of a program."""
+        self._lineages += 1  # never one name twice: an ended program may still be running
+        lineage = Lineage(f"{program.id}/{self._lineages}")
+        program.lineages[lineage.name] = lineage
+        return lineage
 
     def ready(self, place: Place, known: int, priority: int, output: int = 0) -> None:
         """Tell the scheduler of a request whose prompt is there.
@@ -163,9 +206,8 @@ class Programs:
         if program.admitted is None and program.account is None:
             program.admitted = live.expect_admission(program.id)
             expect = len(place.tokens) + (output or _OUTPUT)
-            kind = "http-program" if program.named else "http-request"
             live.emit(
-                ProgramSubmitted(program.id, kind, program.tenant, priority, expect_tokens=expect)
+                ProgramSubmitted(program.id, AGENT, program.tenant, priority, expect_tokens=expect)
             )
         if (parent := place.parent) is not None:
             engine = live.engine.info.id
@@ -180,6 +222,8 @@ class Programs:
         program.seen = time.monotonic()
         if record is not None:
             self.known.forget(program, lineage)
+            if place.instead and not program.ended:
+                self._put_aside(program, lineage.record)
             lineage.record = record
         if lineage.record is None or program.ended:
             program.lineages.pop(lineage.name, None)
@@ -194,9 +238,13 @@ class Programs:
             self._end(program)
             return
         self.known.idle(program)
-        if not program.named:
-            self._rest(program)
         self._bound()
+
+    def _put_aside(self, program: HttpProgram, record: Record | PlainRecord | None) -> None:
+        """Keep what a conversation was, should its client go on with it after all."""
+        aside = self._lineage(program)
+        aside.record, aside.aside = record, True
+        self.known.remember(program, aside)
 
     def _bound(self) -> None:
         """Keep so many programs and no more: of those that are idle the longest silent end."""
@@ -209,20 +257,23 @@ class Programs:
         for lineage in idle[:-_LINEAGES]:
             del program.lineages[lineage.name]
             self.known.forget(program, lineage)
-            self.live.emit(LineageEnded(program.id, lineage.name))
+            if not lineage.aside:
+                self.live.emit(LineageEnded(program.id, lineage.name))
 
     def _rest(self, program: HttpProgram) -> None:
-        """Let the scheduler forget a program that has nothing to do; its next turn submits it
-        again. Its KV stays as long as there is room."""
+        """Take a silent program for over, as far as the scheduler is concerned. Its KV stays as
+        long as there is room, and its next turn submits it again."""
         if program.admitted is not None:
             program.admitted = None
             self.live.emit(ProgramEnded(program.id, keep=True))
 
-    def _make_room(self) -> None:
-        """Let the program that has been silent for longest rest: somebody is held."""
-        idle = [p for p in self.known if not p.running and p.admitted is not None]
-        if idle:
-            self._rest(min(idle, key=lambda program: program.seen))
+    @property
+    def _patience(self) -> float:
+        """The seconds of silence after which a program without a name is taken for over."""
+        usual = self._silences.quantile(0.99)
+        if usual is None or self._silences.count < _RETURNS:
+            return _UNKNOWN
+        return max(_SILENT, _OVER * usual)
 
     def end(self, caller: Caller) -> bool:
         """End a program: all it held is free. False if the caller has none by that name."""
@@ -245,10 +296,17 @@ class Programs:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            now = time.monotonic()
-            for program in list(self.known):
-                if not program.running and now - program.seen > self.ttl:
-                    self._end(program)
+            self.sweep(time.monotonic())
+
+    def sweep(self, now: float) -> None:
+        """End the programs that have been silent for too long at a time of the monotonic clock."""
+        patience = self._patience
+        for program in list(self.known):
+            silent = 0.0 if program.running else now - program.seen
+            if silent > self.ttl:
+                self._end(program)
+            elif silent > patience and not program.named:
+                self._rest(program)
 
     # --- one LLM call ---------------------------------------------------------------------
 
@@ -286,6 +344,7 @@ class Programs:
         await self._admission(program)
         start = live.expect_start(step)
         prompt = len(place.tokens)
+        usage: Usage | None = None
         live.emit(StepReady(program.id, lineage, step, state, engine, prompt, params.max_tokens))
         try:
             priority = await start
@@ -294,7 +353,6 @@ class Programs:
                 program.tenant.encode("utf-8", "surrogatepass"), grammar,
                 noise=str(choice or sample),
             )  # fmt: skip
-            usage: Usage | None = None
             context = prompt
             async with aclosing(generate_until(live.engine, request, enough)) as deltas:
                 async for delta in deltas:
@@ -305,15 +363,16 @@ class Programs:
             if usage is not None:
                 self._finished(place, lineage, step, state, usage)
         finally:
+            if usage is None:  # its client is gone, or it failed
+                live.emit(StepFailed(program.id, step))
             if choice:
                 live.emit(LineageEnded(program.id, lineage))
 
     async def _admission(self, program: HttpProgram) -> None:
-        """Raises `ProgramReleased` for a program that was released meanwhile."""
-        while (admitted := program.admitted) is not None and not admitted.done():
-            await asyncio.wait({admitted}, timeout=_HELD_SECONDS)
-            if not admitted.done():
-                self._make_room()
+        """Wait until the scheduler lets a program run. Raises `ProgramReleased` for one that was
+        released meanwhile."""
+        if program.admitted is not None:
+            await asyncio.wait({program.admitted})
         self._alive(program)
 
     @staticmethod
@@ -330,9 +389,7 @@ class Programs:
         self.live.emit(
             StepFinished(
                 place.program.id, lineage, step, state, self.live.engine.info.id, context,
-                tuple(place.lineage.kinds) or ("client",), computed,
-                *spans(usage),
-                final=not place.program.named and place.program.running == 1,
+                tuple(place.lineage.kinds) or (CLIENT,), computed, *spans(usage),
             )
         )  # fmt: skip
 

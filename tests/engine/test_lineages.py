@@ -12,8 +12,9 @@ from drawloom.engine import commands as do
 from drawloom.engine.base import EngineInfo, GenerateRequest
 from drawloom.engine.cache import KVCache
 from drawloom.engine.core import EngineCore
+from drawloom.engine.index import BlockIndex, chain, root
 from drawloom.engine.mock import NumberTokenizer, QuickRunner
-from drawloom.engine.sequence import SamplingParams
+from drawloom.engine.sequence import SamplingParams, Sequence
 from drawloom.leases import LeaseStatus
 
 SIZE = 16
@@ -96,3 +97,52 @@ def test_tokens_of_a_conversation_are_compact() -> None:
     record = core.cache.lineages._records["chat"]
     assert isinstance(record.tokens, array)
     assert sys.getsizeof(record.tokens) < 5 * 500
+
+
+def test_what_a_conversation_leaves_behind_when_it_is_rewritten_is_reclaimed_first() -> None:
+    core, trunk = _core(blocks=32), range(100)
+    _serve(core, "other", range(5000, 5128))
+    for turn in range(40):
+        _serve(core, "mine", [*trunk, *range(1000 * turn, 1000 * turn + 120)])
+        core.handle(do.Lease("mine", 1e9, 1e9))
+        core.cache.index.check({}, {b""} | set(core.cache.index.children))
+    assert core.cache.counters.hit_tokens >= 39 * 96  # the trunk is found each time
+    before = core.cache.counters.hit_tokens
+    _serve(core, "other", range(5000, 5128))
+    assert core.cache.counters.hit_tokens - before >= 127  # the longest unused, and still there
+
+
+def test_a_conversation_that_returns_to_what_it_left_finds_it_while_there_is_room() -> None:
+    core, one, other = _core(), range(200), [*range(100), *range(900, 1000)]
+    _serve(core, "mine", one)
+    _serve(core, "mine", other)
+    before = core.cache.counters.hit_tokens
+    _serve(core, "mine", one)
+    assert core.cache.counters.hit_tokens - before >= 190
+
+
+def test_what_another_conversation_goes_on_from_is_not_given_back() -> None:
+    core, trunk = _core(blocks=32), range(160)
+    _serve(core, "mine", trunk)
+    core.handle(do.Fork("mine", "branch"))
+    for turn in range(20):
+        _serve(core, "mine", range(1000 * turn, 1000 * turn + 160))
+    before = core.cache.counters.hit_tokens
+    _serve(core, "branch", [*trunk, 7])
+    assert core.cache.counters.hit_tokens - before >= 160
+
+
+def test_a_copy_for_one_that_fails_takes_nothing_from_who_has_the_block_on_the_device() -> None:
+    index, tokens = BlockIndex(8, 4), tuple(range(SIZE))
+    block = index.pool.take()
+    entry = index.publish(root(b""), chain(root(b""), tokens), tokens, block)
+    assert index.save(entry)
+    index.let_go(index.saved(block))
+    index.evict(entry)
+    both = [Sequence(name, name, [*tokens, 1], SamplingParams()) for name in "ab"]
+    places = [index.pool.take(), index.pool.take()]
+    index.load(entry, places[0], both[0])
+    index.load(entry, places[1], both[1], private=True)
+    index.loaded(places[0])
+    assert index.load_failed(places[1]) == [both[1]]
+    assert not entry.dead and entry.block == places[0]

@@ -453,8 +453,92 @@ def test_a_named_program_keeps_no_conversation_that_was_superseded() -> None:
         assert "what I made of it" in _shown(other) and "one" not in _shown(other)
         branch = [QUESTION, edited[1], {"role": "user", "content": "Or?"}]
         _, sibling = await server.ask(branch, "four", caller)
-        assert sibling.place.lineage is not other.place.lineage
-        assert len(other.place.program.lineages) == 2
+        assert sibling.place.lineage is other.place.lineage
+        assert sibling.prompted.known >= len(TOKENIZER.encode("what I made of it"))
+        anew = [{"role": "user", "content": "Something else?"}]
+        _, last = await server.ask(anew, "five", caller)
+        assert last.place.lineage is other.place.lineage
+        assert last.place.program.conversations == [last.place.lineage]
+        await server.programs.close()
+
+    _run(talk())
+
+
+def test_a_program_that_goes_on_with_what_it_seemed_to_give_up_has_several_conversations() -> None:
+    async def talk() -> None:
+        server, caller = _Server("qwen2_5"), Caller(name="p")
+        answer, main = await server.ask([QUESTION], "Let me ask.", caller)
+        task = [{"role": "user", "content": "A part of it."}]
+        result, part = await server.ask(task, "Done.", caller)
+        assert part.place.lineage is main.place.lineage  # for all that is known, it is given up
+        _, again = await server.ask([QUESTION, answer, QUESTION], "So.", caller)
+        assert again.place.lineage is not main.place.lineage
+        assert again.prompted.known >= len(main.prompted.tokens)
+        _, other = await server.ask([*task, result, QUESTION], "Done again.", caller)
+        assert other.place.lineage is part.place.lineage
+        _, third = await server.ask([{"role": "user", "content": "And?"}], "Three.", caller)
+        assert third.place.program.conversations[-1] is third.place.lineage
+        assert len(third.place.program.conversations) == 3
+        await server.programs.close()
+
+    _run(talk())
+
+
+def test_requests_at_a_time_are_conversations_of_their_own() -> None:
+    async def talk() -> None:
+        server, caller = _Server("qwen2_5"), Caller(name="p")
+        turns = [[{"role": "user", "content": word}] for word in "abc"]
+        asked = [ChatRequest.model_validate({"messages": turn}) for turn in turns]
+        jobs = [await ChatCompletion.create(server.served, one, caller) for one in asked]
+        for job in jobs:
+            await job.whole()
+        _, other = await server.ask([QUESTION], "yes", caller)
+        assert len({job.place.lineage.name for job in [*jobs, other]}) == 4
+        assert len(other.place.program.conversations) == 4
+        await server.programs.close()
+
+    _run(talk())
+
+
+@pytest.mark.parametrize("template", ["qwen2_5", "smollm2", "llama3_2"])
+def test_an_answer_that_went_on_past_its_end_stays_as_it_was_sampled(template: str) -> None:
+    async def talk() -> None:
+        server, end = _Server(template), ENDS[template]
+        said = f"Here.{end}\nMore of it{end}\n and"
+        answer, first = await server.ask([QUESTION], said, end="", finish=FinishReason.LENGTH)
+        assert end not in answer["content"]
+        _, second = await server.ask([QUESTION, answer, QUESTION], "So.")
+        assert second.place.lineage is first.place.lineage
+        assert second.prompted.known == len(first.prompted.tokens) + len(TOKENIZER.encode(said))
+        await server.programs.close()
+
+    _run(talk())
+
+
+def test_a_nameless_client_that_rewrites_its_answers_is_one_program() -> None:
+    async def talk() -> None:
+        server, messages, jobs = _Server("qwen2_5"), [QUESTION], []
+        for step in range(4):
+            _, job = await server.ask(messages, f"Thought {step}. Act: x.\n\nMore.")
+            jobs.append(job)
+            said = {"role": "assistant", "content": f"Act {step}"}
+            messages = [*messages, said, {"role": "user", "content": f"Observation: {step}"}]
+        assert len({job.place.lineage.name for job in jobs}) == len(server.programs) == 1
+        _, shorter = await server.ask([*messages[:3], QUESTION], "yes")
+        assert shorter.place.lineage is jobs[0].place.lineage
+        await server.programs.close()
+
+    _run(talk())
+
+
+def test_nameless_clients_that_began_alike_and_rewrite_are_not_taken_for_each_other() -> None:
+    async def talk() -> None:
+        server = _Server("qwen2_5")
+        firsts = [(await server.ask([QUESTION], f"Number {i}."))[1] for i in range(2)]
+        edited = [QUESTION, {"role": "assistant", "content": "Act"}, QUESTION]
+        _, other = await server.ask(edited, "yes")
+        assert other.place.program not in [first.place.program for first in firsts]
+        assert len(server.programs) == 3
         await server.programs.close()
 
     _run(talk())

@@ -13,7 +13,14 @@ from drawloom.prompts import Prompt
 from drawloom.runtime.budget import Account, Budget
 from drawloom.runtime.server import directory
 from drawloom.runtime.server import programs as module
-from drawloom.runtime.server.conversation import Answer, ChatTurn, Record, packed
+from drawloom.runtime.server.conversation import (
+    Answer,
+    ChatTurn,
+    PlainRecord,
+    Record,
+    TextRequest,
+    packed,
+)
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.history import read_entry
 from drawloom.runtime.server.programs import Place, Programs
@@ -265,4 +272,23 @@ async def test_a_nameless_program_is_named_by_its_id_in_its_own_tenant_only(othe
     again = programs.claim(Caller(other, place.program.label), turn)
     assert (again.program is place.program) is (other == "default")
     programs.leave(again)
+    await programs.close()
+
+
+@pytest.mark.parametrize("told", ["Thought: four.\n", "Thought: four.\nObservation"])
+async def test_text_that_begins_with_what_was_told_is_the_next_turn(told: str) -> None:
+    """What was sampled has a mark that the client is not shown, and the rest of a stop string."""
+    live: Any = _Live()
+    programs = Programs(live)
+    prompt = "Question\n"
+    place = programs.claim(Caller(), TextRequest(prompt))
+    sampled = f"{prompt}{told}<|end|>: made"
+    programs.leave(place, PlainRecord(sampled, packed([1, 2]), told=prompt + told))
+    for text in (sampled, prompt + told):
+        again = programs.claim(Caller(), TextRequest(text + "\nObservation: 4"))
+        assert again.lineage is place.lineage and again.match.whole
+        programs.leave(again)
+    other = programs.claim(Caller(), TextRequest("Question?"))
+    assert other.program is not place.program
+    programs.leave(other)
     await programs.close()

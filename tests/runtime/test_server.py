@@ -281,7 +281,10 @@ async def test_a_nameless_client_is_known_by_what_it_sends(tiny: Any) -> None:
     assert second["program_id"] == first["program_id"] != other["program_id"]
     hit = second["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert hit >= first["usage"]["prompt_tokens"]
-    assert not server.live.scheduler.world.programs
+    known = server.live.scheduler.world.programs
+    assert set(known) == {first["program_id"], other["program_id"]}
+    assert known[first["program_id"]].steps == 2
+    assert not any(program.running for program in known.values())
 
 
 @pytest.mark.parametrize("name", ["\0p", "a\nb", "\x85", "x" * 257])
@@ -353,12 +356,29 @@ async def test_a_client_that_leaves_frees_what_it_held(scripted: Any) -> None:
             break
     with pytest.raises(httpx.ReadTimeout):
         await client.post("/v1/chat/completions", json=_ask(max_tokens=4000), timeout=0.3)
+    known = server.live.scheduler.world.programs
     for _ in range(200):
-        if server.live.engine.running == 0 and not server.live.scheduler.world.programs:
+        if server.live.engine.running == 0 and all(p.acting for p in known.values()):
             break
         await asyncio.sleep(0.02)
     assert server.live.engine.running == 0
-    assert not server.live.scheduler.world.programs
+    assert all(program.acting for program in known.values())
+
+
+async def test_a_client_that_leaves_a_later_turn_frees_what_it_held(scripted: Any) -> None:
+    client, server = await scripted(lambda prompt: "word " * 2000, pause=0.01)
+    first = (await client.post("/v1/chat/completions", json=_ask(max_tokens=4))).json()
+    said = first["choices"][0]["message"]
+    turn = {"messages": [*_ask()["messages"], said, *_ask("on")["messages"]], "max_tokens": 4000}
+    turn["program_id"] = first["program_id"]
+    with pytest.raises(httpx.ReadTimeout):
+        await client.post("/v1/chat/completions", json=turn, timeout=0.3)
+    (program,) = server.live.scheduler.world.programs.values()
+    for _ in range(200):
+        if program.acting:
+            break
+        await asyncio.sleep(0.02)
+    assert program.acting and not program.started
 
 
 async def test_a_client_that_leaves_before_it_reads_anything_frees_what_it_held(

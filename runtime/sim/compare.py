@@ -10,7 +10,6 @@ from pathlib import Path
 from drawloom.errors import ConfigError
 from drawloom.runtime.scheduler import Policy, make_policy
 from drawloom.runtime.scheduler.fleet import ROUTING
-from drawloom.runtime.sim.engine import BLOCK
 from drawloom.runtime.sim.eviction import FrozenDrawloom, accesses, farthest, replay
 from drawloom.runtime.sim.generate import generate
 from drawloom.runtime.sim.loop import Simulation
@@ -18,6 +17,7 @@ from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.reference import Clairvoyant
 from drawloom.runtime.sim.report import figures, isolated
 from drawloom.runtime.sim.running import Outcome
+from drawloom.runtime.sim.work import BLOCK
 from drawloom.runtime.sim.workload import Job, Mix, in_flight, read
 
 _ROUNDS = 4
@@ -92,7 +92,7 @@ def run_one(scenario: Scenario, policy: str, seed: int) -> Outcome:
 
 def run_evictions(scenario: Scenario, seed: int) -> dict[str, int]:
     """Tokens prefilled again in one seed's `fcfs-lru` log, by what gives up KV."""
-    jobs, engine = scenario.population(), scenario.engine()
+    jobs, engine = scenario.population(), replace(scenario.engine(), reserve=True)
     drawn = scenario.mix(jobs).draw(seed, statistics.fmean(isolated(engine, jobs).values()))
     simulation = Simulation(engine, make_policy("fcfs-lru"), drawn, False, record=True)
     simulation.run()

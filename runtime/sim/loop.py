@@ -32,6 +32,7 @@ from drawloom.events import (
     Expected,
     Forked,
     LineageEnded,
+    Preempted,
     ProgramEnded,
     ProgramSubmitted,
     StepFinished,
@@ -41,11 +42,11 @@ from drawloom.events import (
 )
 from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.scheduler.fleet import Fleet
-from drawloom.runtime.sim.engine import Work, sequence
 from drawloom.runtime.sim.engines import Engines
 from drawloom.runtime.sim.hosts import Rooms, SimHost
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.running import Ended, Outcome, Prompts, Running, lineage_of
+from drawloom.runtime.sim.work import Work, sequence
 from drawloom.runtime.sim.workload import Job
 
 
@@ -173,13 +174,18 @@ class Simulation:
             self.host.now = self.now
 
     def _settle(self) -> None:
-        """What engines finished, and what that sets off, at this same moment."""
-        while ended := self.engines.settle():
-            for name, calls in self.engines.decoded:
-                told = ((self._steps[step].running.job.id, step, there) for step, there in calls)
-                self._tell(Decoded(name, tuple(told)))
-            for work in ended:
-                self._finished(work)
+        """What engines did, and what that sets off, at this same moment."""
+        while news := self.engines.settle():
+            for one in news:
+                told = ((self._steps[s].running.job.id, s, there) for s, there in one.decoded)
+                if calls := tuple(told):
+                    self._tell(Decoded(one.engine, calls))
+                for work in one.preempted:
+                    program = self._steps[work.step].running.job.id
+                    self._tell(Preempted(program, work.step, one.engine))
+            for one in news:
+                for work in one.ended:
+                    self._finished(work)
 
     def _tell(self, event: Event) -> None:
         self._inbox.append(event)
@@ -228,11 +234,13 @@ class Simulation:
         units, tail = self._prompts.of(running, at)
         self._fresh += self._unit * (len(units) - tail) + call.output
         step = f"{name}#{at}"
-        seq = sequence(step, lineage, units + self._prompts.new(call.output))
-        work = Work(step, seq, len(units) * self._unit, call.output, 0.0, self.now)
+        answer = self._prompts.new(call.output)
+        seq, prompt = sequence(step, lineage, units), len(units) * self._unit
+        work = Work(step, seq, prompt, call.output, 0.0, self.now, answer)
         self._steps[step] = _Step(running, at, work, tail)
         state = self._state(job, at)
-        self._tell(StepReady(name, lineage, step, state, self._home, work.prompt, call.output))
+        most = max(call.output, job.max_tokens)
+        self._tell(StepReady(name, lineage, step, state, self._home, prompt, most))
 
     def _fork(self, running: Running, base: int) -> None:
         """All conversations that go on from a call begin; they are there before any of them speaks.
@@ -257,7 +265,7 @@ class Simulation:
             result.waits.append(wait)
         else:
             result.admission = wait
-        self._recomputed += max(0, step.tail * self._unit - work.cached)
+        self._recomputed += max(0, step.tail * self._unit - work.cached) + work.repeated
         running.finished(at, work.seq.tokens)
         self._report(running, at, work)
         call = job.calls[at]

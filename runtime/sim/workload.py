@@ -46,7 +46,8 @@ class Job:
     """A program of a workload. `prefix` names what its first prompt begins with, `shared` tokens
     of it; equal names are equal tokens. `arrival` in seconds. `expect`: the calls that its
     declared graph foresees before anything has run. `env`: the image that its tools run in, which
-    takes `env_start` seconds to start."""
+    takes `env_start` seconds to start. `max_tokens`: the most output that it asks for in a call,
+    which is all that anybody knows of it beforehand. `group` names those it is counted with."""
 
     id: str
     agent: str
@@ -59,6 +60,8 @@ class Job:
     env: str = ""
     env_start: float = 0.0
     image_gb: float = 0.0
+    max_tokens: int = 16_384
+    group: str = ""
 
     def after(self, at: int) -> tuple[int, ...]:
         """The calls that must have ended before call `at`."""

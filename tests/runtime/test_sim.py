@@ -72,7 +72,7 @@ def test_nothing_is_faster_than_what_no_schedule_exceeds(name: str, kind: str) -
     most = fastest(jobs, SMALL)
     assert outcome.counters.output / outcome.seconds < most
     if name == "static-cap:12" and kind == "web":  # nothing waits, nothing is lost: close to it
-        assert outcome.counters.output / outcome.counters.busy > 0.4 * most
+        assert outcome.counters.output / outcome.counters.busy > 0.35 * most
 
 
 def test_the_same_seed_is_the_same_run() -> None:
@@ -222,7 +222,7 @@ def test_what_is_declared_is_worth_more_than_what_a_request_says() -> None:
 def test_what_there_is_not_is_refused_with_what_there_is() -> None:
     for bad, message in (
         (Scenario("nothing"), "swe, web, function, rl"),
-        (Scenario("swe", machine="toaster"), "4xh200-70b, h200-8b"),
+        (Scenario("swe", machine="toaster"), "4xh200-70b, cpu-135m, h200-8b"),
     ):
         with pytest.raises(ConfigError, match=message):
             compare(bad, ["fcfs-lru"])

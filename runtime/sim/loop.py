@@ -3,7 +3,7 @@ cache are the ones that run live; only the seconds are computed instead of spent
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -42,6 +42,7 @@ from drawloom.events import (
 )
 from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.scheduler.fleet import Fleet
+from drawloom.runtime.scheduler.requests import RequestLevel
 from drawloom.runtime.sim.engines import Engines
 from drawloom.runtime.sim.hosts import Rooms, SimHost
 from drawloom.runtime.sim.presets import Machine
@@ -68,6 +69,7 @@ class Simulation:
     come), ``learned`` (their names and places, from which it learns), ``http`` (what the server
     sees of a client: conversations, where they fork, the tools that answered) or ``blind``
     (requests, each in some conversation of a program).
+    What computing costs it learns, unless it is `calibrated`, as after `drawloom profile`.
     With `replicas` engines, `routing` is how programs find theirs (`Fleet`).
     """
 
@@ -82,11 +84,14 @@ class Simulation:
         rooms: Rooms | None = None,
         replicas: int = 1,
         routing: str = "affine",
+        calibrated: bool = False,
     ) -> None:
         self.machine, self.jobs, self._unit = machine, jobs, machine.unit
-        self.knows = knows
+        self.knows, self._calibrated = knows, calibrated
         self.log: list[tuple[Work, Job, int]] | None = [] if record else None
         self.scheduler = Fleet(policy, routing) if replicas > 1 else Scheduler(policy)
+        cap = policy.sequences if isinstance(policy, RequestLevel) else 0
+        machine = replace(machine, max_sequences=cap or machine.max_sequences)
         self.engines = Engines(machine, host, host and policy.spill, replicas)
         self._home = next(iter(self.engines.all))
         self._memory = machine.host_tokens if host else 0
@@ -124,7 +129,7 @@ class Simulation:
         room = self.machine.kv_tokens
         for name in self.engines.all:
             self._tell(EngineUp(name, room, self._memory, room))
-        for core in self.cores:
+        for core in self.cores if self._calibrated else ():
             core.world.cost = self.machine.cost
         if self.host is not None:
             self._tell(self.host.up)

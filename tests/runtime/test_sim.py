@@ -161,7 +161,7 @@ def test_a_traces_file_is_cut_at_human_turns_and_clipped(tmp_path: Path) -> None
         read(tmp_path / "bad")
 
 
-KINDS = ("swe", "web", "function", "rl", "planner", "map-reduce", "best-of-n", "graphs")
+KINDS = ("swe", "chats", "web", "function", "rl", "planner", "map-reduce", "best-of-n", "graphs")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -45,17 +45,12 @@ def main(scenario: Scenario, policy: str, json: bool) -> int:
     if json:
         show.emit({"scenario": asdict(scenario), "policies": found})
         return 0
-    pressure = f"capacity / working set {scenario.pressure:g}" if scenario.pressure else "no limit"
-    host = "host memory" if scenario.host else "no host memory"
-    title = f"{scenario.workload} on {scenario.machine_name}, {pressure}, {host}, "
-    title += f"{scenario.seeds} seeds"
     shown = dict(_SHOWN)
     groups = [key for key in next(iter(found.values())) if key.startswith("jct_mean_s, ")]
     shown |= {key: (key.partition(", ")[2], "{:,.0f} s") for key in groups}
     if scenario.replicas > 1:
-        title += f", {scenario.replicas} replicas, {scenario.routing}"
         shown["moves"] = ("moves", "{:.1f}")
-    table = Table(title=title)
+    table = Table(title=scenario.describe())
     table.add_column("policy", no_wrap=True)
     for heading, _ in shown.values():
         table.add_column(heading, justify="right", no_wrap=True)
@@ -104,10 +99,7 @@ def curves(
     if json:
         show.emit({"scenario": asdict(scenario), "points": [asdict(point) for point in points]})
         return 0
-    host = "host memory" if scenario.host else "no host memory"
-    last = scenario.draws[-1]
-    seeds = f"seeds {scenario.first_seed}-{last}" if scenario.seeds > 1 else f"seed {last}"
-    title = f"{scenario.workload} on {scenario.machine_name}, {host}, {seeds}"
+    title = replace(scenario, pressure=0.0).describe().replace(", no limit", "")
     table = Table("memory", "load", "policy", title=title)
     for heading, _ in _CURVE.values():
         table.add_column(heading, justify="right", no_wrap=True)

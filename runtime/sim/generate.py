@@ -178,7 +178,7 @@ def _graphs(number: int, rng: random.Random) -> Job:
     return (_planner, _map_reduce, _best_of)[number % 3](number, rng)
 
 
-_KINDS: dict[str, Callable[[int, random.Random], Job]] = {
+KINDS: dict[str, Callable[[int, random.Random], Job]] = {
     "swe": _swe,
     "chats": _chats,
     "web": _web,
@@ -193,10 +193,10 @@ _KINDS: dict[str, Callable[[int, random.Random], Job]] = {
 
 def generate(kind: str, count: int = 128, seed: int = 0) -> list[Job]:
     """`count` programs of a kind. Raises `ConfigError` with the known kinds."""
-    if kind not in _KINDS:
-        raise ConfigError(f"workload {kind!r}: choose {', '.join(_KINDS)}, or a trace file")
+    if kind not in KINDS:
+        raise ConfigError(f"workload {kind!r}: choose {', '.join(KINDS)}, or a trace file")
     rng = random.Random(seed)
-    return [_KINDS[kind](number, rng) for number in range(count)]
+    return [KINDS[kind](number, rng) for number in range(count)]
 
 
-__all__ = ["generate"]
+__all__ = ["KINDS", "generate"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from drawloom.errors import ConfigError
 from drawloom.runtime.scheduler.fleet import ROUTING
 from drawloom.runtime.sim.fixed import FIXED, draw_fixed
-from drawloom.runtime.sim.generate import generate
+from drawloom.runtime.sim.generate import KINDS, generate
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.report import isolated
 from drawloom.runtime.sim.workload import Job, Mix, in_flight, read
@@ -75,6 +75,20 @@ class Scenario:
         fixed = FIXED.get(self.workload)
         return self.machine or (fixed.machine if fixed else _MACHINE)
 
+    def describe(self) -> str:
+        """Return the workload, the machine, its memory and the seeds in words."""
+        host = self.host and self.engine().host_tokens
+        words = [f"{self.workload} on {self.machine_name}"]
+        if self.workload not in FIXED:
+            share = f"capacity / working set {self.pressure:g}"
+            words.append(share if self.pressure else "no limit")
+        words.append("host memory" if host else "no host memory")
+        last = self.draws[-1]
+        words.append(f"seeds {self.first_seed}-{last}" if self.seeds > 1 else f"seed {last}")
+        if self.replicas > 1:
+            words.append(f"{self.replicas} replicas, {self.routing}")
+        return ", ".join(words)
+
     def parts(self) -> list[list[Job]]:
         """The programs of each part of the workload. Raises `ConfigError`."""
         if self.workload in FIXED:
@@ -82,6 +96,9 @@ class Scenario:
         found = []
         for name in self.workload.split("+"):
             path = Path(name)
+            if not path.exists() and name not in KINDS:
+                known = ", ".join([*KINDS, *FIXED])
+                raise ConfigError(f"workload {name!r}: choose {known}, or a trace file")
             found.append(read(path, self.waits) if path.exists() else generate(name))
         return found
 

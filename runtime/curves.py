@@ -1,4 +1,5 @@
-"""How programs of several policies ended, as one picture: the share that had ended by each time."""
+"""How programs of several policies ended, as one picture: the share that had ended by each time, or
+how long they took over load."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,51 +22,107 @@ def ticks(low: float, high: float) -> list[float]:
     return [tick for tick in found if low <= tick <= high]
 
 
+class _Chart:
+    """A picture with a title and lines of several names; places are shares of its inner width and
+    height, from the lower left."""
+
+    def __init__(self, title: str, caption: str) -> None:
+        from PIL import Image, ImageDraw, ImageFont
+
+        self._image = Image.new("RGB", (_WIDTH * _ZOOM, _HEIGHT * _ZOOM), "white")
+        self._draw = ImageDraw.Draw(self._image)
+        self._fonts = {size: ImageFont.load_default(size * _ZOOM) for size in (10, 12, 15)}
+        self._names = 0
+        self._text(_LEFT, 28, title, 15, _INK)
+        self._text(_LEFT, 48, caption)
+
+    def _place(self, at: tuple[float, float]) -> tuple[float, float]:
+        x = _LEFT + (_WIDTH - _RIGHT - _LEFT) * at[0]
+        return x * _ZOOM, (_HEIGHT - _FOOT - (_HEIGHT - _FOOT - _TOP) * at[1]) * _ZOOM
+
+    def _text(self, x: float, y: float, words: str, size: int = 12, fill: str = _PALE) -> None:
+        self._draw.text((x * _ZOOM, y * _ZOOM), words, fill, self._fonts[size], anchor="ls")
+
+    def column(self, share: float, words: str) -> None:
+        """Mark a place on the horizontal axis."""
+        ends = [self._place((share, 0.0)), self._place((share, 1.0))]
+        self._draw.line(ends, _LINE, _ZOOM)
+        self._text(ends[0][0] / _ZOOM - 8, _HEIGHT - _FOOT + 18, words, 10)
+
+    def row(self, share: float, words: str) -> None:
+        """Mark a place on the vertical axis."""
+        ends = [self._place((0.0, share)), self._place((1.0, share))]
+        self._draw.line(ends, _LINE, _ZOOM)
+        self._text(_LEFT - 46, ends[0][1] / _ZOOM + 4, words, 10)
+
+    def line(self, name: str, points: Sequence[tuple[float, float]]) -> None:
+        """Draw a line in the next color, and its name beside the picture."""
+        color, y = _COLORS[self._names % len(_COLORS)], _TOP + 20 * self._names
+        self._names += 1
+        self._draw.line([self._place(point) for point in points], color, 2 * _ZOOM)
+        x = _WIDTH - _RIGHT + 14
+        key = [(x * _ZOOM, (y + 6) * _ZOOM), ((x + 20) * _ZOOM, (y + 6) * _ZOOM)]
+        self._draw.line(key, color, 3 * _ZOOM)
+        self._text(x + 28, y + 10, name, 12, _INK)
+
+    def save(self, path: Path) -> None:
+        """Raises `ConfigError` when it cannot be written there."""
+        try:
+            self._image.save(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be written as a picture: {error}") from None
+
+
+def _logarithmic(values: Sequence[float]) -> tuple[float, float]:
+    return min(values) / 1.1, max(values) * 1.1
+
+
 def save_curves(path: Path, title: str, curves: Mapping[str, Sequence[float]]) -> None:
     """A PNG with a step for each program of each curve; seconds, on a logarithmic axis.
 
     Raises `ConfigError` when it cannot be written there.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
-    image = Image.new("RGB", (_WIDTH * _ZOOM, _HEIGHT * _ZOOM), "white")
-    draw = ImageDraw.Draw(image)
-    fonts = {size: ImageFont.load_default(size * _ZOOM) for size in (10, 12, 15)}
-    seconds = [max(1e-3, value) for values in curves.values() for value in values]
-    low, high = min(seconds) / 1.1, max(seconds) * 1.1
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _FOOT
+    caption = "share of programs that had ended, by seconds since they were submitted"
+    chart = _Chart(title, caption)
+    low, high = _logarithmic([max(1e-3, v) for values in curves.values() for v in values])
 
     def x(value: float) -> float:
-        return _LEFT + (right - _LEFT) * math.log(max(low, value) / low) / math.log(high / low)
+        return math.log(max(low, value) / low) / math.log(high / low)
 
-    def y(share: float) -> float:
-        return bottom - share * (bottom - _TOP)
-
-    def line(points: Sequence[tuple[float, float]], fill: str, width: int) -> None:
-        draw.line([(a * _ZOOM, b * _ZOOM) for a, b in points], fill, width)
-
-    def text(a: float, b: float, words: str, size: int = 12, fill: str = _PALE) -> None:
-        draw.text((a * _ZOOM, b * _ZOOM), words, fill, fonts[size], anchor="ls")
-
-    text(_LEFT, 28, title, 15, _INK)
-    text(_LEFT, 48, "share of programs that had ended, by seconds since they were submitted")
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        line([(_LEFT, y(share)), (right, y(share))], _LINE, _ZOOM)
-        text(_LEFT - 40, y(share) + 4, f"{share:.0%}", 10)
+        chart.row(share, f"{share:.0%}")
     for tick in ticks(low, high):
-        line([(x(tick), _TOP), (x(tick), bottom)], _LINE, _ZOOM)
-        text(x(tick) - 8, bottom + 18, f"{tick:g} s", 10)
-    for at, (name, values) in enumerate(curves.items()):
-        color, points = _COLORS[at % len(_COLORS)], [(_LEFT * 1.0, y(0.0))]
+        chart.column(x(tick), f"{tick:g} s")
+    for name, values in curves.items():
+        points = [(0.0, 0.0)]
         for number, value in enumerate(sorted(values)):
-            points += [(x(value), points[-1][1]), (x(value), y((number + 1) / len(values)))]
-        line([*points, (right, points[-1][1])], color, 2 * _ZOOM)
-        line([(right + 14, _TOP + 20 * at + 6), (right + 34, _TOP + 20 * at + 6)], color, 3 * _ZOOM)
-        text(right + 42, _TOP + 20 * at + 10, name, 12, _INK)
-    try:
-        image.save(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be written as a picture: {error}") from None
+            points += [(x(value), points[-1][1]), (x(value), (number + 1) / len(values))]
+        chart.line(name, [*points, (1.0, points[-1][1])])
+    chart.save(path)
 
 
-__all__ = ["save_curves", "ticks"]
+def save_lines(
+    path: Path, title: str, caption: str, lines: Mapping[str, Sequence[tuple[float, float]]]
+) -> None:
+    """A PNG with a line through the points of each name, seconds on a logarithmic axis upwards.
+
+    Raises `ConfigError` when it cannot be written there.
+    """
+    chart = _Chart(title, caption)
+    low, high = _logarithmic([max(1e-3, y) for points in lines.values() for _, y in points])
+    across = sorted({x for points in lines.values() for x, _ in points})
+    width = (across[-1] - across[0]) or 1.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (x - across[0]) / width, math.log(max(low, y) / low) / math.log(high / low)
+
+    for x in across:
+        chart.column(place(x, low)[0], f"{x:g}")
+    for tick in ticks(low, high):
+        chart.row(place(across[0], tick)[1], f"{tick:g} s")
+    for name, points in lines.items():
+        chart.line(name, [place(x, y) for x, y in sorted(points)])
+    chart.save(path)
+
+
+__all__ = ["save_curves", "save_lines", "ticks"]

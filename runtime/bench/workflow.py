@@ -205,7 +205,9 @@ class Bench:
         """The same programs on the same costs, in virtual time."""
         rooms = _AMPLE if self.replay.environments else None
         chosen, host = make_policy(policy), self.replay.host
-        outcome = Simulation(self.machine, chosen, self.drawn, host, rooms=rooms).run()
+        outcome = Simulation(
+            self.machine, chosen, self.drawn, host, rooms=rooms, calibrated=True
+        ).run()
         return self._figures(outcome.ended)
 
     def _figures(self, ended: Sequence[Ended]) -> dict[str, float]:

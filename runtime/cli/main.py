@@ -32,6 +32,8 @@ from drawloom.runtime.cli.options import (
     Seconds,
     Seeds,
     ServerEngineOptions,
+    Share,
+    Size,
     StoreUrl,
 )
 
@@ -295,23 +297,42 @@ def sim(
     workload: str = "swe",
     *,
     policy: str = "fcfs-lru,static-cap,drawloom,clairvoyant",
-    machine: Machine = "h200-8b",
+    machine: Machine = "",
     pressure: Pressure = 0.4,
+    memory: str = "",
+    load: str = "",
     host: bool = True,
     seeds: Seeds = 3,
+    first_seed: Size = 0,
     programs: Programs = 0,
     burst: Count = 1,
+    humans: Share = 0.0,
+    waits: bool = False,
+    knows: str = "",
+    calibrated: bool = False,
     replicas: Count = 1,
     routing: str = "affine",
+    picture: Path | None = None,
     json: Json = False,
 ) -> int:
     """Run a workload under several policies in virtual time.
 
     Args:
-        workload: swe, web, function, rl, or a trace file.
-        policy: names with commas between them, or all; static-cap is the best of a sweep.
+        workload: swe, chats, web, function, rl, graphs, or a trace file; several with + between
+            them are drawn from alike. Or agents, agents-past, human, human2, jump, liar, honest,
+            cold, fork, flood, which have arrivals, and a machine, of their own.
+        policy: names with commas between them, or all. static-cap and cap-order are the best of a
+            sweep over numbers of programs, NAME:best over numbers of calls at the engine.
+        memory: several values of --pressure with commas between them.
+        load: shares of the rate at which a backlog ends, with commas between them: JCT over load.
         host: host memory behind the device.
+        first_seed: later seeds are ones that nothing was chosen by.
         burst: programs that arrive at a time, at the same rate in all.
+        humans: share of programs that wait an hour at one of their calls.
+        waits: sessions of traces go on after their waits for a human.
+        knows: what is known of agents: learned, declared, http or blind.
+        calibrated: the scheduler is told what computing costs, as by `drawloom profile`.
+        picture: draw the curves over load into this PNG file.
         replicas: engines, with as many times the programs in flight.
         routing: affine (a program stays with its KV, moves with it, and is stolen by engines with
             nothing to do), sticky (stays), or scatter (each call where there is least to do).
@@ -321,8 +342,11 @@ def sim(
 
     scenario = Scenario(
         workload, machine, pressure, host, seeds, programs,
-        burst=burst, replicas=replicas, routing=routing,
+        knows=knows, burst=burst, replicas=replicas, routing=routing, first_seed=first_seed,
+        calibrated=calibrated, humans=humans, waits=waits,
     )  # fmt: skip
+    if load or memory:
+        return simulate.curves(scenario, policy, load, memory, picture, json)
     return simulate.main(scenario, policy, json)
 
 

@@ -33,7 +33,10 @@ Dtype = Annotated[str, Parameter(help="What is computed in: auto, float32 or bfl
 Workload = Annotated[str, Parameter(help="A workload by name, or a trace file.")]
 Machine = Annotated[
     str,
-    Parameter(help="h200-8b, 4xh200-70b, or a file that `drawloom profile --out` wrote."),
+    Parameter(
+        help="h200-8b, h200-8b-small, 4xh200-70b, cpu-135m, or a file that `drawloom profile "
+        "--out` wrote; by default the workload's own."
+    ),
 ]
 
 KvTokens = Annotated[int, _at_least(0), Parameter(help="Tokens of KV cache; 0 takes what fits.")]
@@ -47,6 +50,7 @@ Programs = Annotated[
 Count = Annotated[int, _at_least(1)]
 Size = Annotated[int, _at_least(0)]
 Seconds = Annotated[float, _at_least(0)]
+Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 
 
 Threads = Annotated[
@@ -138,6 +142,7 @@ __all__ = [
     "Seconds",
     "Seeds",
     "ServerEngineOptions",
+    "Share",
     "Size",
     "StoreUrl",
     "Workload",

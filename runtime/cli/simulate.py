@@ -1,12 +1,17 @@
 """`drawloom sim`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from rich.table import Table
 
+from drawloom.errors import ConfigError
 from drawloom.runtime.cli import show
+from drawloom.runtime.curves import save_lines
 from drawloom.runtime.scheduler import policy_names
 from drawloom.runtime.sim.compare import Scenario, compare, evictions
+from drawloom.runtime.sim.load import Point, over_load
 from drawloom.runtime.sim.reference import Clairvoyant, fastest, knowable
 from drawloom.runtime.sim.tenants import CLASSES, compare_tenants
 from drawloom.runtime.sim.unit import compare_units
@@ -40,14 +45,12 @@ def main(scenario: Scenario, policy: str, json: bool) -> int:
     if json:
         show.emit({"scenario": asdict(scenario), "policies": found})
         return 0
-    pressure = f"capacity / working set {scenario.pressure:g}" if scenario.pressure else "no limit"
-    host = "host memory" if scenario.host else "no host memory"
-    title = f"{scenario.workload} on {scenario.machine}, {pressure}, {host}, {scenario.seeds} seeds"
     shown = dict(_SHOWN)
+    groups = [key for key in next(iter(found.values())) if key.startswith("jct_mean_s, ")]
+    shown |= {key: (key.partition(", ")[2], "{:,.0f} s") for key in groups}
     if scenario.replicas > 1:
-        title += f", {scenario.replicas} replicas, {scenario.routing}"
         shown["moves"] = ("moves", "{:.1f}")
-    table = Table(title=title)
+    table = Table(title=scenario.describe())
     table.add_column("policy", no_wrap=True)
     for heading, _ in shown.values():
         table.add_column(heading, justify="right", no_wrap=True)
@@ -67,13 +70,83 @@ def main(scenario: Scenario, policy: str, json: bool) -> int:
     return 0
 
 
+_CURVE = {
+    "jct_mean_s": ("JCT mean", "{:,.1f} s"),
+    "jct_p99_s": ("p99", "{:,.0f} s"),
+    "ttft_p99_s": ("TTFT p99", "{:,.1f} s"),
+    "stretch_max": ("stretch", "{:,.0f}"),
+    "busy_share": ("busy", "{:.0%}"),
+}
+
+
+def curves(
+    scenario: Scenario, policy: str, load: str, memory: str, picture: Path | None, json: bool
+) -> int:
+    """Print completion times over load and memory. Raises `ConfigError`."""
+    loads, memories = _numbers("load", load), _numbers("memory", memory)
+    chosen = [name.strip() for name in policy.split(",")]
+    everybody = [*policy_names(), Clairvoyant.name]
+
+    def progress(point: Point) -> None:
+        if not json:
+            best = min(point.policies, key=lambda name: point.policies[name]["jct_mean_s"])
+            show.note(f"memory {point.memory:g}, load {point.load:g}: {best} is first")
+
+    names = everybody if policy == "all" else chosen
+    points = over_load(scenario, names, loads, memories, progress)
+    if picture is not None:
+        _draw(picture, scenario, points)
+    if json:
+        show.emit({"scenario": asdict(scenario), "points": [asdict(point) for point in points]})
+        return 0
+    title = replace(scenario, pressure=0.0).describe().replace(", no limit", "")
+    table = Table("memory", "load", "policy", title=title)
+    for heading, _ in _CURVE.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for point in points:
+        where = f"{point.memory:g}", f"{point.load:g}" if point.load else "backlog"
+        rows = sorted(point.policies.items(), key=lambda item: item[1]["jct_mean_s"])
+        for name, row in rows:
+            table.add_row(*where, name, *(form.format(row[k]) for k, (_, form) in _CURVE.items()))
+        table.add_section()
+    show.console().print(table)
+    show.note("Load: arrivals over what a backlog ends under the best of fcfs-lru and a cap.")
+    return 0
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    """Raises `ConfigError`."""
+    try:
+        found = [float(part) for part in text.split(",") if part]
+    except ValueError:
+        raise ConfigError(f"--{name} {text}: write numbers with commas between them") from None
+    if any(number <= 0 for number in found):
+        raise ConfigError(f"--{name} {text}: every number is above 0")
+    return found
+
+
+def _draw(path: Path, scenario: Scenario, points: Sequence[Point]) -> None:
+    """Draw mean completion times over load, or over memory where there is one load."""
+    by_load = len({point.load for point in points}) > 1
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for point in points:
+        for name, row in point.policies.items():
+            kind = name.partition(":")[0]
+            line = f"{kind}, {point.memory:g}" if by_load else kind
+            lines.setdefault(line, []).append(
+                (point.load if by_load else point.memory, row["jct_mean_s"])
+            )
+    axis = "load" if by_load else "capacity over working set"
+    save_lines(path, scenario.workload, f"mean seconds to completion, by {axis}", lines)
+
+
 def eviction(scenario: Scenario, json: bool) -> int:
     """Raises `ConfigError` for a workload or machine that there is not."""
     found = evictions(scenario)
     if json:
         show.emit({"scenario": asdict(scenario), "policies": found})
         return 0
-    title = f"{scenario.workload} on {scenario.machine}, {scenario.pressure:g}, fcfs-lru's order"
+    title = f"{scenario.workload} on {scenario.machine_name}, {scenario.pressure:g}, fcfs-lru order"
     table = Table("gives up", "prefilled again", "ratio", title=title)
     names = {"farthest": "what is used last (reference)", "fcfs-lru": "what was used first"}
     for name, row in found.items():
@@ -156,4 +229,4 @@ def tenants(
     return 0
 
 
-__all__ = ["eviction", "graphs", "main", "tenants", "unit"]
+__all__ = ["curves", "eviction", "graphs", "main", "tenants", "unit"]

@@ -6,15 +6,15 @@ the paper does not publish its own); within one, in order of arrival. Whoever ha
 """
 
 from drawloom.events import StepReady
-from drawloom.runtime.scheduler.policy import Policy
 from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.scheduler.requests import RequestLevel
 from drawloom.runtime.scheduler.world import World
 
 _QUANTA = (2.0, 8.0, 32.0, 128.0)
 _BETA = 2.0
 
 
-class Atlas(Policy):
+class Atlas(RequestLevel):
     name = "atlas"
     spill = True
 

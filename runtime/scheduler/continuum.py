@@ -3,10 +3,12 @@
 At a tool boundary the KV is kept for the τ that maximises ``P(τ, tool) (T η + reload) - τ``: P is
 the empirical distribution of the tool's return times, T the mean queueing delay of calls, η = 1
 (turns left say nothing about turns done). Order: calls whose KV is kept, then programs in order
-of arrival. Should memory run out, the program that arrived last loses its KV first.
+of arrival. Should the first that waits not fit, the pinned program that arrived last gives way to
+it, and so on; should memory run out, it loses its KV first.
 """
 
 from bisect import bisect_right
+from collections.abc import Iterator
 
 from drawloom.events import StepReady
 from drawloom.runtime.scheduler.pinning import Pinning
@@ -21,6 +23,13 @@ _DEFAULT = 2.0
 class Continuum(Pinning):
     name = "continuum"
     spill = True
+
+    def pause(self, world: World, now: float) -> Iterator[Program]:
+        yield from super().pause(world, now)
+        head = next((p for p in world.held.ranked() if p.ready), None)
+        pinned = sorted((p for p in world.active.values() if p.acting), key=lambda p: p.index)
+        while head and pinned and world.tokens + head.tokens > world.capacity:
+            yield pinned.pop()
 
     def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
         pinned = now <= program.lineages[step.lineage].until

@@ -4,17 +4,18 @@ host memory behind the device.
 Calls are served in order of arrival, the prefix cache evicts least recently used blocks, an
 environment is made when a call needs it (vLLM with automatic prefix caching; the behaviour that
 research/scheduling.md §1.7 lists as LRU + prefix). `offload-lru` copies what it evicts to host
-memory and back, as LMCache and vLLM's offloading connector do.
+memory and back, as LMCache and vLLM's offloading connector do. An argument bounds the calls at
+the engine, as in ``fcfs-lru:24``.
 """
 
-from drawloom.runtime.scheduler.policy import Policy
+from drawloom.runtime.scheduler.requests import RequestLevel
 
 
-class FcfsLru(Policy):
+class FcfsLru(RequestLevel):
     name = "fcfs-lru"
 
 
-class OffloadLru(Policy):
+class OffloadLru(RequestLevel):
     name = "offload-lru"
     spill = True
 

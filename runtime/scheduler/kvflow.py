@@ -5,15 +5,16 @@ there is some; what comes next is brought back before its turn. A conversation t
 is one step away; how far in seconds says the tool's median. Calls go in order of arrival.
 """
 
-from drawloom.runtime.scheduler.policy import Demote, Keep, Policy, Retention
+from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
 from drawloom.runtime.scheduler.program import Lineage, Program
+from drawloom.runtime.scheduler.requests import RequestLevel
 from drawloom.runtime.scheduler.world import World
 
 _LONG = 600.0
 _UNKNOWN = 5.0
 
 
-class Kvflow(Policy):
+class Kvflow(RequestLevel):
     name = "kvflow"
     spill = True
 

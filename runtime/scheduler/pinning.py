@@ -8,12 +8,12 @@ nothing computes, the first one goes on whatever it breaks (their guard against 
 
 from collections.abc import Iterator
 
-from drawloom.runtime.scheduler.policy import Policy
 from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.scheduler.requests import RequestLevel
 from drawloom.runtime.scheduler.world import World
 
 
-class Pinning(Policy):
+class Pinning(RequestLevel):
     def pause(self, world: World, now: float) -> Iterator[Program]:
         for program in [p for p in world.active.values() if p.acting]:
             if all(lineage.until <= now for lineage in program.lineages.values()):

@@ -8,6 +8,7 @@ from drawloom.runtime.scheduler.policy import Policy
 
 def _makers() -> dict[str, Callable[..., Policy]]:
     from drawloom.runtime.scheduler.atlas import Atlas
+    from drawloom.runtime.scheduler.cap_order import CapOrder
     from drawloom.runtime.scheduler.continuum import Continuum
     from drawloom.runtime.scheduler.drawloom import Drawloom
     from drawloom.runtime.scheduler.fcfs_lru import FcfsLru, OffloadLru
@@ -15,11 +16,11 @@ def _makers() -> dict[str, Callable[..., Policy]]:
     from drawloom.runtime.scheduler.kvflow import Kvflow
     from drawloom.runtime.scheduler.saga import Saga
     from drawloom.runtime.scheduler.static_cap import StaticCap
-    from drawloom.runtime.scheduler.thunder import Thunder, ThunderDecay
+    from drawloom.runtime.scheduler.thunder import Thunder, ThunderDecay, ThunderDynamo
 
     found: list[type[Policy]] = [
-        Atlas, Continuum, Drawloom, FcfsLru, Infercept, Kvflow, OffloadLru, Saga, StaticCap,
-        Thunder, ThunderDecay,
+        Atlas, CapOrder, Continuum, Drawloom, FcfsLru, Infercept, Kvflow, OffloadLru, Saga,
+        StaticCap, Thunder, ThunderDecay, ThunderDynamo,
     ]  # fmt: skip
     return {kind.name: kind for kind in found}
 

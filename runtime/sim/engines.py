@@ -2,12 +2,25 @@
 them cost little more than one."""
 
 import heapq
+from dataclasses import dataclass
 from itertools import count
 
-from drawloom.runtime.sim.engine import Counters, SimEngine, Work
+from drawloom.runtime.sim.engine import SimEngine
 from drawloom.runtime.sim.presets import Machine
+from drawloom.runtime.sim.work import Counters, Work
 
 _HANDSHAKE = 0.03
+
+
+@dataclass(slots=True)
+class News:
+    """Calls that ended at an engine; that were preempted there; and that decoded, with the tokens
+    of their contexts."""
+
+    engine: str
+    ended: list[Work]
+    preempted: list[Work]
+    decoded: list[tuple[str, int]]
 
 
 class Engines:
@@ -15,7 +28,6 @@ class Engines:
 
     Attributes:
         all: the engines by name.
-        decoded: what the calls decode beside those that ended last, of each engine.
         moved: KV tokens that went from one to another.
     """
 
@@ -23,7 +35,6 @@ class Engines:
         names = [f"sim-{number}" for number in range(replicas)] if replicas > 1 else ["sim"]
         self.all = {name: SimEngine(machine, host, spill) for name in names}
         self.now, self.moved = 0.0, 0
-        self.decoded: list[tuple[str, list[tuple[str, int]]]] = []
         self._machine = machine
         self._touched: dict[str, None] = {}
         self._due: dict[str, int] = {}
@@ -64,23 +75,26 @@ class Engines:
         while (soon := self.next_event()) is not None and soon <= self.now:
             self.at(heapq.heappop(self._agenda)[2])
 
-    def settle(self) -> list[Work]:
-        """Carry out what was asked of engines since the last time; the calls that ended."""
-        ended = list[Work]()
-        self.decoded = []
+    def settle(self) -> list[News]:
+        """Carry out what was asked of engines since the last time; return what came of it."""
+        news = list[News]()
         for name in list(self._touched):
             engine = self.all[name]
             engine.transfer()
             engine.advance(self.now)
             if engine.finished:
-                self.decoded.append((name, engine.decoding))
-            ended += engine.finished
-            engine.finished.clear()
-        if not ended:
+                news.append(News(name, engine.finished, engine.gave_way, engine.decoding))
+            elif engine.gave_way or engine.spoke:
+                said = [(w.step, engine.context(w)) for w in engine.spoke if w.left <= 0]
+                news.append(News(name, [], engine.gave_way, said))
+            else:
+                continue
+            engine.finished, engine.gave_way, engine.spoke = [], [], []
+        if not news:
             for name in self._touched:
                 self._plan(name)
             self._touched.clear()
-        return ended
+        return news
 
     def _plan(self, name: str) -> None:
         soon, number = self.all[name].next_event(), next(self._numbers)
@@ -104,4 +118,4 @@ class Engines:
         self.at(target).cache.adopt(lineage, units, b"")
 
 
-__all__ = ["Engines"]
+__all__ = ["Engines", "News"]

@@ -22,8 +22,8 @@ from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.scheduler.drawloom import Drawloom
 from drawloom.runtime.scheduler.program import Program
 from drawloom.runtime.scheduler.world import World
-from drawloom.runtime.sim.engine import BLOCK, Work, sequence
 from drawloom.runtime.sim.presets import Machine
+from drawloom.runtime.sim.work import BLOCK, Work, sequence
 from drawloom.runtime.sim.workload import Job
 
 

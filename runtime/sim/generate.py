@@ -1,15 +1,16 @@
 """Workloads made up from published statistics (research/scheduling.md §6), by name.
 
-`swe`: coding agents in containers; contexts grow, now and then one is compacted. `web`: browser
-agents that send each page anew, so only the instructions are shared. `function`: many small calls
-of functions. `rl`: groups of 16 rollouts that begin with the same prompt. `planner`, `map-reduce`
-and `best-of-n` have several conversations a program, and graphs that could be declared; `graphs`
-is a third of each.
+`swe`: coding agents in containers; contexts grow, now and then one is compacted. `chats`: four
+short chats with a person to one such agent. `web`: browser agents that send each page anew, so
+only the instructions are shared. `function`: many small calls of functions. `rl`: groups of 16
+rollouts that begin with the same prompt. `planner`, `map-reduce` and `best-of-n` have several
+conversations a program, and graphs that could be declared; `graphs` is a third of each.
 """
 
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from drawloom.errors import ConfigError
 from drawloom.runtime.sim.workload import Call, Job
@@ -49,6 +50,20 @@ def _tool(rng: random.Random) -> tuple[str, float]:
     name, _, mu, sigma = rng.choices(_TOOLS, [t[1] for t in _TOOLS])[0]
     slow = rng.random() < 0.01
     return name, 120.0 if slow and mu > -2 else min(120.0, rng.lognormvariate(mu, sigma))
+
+
+def _chats(number: int, rng: random.Random) -> Job:
+    """Every fifth is an agent; a chat has a few turns, and somebody reads and types between."""
+    if number % 5 == 0:
+        return replace(_swe(number, rng), group="agents")
+    shared, calls = 300, []
+    prompt, reuse = shared + rng.randint(30, 600), 0
+    for _ in range(rng.randint(1, 8)):
+        output = max(16, min(1_200, round(rng.lognormvariate(5.3, 0.7))))
+        calls.append(Call(prompt, reuse, output, rng.lognormvariate(3.0, 0.8), "human"))
+        reuse = prompt + output
+        prompt = reuse + max(8, round(rng.lognormvariate(4.0, 0.8)))
+    return Job(f"chat-{number}", "chat", tuple(calls), "chat", shared, group="chats")
 
 
 def _web(number: int, rng: random.Random) -> Job:
@@ -163,8 +178,9 @@ def _graphs(number: int, rng: random.Random) -> Job:
     return (_planner, _map_reduce, _best_of)[number % 3](number, rng)
 
 
-_KINDS: dict[str, Callable[[int, random.Random], Job]] = {
+KINDS: dict[str, Callable[[int, random.Random], Job]] = {
     "swe": _swe,
+    "chats": _chats,
     "web": _web,
     "function": _function,
     "rl": _rl,
@@ -177,10 +193,10 @@ _KINDS: dict[str, Callable[[int, random.Random], Job]] = {
 
 def generate(kind: str, count: int = 128, seed: int = 0) -> list[Job]:
     """`count` programs of a kind. Raises `ConfigError` with the known kinds."""
-    if kind not in _KINDS:
-        raise ConfigError(f"workload {kind!r}: choose {', '.join(_KINDS)}, or a trace file")
+    if kind not in KINDS:
+        raise ConfigError(f"workload {kind!r}: choose {', '.join(KINDS)}, or a trace file")
     rng = random.Random(seed)
-    return [_KINDS[kind](number, rng) for number in range(count)]
+    return [KINDS[kind](number, rng) for number in range(count)]
 
 
-__all__ = ["generate"]
+__all__ = ["KINDS", "generate"]

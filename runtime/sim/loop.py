@@ -3,7 +3,7 @@ cache are the ones that run live; only the seconds are computed instead of spent
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -32,6 +32,7 @@ from drawloom.events import (
     Expected,
     Forked,
     LineageEnded,
+    Preempted,
     ProgramEnded,
     ProgramSubmitted,
     StepFinished,
@@ -41,11 +42,12 @@ from drawloom.events import (
 )
 from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.scheduler.fleet import Fleet
-from drawloom.runtime.sim.engine import Work, sequence
+from drawloom.runtime.scheduler.requests import RequestLevel
 from drawloom.runtime.sim.engines import Engines
 from drawloom.runtime.sim.hosts import Rooms, SimHost
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.running import Ended, Outcome, Prompts, Running, lineage_of
+from drawloom.runtime.sim.work import Work, sequence
 from drawloom.runtime.sim.workload import Job
 
 
@@ -67,6 +69,7 @@ class Simulation:
     come), ``learned`` (their names and places, from which it learns), ``http`` (what the server
     sees of a client: conversations, where they fork, the tools that answered) or ``blind``
     (requests, each in some conversation of a program).
+    What computing costs it learns, unless it is `calibrated`, as after `drawloom profile`.
     With `replicas` engines, `routing` is how programs find theirs (`Fleet`).
     """
 
@@ -81,11 +84,14 @@ class Simulation:
         rooms: Rooms | None = None,
         replicas: int = 1,
         routing: str = "affine",
+        calibrated: bool = False,
     ) -> None:
         self.machine, self.jobs, self._unit = machine, jobs, machine.unit
-        self.knows = knows
+        self.knows, self._calibrated = knows, calibrated
         self.log: list[tuple[Work, Job, int]] | None = [] if record else None
         self.scheduler = Fleet(policy, routing) if replicas > 1 else Scheduler(policy)
+        cap = policy.sequences if isinstance(policy, RequestLevel) else 0
+        machine = replace(machine, max_sequences=cap or machine.max_sequences)
         self.engines = Engines(machine, host, host and policy.spill, replicas)
         self._home = next(iter(self.engines.all))
         self._memory = machine.host_tokens if host else 0
@@ -123,7 +129,7 @@ class Simulation:
         room = self.machine.kv_tokens
         for name in self.engines.all:
             self._tell(EngineUp(name, room, self._memory, room))
-        for core in self.cores:
+        for core in self.cores if self._calibrated else ():
             core.world.cost = self.machine.cost
         if self.host is not None:
             self._tell(self.host.up)
@@ -173,13 +179,18 @@ class Simulation:
             self.host.now = self.now
 
     def _settle(self) -> None:
-        """What engines finished, and what that sets off, at this same moment."""
-        while ended := self.engines.settle():
-            for name, calls in self.engines.decoded:
-                told = ((self._steps[step].running.job.id, step, there) for step, there in calls)
-                self._tell(Decoded(name, tuple(told)))
-            for work in ended:
-                self._finished(work)
+        """What engines did, and what that sets off, at this same moment."""
+        while news := self.engines.settle():
+            for one in news:
+                told = ((self._steps[s].running.job.id, s, there) for s, there in one.decoded)
+                if calls := tuple(told):
+                    self._tell(Decoded(one.engine, calls))
+                for work in one.preempted:
+                    program = self._steps[work.step].running.job.id
+                    self._tell(Preempted(program, work.step, one.engine))
+            for one in news:
+                for work in one.ended:
+                    self._finished(work)
 
     def _tell(self, event: Event) -> None:
         self._inbox.append(event)
@@ -228,11 +239,13 @@ class Simulation:
         units, tail = self._prompts.of(running, at)
         self._fresh += self._unit * (len(units) - tail) + call.output
         step = f"{name}#{at}"
-        seq = sequence(step, lineage, units + self._prompts.new(call.output))
-        work = Work(step, seq, len(units) * self._unit, call.output, 0.0, self.now)
+        answer = self._prompts.new(call.output)
+        seq, prompt = sequence(step, lineage, units), len(units) * self._unit
+        work = Work(step, seq, prompt, call.output, 0.0, self.now, answer)
         self._steps[step] = _Step(running, at, work, tail)
         state = self._state(job, at)
-        self._tell(StepReady(name, lineage, step, state, self._home, work.prompt, call.output))
+        most = max(call.output, job.max_tokens)
+        self._tell(StepReady(name, lineage, step, state, self._home, prompt, most))
 
     def _fork(self, running: Running, base: int) -> None:
         """All conversations that go on from a call begin; they are there before any of them speaks.
@@ -257,7 +270,7 @@ class Simulation:
             result.waits.append(wait)
         else:
             result.admission = wait
-        self._recomputed += max(0, step.tail * self._unit - work.cached)
+        self._recomputed += max(0, step.tail * self._unit - work.cached) + work.repeated
         running.finished(at, work.seq.tokens)
         self._report(running, at, work)
         call = job.calls[at]

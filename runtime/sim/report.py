@@ -59,6 +59,7 @@ def figures(outcomes: Sequence[Outcome], alone: dict[str, float]) -> dict[str, f
     fresh = sum(o.fresh for o in outcomes)
     prompts = sum(o.counters.prompt for o in outcomes)
     seconds = sum(o.seconds for o in outcomes)
+    groups = sorted({e.job.group for e in ended if e.job.group})
     return {
         **programs(ended, [alone[e.job.id.split(":", 1)[1]] for e in ended]),
         "recomputed_share": sum(o.recomputed for o in outcomes) / max(1, fresh),
@@ -68,8 +69,15 @@ def figures(outcomes: Sequence[Outcome], alone: dict[str, float]) -> dict[str, f
         "busy_share": sum(o.counters.busy / o.engines for o in outcomes) / seconds,
         "moves": sum(o.moves for o in outcomes) / max(1, len(ended)),
         "moved_tokens": sum(o.moved for o in outcomes) / max(1, len(ended)),
+        "preempted": sum(o.counters.preempted for o in outcomes) / max(1, len(ended)),
         "events": sum(o.events for o in outcomes),
+        **{f"jct_mean_s, {name}": statistics.fmean(_jct(ended, name)) for name in groups},
+        **{f"jct_max_s, {name}": max(_jct(ended, name)) for name in groups},
     }
+
+
+def _jct(ended: Sequence[Ended], group: str) -> list[float]:
+    return [e.jct for e in ended if e.job.group == group]
 
 
 __all__ = ["figures", "isolated", "programs", "quantile"]

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from itertools import count
 
-from drawloom.runtime.sim.engine import Counters
 from drawloom.runtime.sim.hosts import HostCounters
+from drawloom.runtime.sim.work import Counters
 from drawloom.runtime.sim.workload import Job
 
 

@@ -10,7 +10,6 @@ its variants lacks one of these.
 
 import math
 import os
-import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from drawloom.runtime.sim.compare import Scenario
 from drawloom.runtime.sim.hosts import CLAIMS, Rooms
 from drawloom.runtime.sim.loop import Simulation
 from drawloom.runtime.sim.reference import Clairvoyant
-from drawloom.runtime.sim.report import figures, isolated
+from drawloom.runtime.sim.report import figures
 from drawloom.runtime.sim.running import Outcome
 
 _SLOTS, _TOOLS = 1 / 3, 1 / 5
@@ -63,7 +62,7 @@ _VARIANTS: dict[str, type[Policy]] = {kind.name: kind for kind in (_AnyRoom, _Fi
 
 
 def _tries(scenario: Scenario) -> list[_Try]:
-    there = scenario.mix(scenario.population()).in_flight
+    there = scenario.there()
     found = [
         _Try("drawloom", "drawloom"),
         _Try("drawloom, nothing put aside", "drawloom", parks=False),
@@ -71,7 +70,7 @@ def _tries(scenario: Scenario) -> list[_Try]:
     ]
     caps = sorted({f"static-cap:{max(1, round(share * there))}" for share in _CAPS})
     for policy in policy_names():
-        if policy == "drawloom":
+        if policy in ("drawloom", "cap-order"):
             continue
         for name in caps if policy == "static-cap" else [policy]:
             found += [_Try(policy, name, claims) for claims in CLAIMS]
@@ -81,10 +80,8 @@ def _tries(scenario: Scenario) -> list[_Try]:
 def _run(scenario: Scenario, one: _Try, seed: int) -> Outcome | None:
     """None when a program never ends: each place is taken for one that the policy holds, and each
     one that it lets run waits for a place."""
-    jobs, engine = scenario.population(), scenario.engine()
-    mix = scenario.mix(jobs)
-    drawn = mix.draw(seed, statistics.fmean(isolated(engine, jobs).values()))
-    slots, tools = (max(1, round(share * mix.in_flight)) for share in (_SLOTS, _TOOLS))
+    engine, drawn = scenario.engine(), scenario.draw(seed)
+    slots, tools = (max(1, round(share * scenario.there())) for share in (_SLOTS, _TOOLS))
     rooms = Rooms(slots, tools, claims=one.claims)
     if not one.parks:
         rooms = replace(rooms, park=None)
@@ -109,10 +106,10 @@ def compare_units(
             f"{scenario.workload} does not say what its environments take to start; choose a trace "
             "that does, as swe-docker"
         )
-    alone, found = isolated(scenario.engine(), jobs), dict[str, dict[str, float]]()
+    alone, found = scenario.alone(), dict[str, dict[str, float]]()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         runs: list[tuple[_Try, list[Future[Outcome | None]]]] = [
-            (one, [pool.submit(_run, scenario, one, seed) for seed in range(scenario.seeds)])
+            (one, [pool.submit(_run, scenario, one, seed) for seed in scenario.draws])
             for one in _tries(scenario)
         ]
         for one, several in runs:

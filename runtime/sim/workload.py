@@ -46,7 +46,8 @@ class Job:
     """A program of a workload. `prefix` names what its first prompt begins with, `shared` tokens
     of it; equal names are equal tokens. `arrival` in seconds. `expect`: the calls that its
     declared graph foresees before anything has run. `env`: the image that its tools run in, which
-    takes `env_start` seconds to start."""
+    takes `env_start` seconds to start. `max_tokens`: the most output that it asks for in a call,
+    which is all that anybody knows of it beforehand. `group` names those it is counted with."""
 
     id: str
     agent: str
@@ -59,6 +60,8 @@ class Job:
     env: str = ""
     env_start: float = 0.0
     image_gb: float = 0.0
+    max_tokens: int = 16_384
+    group: str = ""
 
     def after(self, at: int) -> tuple[int, ...]:
         """The calls that must have ended before call `at`."""
@@ -96,18 +99,18 @@ class Job:
         return max(ends)
 
 
-def read(path: Path) -> list[Job]:
+def read(path: Path, waits: bool = False) -> list[Job]:
     """The programs of a trace file (shared/traces/README.md): contexts clipped at 128,000 tokens,
-    sessions cut where a human was asked. Raises `ConfigError`."""
+    sessions cut where a human was asked, unless `waits` are to be kept. Raises `ConfigError`."""
     try:
         with gzip.open(path, "rt") as lines:
             rows = [json.loads(line) for line in lines]
-        return [job for row in rows for job in _jobs(row)]
+        return [job for row in rows for job in _jobs(row, waits)]
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{path} is no trace file: {error}") from None
 
 
-def _jobs(row: dict[str, object]) -> Iterator[Job]:
+def _jobs(row: dict[str, object], waits: bool) -> Iterator[Job]:
     steps = row["steps"]
     prefix = row.get("shared_prefix") or {"id": "", "tokens": 0}
     assert isinstance(steps, list) and isinstance(prefix, dict)
@@ -119,7 +122,8 @@ def _jobs(row: dict[str, object]) -> Iterator[Job]:
         full = call.context > _LONGEST
         if not full:
             calls.append(call)
-        if calls and (full or step["end"] != "tool"):
+        asks = step["end"] == "user" and waits and step is not steps[-1]
+        if calls and (full or (step["end"] != "tool" and not asks)):
             yield _job(row, agent, part, calls, prefix)
             calls, part = [], part + 1
         if full:
@@ -132,6 +136,7 @@ def _call(step: dict[str, object]) -> Call:
     tools = step.get("tools") or []
     assert isinstance(tools, list)
     name = "+".join(sorted({str(tool["name"]) for tool in tools})) or "client"
+    name = "human" if step["end"] == "user" else name
     numbers = [int(str(step[key])) for key in ("in", "reuse", "out")]
     gap = float(str(step["gap"] or 0.0))
     busy = min(gap, sum(float(tool["s"]) for tool in tools))
@@ -156,13 +161,14 @@ class Mix:
     """Programs drawn from others, with Poisson arrivals, `burst` of them at a time.
 
     `in_flight` programs are meant to be there at a time: they arrive at `in_flight` over the mean
-    of `isolated`, the seconds that one takes alone.
+    of `isolated`, the seconds that one takes alone. With `shares` some are drawn more often.
     """
 
     jobs: tuple[Job, ...]
     in_flight: int
     count: int
     burst: int = 1
+    shares: tuple[float, ...] = ()
 
     def draw(self, seed: int, isolated: float) -> list[Job]:
         rng, now = random.Random(seed), 0.0
@@ -170,15 +176,19 @@ class Mix:
         for number in range(self.count):
             if number % self.burst == 0:
                 now += rng.expovariate(self.in_flight / isolated / self.burst)
-            job = rng.choice(self.jobs)
+            job = rng.choices(self.jobs, self.shares)[0] if self.shares else rng.choice(self.jobs)
             drawn.append(replace(job, id=f"{number}:{job.id}", arrival=now))
         return drawn
 
 
-def in_flight(jobs: Iterable[Job], kv_tokens: int, ratio: float) -> int:
+def in_flight(
+    jobs: Iterable[Job], kv_tokens: int, ratio: float, shares: Sequence[float] = ()
+) -> int:
     """How many programs have `kv_tokens` / `ratio` tokens at their largest."""
     peaks = [job.peak for job in jobs]
-    return max(1, round(kv_tokens / ratio / (sum(peaks) / len(peaks))))
+    weights = shares or [1.0] * len(peaks)
+    mean = sum(p * w for p, w in zip(peaks, weights, strict=True)) / sum(weights)
+    return max(1, round(kv_tokens / ratio / mean))
 
 
 __all__ = ["Call", "Job", "Mix", "in_flight", "read"]

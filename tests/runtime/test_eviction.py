@@ -75,7 +75,7 @@ def test_calls_that_cannot_have_been_there_together_are_refused() -> None:
 
 def test_a_replay_of_the_same_policy_computes_again_what_the_run_did() -> None:
     jobs = Mix(tuple(generate("swe", 12, seed=3)), 8, 16).draw(0, 100.0)
-    small = replace(machine("h200-8b"), kv_tokens=200_000, host_tokens=0)
+    small = replace(machine("h200-8b"), kv_tokens=200_000, host_tokens=0, reserve=True)
     simulation = Simulation(small, make_policy("fcfs-lru"), jobs, False, record=True)
     outcome = simulation.run()
     assert simulation.log is not None

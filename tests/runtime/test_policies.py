@@ -31,6 +31,7 @@ from drawloom.runtime.scheduler import Scheduler, make_policy
 from drawloom.runtime.scheduler.continuum import best_ttl
 from drawloom.runtime.scheduler.drawloom import Drawloom
 from drawloom.runtime.scheduler.parts.parameters import Parameters
+from drawloom.runtime.scheduler.requests import RequestLevel
 
 
 class Cluster:
@@ -110,14 +111,39 @@ def test_continuum_serves_what_is_pinned_before_older_programs() -> None:
     assert young.priority < old.priority
 
 
-def test_what_is_pinned_cannot_be_taken_while_something_computes() -> None:
-    it = Cluster("continuum", kv=1000)
+def _pinned(policy: str) -> Cluster:
+    it = Cluster(policy, kv=1000)
     it.enter("a", 400)
     it.done("a", 500, 1.0)  # pinned: 500 tokens
     it.enter("b", 400, 1.0)
     it.submit("c", 1.0)
+    return it
+
+
+def test_what_is_pinned_cannot_be_taken_while_something_computes() -> None:
+    it = _pinned("infercept")
     assert _started(it.ready("c", 200, 1.1)) == []  # 500 + 400 + 200 do not fit
     assert _started(it.done("b", 410, 1.5, step="b#2")) == [it.last]  # nothing computes: go on
+
+
+def test_continuum_unpins_the_latest_for_the_first_that_waits_but_not_what_computes() -> None:
+    it = _pinned("continuum")
+    assert _started(it.ready("c", 200, 1.1)) == [it.last]
+    assert sorted(it.core.world.active) == ["b", "c"]
+    assert _started(it.ready("a", 510, 1.2)) == []  # b and c compute: nobody can be unpinned
+    it.done("c", 210, 1.3, step="c#3")
+    assert "c" not in it.core.world.active  # pinned, and arrived after a
+    assert "a" in it.core.world.active
+
+
+def test_a_bound_on_calls_is_an_argument_of_every_policy_that_knows_requests() -> None:
+    for name in ("fcfs-lru", "offload-lru", "atlas", "kvflow", "continuum", "infercept", "saga"):
+        policy = make_policy(f"{name}:24")
+        assert isinstance(policy, RequestLevel)
+        assert (policy.sequences, policy.name) == (24, f"{name}:24")
+        assert make_policy(name).name == name
+        with pytest.raises(ConfigError, match="does not take the argument"):
+            make_policy(f"{name}:-1")
 
 
 def test_infercept_keeps_until_keeping_has_cost_as_much_as_recomputing() -> None:
@@ -200,6 +226,65 @@ def test_thunder_marks_everything_that_computes_while_anything_overflows() -> No
     for name in "abc":
         it.done(name, 210, 6.0, step=steps[name])
     assert not it.core.world.active
+
+
+def test_thunder_passes_over_who_does_not_fit() -> None:
+    it = Cluster("thunder", kv=1000)
+    it.enter("runs", 500)
+    it.submit("large")
+    it.ready("large", 700)
+    it.submit("small")
+    assert _started(it.ready("small", 200)) == []  # somebody waits, so the clock decides
+    assert _started(_tick(it, 5.0)) == [it.last]
+
+
+def test_thunder_resumes_nobody_into_what_it_pauses_on_the_same_tick() -> None:
+    it = Cluster("thunder", kv=1000)
+    it.enter("big", 500)
+    it.enter("idle", 200)
+    it.done("idle", 300, 1.0)
+    it.submit("new")
+    it.ready("new", 50, 1.0)
+    it.core.world.resize(
+        it.core.world.programs["big"], it.core.world.programs["big"].lineages["big"], 600, 0
+    )
+    assert _started(_tick(it, 5.0)) == []  # 600 + 300 + slack overflow: resume, then pause
+    assert not it.core.world.programs["idle"].active
+    assert _started(_tick(it, 10.0)) == [it.last]
+
+
+def test_thunder_in_dynamo_counts_host_memory_pauses_at_a_threshold_and_resumes_below_it() -> None:
+    def active(host: int, tokens: int) -> bool:
+        it = Cluster("thunder-dynamo", kv=1000, host=host)
+        it.enter("a", 300)
+        it.done("a", tokens, 0.5)
+        _tick(it, 1.0)
+        return it.core.world.programs["a"].active
+
+    assert active(0, 840)
+    assert not active(0, 860)  # with 100 of slack over 0.95
+    assert active(4000, 860)
+    it = Cluster("thunder-dynamo:0.5", kv=1000, host=1000)
+    it.enter("a", 800)
+    it.submit("b")
+    assert _started(it.ready("b", 280, 0.0)) == []  # 900 + 380 > 0.85 x 1500
+    it = Cluster("thunder-dynamo:0.5", kv=1000, host=1000)
+    it.enter("a", 800)
+    it.enter("b", 270)
+    with pytest.raises(ConfigError):
+        make_policy("thunder-dynamo:2")
+
+
+def test_a_cap_in_drawlooms_order_runs_so_many_and_prefers_who_is_nearly_done() -> None:
+    it = Cluster("cap-order:1", kv=1000)
+    it.enter("first", 100)
+    for name, calls in (("long", 40.0), ("short", 2.0)):
+        it.submit(name, expect_steps=calls)
+        assert _started(it.ready(name, 100)) == []
+    it.done("first", 110, 1.0, step="first#1")
+    assert set(it.core.world.active) == {"first"}  # between calls it keeps its place
+    it.core.handle(ProgramEnded("first"), 2.0)
+    assert set(it.core.world.active) == {"short"}
 
 
 def test_thunder_with_decay_counts_idle_programs_for_less() -> None:

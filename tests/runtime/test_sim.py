@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from drawloom.actions import Action
 from drawloom.errors import ConfigError, EngineError
+from drawloom.events import Decoded, Event, Preempted, StepReady
 from drawloom.runtime.scheduler import Policy, make_policy, policy_names
 from drawloom.runtime.sim.compare import Scenario, compare
 from drawloom.runtime.sim.generate import generate
@@ -72,7 +74,7 @@ def test_nothing_is_faster_than_what_no_schedule_exceeds(name: str, kind: str) -
     most = fastest(jobs, SMALL)
     assert outcome.counters.output / outcome.seconds < most
     if name == "static-cap:12" and kind == "web":  # nothing waits, nothing is lost: close to it
-        assert outcome.counters.output / outcome.counters.busy > 0.4 * most
+        assert outcome.counters.output / outcome.counters.busy > 0.35 * most
 
 
 def test_the_same_seed_is_the_same_run() -> None:
@@ -161,7 +163,7 @@ def test_a_traces_file_is_cut_at_human_turns_and_clipped(tmp_path: Path) -> None
         read(tmp_path / "bad")
 
 
-KINDS = ("swe", "web", "function", "rl", "planner", "map-reduce", "best-of-n", "graphs")
+KINDS = ("swe", "chats", "web", "function", "rl", "planner", "map-reduce", "best-of-n", "graphs")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -221,8 +223,8 @@ def test_what_is_declared_is_worth_more_than_what_a_request_says() -> None:
 
 def test_what_there_is_not_is_refused_with_what_there_is() -> None:
     for bad, message in (
-        (Scenario("nothing"), "swe, web, function, rl"),
-        (Scenario("swe", machine="toaster"), "4xh200-70b, h200-8b"),
+        (Scenario("nothing"), "swe, chats, web, function, rl, .*, agents, .*, human"),
+        (Scenario("swe", machine="toaster"), "4xh200-70b, cpu-135m, h200-8b"),
     ):
         with pytest.raises(ConfigError, match=message):
             compare(bad, ["fcfs-lru"])
@@ -257,3 +259,28 @@ def test_bursts_arrive_together_at_the_same_rate() -> None:
 def test_programs_in_flight_fill_memory_as_often_as_asked() -> None:
     jobs = [Job("a", "a", (Call(900, 0, 100, 0.0, "t"),))]
     assert in_flight(jobs, 10_000, 0.5) == 20
+
+
+def test_the_core_hears_who_gave_way_and_then_said_more_but_never_how_much_it_will_say() -> None:
+    calls = (Call(20_000, 0, 6_000, 1.0, "t"), Call(26_500, 26_000, 6_000, 0.0, "t"))
+    jobs = [Job(f"0:{name}", "a", calls, max_tokens=9_000) for name in "abcd"]
+    simulation = Simulation(replace(SMALL, kv_tokens=90_000), make_policy("fcfs-lru"), jobs, False)
+    heard: list[Event] = []
+    handle = simulation.scheduler.handle
+
+    def hear(event: Event, now: float) -> list[Action]:
+        heard.append(event)
+        return handle(event, now)
+
+    simulation.scheduler.handle = hear  # type: ignore[method-assign]
+    outcome = simulation.run()
+    gave_way = [event for event in heard if isinstance(event, Preempted)]
+    assert len(gave_way) == outcome.counters.preempted > 0
+    for event in gave_way:
+        later = heard[heard.index(event) :]
+        spoke = [one for one in later if isinstance(one, Decoded)]
+        assert any(step == event.step for one in spoke for _, step, _ in one.calls)
+    assert {event.output for event in heard if isinstance(event, StepReady)} == {9_000}
+    assert outcome.counters.output == 8 * 6_000
+    assert outcome.recomputed >= outcome.counters.repeated > 0
+    _is_empty(simulation)

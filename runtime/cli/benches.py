@@ -91,6 +91,32 @@ def bench_eviction(
     return simulate.eviction(Scenario(workload, machine, pressure, False, seeds, programs), json)
 
 
+@bench_app.command(name="ablate")
+def bench_ablate(
+    workload: Workload = "swe",
+    *,
+    machine: Machine = "h200-8b",
+    pressure: Pressure = 0.4,
+    host: HostMemory = True,
+    seeds: Seeds = 2,
+    programs: Programs = 0,
+    burst: Count = 1,
+    json: Json = False,
+) -> int:
+    """The policy `drawloom` without each of its parts, on one workload.
+
+    Args:
+        burst: programs that arrive at a time.
+    """
+    from drawloom.runtime.cli import simulate
+    from drawloom.runtime.sim.compare import Scenario
+
+    scenario = Scenario(
+        workload, machine, pressure, host, seeds=seeds, programs=programs, burst=burst
+    )
+    return simulate.ablation(scenario, json)
+
+
 @bench_app.command(name="graphs")
 def bench_graphs(
     workload: str = "graphs",

@@ -10,6 +10,7 @@ from drawloom.errors import ConfigError
 from drawloom.runtime.cli import show
 from drawloom.runtime.curves import save_lines
 from drawloom.runtime.scheduler import policy_names
+from drawloom.runtime.sim.ablate import ablate
 from drawloom.runtime.sim.compare import Scenario, compare, evictions
 from drawloom.runtime.sim.load import Point, over_load
 from drawloom.runtime.sim.reference import Clairvoyant, fastest, knowable
@@ -138,6 +139,25 @@ def _draw(path: Path, scenario: Scenario, points: Sequence[Point]) -> None:
             )
     axis = "load" if by_load else "capacity over working set"
     save_lines(path, scenario.workload, f"mean seconds to completion, by {axis}", lines)
+
+
+def ablation(scenario: Scenario, json: bool) -> int:
+    """Print the figures of the policy without each of its parts. Raises `ConfigError`."""
+    found = ablate(scenario)
+    if json:
+        show.emit({"scenario": asdict(scenario), "variants": found})
+        return 0
+    table = Table(title=f"drawloom without its parts: {scenario.describe()}")
+    table.add_column("variant", no_wrap=True)
+    table.add_column("beside", justify="right")
+    for heading, _ in _SHOWN.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    whole = found["drawloom"]["jct_mean_s"]
+    for name, row in found.items():
+        beside = f"{row['jct_mean_s'] / whole - 1:+.1%}"
+        table.add_row(name, beside, *(form.format(row[key]) for key, (_, form) in _SHOWN.items()))
+    show.console().print(table)
+    return 0
 
 
 def eviction(scenario: Scenario, json: bool) -> int:

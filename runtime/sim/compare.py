@@ -13,6 +13,7 @@ from drawloom.runtime.sim.report import figures
 from drawloom.runtime.sim.running import Outcome
 from drawloom.runtime.sim.scenario import Scenario
 from drawloom.runtime.sim.work import BLOCK
+from drawloom.runtime.sim.workload import Job
 
 _SWEEP = (0.15, 0.25, 0.35, 0.45, 0.55, 0.7, 0.85, 1.0)
 _REQUESTS = (0.1, 0.15, 0.25, 0.4, 0.6)
@@ -26,8 +27,13 @@ def run_one(scenario: Scenario, policy: str, seed: int) -> Outcome:
     chosen: Policy = (
         Clairvoyant(drawn, engine.cost) if policy == Clairvoyant.name else make_policy(policy)
     )
+    return simulate(scenario, chosen, drawn)
+
+
+def simulate(scenario: Scenario, policy: Policy, drawn: list[Job]) -> Outcome:
+    """Run drawn programs of a scenario under a policy; those that it skips are not counted."""
     simulation = Simulation(
-        engine, chosen, drawn, scenario.host, knows=scenario.informed,
+        scenario.engine(), policy, drawn, scenario.host, knows=scenario.informed,
         replicas=scenario.replicas, routing=scenario.routing, calibrated=scenario.calibrated,
     )  # fmt: skip
     outcome = simulation.run()
@@ -99,4 +105,4 @@ def compare(
     return found
 
 
-__all__ = ["Scenario", "compare", "evictions", "run_evictions", "run_one"]
+__all__ = ["Scenario", "compare", "evictions", "run_evictions", "run_one", "simulate"]

@@ -1,0 +1,86 @@
+"""The `drawloom` policy without each of its parts, on one workload."""
+
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+from drawloom.runtime.scheduler.drawloom import Drawloom
+from drawloom.runtime.scheduler.parts.admission import Admission, Cap, Throughput
+from drawloom.runtime.scheduler.parts.bound import Bound
+from drawloom.runtime.scheduler.parts.order import LeastCost, Order
+from drawloom.runtime.scheduler.parts.parameters import Parameters
+from drawloom.runtime.scheduler.parts.residency import Residency
+from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.scheduler.world import World
+from drawloom.runtime.sim.compare import Scenario, simulate
+from drawloom.runtime.sim.report import figures
+from drawloom.runtime.sim.running import Outcome
+
+
+class MeanOrder(LeastCost):
+    """`LeastCost` with the mean service of an agent's programs in place of the Gittins index."""
+
+    def _whole(self, world: World, program: Program) -> float:
+        if program.expected is not None:
+            return super()._whole(world, program)
+        services = world.graph(program.about.agent).services
+        return statistics.fmean(services) if services else 0.0
+
+
+class NoLook(LeastCost):
+    """`LeastCost` without looks: a new program runs to its end."""
+
+    def look(self, world: World, program: Program) -> int:
+        return 0
+
+    def cost(self, world: World, program: Program) -> float:
+        return self._whole(world, program)
+
+
+class NoPause(Throughput):
+    """`Throughput` that pauses nobody when memory overflows."""
+
+    def overflows(self, world: World) -> bool:
+        return False
+
+
+VARIANTS: dict[str, Callable[[], Drawloom]] = {
+    "drawloom": Drawloom,
+    "order: by arrival": lambda: Drawloom(order=Order()),
+    "order: mean, not Gittins": lambda: Drawloom(order=MeanOrder(Parameters())),
+    "order: no looks": lambda: Drawloom(order=NoLook(Parameters())),
+    "admission: everybody": lambda: Drawloom(admission=Admission()),
+    "admission: 16 programs": lambda: Drawloom(admission=Cap(16)),
+    "admission: memory alone": lambda: Drawloom(Parameters(busy=-1.0)),
+    "admission: no deviation": lambda: Drawloom(Parameters(deviations=0.0)),
+    "admission: nothing beyond": lambda: Drawloom(Parameters(beyond=0.0)),
+    "admission: no pause": lambda: Drawloom(admission=NoPause(Parameters())),
+    "residency: nothing kept": lambda: Drawloom(residency=Residency()),
+    "residency: absent stay": lambda: Drawloom(Parameters(absent=1e9)),
+    "bound: none": lambda: Drawloom(bound=Bound()),
+}
+
+
+def run_variant(scenario: Scenario, variant: str, seed: int) -> Outcome:
+    """Simulate one seed of a scenario under a variant of the policy."""
+    return simulate(scenario, VARIANTS[variant](), scenario.draw(seed))
+
+
+def ablate(
+    scenario: Scenario, variants: Sequence[str] = tuple(VARIANTS)
+) -> dict[str, dict[str, float]]:
+    """Return the figures of each variant, pooled over the scenario's seeds."""
+    alone = scenario.alone()
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        runs = {
+            name: [pool.submit(run_variant, scenario, name, seed) for seed in scenario.draws]
+            for name in variants
+        }
+        return {
+            name: figures([run.result() for run in several], alone)
+            for name, several in runs.items()
+        }
+
+
+__all__ = ["VARIANTS", "ablate", "run_variant"]

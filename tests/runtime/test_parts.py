@@ -1,6 +1,5 @@
 """The parts of the `drawloom` policy, each by what it is for, and each without it."""
 
-import copy
 import random
 import statistics
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from drawloom.events import (
     StepFinished,
     StepReady,
     Tick,
-    ToolReady,
 )
 from drawloom.runtime.scheduler import Scheduler, make_policy
 from drawloom.runtime.scheduler.drawloom import Drawloom
@@ -36,6 +34,8 @@ from drawloom.runtime.scheduler.program import Program
 from drawloom.runtime.sim.loop import Simulation
 from drawloom.runtime.sim.presets import machine
 from drawloom.runtime.sim.workload import Call, Job
+
+from .asking import ask_everything, snapshot
 
 FULL = Parameters(busy=-1.0)  # no engine is as little busy: memory alone says how many run
 KV = 1000
@@ -323,51 +323,7 @@ def test_asking_changes_nothing(part: str) -> None:
         it.submit(f"p{number}", expect_steps=float(number + 1), envs=("env",) if number else ())
         it.ready(f"p{number}")
     world, policy, now = it.core.world, it.core.policy, it.now + 1.0
-    before = _seen(world)
-    for program in world.programs.values():
-        (lineage,) = program.lineages.values()
-        step = StepReady(program.id, lineage.id, "s", "llm", "e", 100, 10)
-        for _ in range(2):
-            policy.order(world, program)
-            policy.rank(world, program)
-            policy.takes(world, program)
-            policy.look(world, program)
-            policy.due(world, program)
-            policy.absent(world, program)
-            policy.adds(world, program)
-            policy.claim(world, program)
-            policy.paused(world, program, lineage, now)
-            policy.retain(world, program, lineage, now)
-            policy.priority(world, program, step, now)
-            policy.tool(world, program, ToolReady(program.id, lineage.id, "t", "tool", "h"), now)
-    next(iter(policy.admit(world, now)), None)
+    before = snapshot(world)
+    ask_everything(policy, world, now)
     next(iter(policy.pause(world, now)), None)
-    policy.warm(world, "env", now)
-    assert _seen(world) == before
-
-
-def _seen(world: Any) -> dict[str, Any]:
-    """All that a world says, without what only its heaps and caches are made of."""
-    programs = {
-        name: {f: copy.deepcopy(getattr(p, f)) for f in Program.__dataclass_fields__ if f != "lane"}
-        for name, p in world.programs.items()
-    }
-    graphs = {name: copy.deepcopy(graph.saved()) for name, graph in world.graphs.items()}
-    held = list(world.held.programs), list(world.active)
-    figures = {
-        name: copy.deepcopy(value)
-        for name, value in vars(world).items()
-        if isinstance(value, int | float | set)
-    }
-    places, load = copy.deepcopy(_fields(world.places)), copy.deepcopy(_fields(world.load))
-    for program in programs.values():
-        for name in ("offer", "due"):  # where it is in the heaps
-            program.pop(name)
-    return {
-        "programs": programs, "graphs": graphs, "held": held, "places": places, "load": load,
-        **figures,
-    }  # fmt: skip
-
-
-def _fields(thing: Any) -> dict[str, Any]:
-    return {name: getattr(thing, name) for name in type(thing).__dataclass_fields__}
+    assert snapshot(world) == before

@@ -8,11 +8,30 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
-#define TILE 128
 #define MAX_DEPTH 256
-#define MAX_GROUP 16
+#define QUERIES 96 /* rows of a tile of attention: new tokens times heads of a group */
+#define KEYS 64
+
+/* numbers of a vector, and the vectors that a product keeps in registers */
+#if defined __AVX512F__
+#define LANES 16
+#define ROWS 6
+#define COLUMNS 4
+#elif defined __AVX__
+#define LANES 8
+#define ROWS 4
+#define COLUMNS 2
+#else
+#define LANES 4
+#define ROWS 6
+#define COLUMNS 4
+#endif
+
 
 typedef uint16_t bf16;
 
@@ -73,6 +92,25 @@ INLINE float exponential(float given) {
     memcpy(&y, &found, 4);
     return y;
 }
+
+/* GOMP_parallel of the OpenMP that torch has loaded, so that there is one team of threads */
+typedef void (*parallel_t)(void (*)(void *), void *, unsigned, unsigned);
+
+/* How many threads to use, and the next piece of work that none of them has taken. */
+typedef struct {
+    parallel_t parallel;
+    int64_t threads, next;
+} team_t;
+
+INLINE void share(team_t *team, void (*work)(void *), void *data) {
+    team->next = 0;
+    if (team->threads > 1)
+        team->parallel(work, data, (unsigned)team->threads, 0);
+    else
+        work(data);
+}
+
+INLINE int64_t take(team_t *team) { return __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED); }
 
 /* --- norms and gates ---------------------------------------------------------------------- */
 
@@ -168,64 +206,91 @@ void drawloom_rope_store(const void *q, const void *k, const void *v, void *rota
 
 /* --- attention ---------------------------------------------------------------------------- */
 
-INLINE float dot(const float *q, const void *k, const int depth, const int half) {
-    float sum = 0;
-    for (int i = 0; i < depth; i++) sum += q[i] * get(k, i, half);
-    return sum;
+/* Tiles of keys against tiles of queries, softmax online (Milakov and Gimelshein 2018; Dao 2023).
+ * All is in words of 32 bits: a float, or two bfloat16 of which a product sums both.
+ * A row's arithmetic is the same whatever else is in its tile: key tiles begin at multiples of KEYS.
+ */
+
+typedef float vfloat __attribute__((vector_size(4 * LANES), may_alias));
+typedef uint32_t vword __attribute__((vector_size(4 * LANES), may_alias));
+typedef uint32_t vword_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* a + b c, of floats or of pairs; `b` is the same in all lanes */
+INLINE vfloat multiply_add(vfloat a, uint32_t b, vword c, const int half) {
+    if (half) {
+#ifdef __AVX512BF16__
+        return (vfloat)_mm512_dpbf16_ps((__m512)a, (__m512bh)((vword){0} + b), (__m512bh)c);
+#else
+        a += wide((bf16)b) * (vfloat)(c << 16);
+        return a + wide((bf16)(b >> 16)) * (vfloat)(c & 0xffff0000u);
+#endif
+    }
+    float x;
+    memcpy(&x, &b, 4);
+    return a + x * (vfloat)c;
 }
 
-/* One token's `group` queries over slots `first` to `last` of one key head, softmax online over
- * tiles (Milakov and Gimelshein 2018). */
-INLINE void attend(const void *q, const void *keys, const void *values, void *out,
-                   const int32_t *table, int64_t first, int64_t last, int64_t size,
-                   int64_t slot_stride, float scale, const int group, const int depth,
-                   const int half) {
-    float asked[MAX_GROUP * MAX_DEPTH], sums[MAX_GROUP * MAX_DEPTH];
-    float most[MAX_GROUP], weight[MAX_GROUP], scores[MAX_GROUP][TILE];
-    int64_t where[TILE];
-    for (int i = 0; i < group * depth; i++) {
-        asked[i] = get(q, i, half) * scale;
-        sums[i] = 0;
-    }
-    for (int g = 0; g < group; g++) most[g] = -3e38f, weight[g] = 0;
-    for (int64_t start = first; start < last; start += TILE) {
-        int count = (int)(last - start < TILE ? last - start : TILE);
-        for (int t = 0; t < count; t++) {
-            int64_t place = start + t;
-            where[t] = ((int64_t)table[place / size] * size + place % size) * slot_stride;
-            for (int i = 0; i < depth; i += half ? 32 : 16) {
-                __builtin_prefetch(at(keys, where[t] + i, half));
-                __builtin_prefetch(at(values, where[t] + i, half));
-            }
-        }
-        for (int t = 0; t < count; t++) {
-            const void *k = at(keys, where[t], half);
-            for (int g = 0; g < group; g++) scores[g][t] = dot(asked + g * depth, k, depth, half);
-        }
-        for (int g = 0; g < group; g++) {
-            float high = most[g], total = 0;
-            for (int t = 0; t < count; t++) high = scores[g][t] > high ? scores[g][t] : high;
-            float shrink = exponential(most[g] - high);
-            for (int t = 0; t < count; t++) {
-                scores[g][t] = exponential(scores[g][t] - high);
-                total += scores[g][t];
-            }
-            weight[g] = weight[g] * shrink + total;
-            for (int i = 0; i < depth; i++) sums[g * depth + i] *= shrink;
-            most[g] = high;
-        }
-        for (int t = 0; t < count; t++) {
-            const void *v = at(values, where[t], half);
-            for (int g = 0; g < group; g++) {
-                float p = scores[g][t];
-                for (int i = 0; i < depth; i++) sums[g * depth + i] += p * get(v, i, half);
-            }
+/* c[rows][columns * LANES] (+)= a[rows][n] b[n][...], in registers */
+INLINE void block(float *c, int64_t c_stride, const uint32_t *a, int64_t a_stride,
+                  const uint32_t *b, int64_t b_stride, int n, int add, const int rows,
+                  const int columns, const int half) {
+    vfloat sums[ROWS][COLUMNS];
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < columns; j++)
+            sums[r][j] = add ? *(vfloat *)(c + r * c_stride + j * LANES) : (vfloat){0};
+    for (int i = 0; i < n; i++) {
+        vword x[COLUMNS];
+        for (int j = 0; j < columns; j++) x[j] = *(const vword *)(b + i * b_stride + j * LANES);
+        for (int r = 0; r < rows; r++) {
+            uint32_t y = a[r * a_stride + i];
+            for (int j = 0; j < columns; j++) sums[r][j] = multiply_add(sums[r][j], y, x[j], half);
         }
     }
-    for (int g = 0; g < group; g++) {
-        float inverse = 1.0f / weight[g];
-        for (int i = 0; i < depth; i++) put(out, g * depth + i, sums[g * depth + i] * inverse, half);
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < columns; j++) *(vfloat *)(c + r * c_stride + j * LANES) = sums[r][j];
+}
+
+#define BLOCK(R)                                                                                 \
+    while (rows - r >= R) {                                                                      \
+        for (int64_t j = 0; j < width; j += COLUMNS * LANES) {                                   \
+            if (width - j >= COLUMNS * LANES)                                                    \
+                block(c + r * c_stride + j, c_stride, a + r * a_stride, a_stride, b + j,         \
+                      width, n, add, R, COLUMNS, half);                                          \
+            else                                                                                 \
+                block(c + r * c_stride + j, c_stride, a + r * a_stride, a_stride, b + j,         \
+                      width, n, add, R, COLUMNS / 2, half);                                      \
+        }                                                                                        \
+        r += R;                                                                                  \
     }
+
+/* c[rows][width] (+)= a[rows][n] b[n][width]; width is a multiple of half a block's */
+INLINE void product(float *c, int64_t c_stride, const uint32_t *a, int64_t a_stride,
+                    const uint32_t *b, int64_t width, int64_t rows, int n, int add,
+                    const int half) {
+    int64_t r = 0;
+    BLOCK(ROWS)
+    BLOCK(3)
+    BLOCK(2)
+    BLOCK(1)
+}
+
+/* to[i][j] = from[j][i] for LANES rows of LANES words, by log2(LANES) rounds of interleaving */
+INLINE void transpose(const uint32_t *const *from, int64_t offset, uint32_t *to) {
+    vword x[LANES], y[LANES];
+    vword low, high;
+    for (int i = 0; i < LANES; i++) {
+        low[i] = (uint32_t)(i / 2 + i % 2 * LANES);
+        high[i] = (uint32_t)(i / 2 + i % 2 * LANES + LANES / 2);
+        x[i] = *(const vword_at *)(from[i] + offset);
+    }
+    for (int round = 1; round < LANES; round *= 2) {
+        for (int i = 0; i < LANES / 2; i++) {
+            y[2 * i] = __builtin_shuffle(x[i], x[i + LANES / 2], low);
+            y[2 * i + 1] = __builtin_shuffle(x[i], x[i + LANES / 2], high);
+        }
+        for (int i = 0; i < LANES; i++) x[i] = y[i];
+    }
+    for (int i = 0; i < LANES; i++) *(vword *)(to + i * KEYS) = x[i];
 }
 
 typedef struct {
@@ -237,48 +302,195 @@ typedef struct {
     const int32_t *contexts; /* [sequences] tokens of each, the new ones included */
     int64_t sequences, heads, kv_heads, depth, size, head_stride, slot_stride, window;
     float scale;
+    int half;
+    team_t team;
 } attention_t;
 
-INLINE void attention_(const attention_t *a, const int group, const int depth, const int half) {
-    const int32_t *table = a->tables;
-    int64_t token = 0;
-    for (int64_t b = 0; b < a->sequences; b++) {
-        for (int32_t n = 0; n < a->counts[b]; n++, token++) {
-            int64_t last = a->contexts[b] - a->counts[b] + n + 1;
-            int64_t first = a->window && last > a->window ? last - a->window : 0;
-            for (int64_t h = 0; h < a->kv_heads; h++) {
-                int64_t from = (token * a->heads + h * group) * depth;
-                attend(at(a->q, from, half), at(a->keys, h * a->head_stride, half),
-                       at(a->values, h * a->head_stride, half), (void *)at(a->out, from, half),
-                       table, first, last, a->size, a->slot_stride, a->scale, group, depth, half);
+/* New tokens of a sequence, at most `QUERIES / group`, for one key head. */
+typedef struct {
+    const int32_t *table;
+    int64_t token, start; /* the first one's place in the step and in its sequence */
+    int count;
+    int64_t head;
+} tile_t;
+
+typedef struct {
+    uint32_t q[QUERIES * MAX_DEPTH], keys[MAX_DEPTH * KEYS], values[KEYS * MAX_DEPTH];
+    uint32_t padded[2 * KEYS * MAX_DEPTH], zeros[MAX_DEPTH];
+    float sums[QUERIES * MAX_DEPTH], scores[QUERIES * KEYS];
+    float most[QUERIES], weight[QUERIES];
+    const uint32_t *k_rows[KEYS], *v_rows[KEYS];
+} __attribute__((aligned(64))) scratch_t;
+
+INLINE float larger(float x, float y) { return x > y ? x : y; }
+
+/* Scores of a row to weights, of keys `first` to `last` only; what they add up to, and what the
+ * sums so far are to be multiplied with. */
+INLINE float soften(float *s, float scale, int first, int last, float *most, float *weight) {
+    float high = *most, total = 0;
+    if (first > 0 || last < KEYS)
+        for (int t = 0; t < KEYS; t++) s[t] = t >= first && t < last ? s[t] : -3e38f;
+    for (int t = 0; t < KEYS; t++) high = larger(s[t] * scale, high);
+    for (int t = 0; t < KEYS; t++) {
+        s[t] = exponential(s[t] * scale - high);
+        total += s[t];
+    }
+    if (first > 0 || last < KEYS) {
+        total = 0;
+        for (int t = 0; t < KEYS; t++) {
+            s[t] = t >= first && t < last ? s[t] : 0.0f;
+            total += s[t];
+        }
+    }
+    float shrink = *most == high ? 1.0f : exponential(*most - high);
+    *weight = *weight * shrink + total;
+    *most = high;
+    return shrink;
+}
+
+INLINE const uint32_t *words(const void *p, int64_t i, int64_t depth, int64_t padded,
+                             uint32_t *room, const int half) {
+    const uint32_t *row = at(p, i, half);
+    if (padded == depth) return row;
+    memcpy(room, row, (size_t)depth * (half ? 2 : 4));
+    return room;
+}
+
+INLINE void attend(const attention_t *a, const tile_t *tile, scratch_t *m, const int half) {
+    const int64_t group = a->heads / a->kv_heads, depth = a->depth;
+    const int64_t padded = (depth + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
+    const int64_t width = half ? padded / 2 : padded; /* words of a key */
+    const int64_t rows = tile->count * group, last = tile->start + tile->count;
+    const int64_t first = a->window && tile->start + 1 > a->window ? tile->start + 1 - a->window : 0;
+    const void *keys = at(a->keys, tile->head * a->head_stride, half);
+    const void *values = at(a->values, tile->head * a->head_stride, half);
+    if (padded != depth) {
+        memset(m->q, 0, (size_t)(rows * width) * 4);
+        memset(m->padded, 0, sizeof m->padded);
+    }
+    memset(m->zeros, 0, sizeof m->zeros);
+    memset(m->sums, 0, (size_t)(rows * padded) * 4);
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t from = ((tile->token + r / group) * a->heads + tile->head * group + r % group) * depth;
+        memcpy(m->q + r * width, at(a->q, from, half), (size_t)depth * (half ? 2 : 4));
+        m->most[r] = -3e38f, m->weight[r] = 0;
+    }
+    for (int64_t start = first / KEYS * KEYS; start < last; start += KEYS) {
+        for (int t = 0; t < KEYS; t++) {
+            int64_t place = start + t;
+            m->k_rows[t] = m->v_rows[t] = m->zeros;
+            if (place < first || place >= last) continue;
+            int64_t slot = (int64_t)tile->table[place / a->size] * a->size + place % a->size;
+            uint32_t *room = m->padded + 2 * t * MAX_DEPTH;
+            m->k_rows[t] = words(keys, slot * a->slot_stride, depth, padded, room, half);
+            m->v_rows[t] =
+                words(values, slot * a->slot_stride, depth, padded, room + MAX_DEPTH, half);
+            if (place + KEYS < last) {
+                place += KEYS;
+                slot = (int64_t)tile->table[place / a->size] * a->size + place % a->size;
+                for (int64_t i = 0; i < depth; i += half ? 32 : 16) {
+                    __builtin_prefetch(at(keys, slot * a->slot_stride + i, half), 0, 2);
+                    __builtin_prefetch(at(values, slot * a->slot_stride + i, half), 0, 2);
+                }
             }
         }
-        table += a->widths[b];
+        for (int t = 0; t < KEYS; t += LANES)
+            for (int64_t w = 0; w < width; w += LANES)
+                transpose(m->k_rows + t, w, m->keys + w * KEYS + t);
+        product(m->scores, KEYS, m->q, width, m->keys, KEYS, rows, (int)width, 0, half);
+        for (int64_t r = 0; r < rows; r++) {
+            float *s = m->scores + r * KEYS, *sums = m->sums + r * padded;
+            int64_t end = tile->start + r / group + 1; /* of what this token sees */
+            int64_t begin = a->window && end > a->window ? end - a->window - start : 0;
+            float shrink = soften(s, a->scale, begin > 0 ? (int)begin : 0,
+                                  end - start < KEYS ? (int)(end - start) : KEYS, m->most + r,
+                                  m->weight + r);
+            if (shrink != 1.0f)
+                for (int64_t i = 0; i < padded; i++) sums[i] *= shrink;
+            if (half) /* keys t and t + KEYS / 2 are a pair */
+                for (int t = 0; t < KEYS / 2; t++) {
+                    uint32_t pair = narrow(s[t]) | (uint32_t)narrow(s[t + KEYS / 2]) << 16;
+                    memcpy(s + t, &pair, 4);
+                }
+        }
+        if (half) /* even dimensions, then odd ones */
+            for (int t = 0; t < KEYS / 2; t++)
+                for (int64_t w = 0; w < width; w += LANES) {
+                    vword x = *(const vword_at *)(m->v_rows[t] + w);
+                    vword y = *(const vword_at *)(m->v_rows[t + KEYS / 2] + w);
+                    uint32_t *to = m->values + t * padded + w;
+                    *(vword *)to = (x & 0xffff) | y << 16;
+                    *(vword *)(to + width) = x >> 16 | (y & 0xffff0000u);
+                }
+        else
+            for (int t = 0; t < KEYS; t++)
+                for (int64_t w = 0; w < width; w += LANES)
+                    *(vword *)(m->values + t * padded + w) = *(const vword_at *)(m->v_rows[t] + w);
+        product(m->sums, padded, (const uint32_t *)m->scores, KEYS, m->values, padded, rows,
+                half ? KEYS / 2 : KEYS, 1, half);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t to = ((tile->token + r / group) * a->heads + tile->head * group + r % group) * depth;
+        const float *sums = m->sums + r * padded;
+        float inverse = 1.0f / m->weight[r];
+        if (half)
+            for (int64_t i = 0; i < depth / 2; i++) {
+                put(a->out, to + 2 * i, sums[i] * inverse, 1);
+                put(a->out, to + 2 * i + 1, sums[padded / 2 + i] * inverse, 1);
+            }
+        else
+            for (int64_t i = 0; i < depth; i++) put(a->out, to + i, sums[i] * inverse, 0);
     }
 }
 
-#define KNOWN(G, D)                                                                              \
-    if (group == G && a->depth == D) {                                                           \
-        if (half)                                                                                \
-            attention_(a, G, D, 1);                                                              \
-        else                                                                                     \
-            attention_(a, G, D, 0);                                                              \
-        return 0;                                                                                \
-    }
-#define DEPTHS(G) KNOWN(G, 32) KNOWN(G, 64) KNOWN(G, 128)
+static void attend_float(const attention_t *a, const tile_t *tile, scratch_t *m) {
+    attend(a, tile, m, 0);
+}
 
-/* Causal attention of the new tokens, paged and grouped; 1 for a shape that it does not do.
- * The usual groups and depths are compiled as constants, all others as they come. */
-int drawloom_attention(const attention_t *a, int half) {
-    int group = (int)(a->heads / a->kv_heads);
-    if (group > MAX_GROUP || a->depth > MAX_DEPTH) return 1;
-    DEPTHS(1)
-    DEPTHS(2)
-    DEPTHS(4)
-    DEPTHS(8)
-    if (half)
-        attention_(a, group, (int)a->depth, 1);
-    else
-        attention_(a, group, (int)a->depth, 0);
+static void attend_half(const attention_t *a, const tile_t *tile, scratch_t *m) {
+    attend(a, tile, m, 1);
+}
+
+/* How many tiles the new tokens of a sequence are cut into. */
+INLINE int64_t tiles_of(const attention_t *a, int64_t b) {
+    int64_t rows = a->counts[b] * (a->heads / a->kv_heads);
+    int64_t at_once = QUERIES / (a->heads / a->kv_heads) * (a->heads / a->kv_heads);
+    int64_t tiles = (rows + at_once - 1) / at_once;
+    /* few tiles leave threads idle at the end; but each reads all the keys */
+    while (a->team.threads > 1 && tiles * a->kv_heads * a->sequences < 4 * a->team.threads &&
+           rows / (2 * tiles) >= 32)
+        tiles *= 2;
+    return tiles;
+}
+
+/* Takes tiles as long as there are any; in every thread. */
+static void attention_part(void *given) {
+    attention_t *a = given;
+    scratch_t memory;
+    int64_t begin = 0, b = 0, token = 0;
+    const int32_t *table = a->tables;
+    for (;;) {
+        int64_t index = take(&a->team), tiles = 0;
+        for (; b < a->sequences; b++) {
+            tiles = tiles_of(a, b);
+            if (index < begin + tiles * a->kv_heads) break;
+            begin += tiles * a->kv_heads;
+            token += a->counts[b];
+            table += a->widths[b];
+        }
+        if (b == a->sequences) return;
+        /* the last tokens first: they have the most keys */
+        int64_t n = tiles - 1 - (index - begin) / a->kv_heads;
+        int64_t from = a->counts[b] * n / tiles, to = a->counts[b] * (n + 1) / tiles;
+        tile_t tile = {table, token + from, a->contexts[b] - a->counts[b] + from,
+                       (int)(to - from), (index - begin) % a->kv_heads};
+        (a->half ? attend_half : attend_float)(a, &tile, &memory);
+    }
+}
+
+/* Causal attention of the new tokens, paged and grouped; 1 for a shape that it does not do. */
+int drawloom_attention(attention_t *a) {
+    if (a->heads / a->kv_heads > QUERIES || a->depth > MAX_DEPTH) return 1;
+    share(&a->team, attention_part, a);
     return 0;
 }

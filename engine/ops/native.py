@@ -18,7 +18,8 @@ _FLAGS = (
 )  # fmt: skip
 _SOURCE = Path(__file__).with_name("native.c")
 DTYPES = (torch.float32, torch.bfloat16)
-_MAX_GROUP, _MAX_DEPTH = 16, 256
+_MAX_GROUP, _MAX_DEPTH = 96, 256
+_WORTH = 1 << 15
 
 
 class _Attention(Structure):
@@ -28,6 +29,10 @@ class _Attention(Structure):
         *((name, c_int64) for name in ("sequences", "heads", "kv_heads", "depth", "size")),
         *((name, c_int64) for name in ("head_stride", "slot_stride", "window")),
         ("scale", c_float),
+        ("half", c_int),
+        ("parallel", c_void_p),
+        ("threads", c_int64),
+        ("next", c_int64),
     ]
 
 
@@ -43,11 +48,12 @@ class Native:
         self._rope = library.drawloom_rope_store
         self._rope.argtypes = [c_void_p] * 10 + [c_int64] * 9 + [c_int]
         self._attention = library.drawloom_attention
-        self._attention.argtypes = [POINTER(_Attention), c_int]
+        self._attention.argtypes = [POINTER(_Attention)]
+        self._parallel = _parallel()
         for void in (self._norm, self._silu, self._rope):
             void.restype = None
         self._meta: BatchMeta | None = None
-        self._places: tuple[Tensor, ...] = ()
+        self._places: tuple[Tensor, Tensor, Tensor, Tensor, int] | None = None
 
     def rms_norm(
         self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None
@@ -98,29 +104,50 @@ class Native:
         """`q` [T, heads, d]; `keys` and `values` [kv_heads, slots, d] alike, blocks of `size`."""
         q = q.contiguous()
         out = torch.empty_like(q)
-        tables, widths, counts, contexts = self._of(meta)
+        tables, widths, counts, contexts, work = self._of(meta)
+        threads = torch.get_num_threads() if self._parallel and work * q.shape[1] > _WORTH else 1
         call = _Attention(
             q.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(), tables.data_ptr(),
             widths.data_ptr(), counts.data_ptr(), contexts.data_ptr(), len(meta.contexts),
             q.shape[1], keys.shape[0], q.shape[2], size, keys.stride(0), keys.stride(1),
-            meta.window, q.shape[2] ** -0.5,
+            meta.window, q.shape[2] ** -0.5, q.dtype is torch.bfloat16, self._parallel, threads,
         )  # fmt: skip
-        refused = self._attention(byref(call), q.dtype is torch.bfloat16)
+        refused = self._attention(byref(call))
         assert not refused, f"a group of {q.shape[1] // keys.shape[0]} and depth {q.shape[2]}"
         return out
 
-    def _of(self, meta: BatchMeta) -> tuple[Tensor, ...]:
-        """A step's tables as arrays; the same for all layers."""
-        if self._meta is not meta:
+    def _of(self, meta: BatchMeta) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """Return a step's tables as arrays, and its pairs of a query and a key; the same for all
+        layers."""
+        if self._places is None or self._meta is not meta:
+            counts, contexts = meta.query_lengths, meta.contexts
             lists = (
                 [block for table in meta.tables for block in table],
                 [len(table) for table in meta.tables],
-                meta.query_lengths,
-                meta.contexts,
+                counts,
+                contexts,
             )
-            self._meta = meta
-            self._places = tuple(torch.tensor(values, dtype=torch.int32) for values in lists)
+            tables, widths, new, known = (torch.tensor(one, dtype=torch.int32) for one in lists)
+            work = sum(count * context for count, context in zip(counts, contexts, strict=True))
+            self._meta, self._places = meta, (tables, widths, new, known, work)
         return self._places
+
+
+def _parallel() -> int | None:
+    """Return the address of `GOMP_parallel` in the OpenMP that torch has loaded, None without one.
+
+    A second team of threads beside torch's would compete with it for the same cores.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        paths = dict.fromkeys(line.split()[-1] for line in lines if "omp" in line.split()[-1])
+        for path in paths:
+            if Path(path).name.startswith(("libgomp", "libiomp5", "libomp")):
+                found = ctypes.cast(ctypes.CDLL(path).GOMP_parallel, c_void_p).value
+                return found
+    except (OSError, AttributeError):
+        pass
+    return None
 
 
 @cache

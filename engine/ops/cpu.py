@@ -20,6 +20,24 @@ _WIDE = 1024
 _LIGHT = 1 << 17
 
 
+class _Panels:
+    """Weights packed for the products of `native.c`."""
+
+    def __init__(self, library: native.Native, weight: Tensor, bias: Tensor | None) -> None:
+        self._native = library
+        self.update(weight, bias)
+
+    def update(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.bias, self.outputs = bias, weight.shape[0]
+        self.packed = native.packed(weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._native.linear(x, self.packed, self.bias, self.outputs)
+
+    def to(self, device: torch.device) -> None:
+        assert device.type == "cpu", "weights packed for a CPU stay there"
+
+
 class _Packed:
     """Weights packed for oneDNN, with a transposed copy for tiny batches of wide outputs and of
     small weights."""
@@ -112,6 +130,8 @@ class CpuOps(ReferenceOps):
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         if self._int8:
             return _Int8(weight, bias)
+        if self._native is not None and native.packs(weight):
+            return _Panels(self._native, weight, bias)
         return _Packed(weight, bias) if self._packs else super().linear(weight, bias)
 
     def rms_norm(

@@ -24,7 +24,7 @@
 #define COLUMNS 4
 #elif defined __AVX__
 #define LANES 8
-#define ROWS 4
+#define ROWS 6
 #define COLUMNS 2
 #else
 #define LANES 4
@@ -494,3 +494,49 @@ int drawloom_attention(attention_t *a) {
     share(&a->team, attention_part, a);
     return 0;
 }
+
+/* --- products with weights ---------------------------------------------------------------- */
+
+#define PANEL 64 /* outputs that lie side by side in packed weights */
+#define HEIGHT 48
+
+typedef struct {
+    const uint32_t *x;       /* [rows, inputs] words */
+    const uint32_t *weights; /* [panels, inputs, PANEL] words */
+    const void *bias;
+    void *out; /* [rows, outputs] */
+    int64_t rows, inputs, outputs;
+    int half;
+    team_t team;
+} linear_t;
+
+INLINE void panel(const linear_t *l, int64_t first, int64_t rows, int64_t column, float *sums,
+                  const int half) {
+    product(sums, PANEL, l->x + first * l->inputs, l->inputs, l->weights + column * l->inputs,
+            PANEL, rows, (int)l->inputs, 0, half);
+    int64_t width = l->outputs - column < PANEL ? l->outputs - column : PANEL;
+    if (l->bias)
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t i = 0; i < width; i++)
+                sums[r * PANEL + i] += get(l->bias, column + i, half);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < width; i++)
+            put(l->out, (first + r) * l->outputs + column + i, sums[r * PANEL + i], half);
+}
+
+static void linear_part(void *given) {
+    linear_t *l = given;
+    float sums[HEIGHT * PANEL] __attribute__((aligned(64)));
+    int64_t pieces = (l->rows + HEIGHT - 1) / HEIGHT, panels = (l->outputs + PANEL - 1) / PANEL;
+    for (int64_t i; (i = take(&l->team)) < pieces * panels;) {
+        int64_t first = i % pieces * HEIGHT;
+        int64_t rows = l->rows - first < HEIGHT ? l->rows - first : HEIGHT;
+        if (l->half)
+            panel(l, first, rows, i / pieces * PANEL, sums, 1);
+        else
+            panel(l, first, rows, i / pieces * PANEL, sums, 0);
+    }
+}
+
+/* out = x W^T + bias */
+void drawloom_linear(linear_t *l) { share(&l->team, linear_part, l); }

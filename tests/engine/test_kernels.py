@@ -121,22 +121,36 @@ def test_attention(
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 16, 33, 101])
-@pytest.mark.parametrize("outputs", [40, 5000])
-@pytest.mark.parametrize("bias", [False, True])
-def test_packed_weights_compute_what_plain_ones_do(rows: int, outputs: int, bias: bool) -> None:
-    torch.manual_seed(0)
-    weight, x = torch.randn(outputs, 32), torch.randn(rows, 32)
-    offset = torch.randn(outputs) if bias else None
-    got, wanted = CpuOps().linear(weight, offset)(x), ReferenceOps().linear(weight, offset)(x)
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-
-
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 3, 16, 33, 101])
+@pytest.mark.parametrize("outputs", [40, 5000])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_packed_weights_compute_what_plain_ones_do(
+    rows: int,
+    outputs: int,
+    bias: bool,
+    compiled: bool,
+    dtype: torch.dtype,
+    tolerance: float,
+    count: int,
+    threads: Callable[[int], None],
+) -> None:
+    threads(count)
+    torch.manual_seed(0)
+    weight, x = torch.randn(outputs, 32).to(dtype), torch.randn(rows, 32).to(dtype)
+    offset = torch.randn(outputs).to(dtype) if bias else None
+    got = CpuOps(compiled=compiled).linear(weight, offset)(x)
+    wanted = ReferenceOps().linear(weight, offset)(x)
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -112,6 +112,30 @@ INLINE void share(team_t *team, void (*work)(void *), void *data) {
 
 INLINE int64_t take(team_t *team) { return __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED); }
 
+/* 2^x within 2 ulp for x <= 0, 2^-125 below that; NaN stays NaN, as the sum does that it is in. */
+INLINE float power(float given) {
+    float x = given > -125.0f ? given : -125.0f;
+    int32_t n = (int32_t)(x - 0.5f); /* to nearest, of what is not above zero */
+    float r = x - (float)n;
+    float p = 1.5353362e-4f;
+    p = p * r + 1.3398874e-3f;
+    p = p * r + 9.6184373e-3f;
+    p = p * r + 5.5503324e-2f;
+    p = p * r + 2.4022649e-1f;
+    p = p * r + 6.9314718e-1f;
+    p = p * r + 1.0f;
+    uint32_t bits = (uint32_t)(n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, 4);
+    float y = p * scale;
+    uint32_t asked, found;
+    memcpy(&asked, &given, 4);
+    memcpy(&found, &y, 4);
+    found |= (asked & 0x7fffffff) > 0x7f800000 ? 0x7fc00000 : 0;
+    memcpy(&y, &found, 4);
+    return y;
+}
+
 /* --- norms and gates ---------------------------------------------------------------------- */
 
 INLINE void rms_norm_(const void *x, const void *residual, const void *weight, void *out,
@@ -320,19 +344,20 @@ typedef struct {
     float sums[QUERIES * MAX_DEPTH], scores[QUERIES * KEYS];
     float most[QUERIES], weight[QUERIES];
     const uint32_t *k_rows[KEYS], *v_rows[KEYS];
+    int64_t next[KEYS];
 } __attribute__((aligned(64))) scratch_t;
 
 INLINE float larger(float x, float y) { return x > y ? x : y; }
 
-/* Scores of a row to weights, of keys `first` to `last` only; what they add up to, and what the
+/* Scores of a row to weights, 2^(scale (score - highest)), of keys `first` to `last` only; what they add up to, and what the
  * sums so far are to be multiplied with. */
 INLINE float soften(float *s, float scale, int first, int last, float *most, float *weight) {
     float high = *most, total = 0;
     if (first > 0 || last < KEYS)
         for (int t = 0; t < KEYS; t++) s[t] = t >= first && t < last ? s[t] : -3e38f;
-    for (int t = 0; t < KEYS; t++) high = larger(s[t] * scale, high);
+    for (int t = 0; t < KEYS; t++) high = larger(s[t], high);
     for (int t = 0; t < KEYS; t++) {
-        s[t] = exponential(s[t] * scale - high);
+        s[t] = power((s[t] - high) * scale);
         total += s[t];
     }
     if (first > 0 || last < KEYS) {
@@ -342,10 +367,27 @@ INLINE float soften(float *s, float scale, int first, int last, float *most, flo
             total += s[t];
         }
     }
-    float shrink = *most == high ? 1.0f : exponential(*most - high);
+    float shrink = *most == high ? 1.0f : power((*most - high) * scale);
     *weight = *weight * shrink + total;
     *most = high;
     return shrink;
+}
+
+/* The weights of keys t and t + KEYS / 2 as one word. */
+INLINE void pair(float *s) {
+#ifdef __AVX512BF16__
+    for (int t = 0; t < KEYS / 2; t += 16) {
+        __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(s + t)));
+        __m512i high = _mm512_cvtepu16_epi32(
+            (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(s + t + KEYS / 2)));
+        _mm512_store_si512(s + t, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+#else
+    for (int t = 0; t < KEYS / 2; t++) {
+        uint32_t both = narrow(s[t]) | (uint32_t)narrow(s[t + KEYS / 2]) << 16;
+        memcpy(s + t, &both, 4);
+    }
+#endif
 }
 
 INLINE const uint32_t *words(const void *p, int64_t i, int64_t depth, int64_t padded,
@@ -354,6 +396,16 @@ INLINE const uint32_t *words(const void *p, int64_t i, int64_t depth, int64_t pa
     if (padded == depth) return row;
     memcpy(room, row, (size_t)depth * (half ? 2 : 4));
     return room;
+}
+
+/* Where the keys of a tile begin in a head's memory, those from `start` to `last`. */
+INLINE void places(const attention_t *a, const tile_t *tile, int64_t start, int64_t last,
+                   int64_t *where) {
+    int64_t block = start / a->size, offset = start % a->size;
+    for (int t = 0; t < KEYS && start + t < last; t++) {
+        where[t] = ((int64_t)tile->table[block] * a->size + offset) * a->slot_stride;
+        if (++offset == a->size) block++, offset = 0;
+    }
 }
 
 INLINE void attend(const attention_t *a, const tile_t *tile, scratch_t *m, const int half) {
@@ -375,25 +427,21 @@ INLINE void attend(const attention_t *a, const tile_t *tile, scratch_t *m, const
         memcpy(m->q + r * width, at(a->q, from, half), (size_t)depth * (half ? 2 : 4));
         m->most[r] = -3e38f, m->weight[r] = 0;
     }
+    places(a, tile, first / KEYS * KEYS, last, m->next);
     for (int64_t start = first / KEYS * KEYS; start < last; start += KEYS) {
         for (int t = 0; t < KEYS; t++) {
-            int64_t place = start + t;
-            m->k_rows[t] = m->v_rows[t] = m->zeros;
-            if (place < first || place >= last) continue;
-            int64_t slot = (int64_t)tile->table[place / a->size] * a->size + place % a->size;
             uint32_t *room = m->padded + 2 * t * MAX_DEPTH;
-            m->k_rows[t] = words(keys, slot * a->slot_stride, depth, padded, room, half);
-            m->v_rows[t] =
-                words(values, slot * a->slot_stride, depth, padded, room + MAX_DEPTH, half);
-            if (place + KEYS < last) {
-                place += KEYS;
-                slot = (int64_t)tile->table[place / a->size] * a->size + place % a->size;
-                for (int64_t i = 0; i < depth; i += half ? 32 : 16) {
-                    __builtin_prefetch(at(keys, slot * a->slot_stride + i, half), 0, 2);
-                    __builtin_prefetch(at(values, slot * a->slot_stride + i, half), 0, 2);
-                }
-            }
+            m->k_rows[t] = m->v_rows[t] = m->zeros;
+            if (start + t < first || start + t >= last) continue;
+            m->k_rows[t] = words(keys, m->next[t], depth, padded, room, half);
+            m->v_rows[t] = words(values, m->next[t], depth, padded, room + MAX_DEPTH, half);
         }
+        places(a, tile, start + KEYS, last, m->next);
+        for (int t = 0; t < KEYS && start + KEYS + t < last; t++)
+            for (int64_t i = 0; i < depth; i += half ? 32 : 16) {
+                __builtin_prefetch(at(keys, m->next[t] + i, half), 0, 2);
+                __builtin_prefetch(at(values, m->next[t] + i, half), 0, 2);
+            }
         for (int t = 0; t < KEYS; t += LANES)
             for (int64_t w = 0; w < width; w += LANES)
                 transpose(m->k_rows + t, w, m->keys + w * KEYS + t);
@@ -402,16 +450,12 @@ INLINE void attend(const attention_t *a, const tile_t *tile, scratch_t *m, const
             float *s = m->scores + r * KEYS, *sums = m->sums + r * padded;
             int64_t end = tile->start + r / group + 1; /* of what this token sees */
             int64_t begin = a->window && end > a->window ? end - a->window - start : 0;
-            float shrink = soften(s, a->scale, begin > 0 ? (int)begin : 0,
+            float shrink = soften(s, a->scale * 1.44269504f, begin > 0 ? (int)begin : 0,
                                   end - start < KEYS ? (int)(end - start) : KEYS, m->most + r,
                                   m->weight + r);
             if (shrink != 1.0f)
                 for (int64_t i = 0; i < padded; i++) sums[i] *= shrink;
-            if (half) /* keys t and t + KEYS / 2 are a pair */
-                for (int t = 0; t < KEYS / 2; t++) {
-                    uint32_t pair = narrow(s[t]) | (uint32_t)narrow(s[t + KEYS / 2]) << 16;
-                    memcpy(s + t, &pair, 4);
-                }
+            if (half) pair(s);
         }
         if (half) /* even dimensions, then odd ones */
             for (int t = 0; t < KEYS / 2; t++)

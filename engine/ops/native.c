@@ -584,3 +584,99 @@ static void linear_part(void *given) {
 
 /* out = x W^T + bias */
 void drawloom_linear(linear_t *l) { share(&l->team, linear_part, l); }
+
+/* --- layers ------------------------------------------------------------------------------- */
+
+#define SHARE 32 /* rows that a thread takes at a time */
+
+typedef struct {
+    linear_t qkv, output, gate_up, down; /* what they read and write is filled in below */
+    const void *input_norm, *post_norm;
+} layer_t;
+
+/* All that the layers of a step have in common. T tokens of `width` numbers. */
+typedef struct {
+    layer_t *layers;
+    int64_t count, tokens, width;
+    void *x, *residual, *normed, *wide, *narrow; /* x is the embedding, then the last layer's */
+    const float *cos, *sin;
+    const int64_t *positions, *slots;
+    int64_t layer_stride; /* of keys, and of values */
+    float eps;
+    attention_t attention; /* of the first layer; q and out are [T, heads * depth] */
+} layers_t;
+
+typedef struct {
+    team_t team;
+    const layers_t *all;
+    const layer_t *layer;
+    int part; /* 0, 2: the norms; 1: rotation; 3: the gate */
+    int first, half;
+} rows_t;
+
+INLINE void some_rows(const rows_t *r, int64_t from, int64_t count, const int half) {
+    const layers_t *l = r->all;
+    const attention_t *a = &l->attention;
+    const int64_t width = l->width, depth = a->depth;
+    if (r->part == 1) {
+        const int64_t row = r->layer->qkv.outputs;
+        const void *q = at(l->wide, from * row, half), *k = at(q, a->heads * depth, half);
+        rope_store_(q, k, at(k, a->kv_heads * depth, half),
+                    (void *)at(a->q, from * a->heads * depth, half), (void *)a->keys,
+                    (void *)a->values, l->cos, l->sin, l->positions + from, l->slots + from,
+                    count, a->heads, a->kv_heads, depth, row, row, row, a->head_stride,
+                    a->slot_stride, half);
+    } else if (r->part == 3) {
+        const int64_t inner = r->layer->down.inputs * (half ? 2 : 1);
+        silu_mul_(at(l->wide, 2 * from * inner, half), (void *)at(l->narrow, from * inner, half),
+                  count, inner, half);
+    } else {
+        void *residual = (void *)at(l->residual, from * width, half);
+        rms_norm_(at(l->x, from * width, half), r->first ? 0 : residual,
+                  r->part ? r->layer->post_norm : r->layer->input_norm,
+                  (void *)at(l->normed, from * width, half), residual, count, width, l->eps, half);
+    }
+}
+
+static void rows_part(void *given) {
+    rows_t *r = given;
+    for (int64_t from; (from = take(&r->team) * SHARE) < r->all->tokens;) {
+        int64_t count = r->all->tokens - from < SHARE ? r->all->tokens - from : SHARE;
+        if (r->half)
+            some_rows(r, from, count, 1);
+        else
+            some_rows(r, from, count, 0);
+    }
+}
+
+static void row_by_row(layers_t *l, layer_t *layer, int part, int first) {
+    rows_t r = {l->attention.team, l, layer, part, first, l->attention.half};
+    if (l->tokens <= SHARE) r.team.threads = 1;
+    share(&r.team, rows_part, &r);
+}
+
+static void multiplied(layers_t *l, linear_t *by, const void *x, void *out) {
+    by->x = x, by->out = out, by->rows = l->tokens;
+    by->half = l->attention.half, by->team = l->attention.team;
+    if (by->rows * by->inputs * by->outputs < 1 << 18) by->team.threads = 1;
+    drawloom_linear(by);
+}
+
+/* Layers of a decoder, one after the other; x and residual are of the last. */
+void drawloom_layers(layers_t *l) {
+    attention_t *a = &l->attention;
+    for (int64_t i = 0; i < l->count; i++) {
+        layer_t *layer = l->layers + i;
+        row_by_row(l, layer, 0, i == 0);
+        multiplied(l, &layer->qkv, l->normed, l->wide);
+        row_by_row(l, layer, 1, 0);
+        share(&a->team, attention_part, a);
+        multiplied(l, &layer->output, a->out, l->x);
+        row_by_row(l, layer, 2, 0);
+        multiplied(l, &layer->gate_up, l->normed, l->wide);
+        row_by_row(l, layer, 3, 0);
+        multiplied(l, &layer->down, l->narrow, l->x);
+        a->keys = at(a->keys, l->layer_stride, a->half);
+        a->values = at(a->values, l->layer_stride, a->half);
+    }
+}

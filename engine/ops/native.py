@@ -49,6 +49,25 @@ class _Linear(Structure):
     ]
 
 
+class _Layer(Structure):
+    _fields_ = [
+        *((name, _Linear) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, c_void_p) for name in ("input_norm", "post_norm")),
+    ]
+
+
+class _Layers(Structure):
+    _fields_ = [
+        ("layers", c_void_p),
+        *((name, c_int64) for name in ("count", "tokens", "width")),
+        *((name, c_void_p) for name in ("x", "residual", "normed", "wide", "narrow")),
+        *((name, c_void_p) for name in ("cos", "sin", "positions", "slots")),
+        ("layer_stride", c_int64),
+        ("eps", c_float),
+        ("attention", _Attention),
+    ]
+
+
 class Native:
     """The compiled functions. All take contiguous float32 or bfloat16 tensors on the CPU, if not
     said otherwise."""
@@ -65,6 +84,9 @@ class Native:
         self._linear = library.drawloom_linear
         self._linear.argtypes = [POINTER(_Linear)]
         self._linear.restype = None
+        self._layers = library.drawloom_layers
+        self._layers.argtypes = [POINTER(_Layers)]
+        self._layers.restype = None
         self._parallel = _parallel()
         for void in (self._norm, self._silu, self._rope):
             void.restype = None
@@ -103,6 +125,50 @@ class Native:
         )  # fmt: skip
         self._linear(byref(call))
         return out
+
+    def layers(
+        self,
+        described: "ctypes.Array[_Layer]",
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        store: Tensor,
+        heads: int,
+        eps: float,
+        meta: BatchMeta,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute layers, one after the other.
+
+        Args:
+            described: the layers, by `describe`.
+            x: [T, H], written over.
+            store: [blocks, layers, 2, size, kv_heads, d], with strides; the first layers' is used.
+            heads: heads of queries.
+
+        Returns:
+            What the last layer adds and the residual that it is to be added to, [T, H].
+        """
+        tokens, width = x.shape
+        size, kv_heads, depth = store.shape[3:]
+        inner = described[0].down.inputs * (2 if x.dtype is torch.bfloat16 else 1)
+        residual, normed = torch.empty_like(x), torch.empty_like(x)
+        wide = x.new_empty(tokens, max(2 * inner, (heads + 2 * kv_heads) * depth))
+        narrow, q, out = (x.new_empty(tokens, n) for n in (inner, heads * depth, heads * depth))
+        tables, widths, counts, contexts, _ = self._of(meta)
+        attention = _Attention(
+            q.data_ptr(), store[:, 0, 0].data_ptr(), store[:, 0, 1].data_ptr(), out.data_ptr(),
+            tables.data_ptr(), widths.data_ptr(), counts.data_ptr(), contexts.data_ptr(),
+            len(meta.contexts), heads, kv_heads, depth, size, store.stride(4), store.stride(3),
+            meta.window, depth**-0.5, x.dtype is torch.bfloat16, self._parallel,
+            torch.get_num_threads() if self._parallel else 1,
+        )  # fmt: skip
+        call = _Layers(
+            ctypes.addressof(described), len(described), tokens, width, x.data_ptr(),
+            residual.data_ptr(), normed.data_ptr(), wide.data_ptr(), narrow.data_ptr(),
+            rope[0].data_ptr(), rope[1].data_ptr(), meta.positions.data_ptr(),
+            meta.slots.data_ptr(), store.stride(1), eps, attention,
+        )  # fmt: skip
+        self._layers(byref(call))
+        return x, residual
 
     def _threads(self, work: int) -> int:
         """Return how many threads to use for so many products: waking one takes 10 us."""
@@ -193,6 +259,26 @@ def load() -> Native | None:
         return None
 
 
+def describe(
+    layers: list[tuple[list[tuple[Tensor, Tensor | None, int]], list[Tensor]]],
+) -> "ctypes.Array[_Layer]":
+    """Return layers as `Native.layers` takes them: of each, its four products as panels, bias and
+    outputs, and its two norms. All of them must outlive the result."""
+    array = (_Layer * len(layers))()
+    for target, (linears, norms) in zip(array, layers, strict=True):
+        for name, (panels, bias, outputs) in zip(
+            ("qkv", "output", "gate_up", "down"), linears, strict=True
+        ):
+            linear = getattr(target, name)
+            linear.weights, linear.bias = (
+                panels.data_ptr(),
+                bias.data_ptr() if bias is not None else None,
+            )
+            linear.inputs, linear.outputs = panels.shape[1], outputs
+        target.input_norm, target.post_norm = (norm.data_ptr() for norm in norms)
+    return array
+
+
 def packs(weight: Tensor) -> bool:
     """Return whether `packed` does this weight, and nothing else is quicker.
 
@@ -213,14 +299,19 @@ def _has_tiles() -> bool:
 
 def packed(weight: Tensor) -> Tensor:
     """Return weights [N, K] as words of 32 bits [panels, K or K / 2, 64], padded with zeros."""
-    weight = F.pad(weight, (0, 0, 0, -weight.shape[0] % _PANEL)).contiguous().view(torch.int32)
-    return weight.unflatten(0, (-1, _PANEL)).transpose(1, 2).contiguous()
+    weight = F.pad(weight, (0, 0, 0, -weight.shape[0] % _PANEL)).contiguous()
+    words: Tensor = weight.view(torch.int32).unflatten(0, (-1, _PANEL))
+    return words.transpose(1, 2).contiguous()
 
 
 def fits(q: Tensor, keys: Tensor) -> bool:
     """Whether `Native.attention` does this shape."""
-    group = q.shape[1] // keys.shape[0]
-    return q.dtype in DTYPES and group <= _MAX_GROUP and q.shape[2] <= _MAX_DEPTH
+    return q.dtype in DTYPES and fit(q.shape[1] // keys.shape[0], q.shape[2])
 
 
-__all__ = ["DTYPES", "Native", "fits", "load", "packed", "packs"]
+def fit(group: int, depth: int) -> bool:
+    """Return whether attention is compiled for so many queries a key head, of this depth."""
+    return group <= _MAX_GROUP and depth <= _MAX_DEPTH
+
+
+__all__ = ["DTYPES", "Native", "describe", "fit", "fits", "load", "packed", "packs"]

@@ -153,6 +153,18 @@ def test_packed_weights_compute_what_plain_ones_do(
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_a_product_is_the_same_to_the_bit_whatever_is_beside_it(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    linear, x = CpuOps().linear(torch.randn(200, 576).to(dtype), None), torch.randn(60, 576)
+    rows = x.to(dtype)
+    wanted = linear(rows)
+    for first, end in ((0, 1), (5, 7), (10, 13), (3, 20), (50, 60)):
+        assert torch.equal(linear(rows[first:end]), wanted[first:end])
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(("heads", "depth"), [(2, 32), (6, 64), (8, 128), (16, 32), (10, 20)])
 @pytest.mark.parametrize("window", [0, 90])

@@ -9,7 +9,7 @@ from torch import Tensor
 from drawloom.engine.checkpoint import shapes
 from drawloom.engine.config import ModelConfig
 from drawloom.engine.kv import KVStore
-from drawloom.engine.ops.base import BatchMeta, Linear, Ops, Stream
+from drawloom.engine.ops.base import BatchMeta, Linear, Ops, Stack, Stream
 from drawloom.errors import ConfigError
 
 _QKV = [f"self_attn.{n}_proj" for n in "qkv"]
@@ -131,6 +131,19 @@ class Decoder:
         self.layers = [Layer(config, weights, i, ops, self._device) for i in layers]
         self.head = ops.linear(self._take(weights), None)
         self.rope = tuple(t.to(self._device) for t in rope_tables(config))
+        self._stack = self._stacked()
+
+    def _stacked(self) -> Stack | None:
+        """Return all layers but the last, of which fewer rows come out, as one call."""
+        if self.config.qk_norm:
+            return None
+        layers = self.layers[:-1]
+        return self.ops.stack(
+            [[one.qkv, one.output, one.gate_up, one.down] for one in layers],
+            [[one.input_norm, one.post_norm] for one in layers],
+            self.config.heads // self.config.kv_heads,
+            self.config.head_dim,
+        )
 
     def _take(self, weights: dict[str, Tensor]) -> Tensor:
         """Keep what is used as it is; the head's weight."""
@@ -153,6 +166,7 @@ class Decoder:
         for layer in self.layers:
             layer.update(weights)
         self.head.update(self._take(weights), None)
+        self._stack = self._stacked()
 
     def to(self, device: torch.device) -> None:
         """Move everything (to sleep, and back)."""
@@ -173,9 +187,14 @@ class Decoder:
     def __call__(self, tokens: Tensor, store: KVStore, meta: BatchMeta) -> Tensor:
         """Hidden states [R, H] of the rows asked for; keys and values of all [T] tokens are
         stored."""
-        x, residual = F.embedding(tokens, self.embedding), None
+        x: Tensor = F.embedding(tokens, self.embedding)
+        residual: Tensor | None = None
         rope, end = (self.rope[0], self.rope[1]), len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
+        c, begin = self.config, 0
+        if self._stack is not None:
+            x, residual = self._stack(x, rope, store.tensor, c.heads, c.rms_eps, meta)
+            begin = end
+        for index, layer in enumerate(self.layers[begin:], begin):
             x, residual = layer(x, residual, rope, store.layer(index), meta, index == end)
         x, _ = self.ops.rms_norm(x, self.norm, self.config.rms_eps, residual)
         return x

@@ -75,10 +75,35 @@ class Linear(Protocol):
     def to(self, device: torch.device) -> None: ...
 
 
+class Stack(Protocol):
+    """Layers of a decoder in one call."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        store: Tensor,
+        heads: int,
+        eps: float,
+        meta: BatchMeta,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the last layer adds, and the residual to add it to, [T, H]; `x` is written
+        over, `store` is `KVStore.tensor`."""
+        ...
+
+
 class Ops(Protocol):
     """The operations of one device. `keys` and `values` are [blocks, block_size, kv_heads, d]."""
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear: ...
+
+    def stack(
+        self, linears: list[list[Linear]], norms: list[list[Tensor]], group: int, depth: int
+    ) -> Stack | None:
+        """Return layers as one call, given their four products (qkv, output, gate_up, down) and
+        their two norms, with `group` queries of this depth for a key; None where each operation
+        is a call of its own."""
+        ...
 
     def rms_norm(
         self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None
@@ -132,4 +157,4 @@ class Ops(Protocol):
         ...
 
 
-__all__ = ["BatchMeta", "Linear", "Ops", "Stream"]
+__all__ = ["BatchMeta", "Linear", "Ops", "Stack", "Stream"]

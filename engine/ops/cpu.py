@@ -2,12 +2,9 @@
 
 Measured reasons (engines.md §4.4): weights packed for oneDNN are 1.5-2.5x quicker than `F.linear`
 from a batch of two up, a transposed copy is up to 2x quicker at batch 1 with wide outputs. Where
-`native.c` cannot be compiled, torch does all of it, and then a gather of scattered blocks costs up
-to 8x the attention itself: keys are read in place where blocks are neighbours.
+`native.c` cannot be compiled, torch does all of it, a sequence at a time.
 """
 
-import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -15,15 +12,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drawloom.engine.ops import native
-from drawloom.engine.ops.base import BatchMeta, Linear
+from drawloom.engine.ops.base import BatchMeta, Linear, Stack
 from drawloom.engine.ops.reference import ReferenceOps, norm
 
 _SMALL = 2
 _WIDE = 1024
 _LIGHT = 1 << 17
-_FEW, _SHORT = 4, 384
-_WASTE = 1.5
-_SCALAR = 1 << 18
+
+
+class _Panels:
+    """Weights packed for the products of `native.c`."""
+
+    def __init__(self, library: native.Native, weight: Tensor, bias: Tensor | None) -> None:
+        self._native = library
+        self.update(weight, bias)
+
+    def update(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.bias, self.outputs = bias, weight.shape[0]
+        self.packed = native.packed(weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._native.linear(x, self.packed, self.bias, self.outputs)
+
+    def to(self, device: torch.device) -> None:
+        assert device.type == "cpu", "weights packed for a CPU stay there"
 
 
 class _Packed:
@@ -112,33 +124,14 @@ class CpuOps(ReferenceOps):
         self._native = native.load() if compiled else None
         self._packs = torch.backends.mkldnn.is_available()
         self._int8 = int8
-        self._step: BatchMeta | None = None
-        self._plan: tuple[Tensor, Tensor] | None = None
-        self._rows: _Rows | None = None
         self._turned: BatchMeta | None = None
         self._turn: tuple[Tensor, Tensor] | None = None
-
-    def _begin(self, meta: BatchMeta, size: int, slots: int) -> None:
-        """What is the same for all layers of a step."""
-        if self._step is not meta:
-            self._step, self._plan = meta, None
-            self._rows = _rows(meta, size, slots)
-
-    def _gathered(self, meta: BatchMeta, size: int) -> tuple[Tensor, Tensor]:
-        """Slots [B, L] of every context, padded, and which are real; the same for all layers."""
-        if self._plan is None:
-            longest = max(meta.contexts)
-            place = torch.arange(longest)
-            width = -(-longest // size)
-            tables = torch.tensor([(t + [0] * width)[:width] for t in meta.tables])
-            slots = tables[:, place // size] * size + place % size
-            seen = place[None] < torch.tensor(meta.contexts)[:, None]
-            self._plan = slots * seen, seen[:, None, None]
-        return self._plan
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         if self._int8:
             return _Int8(weight, bias)
+        if self._native is not None and native.packs(weight):
+            return _Panels(self._native, weight, bias)
         return _Packed(weight, bias) if self._packs else super().linear(weight, bias)
 
     def rms_norm(
@@ -159,6 +152,34 @@ class CpuOps(ReferenceOps):
             return self._native.silu_mul(x)
         gate, up = x.chunk(2, -1)
         return F.silu(gate).mul_(up)
+
+    def stack(
+        self, linears: list[list[Linear]], norms: list[list[Tensor]], group: int, depth: int
+    ) -> Stack | None:
+        """Return layers as one call of `native.c`, which saves 50 us a layer."""
+        if self._native is None or not norms or not native.fit(group, depth):
+            return None
+        described = []
+        for four, two in zip(linears, norms, strict=True):
+            panels = [one for one in four if isinstance(one, _Panels)]
+            if len(panels) < len(four):
+                return None
+            described.append(([(p.packed, p.bias, p.outputs) for p in panels], two))
+        library, layers = self._native, native.describe(described)
+        kept = described  # what the description points to
+
+        def compute(
+            x: Tensor,
+            rope: tuple[Tensor, Tensor],
+            store: Tensor,
+            heads: int,
+            eps: float,
+            meta: BatchMeta,
+        ) -> tuple[Tensor, Tensor]:
+            assert kept
+            return library.layers(layers, x, rope, store, heads, eps, meta)
+
+        return compute
 
     def rope_and_store(
         self,
@@ -192,14 +213,8 @@ class CpuOps(ReferenceOps):
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, meta: BatchMeta) -> Tensor:
         size = keys.shape[1]
         flat_k, flat_v = _flat(keys), _flat(values)
-        if self._native is not None and native.fits(q, flat_k) and _pairs(meta) <= _SCALAR:
+        if self._native is not None and native.fits(q, flat_k):
             return self._native.attention(q, flat_k, flat_v, meta, size)
-        self._begin(meta, size, flat_k.shape[1])
-        if self._rows is not None:
-            return self._rows.attention(q, flat_k, flat_v)
-        if _gathers(meta):
-            slots, seen = self._gathered(meta, size)
-            return _together(q, flat_k, flat_v, slots, seen)
         out, at = torch.empty_like(q), 0
         for count, context, table in zip(
             meta.query_lengths, meta.contexts, meta.tables, strict=True
@@ -212,110 +227,6 @@ class CpuOps(ReferenceOps):
             out[at : at + count] = _one(mine, k, v) if alone else _many(mine, k, v, meta.window)
             at += count
         return out
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Contexts that begin at even distances, seen in place as one batch: [rows, L, d].
-
-    `place` says which of the rows are real ones; the others lie between them and are ignored.
-    `bias` hides what is not of a context, where they are not all of one length.
-    """
-
-    rows: int
-    first: int
-    stride: int
-    longest: int
-    place: Tensor | None
-    bias: Tensor | None
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`q` [B, heads, d], `k` and `v` [kv_heads, slots, d]."""
-        kv_heads, depth = k.shape[0], k.shape[-1]
-        rows = self.rows
-        asked = q.view(q.shape[0], kv_heads, -1, depth)
-        if self.place is not None:
-            asked = asked.new_zeros(rows, *asked.shape[1:]).index_copy_(0, self.place, asked)
-        k, v = (
-            t.as_strided(
-                (rows, kv_heads, self.longest, depth),
-                (self.stride * t.stride(1), t.stride(0), t.stride(1), 1),
-                t.storage_offset() + self.first * t.stride(1),
-            )
-            for t in (k, v)
-        )
-        bias = None if self.bias is None else self.bias.to(q.dtype)
-        out = F.scaled_dot_product_attention(asked, k, v, attn_mask=bias)
-        if self.place is not None:
-            out = out[self.place]
-        return out.reshape(q.shape)
-
-
-def _rows(meta: BatchMeta, size: int, slots: int) -> _Rows | None:
-    """How the contexts of a decode step lie evenly in memory; None if they do not.
-
-    Sequences take their blocks from extents of their own, so a batch of like requests does: no
-    key is copied (60M model, batch 16: 3 ms of a step).
-    """
-    count, longest = len(meta.contexts), max(meta.contexts)
-    if count < 2 or meta.window or max(meta.query_lengths) > 1:
-        return None
-    starts = []
-    for table, context in zip(meta.tables, meta.contexts, strict=True):
-        blocks = -(-context // size)
-        first = table[0]
-        if table[blocks - 1] - first != blocks - 1 or table[:blocks] != list(
-            range(first, first + blocks)
-        ):
-            return None
-        starts.append(first * size)
-    first, last = min(starts), max(starts)
-    stride = math.gcd(*(s - first for s in starts)) or slots
-    rows = (last - first) // stride + 1
-    if rows * longest > 2 * sum(meta.contexts) or rows > _WASTE * count:
-        return None
-    if len(set(starts)) < count or last + longest > slots:
-        return None
-    at = [(s - first) // stride for s in starts]
-    if at == list(range(count)) and min(meta.contexts) == longest:
-        return _Rows(rows, first, stride, longest, None, None)
-    ends = torch.zeros(rows, dtype=torch.int64)
-    place = torch.tensor(at)
-    ends[place] = torch.tensor(meta.contexts)
-    seen = torch.arange(longest)[None] < ends.clamp_min(1)[:, None]
-    bias = torch.zeros(rows, 1, 1, longest).masked_fill_(~seen[:, None, None], float("-inf"))
-    return _Rows(rows, first, stride, longest, None if at == list(range(count)) else place, bias)
-
-
-def _pairs(meta: BatchMeta) -> int:
-    """The largest number of pairs of a new and a known token in a prompt; 0 while all decode."""
-    both = zip(meta.query_lengths, meta.contexts, strict=True)
-    return max((count * context for count, context in both if count > 1), default=0)
-
-
-def _gathers(meta: BatchMeta) -> bool:
-    """Whether one product over copied keys beats one for each sequence over keys in place.
-
-    A call costs 50 us whatever it does; copying wins while contexts are short and alike
-    (60M model, batch 16, 100 tokens: 11 ms a step against 5).
-    """
-    longest, count = max(meta.contexts), len(meta.contexts)
-    if count < _FEW or longest > _SHORT or max(meta.query_lengths) > 1 or meta.window:
-        return False
-    return longest * count <= 2 * sum(meta.contexts)
-
-
-def _together(q: Tensor, k: Tensor, v: Tensor, slots: Tensor, seen: Tensor) -> Tensor:
-    """One new token for each of B sequences: `slots` [B, L], `seen` [B, 1, 1, L]."""
-    batch, length = slots.shape
-    kv_heads, depth = k.shape[0], k.shape[-1]
-    chosen = slots.flatten()
-    k, v = (
-        t.index_select(1, chosen).view(kv_heads, batch, length, depth).transpose(0, 1)
-        for t in (k, v)
-    )
-    rows = q.view(batch, kv_heads, -1, depth)
-    return F.scaled_dot_product_attention(rows, k, v, attn_mask=seen).reshape(batch, -1, depth)
 
 
 def _flat(cache: Tensor) -> Tensor:

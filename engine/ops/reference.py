@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drawloom.engine.ops.base import BatchMeta, Linear, Stream
+from drawloom.engine.ops.base import BatchMeta, Linear, Stack, Stream
 
 if TYPE_CHECKING:
     from drawloom.engine.ops.step import Step
@@ -69,6 +69,11 @@ class ReferenceOps:
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         return PlainLinear(weight, bias)
+
+    def stack(
+        self, linears: list[list[Linear]], norms: list[list[Tensor]], group: int, depth: int
+    ) -> Stack | None:
+        return None
 
     def rms_norm(
         self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None

@@ -2,7 +2,7 @@
 torch reference on small odd shapes."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -121,56 +121,91 @@ def test_attention(
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(
-    ("starts", "contexts"),
-    [
-        ([0, 3, 6, 9], [33, 40, 17, 48]),
-        ([9, 0, 6, 3], [33, 40, 17, 48]),
-        ([0, 3, 9], [33, 40, 48]),
-        ([0, 4, 9], [33, 40, 37]),
-        ([0, 0], [20, 20]),
-    ],
-    ids=["even", "shuffled", "with-a-hole", "uneven", "shared"],
-)
-def test_contexts_read_in_place_are_the_same(starts: list[int], contexts: list[int]) -> None:
-    """Every sequence in an extent of its own, as in a batch of like requests."""
-    torch.manual_seed(0)
-    size, heads, kv_heads, depth = 16, 4, 2, 16
-    keys, values = _cache(12, size, kv_heads, depth, torch.float32)
-    count = len(starts)
-    tables = [list(range(at, at + 3)) for at in starts]
-    places = torch.tensor([c - 1 for c in contexts])
-    slots = torch.tensor([at * size + c - 1 for at, c in zip(starts, contexts, strict=True)])
-    meta = BatchMeta(places, slots, torch.arange(count), [1] * count, contexts, tables)
-    q = torch.randn(count, heads, depth)
-    wanted = ReferenceOps().attention(q, keys, values, meta)
-    torch.testing.assert_close(OPS["torch"]().attention(q, keys, values, meta), wanted)
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("rows", [1, 2, 3, 16, 33, 101])
 @pytest.mark.parametrize("outputs", [40, 5000])
 @pytest.mark.parametrize("bias", [False, True])
-def test_packed_weights_compute_what_plain_ones_do(rows: int, outputs: int, bias: bool) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_packed_weights_compute_what_plain_ones_do(
+    rows: int,
+    outputs: int,
+    bias: bool,
+    compiled: bool,
+    dtype: torch.dtype,
+    tolerance: float,
+    count: int,
+    threads: Callable[[int], None],
+) -> None:
+    threads(count)
     torch.manual_seed(0)
-    weight, x = torch.randn(outputs, 32), torch.randn(rows, 32)
-    offset = torch.randn(outputs) if bias else None
-    got, wanted = CpuOps().linear(weight, offset)(x), ReferenceOps().linear(weight, offset)(x)
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    weight, x = torch.randn(outputs, 32).to(dtype), torch.randn(rows, 32).to(dtype)
+    offset = torch.randn(outputs).to(dtype) if bias else None
+    got = CpuOps(compiled=compiled).linear(weight, offset)(x)
+    wanted = ReferenceOps().linear(weight, offset)(x)
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("heads", "depth"), [(2, 32), (4, 64), (8, 128), (16, 32), (10, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_a_product_is_the_same_to_the_bit_whatever_is_beside_it(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    linear, x = CpuOps().linear(torch.randn(200, 576).to(dtype), None), torch.randn(60, 576)
+    rows = x.to(dtype)
+    wanted = linear(rows)
+    for first, end in ((0, 1), (5, 7), (10, 13), (3, 20), (50, 60)):
+        assert torch.equal(linear(rows[first:end]), wanted[first:end])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("heads", "depth"), [(2, 32), (6, 64), (8, 128), (16, 32), (10, 20)])
+@pytest.mark.parametrize("window", [0, 90])
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 def test_compiled_attention_over_many_tiles(
-    heads: int, depth: int, dtype: torch.dtype, tolerance: float
+    heads: int,
+    depth: int,
+    window: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    count: int,
+    threads: Callable[[int], None],
 ) -> None:
-    """Groups and depths that are compiled as constants, and ones that are not."""
+    """Whole and partial tiles of queries and keys, depths that are padded and ones that are not."""
+    threads(count)
     torch.manual_seed(0)
-    meta = _meta([1, 9, 1], [300, 140, 2], 16, 32, seed=3)
+    meta = _meta([1, 119, 1], [300, 140, 2], 16, 32, seed=3)
+    meta.window = window
     keys, values = _cache(32, 16, 2, depth, dtype)
-    q = (3 * torch.randn(11, heads, depth)).to(dtype)
+    q = (3 * torch.randn(121, heads, depth)).to(dtype)
     wanted = ReferenceOps().attention(q, keys, values, meta)
     got = CpuOps().attention(q, keys, values, meta)
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 2])
+def test_compiled_attention_of_a_token_is_the_same_to_the_bit_however_it_is_batched(
+    dtype: torch.dtype, count: int, threads: Callable[[int], None]
+) -> None:
+    threads(count)
+    torch.manual_seed(0)
+    keys, values = _cache(32, 16, 2, 64, dtype)
+    q = torch.randn(150, 6, 64).to(dtype)
+    together = _meta([100, 50], [260, 130], 16, 32, seed=3)
+    wanted = CpuOps().attention(q, keys, values, together)
+    for first, end, sequence, context in ((7, 8, 0, 168), (30, 100, 0, 260), (100, 103, 1, 83)):
+        alone = _meta([end - first], [context], 16, 32, seed=3)
+        alone.tables = [together.tables[sequence]]
+        got = CpuOps().attention(q[first:end], keys, values, alone)
+        assert torch.equal(got, wanted[first:end])
 
 
 def test_what_is_no_number_stays_so() -> None:

@@ -132,3 +132,21 @@ def test_kernels_that_onednn_keeps_for_every_shape_do_not_pile_up() -> None:
     before = every_shape(1)  # 280 shapes: more than are kept
     after = every_shape(21)
     assert after < before + 60, f"{before:.0f} to {after:.0f} MiB"  # 150 MiB more when each is
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_in_one_call_compute_what_each_operation_does(
+    llama: Any, dtype: str, request: pytest.FixtureRequest
+) -> None:
+    """To the bit, in prompts of many tiles and in decoding, on one thread and on two."""
+    request.addfinalizer(lambda: torch.set_num_threads(1))
+    prompts = _prompts(6, 200)
+    found = []
+    for threads in (1, 2):
+        for stacked in (True, False):
+            core = llama.engine(dtype=dtype, threads=threads)
+            assert core._runner.model._stack is not None
+            if not stacked:
+                core._runner.model._stack = None
+            found.append(_bits(core, prompts, together=True))
+    assert all(one == found[0] for one in found)

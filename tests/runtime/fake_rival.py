@@ -60,9 +60,13 @@ class Handler(BaseHTTPRequestHandler):
             self._say(200, json.dumps(answer(body)))
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+
 if __name__ == "__main__":
     port, how = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
     if how == "die":
         print("no such model")
         sys.exit(3)
-    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    Server(("127.0.0.1", port), Handler).serve_forever()

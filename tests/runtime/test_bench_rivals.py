@@ -26,7 +26,7 @@ from drawloom.runtime.bench.rivals.client import Agent, Called, Played, Way, pla
 from drawloom.runtime.bench.rivals.pausing import BUFFER, FIRST_RATIO, Pausing, State
 from drawloom.runtime.bench.rivals.proxy import Proxy
 from drawloom.runtime.bench.rivals.results import Load, Run
-from drawloom.runtime.bench.rivals.servers import Command, StartFailed, running
+from drawloom.runtime.bench.rivals.servers import Command, StartFailed, lines, running
 from drawloom.runtime.bench.rivals.speed import UNITS
 from drawloom.runtime.curves import save_lines
 from drawloom.runtime.sim.workload import Call, Job
@@ -423,6 +423,14 @@ def test_an_installation_is_made_once(tmp_path: Path) -> None:
 # --- the whole ------------------------------------------------------------------------------
 
 
+def library(setting: systems.Setting, rows: str, seed: int) -> Command:
+    """Prints a figure for each row, and what a library prints besides."""
+    said = ["a warning", *(json.dumps({"row": row, "value": 2.0}) for row in UNITS)]
+    code = f"import sys; print(*{said!r}, sep=chr(10)); print('trouble', file=sys.stderr)"
+    assert json.loads(rows)["vocabulary"] == 1000
+    return Command("openvino", (sys.executable, "-c", code))
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model in name only, and fake servers for all systems; llama.cpp's dies."""
@@ -434,6 +442,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(systems, "vllm", lambda setting: fake("vllm"))
     monkeypatch.setattr(systems, "drawloom", lambda setting: fake("drawloom"))
     monkeypatch.setattr(systems, "llama", lambda setting, peak: fake("llama.cpp", "die"))
+    monkeypatch.setattr(systems, "openvino", library)
     return tmp_path
 
 
@@ -468,7 +477,25 @@ def test_engine_rows_are_measured_apart(folder: Path) -> None:
     assert main.main(options(folder, programs=(), engine_rows=True, rounds=1, picture=None)) == 0
     rows = json.loads((folder / "out.json").read_text())["speed"]
     assert list(rows) == list(UNITS)
-    assert set(rows["prefill 1k"]) == {"vllm", "drawloom", "ratio"}
+    assert set(rows["prefill 1k"]) == {"vllm", "openvino", "drawloom", "ratio"}
+    assert rows["prefill 4k"]["openvino"] == 2.0
+
+
+async def test_a_program_that_fails_says_why_after_its_lines(tmp_path: Path) -> None:
+    code = "import sys; print('row'); sys.exit('no memory')"
+    found = []
+    with pytest.raises(StartFailed, match=r"one ended with 1:\n +no memory"):
+        async for line in lines(Command("one", (sys.executable, "-c", code)), tmp_path):
+            found.append(line)
+    assert found == ["row\n"]
+
+
+async def test_a_program_ends_with_its_reader(tmp_path: Path, pids: list[int]) -> None:
+    code = "import time; print('row', flush=True); time.sleep(99)"
+    reading = lines(Command("one", (sys.executable, "-c", code)), tmp_path)
+    assert await anext(reading) == "row\n"
+    await reading.aclose()
+    assert pids and not alive(*pids)
 
 
 def test_json_can_go_to_standard_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ class Installed:
 
         def make() -> None:
             python = self._environment("convert", *_CONVERT)
-            self._run([str(python), str(_HERE / "weights.py"), name, str(place)])
+            self._run([str(python), "-P", str(_HERE / "weights.py"), name, str(place)])
 
         self._once(place, f"the model {name}", make)
         return place
@@ -77,6 +77,18 @@ class Installed:
     def openvino(self) -> Path:
         """Return a Python that has OpenVINO GenAI. Raises `StartFailed`."""
         return self._environment("openvino", "openvino-genai", "optimum-intel")
+
+    def openvino_model(self, model: Path) -> Path:
+        """Return the folder of a model as OpenVINO has it, exported here. Raises `StartFailed`."""
+        place = self.folder / "models" / f"{model.name}-openvino"
+        export = self.openvino().with_name("optimum-cli")
+
+        def make() -> None:
+            kind = ("--task", "text-generation-with-past", "--weight-format", "fp32")
+            self._run([str(export), "export", "openvino", "--model", str(model), *kind, str(place)])
+
+        self._once(place, f"{model.name} for OpenVINO", make)
+        return place
 
     def _environment(self, name: str, *packages: str) -> Path:
         """Return the Python of an environment that has these packages."""

@@ -7,7 +7,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from drawloom.runtime.bench.rivals import results, systems
 from drawloom.runtime.bench.rivals.client import Way, play
 from drawloom.runtime.bench.rivals.install import Installed
 from drawloom.runtime.bench.rivals.results import Load, Run
-from drawloom.runtime.bench.rivals.servers import StartFailed, on_cores
-from drawloom.runtime.bench.rivals.speed import KV_TOKENS, UNITS, Speed
+from drawloom.runtime.bench.rivals.servers import StartFailed, lines, on_cores
+from drawloom.runtime.bench.rivals.speed import KV_TOKENS, UNITS, Speed, asked
 from drawloom.runtime.bench.rivals.systems import Setting, started
 from drawloom.runtime.bench.rivals.tasks import WORKLOADS, Shape, Task, make
 from drawloom.runtime.cli import show
@@ -26,6 +26,8 @@ from drawloom.runtime.sim.workload import Job, read
 
 HISTORIES = ("sampled", "rewritten")
 _ROOM = 1.3  # tokens of a text over its words, with the template: never less
+_SPEED_TITLE = "engine only, best of rounds; openvino is a library, without HTTP"
+_SLOT = 1200  # tokens of a context of the engine rows: 16 of them at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class Bench:
         for number in range(options.rounds):
             names = options.systems[:: -1 if number % 2 else 1]
             for name in names:
-                if options.programs:
+                if options.programs and name != systems.LIBRARY:
                     await self._tried(name, self._agents(name, number))
             for name in names:
                 if options.engine_rows and name in systems.ENGINES:
@@ -197,12 +199,24 @@ class Bench:
         show.note(f"round {number + 1}, {name}: engine rows")
         setting = replace(self.setting, kv_tokens=max(KV_TOKENS, self.options.kv_tokens))
         vocabulary = json.loads((setting.model / "config.json").read_text())["vocab_size"]
-        async with started(name, setting, 1200, self._logs) as url:
+        async for row, value in self._rows(name, setting, vocabulary, number):
+            self.speed.setdefault(name, {}).setdefault(row, []).append(value)
+            show.note(f"  {row}: {value:,.4g} {UNITS[row]}")
+
+    async def _rows(
+        self, name: str, setting: Setting, vocabulary: int, number: int
+    ) -> AsyncIterator[tuple[str, float]]:
+        if name == systems.LIBRARY:
+            command = systems.openvino(setting, json.dumps(asked(vocabulary)), number)
+            async for line in lines(command, self._logs):
+                if line.startswith("{"):
+                    found = json.loads(line)
+                    yield found["row"], found["value"]
+            return
+        async with started(name, setting, _SLOT, self._logs) as url:
             await play(url, _warm_up(number), Way())
-            speed = Speed(url, vocabulary, number)
-            async for row, value in speed.rows():
-                self.speed.setdefault(name, {}).setdefault(row, []).append(value)
-                show.note(f"  {row}: {value:,.4g} {UNITS[row]}")
+            async for row in Speed(url, vocabulary, number).rows():
+                yield row
 
     def _loads(self, number: int) -> Iterator[tuple[Load, list[Task]]]:
         """Yield what is played in a round, the same for all systems; texts of no two loads have a
@@ -261,7 +275,7 @@ class Bench:
                 "tokens not cached, a round; × vLLM: its mean JCT over this one"
             )
         if self.speed:
-            show.console().print(results.speeds_table(self.speed, "engine only, best of rounds"))
+            show.console().print(results.speeds_table(self.speed, _SPEED_TITLE))
         for name, why in self.failed.items():
             show.note(f"{name} was left out: {why.splitlines()[0]}")
 

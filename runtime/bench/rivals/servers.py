@@ -7,9 +7,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -96,6 +97,32 @@ async def running(command: Command, logs: Path) -> AsyncIterator[str]:
         stop(process)
 
 
+async def lines(command: Command, logs: Path) -> AsyncGenerator[str, None]:
+    """Run a program to its end and yield the lines that it prints; what it says besides goes into
+    its log. It is stopped when the reader stops.
+
+    Raises:
+        StartFailed: it failed; with the end of its log.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"{command.name}.log"
+    with log.open("wb") as out, on_cores(command.cores):
+        process = subprocess.Popen(
+            command.argv, stdout=subprocess.PIPE, stderr=out, stdin=subprocess.DEVNULL,
+            env=os.environ | dict(command.env), start_new_session=True, text=True,
+        )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        while line := await asyncio.to_thread(process.stdout.readline):
+            yield line
+        if process.wait():
+            code = process.returncode
+            raise StartFailed(f"{command.name} ended with {code}:\n{_tail(log)}")
+    finally:
+        stop(process)
+        process.stdout.close()
+
+
 async def _healthy(command: Command, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     until = time.monotonic() + command.wait
     async with httpx.AsyncClient(timeout=5.0) as client:
@@ -118,7 +145,7 @@ def _tail(log: Path) -> str:
     return "\n".join(f"    {line}" for line in lines[-_TAIL:]) or "    it printed nothing"
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[Any]) -> None:
     """End a process that was started with a session of its own, and all that it has started."""
     _signal(process, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -127,9 +154,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal(process: subprocess.Popen[Any], number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
 
-__all__ = ["Command", "StartFailed", "free_port", "on_cores", "running", "stop"]
+__all__ = ["Command", "StartFailed", "free_port", "lines", "on_cores", "running", "stop"]

@@ -13,8 +13,10 @@ from drawloom.runtime.bench.rivals.install import Installed
 from drawloom.runtime.bench.rivals.pausing import TICK
 from drawloom.runtime.bench.rivals.servers import Command, StartFailed, running
 
-SYSTEMS = ("vllm", "vllm-pause", "llama.cpp", "drawloom", "drawloom-no-ids")
-ENGINES = ("vllm", "llama.cpp", "drawloom")  # of which engine-only rows are measured
+SYSTEMS = ("vllm", "vllm-pause", "llama.cpp", "openvino", "drawloom", "drawloom-no-ids")
+LIBRARY = "openvino"  # no server: engine-only rows, without HTTP
+ENGINES = ("vllm", "llama.cpp", LIBRARY, "drawloom")  # of which engine-only rows are measured
+_HERE = Path(__file__).parent
 _CPU_BLOCK, _GPU_BLOCK = 128, 16  # tokens of one block of vLLM
 _MOST_SLOTS = 16  # requests that llama.cpp computes at a time
 
@@ -139,6 +141,16 @@ def llama(setting: Setting, peak: int) -> Command:
     return Command("llama.cpp", argv, {}, setting.cores)
 
 
+def openvino(setting: Setting, rows: str, seed: int) -> Command:
+    """Return how OpenVINO GenAI measures the engine-only rows; `rows` are their numbers."""
+    installed, script = setting.installed, str(_HERE / "genai.py")
+    argv = (
+        str(installed.openvino()), "-P", script, str(installed.openvino_model(setting.model)),
+        str(setting.threads), setting.dtype, str(setting.kv_tokens), str(seed), rows,
+    )  # fmt: skip
+    return Command(LIBRARY, argv, {}, setting.cores)
+
+
 def drawloom(setting: Setting) -> Command:
     """Return how our own server is started."""
     argv = (
@@ -150,4 +162,4 @@ def drawloom(setting: Setting) -> Command:
     return Command("drawloom", argv, env, setting.cores)
 
 
-__all__ = ["ENGINES", "SYSTEMS", "Setting", "has_ids", "known", "started"]
+__all__ = ["ENGINES", "LIBRARY", "SYSTEMS", "Setting", "has_ids", "known", "started"]

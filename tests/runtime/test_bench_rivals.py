@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.bench.rivals import install, main, results, systems, tasks
+from drawloom.runtime.bench.rivals import install, main, results, servers, systems, tasks
 from drawloom.runtime.bench.rivals.client import Agent, Called, Played, Way, play
 from drawloom.runtime.bench.rivals.pausing import BUFFER, FIRST_RATIO, Pausing, State
 from drawloom.runtime.bench.rivals.proxy import Proxy
@@ -381,6 +381,13 @@ async def test_one_that_dies_says_why(tmp_path: Path, pids: list[int]) -> None:
         async with running(fake("one", "die"), tmp_path):
             pass
     assert pids and not alive(*pids)
+
+
+def test_an_error_shows_what_was_said_first_of_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("fine\nValueError: the cause\n" + "frame\n" * 99)
+    assert servers._tail(log).splitlines()[0].strip() == "ValueError: the cause"
+    assert "fine" not in servers._tail(log)
 
 
 async def test_one_that_never_serves_is_stopped(tmp_path: Path, pids: list[int]) -> None:

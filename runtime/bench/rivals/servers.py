@@ -18,7 +18,7 @@ from drawloom.errors import DrawloomError
 
 _POLL = 0.2
 _STOP = 20.0  # seconds that a server may take to end by itself
-_TAIL = 15  # lines of its log that an error shows
+_TAIL, _CAUSES, _WIDTH = 15, 3, 300  # lines of its log that an error shows, and their length
 
 
 class StartFailed(DrawloomError):
@@ -79,7 +79,7 @@ async def running(command: Command, logs: Path) -> AsyncIterator[str]:
         StartFailed: it ended, or did not become healthy in time; with the end of its log.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    port, log = free_port(), logs / f"{command.name}.log"
+    port, log = free_port(), logs / f"{command.name}-{os.getpid()}.log"
     argv = [part.replace("{port}", str(port)) for part in command.argv]
     with log.open("wb") as out, on_cores(command.cores):
         try:
@@ -105,7 +105,7 @@ async def lines(command: Command, logs: Path) -> AsyncGenerator[str, None]:
         StartFailed: it failed; with the end of its log.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    log = logs / f"{command.name}.log"
+    log = logs / f"{command.name}-{os.getpid()}.log"
     with log.open("wb") as out, on_cores(command.cores):
         process = subprocess.Popen(
             command.argv, stdout=subprocess.PIPE, stderr=out, stdin=subprocess.DEVNULL,
@@ -141,8 +141,12 @@ async def _healthy(command: Command, process: subprocess.Popen[bytes], url: str,
 
 
 def _tail(log: Path) -> str:
+    """Return the end of a log, after the first errors in it: the cause is said first."""
     lines = log.read_text(errors="replace").splitlines()
-    return "\n".join(f"    {line}" for line in lines[-_TAIL:]) or "    it printed nothing"
+    before, end = lines[:-_TAIL], lines[-_TAIL:]
+    causes = [line for line in before if "Error" in line][:_CAUSES]
+    shown = [f"    {line[:_WIDTH]}" for line in [*causes, *end]]
+    return "\n".join(shown) or "    it printed nothing"
 
 
 def stop(process: subprocess.Popen[Any]) -> None:

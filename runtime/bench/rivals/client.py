@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,7 +88,7 @@ class Agent:
         self._http, self._task, self._way = http, task, way
         self._messages: list[Message] = []
         self._others: list[str] = []
-        self._name = f"program-{task.id}"
+        self._name = f"{task.id}-{uuid.uuid4().hex}"  # never that of a program before it
 
     async def run(self) -> Played:
         """Play the task to its end, or to the first call that fails."""

@@ -180,7 +180,7 @@ class Bench:
         async with started(name, self.setting, peak, self._logs) as url:
             show.note(f"  serves after {time.monotonic() - before:.0f} s; warming up")
             way = Way(systems.has_ids(name), self.options.stream)
-            await play(url, _warm_up(number), replace(way, ids=False))
+            await play(url, _warm_up(number), way)
             banned = special_tokens(self.setting.model)
             for load, tasks in loads:
                 here = replace(way, banned=banned if load.history == "sampled" else ())

@@ -103,10 +103,11 @@ def vllm(setting: Setting) -> Command:
         env |= {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
         # its ahead-of-time cache does not load on CPUs (0.32.0, torch 2.13): it compiled each time
         env |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_USE_AOT_COMPILE": "0"}
+    blocks = setting.kv_tokens // block + 1  # one of its blocks holds nothing
     argv = (
         str(program), "serve", str(setting.model), "--served-model-name", "m",
         "--host", "127.0.0.1", "--port", "{port}", "--dtype", setting.dtype,
-        "--num-gpu-blocks-override", str(setting.kv_tokens // block), "--block-size", str(block),
+        "--num-gpu-blocks-override", str(blocks), "--block-size", str(block),
         "--max-model-len", str(setting.context), "--enable-prompt-tokens-details",
         "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
         "--disable-uvicorn-access-log",

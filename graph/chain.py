@@ -139,10 +139,7 @@ class Chain:
 
     def _solve(self) -> None:
         self._left, self._branches, self._solved_at = {}, {}, self.changes
-        # sorted: where there is hardly a way out, another order might find none
-        states = sorted(
-            s for s, m in self.moves.items() if s != END and (m.counts or m.priors or m.forks)
-        )
+        states = sorted(self._ending())
         place = {state: at for at, state in enumerate(states)}
         matrix = np.eye(len(states))
         for at, state in enumerate(states):
@@ -156,7 +153,7 @@ class Chain:
         costs = np.array([0.0 if s == START or s.startswith(FORK) else 1.0 for s in states])
         try:
             left = np.linalg.solve(matrix, costs)
-        except np.linalg.LinAlgError:  # no way out has been seen yet
+        except np.linalg.LinAlgError:  # branches that multiply for ever
             return
         # less than one call: by what was seen so far, branches multiply for ever
         self._left = {state: _bounded(float(left[at])) for state, at in place.items()}
@@ -164,6 +161,26 @@ class Chain:
             if forks := self.moves[state].forks:
                 each = self._left.get(self.named(f"{FORK}{state}"), 0.0)
                 self._branches[state] = each * forks / max(1.0, self.moves[state].visits)
+
+    def _ending(self) -> set[str]:
+        """Return the states with moves from which a way out has been seen; of the others nothing is
+        known, and where only rounding leads out the chain has no solution."""
+        before: dict[str, list[str]] = {}
+        known = {s for s, m in self.moves.items() if s != END and (m.counts or m.priors or m.forks)}
+        reached: list[str] = []
+        for state in known:
+            for target in self.moves[state].chances():
+                if target in known:
+                    before.setdefault(target, []).append(state)
+                else:
+                    reached.append(state)
+        found = set(reached)
+        while reached:
+            for state in before.get(reached.pop(), ()):
+                if state not in found:
+                    found.add(state)
+                    reached.append(state)
+        return found
 
     # --- kept across restarts -------------------------------------------------------------
 

@@ -59,6 +59,8 @@ class Calls:
 
     def _speaks(self, program: Program, event: StepReady, now: float) -> None:
         """A conversation goes on with a call; it is learned how it came to it."""
+        self._world.starting -= program.active and not program.called
+        program.called = True
         lineage = program.lineages.get(event.lineage)
         if lineage is None:
             lineage = Lineage(event.lineage, event.engine)

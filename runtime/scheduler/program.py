@@ -83,6 +83,7 @@ class Program:
         host: where it has room for its environments, from its first call on.
         lane: where it is held.
         offer: how often it was ranked among the held; the last rank counts.
+        called: it has made a call.
         late: it was admitted because it had been held for too long.
         held: seconds for which it was held in all, with a call or before its first.
         gap: seconds that its last tools took.
@@ -120,6 +121,7 @@ class Program:
     host: str | None = None
     lane: object | None = None
     offer: int = 0
+    called: bool = False
     late: bool = False
     held: float = 0.0
     gap: float = 0.0

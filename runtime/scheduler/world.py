@@ -44,6 +44,7 @@ class World:
         queued: seconds that the last calls waited at their engine.
         computing: active programs that have a call at an engine.
         calls: calls of active programs there.
+        starting: active programs that have not made a call yet.
         load: how busy the engines are.
         usual_jct: the mean seconds from submission to end of programs of any agent.
         ticked: when the policy's clock last ticked.
@@ -70,6 +71,7 @@ class World:
         self.learned = LearnedCost()
         self.queued: deque[float] = deque(maxlen=128)
         self.computing, self.calls, self.load = 0, 0, Load()
+        self.starting = 0
         self.usual_jct: float | None = None
         self.ticked = -1.0
         self.pressed: set[str] = set()
@@ -195,6 +197,7 @@ class World:
         self.tenants.activate(program)
         self.computing += program.running > 0
         self.calls += program.running
+        self.starting += not program.called
         self.tokens += program.tokens
         self.own += program.own
         self.claimed += program.claim
@@ -208,6 +211,7 @@ class World:
             del self.peers[program.about.agent]
         self.computing -= program.running > 0
         self.calls -= program.running
+        self.starting -= not program.called
         self.places.deactivate(program)
         self.tenants.deactivate(program)
         self.tokens -= program.tokens

@@ -202,8 +202,8 @@ def test_serve_says_where_it_is_and_ends_with_ctrl_c(folder: Path) -> None:
     ) as process:  # fmt: skip
         try:
             assert process.stderr is not None
-            line = process.stderr.readline()
-            assert "tinyagent at http://127.0.0.1:" in line
+            lines = iter(process.stderr.readline, "")
+            line = next(line for line in lines if "tinyagent at http://127.0.0.1:" in line)
             url = line.split(" at ")[1].split()[0]
             with urllib.request.urlopen(f"{url}/models", timeout=30) as answer:
                 assert json.load(answer)["data"][0]["id"] == "tinyagent"

@@ -903,6 +903,7 @@ class CoreMachine(RuleBasedStateMachine):
         world = self.core.world
         assert world.computing == sum(p.running > 0 for p in world.active.values())
         assert world.calls == sum(p.running for p in world.active.values())
+        assert world.starting == sum(not p.called for p in world.active.values())
         assert 0.0 <= world.load.busy <= 1.0
         assert 0.0 <= world.load.coming <= 1.0
 

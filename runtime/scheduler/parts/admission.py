@@ -76,7 +76,10 @@ class Throughput(Admission):
         return wanted <= room or self._pays(world, program)
 
     def _pays(self, world: World, program: Program) -> bool:
-        """Return whether one more program beyond memory adds more than is lost by it."""
+        """Return whether the engine has time for one more program beyond memory. One that would be
+        idle at this moment has, whatever it was busy with before."""
+        if not world.computing and not world.starting:
+            return self.parameters.busy >= 0
         return world.load.with_more(self._again(world)) <= self.parameters.busy
 
     def adds(self, world: World, program: Program) -> float:

@@ -13,7 +13,7 @@ class Parameters:
     beyond: float = 0.3
     deviations: float = 1.0  # of the sum of peaks, to spare
     guess: float = 0.125  # of memory: the peak of a program of an unknown agent
-    busy: float = 0.85  # of an engine's time: below, memory does not bound admission
+    busy: float = 0.85  # of an engine's time: below, memory does not bound admission; -1: it does
     wide: int = 32  # calls at an engine, for agents that branch
     # Order.
     worth: float = 0.9  # of what a program takes, to be worth a look at it first

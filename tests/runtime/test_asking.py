@@ -132,7 +132,7 @@ def test_asking_a_policy_changes_nothing_that_it_sees(policy: str) -> None:
 
 @pytest.mark.parametrize("policy", [*policy_names(), "static-cap:2"])
 def test_a_core_whose_policy_was_asked_does_what_another_does(policy: str) -> None:
-    for seed in range(5):
+    for seed in range(2):
         core, twin = Scheduler(make_policy(policy)), Scheduler(make_policy(policy))
         events = Events(seed)
         for event in events:

@@ -20,6 +20,7 @@ from drawloom.errors import EngineError
 from drawloom.leases import LeaseStatus
 
 SIZE = 4
+SALT = b"tenant"
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -131,7 +132,7 @@ class CacheMachine(RuleBasedStateMachine):
             return
         self.made += 1
         self.core.handle(do.Release(name))
-        self.core.handle(do.Import(name, exported, b"" if self.made % 2 else b"v0\0"))
+        self.core.handle(do.Import(name, exported, b"" if self.made % 2 else SALT))
 
     @rule(data=st.data(), ttl=st.floats(0, 5), value=st.floats(0, 3))
     def lease(self, data: Any, ttl: float, value: float) -> None:
@@ -195,7 +196,8 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def accounting_is_exact(self) -> None:
         if hasattr(self, "cache"):
-            salts = [b"", *(f"v{n}".encode() + b"\0" for n in range(self.made + 1))]
+            weights = [b"", *(f"v{n}".encode() + b"\0" for n in range(self.made + 1))]
+            salts = [version + salt for version in weights for salt in (b"", SALT)]
             self.cache.check(self.core.batch.sequences, salts)
 
     def teardown(self) -> None:
@@ -346,6 +348,25 @@ def test_tenants_do_not_share_blocks() -> None:
     _turn(cache, "a", [1] * 16)
     other = Sequence("b", "b", [1] * 17, SamplingParams(), salt=b"tenant")
     assert cache.match(other).tokens == 0
+
+
+def test_blocks_imported_with_a_salt_under_new_weights_belong_to_both() -> None:
+    machine = CacheMachine()
+    machine.begin(
+        host=0, delay=0, through=WriteThrough.NEVER, spill=False, ahead=False, paged=False,
+        early=False,
+    )  # fmt: skip
+    core, tokens = machine.core, (0, 1, 2, 2, 1, 0, 2, 0, 1)
+    core.handle(do.UpdateWeights("v1", tensors={}))
+    core.submit(GenerateRequest("request", "mine", tokens, SamplingParams(max_tokens=0)))
+    machine.step(3)
+    exported = core.handle(do.Export("mine"))
+    core.handle(do.Release("mine"))
+    assert core.handle(do.Import("mine", exported, SALT)).tokens == 9
+    machine.accounting_is_exact()
+    for salt, hit in ((b"v1\0" + SALT, 9), (b"v1\0", 0), (SALT, 0), (b"", 0)):
+        probe = Sequence("probe", "probe", [*tokens, 0], SamplingParams(), salt=salt)
+        assert machine.cache.match(probe).tokens == hit
 
 
 def test_a_context_of_thousands_of_blocks_is_forgotten() -> None:

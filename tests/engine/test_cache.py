@@ -96,7 +96,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(times=st.integers(1, 40))
     def step(self, times: int) -> None:
         for _ in range(times):
-            running = {s.id: s for s in self.core.batch.sequences}
+            running = {name: one.seq for name, one in self.core._requests.items()}  # ended ones too
             for delta in self.core.step():
                 assert delta.error is None, delta.error
                 if delta.finish in (FinishReason.STOP, FinishReason.LENGTH):

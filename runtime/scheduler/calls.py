@@ -126,7 +126,7 @@ class Calls:
             if program.trial and (program.steps >= program.trial or program.shown is not None):
                 actions += core.pause(program, now)
             else:
-                actions += core.expect_back(program, now)
+                actions += core.expect_back(program, now, lineage.waiting)
         return actions + core.rebalance(now)
 
     def _served(self, program: Program, lineage: Lineage, event: StepFinished, now: float) -> None:

@@ -258,14 +258,17 @@ class Scheduler:
             actions += self.rebalance(now)
         return actions + self._clock(now)
 
-    def expect_back(self, program: Program, now: float) -> list[Action]:
-        """Look after an active program that has no call, when it has been absent for long."""
-        seconds = self.policy.absent(self.world, program) if program.acting else None
-        if seconds is None or not program.active:
+    def expect_back(self, program: Program, now: float, tools: str | None = None) -> list[Action]:
+        """Look after an active program that has no call, when it has been absent for long. Its last
+        call asked for `tools`, if that is known; other conversations of it may wait for longer."""
+        if not (program.acting and program.active):
             return []
-        program.since = now
-        heapq.heappush(self._absences, (now + seconds, program.id, now))
-        return self._look_after_absent(now + seconds)
+        seconds = self.policy.absent(self.world, program, tools)
+        if seconds is None:
+            return []
+        program.since, at = now, max(now + seconds, program.until)
+        heapq.heappush(self._absences, (at, program.id, now))
+        return self._look_after_absent(at)
 
     def _look_after_absent(self, at: float) -> list[Action]:
         if self._absence is not None and self._absence <= at:
@@ -292,6 +295,7 @@ class Scheduler:
         engine, name = lineage.engine, program.id
         if isinstance(what, Keep):
             lineage.until = now + what.ttl
+            program.until = max(program.until, lineage.until)
             return [LeaseKV(engine, name, lineage.id, what.ttl, what.value)]
         if isinstance(what, Drop):
             return [ReleaseKV(engine, name, lineage.id, True)]

@@ -133,8 +133,8 @@ class Drawloom(Policy):
     def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
         return self._residency.retain(world, program, lineage)
 
-    def absent(self, world: World, program: Program) -> float | None:
-        return self._residency.absent(world, program)
+    def absent(self, world: World, program: Program, tools: str | None) -> float | None:
+        return self._residency.absent(world, program, tools)
 
     def tool(self, world: World, program: Program, event: ToolReady, now: float) -> float:
         """The shortest expected goes first."""

@@ -87,8 +87,9 @@ class Policy:
         """The seconds for which a program may be held in all, before `admit` lets it go first."""
         return inf
 
-    def absent(self, world: World, program: Program) -> float | None:
-        """After how many seconds without a call an active program is held; None is never."""
+    def absent(self, world: World, program: Program, tools: str | None) -> float | None:
+        """After how many seconds without a call an active program is held, whose last call asked
+        for `tools`, if that is known; None is never."""
         return None
 
     def adds(self, world: World, program: Program) -> float:

@@ -78,6 +78,7 @@ class Program:
         shown: calls and service that it had had when it showed how large it is: began branches, or
             declared anew what is to come.
         marked: to be paused as soon as it is at a tool boundary.
+        until: when the last lease of its KV ends.
         lost: its KV went with its engine, and has to be computed again; until it is active.
         order: its place among its agent's new programs.
         host: where it has room for its environments, from its first call on.
@@ -116,6 +117,7 @@ class Program:
     ready: dict[str, StepReady] = field(default_factory=dict)
     started: dict[str, StepReady] = field(default_factory=dict)
     marked: bool = False
+    until: float = 0.0
     lost: bool = False
     order: Rank = ()
     host: str | None = None

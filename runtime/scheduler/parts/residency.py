@@ -17,8 +17,9 @@ class Residency:
         """Return what happens to the KV of a program that was paused."""
         return None
 
-    def absent(self, world: World, program: Program) -> float | None:
-        """Return after how many seconds without a call a program gives up its place."""
+    def absent(self, world: World, program: Program, tools: str | None) -> float | None:
+        """Return after how many seconds without a call a program gives up its place, whose last
+        call asked for `tools`; None if that is not known."""
         return None
 
 
@@ -40,11 +41,10 @@ class Leases(Residency):
     def paused(self, world: World) -> Retention:
         return Demote() if world.host_tokens else None
 
-    def absent(self, world: World, program: Program) -> float | None:
+    def absent(self, world: World, program: Program, tools: str | None) -> float | None:
         durations = world.graph(program.about.agent).durations
-        waits = [line.waiting for line in program.lineages.values() if line.waiting is not None]
-        late = [durations.quantile(tools, 0.95) for tools in waits] or [None]
-        return self.parameters.absent * max(map(self._ttl, late))
+        late = None if tools is None else durations.quantile(tools, 0.95)
+        return self.parameters.absent * self._ttl(late)
 
     def _ttl(self, late: float | None) -> float:
         p = self.parameters

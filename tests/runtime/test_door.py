@@ -90,6 +90,8 @@ async def test_only_the_model_is_there_and_only_for_the_program_that_has_the_env
         assert metrics.startswith("exit 1") and health.startswith("exit 1")
         async with runtime.sandbox(ENV) as box:  # it belongs to no program
             result = await box.sh(_ask("hello"))
+            while "refused" in result.text:  # on a busy machine its door may not listen yet
+                result = await box.sh(_ask("hello"))
             assert result.code != 0 and "403" in result.text
 
 

@@ -22,7 +22,7 @@ _ALWAYS = {START, END, OTHER, f"{FORK}{OTHER}"}  # beside the bound
 
 @dataclass(slots=True)
 class Moves:
-    """What follows one state. `counts` are in units of `scale`, which grows with each
+    """Count the moves out of one state. `counts` are in units of `scale`, which grows with each
     observation: so all older ones fade at once.
 
     Attributes:

@@ -47,7 +47,7 @@ class State:
 
 
 class ExecutionGraph:
-    """What programs of one agent did.
+    """Learn states, durations and sizes from the programs of one agent.
 
     Attributes:
         chain: its states, and the moves between them.
@@ -150,7 +150,7 @@ class ExecutionGraph:
         self._summarise()
 
     def took(self, jct: float) -> None:
-        """A program ended so many seconds after its submission."""
+        """Learn the seconds from a program's submission to its end."""
         usual = jct if self.usual_jct is None else self.usual_jct
         self.usual_jct = usual + _LEARN * (jct - usual)
 

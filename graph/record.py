@@ -1,4 +1,4 @@
-"""How programs kept to what they declared."""
+"""Correct declared numbers of calls by earlier declarations."""
 
 from math import log2
 
@@ -7,8 +7,8 @@ _FAR = 2.0  # nearer than this, what is left is noise
 
 
 class Record:
-    """Of one agent: by about how many calls a program declared in all, how many times as many it
-    made. Declarations are of one kind when they differ by less than a factor of about 1.4."""
+    """Compare declared calls with calls made, by about how many were declared, for one agent.
+    Declarations are of one kind when they differ by less than a factor of about 1.4."""
 
     def __init__(self) -> None:
         self._ratios: dict[int, float] = {}

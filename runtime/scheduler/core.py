@@ -186,7 +186,7 @@ class Scheduler:
         return [self.calls.start(program, step, now) for step in ready.values()]
 
     def due(self, program: Program) -> float:
-        """When a held program will have been held for too long, by what is known of its like."""
+        """Return the time at which a held program is due, by what is known of its agent now."""
         return program.since + max(0.0, self.policy.due(self.world, program) - program.held)
 
     def hold(self, program: Program, now: float) -> None:

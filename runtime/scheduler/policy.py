@@ -80,20 +80,20 @@ class Policy:
         return True
 
     def look(self, world: World, program: Program) -> int:
-        """After how many of its calls a program that is about to run is held again; 0 is never."""
+        """Return after how many calls a program about to run is held again; 0 is never."""
         return 0
 
     def due(self, world: World, program: Program) -> float:
-        """The seconds for which a program may be held in all, before `admit` lets it go first."""
+        """Return the seconds for which a program may be held before it is due."""
         return inf
 
     def absent(self, world: World, program: Program, tools: str | None) -> float | None:
-        """After how many seconds without a call an active program is held, whose last call asked
+        """Return after how many seconds without a call a program is held, whose last call asked
         for `tools`, if that is known; None is never."""
         return None
 
     def adds(self, world: World, program: Program) -> float:
-        """The share of the engine's time that a program which is about to run will take."""
+        """Return the share of the engine's time that a program about to run will take."""
         return 0.0
 
     def claim(self, world: World, program: Program) -> int:

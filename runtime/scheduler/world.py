@@ -177,7 +177,7 @@ class World:
             line.until = 0.0
 
     def ended_after(self, jct: float) -> None:
-        """A program took so many seconds from its submission to its end."""
+        """Learn the seconds from a program's submission to its end, over all agents."""
         usual = jct if self.usual_jct is None else self.usual_jct
         self.usual_jct = usual + _LEARN * (jct - usual)
 

@@ -22,7 +22,7 @@ _HERE = Path(__file__).parent
 
 
 class Installed:
-    """What is in the folder, made on first use.
+    """Install rivals and models into a folder on first use.
 
     Args:
         folder: where everything goes, about 4 GB.

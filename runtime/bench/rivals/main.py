@@ -32,7 +32,7 @@ _SLOT = 1200  # tokens of a context of the engine rows: 16 of them at a time
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is compared; see `drawloom bench rivals --help`."""
+    """Select systems, workloads and loads; see `drawloom bench rivals --help`."""
 
     folder: Path
     model: str = "smollm2"
@@ -126,7 +126,7 @@ def cores(threads: int) -> tuple[frozenset[int] | None, frozenset[int] | None]:
 
 
 class Bench:
-    """One comparison, and what it has measured so far."""
+    """Run a comparison and collect its measurements."""
 
     def __init__(self, options: Options) -> None:
         import torch

@@ -21,7 +21,7 @@ _NEW = 0.2  # weight of the newest sample of that ratio
 
 
 class State(Enum):
-    """What a program is doing; HELD is `paused` in the paper."""
+    """Name the states of a program; HELD is `paused` in the paper."""
 
     REASONING = "reasoning"
     ACTING = "acting"

@@ -1,4 +1,4 @@
-"""What was measured, as figures, tables and lines of a picture."""
+"""Summarise measurements as figures, tables and lines of a picture."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ BASE = "vllm"  # what ratios are to
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What was played: a workload, how its history is kept, and how many programs at once."""
+    """Identify a load: a workload, how its history is kept, and its programs at once."""
 
     workload: str
     history: str
@@ -24,7 +24,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One system under one load in one round."""
+    """Hold the calls of one system under one load in one round."""
 
     load: Load
     system: str
@@ -35,7 +35,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One system under one load, over all rounds; seconds and tokens.
+    """Summarise one system under one load over all rounds, in seconds and tokens.
 
     `computed` prompt tokens were not cached, a round; `first`: seconds to the first text of calls
     but the first of each program; `ratio`: vLLM's mean JCT over this one, 0 where it has none.

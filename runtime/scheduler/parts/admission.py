@@ -46,8 +46,7 @@ class Throughput(Admission):
     A program holds KV tokens up to its peak, as usual for its agent (Past-Future's idea of
     forecasting the peak, arXiv 2507.10150, over programs). Where the sum does not fit, one more
     program makes others compute about as many tokens again in each of its cycles. That costs
-    nothing in time in which the engine would have been idle, and decoding more sequences in a step
-    wins some of it back.
+    nothing in time in which the engine would have been idle.
     """
 
     def __init__(self, parameters: Parameters) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What the parts of the policy are tuned by, each with its reason."""
+    """Hold the constants of the parts of the policy, each with its reason."""
 
     # Admission. Memory that may be promised: blocks are never all usable, and with host memory
     # behind the device what is too much is copied, not lost.

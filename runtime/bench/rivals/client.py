@@ -18,7 +18,7 @@ _IDLE = 2.0  # seconds that a connection is kept for: servers close theirs after
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """Record a call's seconds to first text and to its end, and its tokens by the server's usage."""
+    """Record a call's seconds to first text and end, and its tokens by the server's usage."""
 
     first: float
     seconds: float

@@ -47,7 +47,7 @@ class Calls:
         if program.active and event.engine not in world.draining:
             return [self.start(program, event, now)]
         if program.begun and not program.active and not program.ready:
-            program.since = now  # from now on it waits for a place
+            program.held_since = now  # from now on it waits for a place
             program.due = core.due(program)
         program.ready[event.step] = event
         if program.active:
@@ -135,7 +135,7 @@ class Calls:
         program.service += event.service
         world.tenants.serve(program, event.service)
         program.steps += 1
-        program.since = now
+        program.called_until = now
         world.queued.append(event.queued)
         spent = (
             event.computed, event.seconds,
@@ -150,7 +150,7 @@ class Calls:
         if program is None:
             return []
         step = self._stop(program, event.step)
-        program.since = now
+        program.called_until = now
         if step is not None and step.engine in self._world.draining:
             return self._core.engines.boundary(program, now)
         return [*self._core.expect_back(program, now), *self._core.rebalance(now)]

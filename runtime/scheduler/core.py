@@ -50,6 +50,7 @@ from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.scheduler.calls import Calls
 from drawloom.runtime.scheduler.engines import Engines
 from drawloom.runtime.scheduler.equipment import Equipment
+from drawloom.runtime.scheduler.heap import Heap
 from drawloom.runtime.scheduler.policy import Demote, Drop, Keep, Policy, Retention
 from drawloom.runtime.scheduler.program import Lineage, Program
 from drawloom.runtime.scheduler.world import World
@@ -70,8 +71,8 @@ class Scheduler:
         self._next_tick: float | None = None
         self._wakes: list[float] = []
         self._returns: list[tuple[float, str, str, float]] = []
-        self._absences: list[tuple[float, str, float]] = []
-        self._absence: float | None = None
+        self._absences = Heap[tuple[float, str]](self._is_absent)
+        self._absence_wake: float | None = None
         self.calls, self.engines, self.equipment = Calls(self), Engines(self), Equipment(self)
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             ProgramSubmitted: self._submitted,
@@ -126,8 +127,6 @@ class Scheduler:
         program = self.world.programs.get(event.program)
         if program is None:
             return []
-        if program.active:
-            self.world.load.expect(-self.policy.adds(self.world, program))
         self.world.end(program)
         graph = self.world.graph(program.about.agent)
         if program.peak:
@@ -174,7 +173,7 @@ class Scheduler:
         actions: list[Action] = [] if program.begun else [Admit(program.id)]
         program.trial = self.policy.look(self.world, program)
         program.claim = self.policy.claim(self.world, program)
-        self.world.load.expect(self.policy.adds(self.world, program))
+        program.adds = self.policy.adds(self.world, program)
         self.engines.settle(program)
         self.world.activate(program, now)
         actions += self.expect_back(program, now)
@@ -187,11 +186,11 @@ class Scheduler:
 
     def due(self, program: Program) -> float:
         """Return the time at which a held program is due, by what is known of its agent now."""
-        return program.since + max(0.0, self.policy.due(self.world, program) - program.held)
+        return program.held_since + max(0.0, self.policy.due(self.world, program) - program.held)
 
     def hold(self, program: Program, now: float) -> None:
         """Hold a program, new or active, from now on."""
-        program.since = now
+        program.held_since = now
         program.due = self.due(program)
         self.world.hold(program, self.policy.order(self.world, program), now)
 
@@ -203,7 +202,6 @@ class Scheduler:
     def pause(self, program: Program, now: float) -> list[Action]:
         """Hold an active program."""
         program.trial = 0
-        self.world.load.expect(-self.policy.adds(self.world, program))
         self.hold(program, now)
         actions: list[Action] = []
         for lineage in program.lineages.values():
@@ -250,7 +248,7 @@ class Scheduler:
             waits = lineage is not None and lineage.waiting is not None and lineage.since == since
             if lineage is not None and waits and lineage.engine in self.world.engines:
                 actions.append(PrefetchKV(lineage.engine, name, conversation))
-        if self._absence is not None and self._absence <= now:
+        if self._absence_wake is not None and self._absence_wake <= now:
             actions += self._hold_absent(now) + self.rebalance(now)
         if self._next_tick is not None and self._next_tick <= now:
             self._next_tick, self.world.ticked = None, now
@@ -266,29 +264,28 @@ class Scheduler:
         seconds = self.policy.absent(self.world, program, tools)
         if seconds is None:
             return []
-        program.since, at = now, max(now + seconds, program.until)
-        heapq.heappush(self._absences, (at, program.id, now))
-        return self._look_after_absent(at)
+        program.absent_at = max(now + seconds, program.until)
+        self._absences.push((program.absent_at, program.id))
+        return self._look_after_absent()
 
-    def _look_after_absent(self, at: float) -> list[Action]:
-        if self._absence is not None and self._absence <= at:
+    def _look_after_absent(self) -> list[Action]:
+        """Ask for a tick when the next program will have been absent for too long."""
+        first = self._absences.least
+        if first is None or (self._absence_wake is not None and self._absence_wake <= first[0]):
             return []
-        self._absence = at
-        return self._wake(at)
+        self._absence_wake = first[0]
+        return self._wake(first[0])
 
     def _hold_absent(self, now: float) -> list[Action]:
         """Hold the programs that have been absent for too long."""
-        actions, self._absence = list[Action](), None
-        while self._absences:
-            at, name, since = self._absences[0]
-            program = self.world.programs.get(name)
-            waits = program and program.active and program.acting and program.since == since
-            if waits and at > now:
-                return [*actions, *self._look_after_absent(at)]
-            heapq.heappop(self._absences)
-            if program is not None and waits:
-                actions += self.pause(program, now)
-        return actions
+        actions, self._absence_wake = list[Action](), None
+        while (first := self._absences.least) is not None and first[0] <= now:
+            actions += self.pause(self.world.programs[first[1]], now)
+        return actions + self._look_after_absent()
+
+    def _is_absent(self, entry: tuple[float, str]) -> bool:
+        program = self.world.programs.get(entry[1])
+        return program is not None and program.absent_at == entry[0]
 
     def keep(self, program: Program, lineage: Lineage, what: Retention, now: float) -> list[Action]:
         """Say what becomes of a conversation's KV."""

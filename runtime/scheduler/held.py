@@ -1,45 +1,17 @@
 """Programs that are held, before their admission or while paused, in the policy's order."""
 
-import heapq
 from collections.abc import Callable
 from itertools import count
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from drawloom.graph.execution import ExecutionGraph
+from drawloom.runtime.scheduler.heap import Heap
 from drawloom.runtime.scheduler.program import Program, Rank
 from drawloom.runtime.scheduler.tenants import Tenant, Tenants
 
-_SLACK = 64
 Due = tuple[int, float, int, Program]  # priority, when it is due, index
 Choice = tuple[Rank, int, Program]  # its place among its agent's new ones
 Offer = tuple[Rank, int, int, int, Program]  # rank, index, offer, its agent's programs by then
-Item = TypeVar("Item", bound=tuple[Any, ...])
-
-
-class _Heap(Generic[Item]):
-    """A heap of entries of which only some count. What no longer does is dropped once it may be
-    most of the heap: to withdraw something from its middle costs nothing for long."""
-
-    def __init__(self, counts: Callable[[Item], bool]) -> None:
-        self._counts, self._items, self._most = counts, list[Item](), _SLACK
-
-    def push(self, item: Item) -> None:
-        heapq.heappush(self._items, item)
-        if len(self._items) > self._most:
-            self._items = [one for one in self._items if self._counts(one)]
-            heapq.heapify(self._items)
-            self._most = _SLACK + 2 * len(self._items)
-
-    def pop(self) -> None:
-        """Drop the least entry."""
-        heapq.heappop(self._items)
-
-    @property
-    def least(self) -> Item | None:
-        """The least entry that counts."""
-        while self._items and not self._counts(self._items[0]):
-            heapq.heappop(self._items)
-        return self._items[0] if self._items else None
 
 
 class Lane:
@@ -52,9 +24,9 @@ class Lane:
     ) -> None:
         self.tenant, self._held, self._graph = tenant, held, graph
         self.count = 0
-        self._offers = _Heap[Offer](self._stands)
-        self._new: dict[str, _Heap[Choice]] = {}
-        self._dues = _Heap[Due](self._awaits)
+        self._offers = Heap[Offer](self._stands)
+        self._new: dict[str, Heap[Choice]] = {}
+        self._dues = Heap[Due](self._awaits)
 
     def add(self, program: Program, order: Rank) -> None:
         self.count += 1
@@ -125,7 +97,7 @@ class Lane:
         program.order = order
         queue = self._new.get(program.about.agent)
         if queue is None:
-            queue = self._new[program.about.agent] = _Heap(self._first_choice)
+            queue = self._new[program.about.agent] = Heap(self._first_choice)
         queue.push((order, program.index, program))
         if self._leads(program):
             self._offer(program)
@@ -171,7 +143,7 @@ class _Contest:
 
     def __init__(self, key: Callable[[Lane], Any]) -> None:
         self._key = key
-        self._entries = _Heap[tuple[Any, int, Lane]](self._current)
+        self._entries = Heap[tuple[Any, int, Lane]](self._current)
         self._valid: dict[Lane, int] = {}
         self._numbers = count()
 

@@ -73,7 +73,11 @@ class Program:
         waits: conversations that wait for a tool.
         service: seconds that its calls have had there.
         trial: calls after which it is held again, as it was admitted before its turn; 0 is never.
-        since: when it became held, or ran out of calls.
+        held_since: when it began to be held, or to wait for a place with a call if it was held
+            without any.
+        called_until: when its last call ended.
+        absent_at: when it is held if it has made no call until then.
+        adds: the share of the engine's time that it was admitted for.
         admitted: when it first became active.
         shown: calls and service that it had had when it showed how large it is: began branches, or
             declared anew what is to come.
@@ -112,7 +116,10 @@ class Program:
     service: float = 0.0
     trial: int = 0
     shown: tuple[int, float] | None = None
-    since: float = 0.0
+    held_since: float = 0.0
+    called_until: float = 0.0
+    absent_at: float = inf
+    adds: float = 0.0
     admitted: float = 0.0
     ready: dict[str, StepReady] = field(default_factory=dict)
     started: dict[str, StepReady] = field(default_factory=dict)

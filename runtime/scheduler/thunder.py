@@ -39,7 +39,7 @@ class Thunder(Policy):
     def _used(self, world: World, now: float, decay: bool = False) -> float:
         used = 0.0
         for program in world.active.values():
-            idle = now - program.since if decay and program.acting else 0.0
+            idle = now - program.called_until if decay and program.acting else 0.0
             used += program.tokens * 2.0**-idle + _SLACK
         return used
 
@@ -75,7 +75,7 @@ class Thunder(Policy):
         """Return those that a tick resumes."""
         room, found = self._room(world, now, self.decay), list[Program]()
         for program in sorted(world.held.ranked(), key=_turn):
-            late = bool(program.ready) and now - program.since >= _PATIENCE
+            late = bool(program.ready) and now - program.held_since >= _PATIENCE
             need = program.tokens + _SLACK
             if need <= room or late:
                 room -= need

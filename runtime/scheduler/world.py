@@ -131,6 +131,7 @@ class World:
         self.computing += program.active and not program.running
         self.calls += program.active
         program.running += 1
+        program.absent_at = inf
         program.started[step.step] = step
 
     def stop(self, program: Program, name: str) -> StepReady | None:
@@ -159,7 +160,7 @@ class World:
         if program.active:
             self._leave(program)
             program.claim = 0
-        program.since = now
+        program.held_since = now
         self.resting += self._rests(program)
         if program.begun:
             self.places.hold(program)
@@ -184,7 +185,7 @@ class World:
     def activate(self, program: Program, now: float) -> None:
         """A held program's calls go to the engine from now on."""
         program.late = program.due <= now
-        program.held += now - program.since
+        program.held += now - program.held_since
         program.due = inf
         self.places.activate(program)
         self.resting -= self._rests(program)
@@ -198,12 +199,14 @@ class World:
         self.computing += program.running > 0
         self.calls += program.running
         self.starting += not program.called
+        self.load.expect(program.adds)
         self.tokens += program.tokens
         self.own += program.own
         self.claimed += program.claim
 
     def _leave(self, program: Program) -> None:
-        program.active = False
+        program.active, program.absent_at = False, inf
+        self.load.expect(-program.adds)
         del self.active[program.id]
         peers = self.peers[program.about.agent]
         del peers[program.id]
@@ -293,7 +296,7 @@ class World:
     def accept(self, program: Program, order: Rank) -> None:
         """A program comes from another world; it is held until it is activated here."""
         self.programs[program.id] = program
-        self.hold(program, order, program.since)
+        self.hold(program, order, program.held_since)
 
     def reconsider(self, program: Program, order: Rank) -> None:
         """What is known of a program has changed; a held one is ranked anew, for itself."""

@@ -30,8 +30,6 @@ _DECAY = 0.995
 _LEARN = 0.05
 _TOOLS = 256  # whose forecasts are checked apart
 _RECENT = 128  # programs that say what others will be like
-_DONE = np.arange(1, _RECENT + 1)
-_COSTS = 1024  # answers that are kept until another program ends
 Place = tuple[str, bool, bool]
 
 
@@ -53,8 +51,8 @@ class ExecutionGraph:
         chain: its states, and the moves between them.
         shared: tokens that a new program of it finds in the cache.
         usual_peak: the mean of the most KV tokens that finished programs had for themselves.
-        peak_spread: the standard deviation of these.
         usual_span: the mean seconds from admission to end.
+        usual_service: the mean seconds that the LLM calls of one took; None before any.
         usual_jct: the mean seconds from submission to end; None before any.
         step_seconds: the mean seconds of service of an LLM call.
         sizes: LLM calls, peak and seconds of service of finished programs.
@@ -75,11 +73,10 @@ class ExecutionGraph:
         self.sizes: deque[tuple[int, int, float]] = deque(maxlen=_RECENT)
         self.look, self.told, self.declared = Look(), Look(), Record()
         self.usual_peak: int | None = None
-        self.peak_spread = 0.0
         self.usual_span: float | None = None
         self.usual_jct: float | None = None
-        self._sorted = self._spent = self._until = np.zeros(0)
-        self._costs: dict[float, float] = {}
+        self.usual_service: float | None = None
+        self._sorted = np.zeros(0)
         self.shared = 0
         self.chain = Chain()
         self._forks = False
@@ -155,16 +152,11 @@ class ExecutionGraph:
         self.usual_jct = usual + _LEARN * (jct - usual)
 
     def _summarise(self) -> None:
-        mean = fmean(self.contexts)
-        spread = fmean([(peak - mean) ** 2 for peak in self.contexts])
-        self.usual_peak, self.peak_spread = int(mean), spread**0.5
-        self.usual_span = fmean(self.spans)
+        self.usual_peak = int(fmean(self.contexts))
+        self.usual_span, self.usual_service = fmean(self.spans), fmean(self.services)
         if calls := sum(steps for steps, _, _ in self.sizes):
             self.step_seconds = sum(service for _, _, service in self.sizes) / calls
         self._sorted = np.sort(np.array(self.services))
-        self._spent = np.cumsum(self._sorted)
-        self._until = self._spent + np.arange(len(self._sorted) - 1, -1, -1) * self._sorted
-        self._costs.clear()
 
     def _judge(self, service: float, trail: Sequence[tuple[float, float]]) -> None:
         """Find which would have known better what was still to come: the states, or the mean of
@@ -184,30 +176,6 @@ class ExecutionGraph:
                 self._errors[at] += float(fade @ np.abs(guess - left))
         by_state, by_had = self._errors
         self.informed = self.programs >= _ENOUGH and by_state < _BETTER * by_had
-
-    def seconds_per_completion(self, attained: float) -> float | None:
-        """What a program that has had `attained` seconds costs for each chance of its end: the
-        inverse of the Gittins index of the finished programs' services (Gittins 1979; the least
-        first is the best order that knows no more than this). None while none has finished."""
-        if not self.services:
-            return None
-        known = self._costs.get(attained)
-        if known is None:
-            if len(self._costs) >= _COSTS:
-                self._costs.clear()
-            known = self._costs[attained] = self._cost(attained)
-        return known
-
-    def _cost(self, attained: float) -> float:
-        # When the t-th shortest of N ends, all together have had G[t] = s[0] + .. + s[t] +
-        # (N - 1 - t) s[t]. Of those that are longer than what it has had, `left` remain.
-        first = int(np.searchsorted(self._sorted, attained, side="right"))
-        left = len(self._sorted) - first
-        if not left:
-            return max(attained, 1e-3)
-        had = (float(self._spent[first - 1]) if first else 0.0) + left * attained
-        each = (self._until[first:] - had) / _DONE[:left]
-        return max(float(each.min()), 1e-9)
 
     def following(self, state: str) -> dict[str, float]:
         """Return the probability of each next state."""
@@ -281,6 +249,7 @@ class ExecutionGraph:
             "calibrations": {tool: asdict(c) for tool, c in self.calibrations.items()},
             **{name: getattr(self, name) for name in _SAVED},
             "errors": self._errors,
+            "usual_jct": self.usual_jct,
         }
 
     @classmethod
@@ -302,6 +271,8 @@ class ExecutionGraph:
         for name, kind in _SAVED.items():
             setattr(graph, name, kind(saved[name]))
         graph._errors = [float(error) for error in saved["errors"]]
+        if (jct := saved.get("usual_jct")) is not None:
+            graph.usual_jct = float(jct)
         if graph.contexts:
             graph._summarise()
         return graph

@@ -1,7 +1,6 @@
 """The `drawloom` policy without each of its parts, on one workload."""
 
 import os
-import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -16,16 +15,6 @@ from drawloom.runtime.scheduler.world import World
 from drawloom.runtime.sim.compare import Scenario, simulate
 from drawloom.runtime.sim.report import figures
 from drawloom.runtime.sim.running import Outcome
-
-
-class MeanOrder(LeastCost):
-    """`LeastCost` with the mean service of an agent's programs in place of the Gittins index."""
-
-    def _whole(self, world: World, program: Program) -> float:
-        if program.expected is not None:
-            return super()._whole(world, program)
-        services = world.graph(program.about.agent).services
-        return statistics.fmean(services) if services else 0.0
 
 
 class NoLook(LeastCost):
@@ -48,12 +37,11 @@ class NoPause(Throughput):
 VARIANTS: dict[str, Callable[[], Drawloom]] = {
     "drawloom": Drawloom,
     "order: by arrival": lambda: Drawloom(order=Order()),
-    "order: mean, not Gittins": lambda: Drawloom(order=MeanOrder(Parameters())),
     "order: no looks": lambda: Drawloom(order=NoLook(Parameters())),
     "admission: everybody": lambda: Drawloom(admission=Admission()),
     "admission: 16 programs": lambda: Drawloom(admission=Cap(16)),
     "admission: memory alone": lambda: Drawloom(Parameters(busy=-1.0)),
-    "admission: no deviation": lambda: Drawloom(Parameters(deviations=0.0)),
+    "admission: first peaks believed": lambda: Drawloom(Parameters(believed=1e-9)),
     "admission: nothing beyond": lambda: Drawloom(Parameters(beyond=0.0)),
     "admission: no pause": lambda: Drawloom(admission=NoPause(Parameters())),
     "residency: nothing kept": lambda: Drawloom(residency=Residency()),

@@ -9,12 +9,12 @@ and as non-preemptive packing it is no proof of an optimum.
 import heapq
 import random
 import statistics
-from collections import deque
 from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from drawloom.cost import CostModel
 from drawloom.events import StepReady
-from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.scheduler.policy import Keep, Policy, Retention
 from drawloom.runtime.scheduler.program import Lineage, Program, Rank
 from drawloom.runtime.scheduler.world import World
@@ -63,6 +63,32 @@ class Clairvoyant(Policy):
         return Keep(_LEASE, lineage.context)
 
 
+class Gittins:
+    """Compute the inverse of the Gittins index of a distribution of work (Gittins 1979).
+
+    Args:
+        works: the seconds of work of programs, at least one.
+    """
+
+    def __init__(self, works: Sequence[float]) -> None:
+        self._sorted = np.sort(np.array(works))
+        self._spent = np.cumsum(self._sorted)
+        self._until = self._spent + np.arange(len(works) - 1, -1, -1) * self._sorted
+
+    def cost(self, attained: float) -> float:
+        """Return the seconds that a program which has had `attained` costs for each chance of its
+        end; the least first is the best order that knows no more than the distribution."""
+        # When the t-th shortest of N ends, all together have had G[t] = s[0] + .. + s[t] +
+        # (N - 1 - t) s[t]. Of those that are longer than what it has had, `left` remain.
+        first = int(np.searchsorted(self._sorted, attained, side="right"))
+        left = len(self._sorted) - first
+        if not left:
+            return max(attained, 1e-3)
+        had = (float(self._spent[first - 1]) if first else 0.0) + left * attained
+        each = (self._until[first:] - had) / np.arange(1, left + 1)
+        return max(float(each.min()), 1e-9)
+
+
 def knowable(jobs: Sequence[Job], cost: CostModel, count: int = 300, seed: int = 0) -> float:
     """How much of what clairvoyance wins in mean completion time can be won without it.
 
@@ -73,24 +99,23 @@ def knowable(jobs: Sequence[Job], cost: CostModel, count: int = 300, seed: int =
     neither a program's future nor its graph. Memory, batching and tools are left out.
     """
     rng = random.Random(seed)
-    graphs: dict[str, ExecutionGraph] = {}
+    works: dict[str, list[float]] = {}
     for job in jobs:
-        graph = graphs.setdefault(job.agent, ExecutionGraph(job.agent))
-        graph.services = deque(graph.services, maxlen=None)
-        graph.finished(1, work_left(job, cost)[0])
-    drawn = [(graphs[j.agent], work_left(j, cost)) for j in rng.choices(jobs, k=count)]
+        works.setdefault(job.agent, []).append(work_left(job, cost)[0])
+    indices = {agent: Gittins(several) for agent, several in works.items()}
+    drawn = [(indices[j.agent], work_left(j, cost)) for j in rng.choices(jobs, k=count)]
     whole = [left[0] for _, left in drawn]
-    first = [graph.seconds_per_completion(0.0) or 0.0 for graph, _ in drawn]
+    first = [index.cost(0.0) for index, _ in drawn]
     queue = [(index, number, 0) for number, index in enumerate(first)]
     heapq.heapify(queue)
     now = total = 0.0
     while queue:
         _, number, at = heapq.heappop(queue)
-        graph, left = drawn[number]
+        gittins, left = drawn[number]
         rest = left[at + 1] if at + 1 < len(left) else 0.0
         now += left[at] - rest
         if rest:
-            index = graph.seconds_per_completion(left[0] - rest) or 0.0
+            index = gittins.cost(left[0] - rest)
             heapq.heappush(queue, (index, number, at + 1))
         else:
             total += now
@@ -140,4 +165,4 @@ def work_left(job: Job, cost: CostModel) -> list[float]:
     return left[::-1]
 
 
-__all__ = ["Clairvoyant", "fastest", "knowable", "work_left"]
+__all__ = ["Clairvoyant", "Gittins", "fastest", "knowable", "work_left"]

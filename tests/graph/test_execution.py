@@ -59,16 +59,6 @@ def test_what_finished_programs_wanted_is_what_others_will() -> None:
     assert graph.usual_span == 20.0
 
 
-def test_the_cost_of_a_completion_is_the_inverse_gittins_index() -> None:
-    graph = ExecutionGraph("a")
-    assert graph.seconds_per_completion(0.0) is None
-    for service in (1.0, 1.0, 1.0, 100.0):
-        graph.finished(1, service)
-    assert graph.seconds_per_completion(0.0) == pytest.approx(4 / 3)  # stop after 1 s: 3 of 4 ended
-    assert graph.seconds_per_completion(2.0) == pytest.approx(98.0)
-    assert graph.seconds_per_completion(200.0) == pytest.approx(200.0)  # longer than any before
-
-
 def test_a_forecast_says_what_is_known() -> None:
     graph = ExecutionGraph("a")
     forecast = graph.forecast("llm", "shell")
@@ -153,18 +143,3 @@ def test_forecasts_of_tools_without_end_are_checked_together() -> None:
         graph.calibrate(graph.forecast("llm", f"t{number}"), 1.0, "llm")
     assert len(graph.calibrations) <= 257
     assert sum(one.returns for one in graph.calibrations.values()) == 0
-
-
-@given(st.lists(st.floats(0.01, 1e4), min_size=1, max_size=200), st.floats(0, 1e4))
-def test_the_cost_of_a_completion_is_the_least_over_all_times_to_stop(
-    services: list[float], had: float
-) -> None:
-    graph = ExecutionGraph("a")
-    for service in services:
-        graph.finished(1, service)
-    left = [service - had for service in services[-128:] if service > had]
-    costs = [
-        sum(min(one, stop) for one in left) / sum(one <= stop for one in left) for stop in left
-    ]
-    expected = min(costs) if costs else max(had, 1e-3)
-    assert graph.seconds_per_completion(had) == pytest.approx(expected, rel=1e-6, abs=1e-6)

@@ -43,7 +43,8 @@ def _branches(graph: ExecutionGraph) -> None:
 
 
 def _submit(core: Scheduler, name: str, steps: float | None = None) -> list[Action]:
-    return core.handle(ProgramSubmitted(name, "wide", expect_steps=steps), 0.0)
+    about = ProgramSubmitted(name, "wide", expect_tokens=PEAK, expect_steps=steps)
+    return core.handle(about, 0.0)
 
 
 def _plan(core: Scheduler, name: str) -> None:

@@ -269,6 +269,34 @@ def test_who_declares_more_with_each_call_is_not_believed() -> None:
     assert cost == pytest.approx(20.0)
 
 
+# --- admission ----------------------------------------------------------------------------------
+
+
+def test_two_tiny_programs_do_not_say_that_all_are_tiny() -> None:
+    it = Line()
+    for name in ("tiny", "small"):
+        it.submit(name, expect_tokens=None)
+        it.ready(name)
+        it.done(name, 10)
+        it.send(ProgramEnded(name))
+    for number in range(50):
+        it.submit(f"p{number}", expect_tokens=None)
+    peaks = KV // 8  # as the policy guesses of an agent of which it knows nothing
+    assert len(it.core.world.active) <= 2 * KV / peaks
+
+
+def test_what_many_programs_showed_outweighs_what_one_says_of_itself() -> None:
+    it = Line()
+    for number in range(40):
+        it.submit(f"p{number}")  # each says that it needs almost all
+        it.ready(f"p{number}")
+        it.done(f"p{number}", 50)
+        it.send(ProgramEnded(f"p{number}"))
+    for number in range(20):
+        it.submit(f"q{number}")
+    assert len(it.core.world.active) > 5
+
+
 # --- compositions -------------------------------------------------------------------------------
 
 _NULL: dict[str, Callable[[], Drawloom]] = {

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from drawloom.actions import Action
 from drawloom.errors import ConfigError, EngineError
@@ -16,7 +18,7 @@ from drawloom.runtime.sim.compare import Scenario, compare
 from drawloom.runtime.sim.generate import generate
 from drawloom.runtime.sim.loop import Simulation
 from drawloom.runtime.sim.presets import Machine, machine
-from drawloom.runtime.sim.reference import Clairvoyant, fastest, knowable, work_left
+from drawloom.runtime.sim.reference import Clairvoyant, Gittins, fastest, knowable, work_left
 from drawloom.runtime.sim.report import figures, isolated
 from drawloom.runtime.sim.running import Outcome
 from drawloom.runtime.sim.workload import Call, Job, Mix, in_flight, read
@@ -126,6 +128,18 @@ def test_knowing_the_work_that_is_left_puts_short_programs_first() -> None:
 
 def _works(*steps: int, agent: str = "a") -> Job:
     return Job(f"{agent}{steps}", agent, (Call(1_000, 0, 100, 0.0, "t"),) * steps[0])
+
+
+@given(st.lists(st.floats(0.01, 1e4), min_size=1, max_size=200), st.floats(0, 1e4))
+def test_the_cost_of_a_completion_is_the_least_over_all_times_to_stop(
+    services: list[float], had: float
+) -> None:
+    left = [service - had for service in services if service > had]
+    costs = [
+        sum(min(one, stop) for one in left) / sum(one <= stop for one in left) for stop in left
+    ]
+    expected = min(costs) if costs else max(had, 1e-3)
+    assert Gittins(services).cost(had) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def test_what_can_be_known_is_nothing_of_likes_and_all_of_classes() -> None:

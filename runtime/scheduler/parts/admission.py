@@ -55,10 +55,10 @@ class Throughput(Admission):
     def claim(self, world: World, program: Program, look: int) -> int:
         if look:
             return program.own  # it is held again before it has grown
-        usual = world.graph(program.about.agent).usual_peak
-        if usual is None:
-            usual = program.about.expect_tokens or int(self.parameters.guess * world.capacity)
-        return max(program.own, usual)
+        graph, p = world.graph(program.about.agent), self.parameters
+        guess = program.about.expect_tokens or p.guess * world.capacity
+        seen = graph.programs * (graph.usual_peak or 0)
+        return max(program.own, int((p.believed * guess + seen) / (p.believed + graph.programs)))
 
     def fits(self, world: World, program: Program, look: int) -> bool:
         if not world.active:
@@ -68,9 +68,7 @@ class Throughput(Admission):
         graph = world.graph(program.about.agent)
         if graph.forks and world.calls >= self.parameters.wide:
             return False  # branches share their KV, so memory does not bound their calls
-        spread = graph.peak_spread * (len(world.active) + 1) ** 0.5
-        margin = graph.shared + self.parameters.deviations * spread
-        wanted = world.claimed + self.claim(world, program, look) + margin
+        wanted = world.claimed + self.claim(world, program, look) + graph.shared
         room = (self.parameters.full + self._beyond(world)) * world.capacity
         return wanted <= room or self._pays(world, program)
 

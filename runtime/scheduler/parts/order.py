@@ -19,14 +19,12 @@ class Order:
 
 
 class LeastCost(Order):
-    """Least seconds of the engine for each completion.
+    """Least expected seconds of the engine first.
 
     By what a program declared, while it keeps to that; else by the states of its conversations
-    where these have predicted better than service; else by the Gittins index of a new program of
-    its agent (Gittins 1979), which a program keeps to its end: an index that follows its service
-    would let newcomers pass whoever comes back from a long wait, for 2 % of the mean at most. Of
-    equals the one with less KV of its own goes first. Where programs show on their way how large
-    they are, new ones run until then first (`graph/look.py`).
+    where these have predicted better than service; else by the mean of its agent's programs, which
+    a program keeps to its end. Of equals the one with less KV of its own goes first. Where programs
+    show on their way how large they are, new ones run until then first (`graph/look.py`).
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -62,7 +60,7 @@ class LeastCost(Order):
         counted = graph.informed or len(program.lineages) > 1
         known = graph.service_left(program.places) if counted else None
         if known is None:
-            known = graph.seconds_per_completion(0.0)
+            known = graph.usual_service
         return known or 0.0
 
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from math import exp
 
-_LEAST_SECONDS, _CYCLES = 10.0, 3.0
+_LEAST_SECONDS = 10.0
 _LEARN = 0.05
 
 
 @dataclass(slots=True)
 class Load:
-    """Measured load of an engine: faded averages over some cycles of its programs.
+    """Measured load of an engine: faded averages, over a cycle of its programs.
 
     Attributes:
         busy: the share of time in which a call was at the engine.
@@ -27,7 +27,7 @@ class Load:
 
     def pass_time(self, seconds: float, computing: bool) -> None:
         """Count `seconds` in which the engine was `computing`, or idle."""
-        fade = exp(-seconds / max(_LEAST_SECONDS, _CYCLES * self.cycle))
+        fade = exp(-seconds / max(_LEAST_SECONDS, self.cycle))
         self.busy = fade * self.busy + (1 - fade) * computing
         self.coming *= fade
         self._computed += seconds * computing
@@ -46,10 +46,20 @@ class Load:
         for one that does no longer, until it is measured."""
         self.coming = min(1.0, max(0.0, self.coming + share))
 
+    @property
+    def measured(self) -> bool:
+        """Whether a call has ended."""
+        return self._calls > 0
+
+    @property
+    def expected(self) -> float:
+        """The share of time in which the engine will be busy with the programs that run."""
+        return self.busy + self.coming
+
     def with_more(self, again: float) -> float:
         """Return the share of time that the engine would be busy with one more program, whose
         every call makes `again` more seconds of computing necessary."""
-        return self.busy + self.coming + self.added(again)
+        return self.expected + self.added(again)
 
     def added(self, again: float) -> float:
         """Return the share of time that such a program takes."""

@@ -99,17 +99,35 @@ def test_programs_run_while_their_peaks_fit_and_no_longer() -> None:
     assert _admitted(core.handle(ProgramEnded("p1"), 1.0)) == ["p3"]
 
 
-def test_beyond_memory_programs_run_while_the_engine_has_time_to_spare() -> None:
+def test_beyond_memory_programs_run_while_the_engine_is_known_to_have_time_to_spare() -> None:
     core = _core(busy=0.85)
-    assert [n for i in range(5) for n in _admitted(_submit(core, f"p{i}"))] == [
-        f"p{i}" for i in range(5)
-    ]
-    core.world.load.busy = 1.0
+    names = [n for i in range(5) for n in _admitted(_submit(core, f"p{i}"))]
+    assert names == ["p0", "p1", "p2"]  # no call has ended yet
+    _step(core, "p0", 100, 1.0)
+    _finish(core, "p0", 120, 2.0, "shell")
+    load = core.world.load
+    load.busy, load.coming, load.work, load.cycle = 1.0, 0.0, 0.02, 2.0
     assert _admitted(_submit(core, "more")) == []
-    core.world.load.busy = 0.0
-    core.world.load.work, core.world.load.cycle = 1.0, 2.0  # each would take half of the time
-    assert [n for n in _admitted(_submit(core, "last"))] == ["more"]
-    assert 0.5 <= core.world.load.coming <= 1.0
+    load.busy = 0.0
+    assert _admitted(_submit(core, "last")) == ["p3", "p4", "more", "last"]
+    load.work = 1.0  # each would take half of the time
+    assert [len(_admitted(_submit(core, f"q{i}"))) for i in range(3)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(("busy", "admitted"), [(0.9, 0), (0.1, 1)])
+def test_a_moment_between_two_calls_of_a_busy_engine_admits_nobody(
+    busy: float, admitted: int
+) -> None:
+    core = _core(busy=0.85)
+    for name in ("p0", "p1", "p2", "p3", "p4"):
+        _submit(core, name)
+    for name in ("p0", "p1", "p2"):
+        _step(core, name, 100, 1.0)
+    for name in ("p0", "p1"):
+        _finish(core, name, 120, 2.0, "shell")
+    load = core.world.load
+    load.busy, load.coming, load.work, load.cycle = busy, 0.0, 2.0, 2.0  # beyond: more than it has
+    assert len(_admitted(_finish(core, "p2", 120, 2.0, "shell"))) == admitted
 
 
 def test_with_host_memory_behind_it_half_as_much_again_is_promised() -> None:

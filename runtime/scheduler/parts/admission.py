@@ -70,14 +70,16 @@ class Throughput(Admission):
             return False  # branches share their KV, so memory does not bound their calls
         wanted = world.claimed + self.claim(world, program, look) + graph.shared
         room = (self.parameters.full + self._beyond(world)) * world.capacity
-        return wanted <= room or self._pays(world, program)
+        return wanted <= room or self._pays(world)
 
-    def _pays(self, world: World, program: Program) -> bool:
-        """Return whether the engine has time for one more program beyond memory. One that would be
-        idle at this moment has, whatever it was busy with before."""
+    def _pays(self, world: World) -> bool:
+        """Return whether the engine has time for one more program beyond memory. While it is idle
+        what that will take is no matter, if it was not busy of late: a moment between two calls
+        is not worth what the program displaces. Nothing is known before a call has ended."""
+        load, busy = world.load, self.parameters.busy
         if not world.computing and not world.starting:
-            return self.parameters.busy >= 0
-        return world.load.with_more(self._again(world)) <= self.parameters.busy
+            return load.expected <= busy
+        return load.measured and load.with_more(self._again(world)) <= busy
 
     def adds(self, world: World, program: Program) -> float:
         return world.load.added(self._again(world))

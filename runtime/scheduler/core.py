@@ -280,7 +280,10 @@ class Scheduler:
         """Hold the programs that have been absent for too long."""
         actions, self._absence_wake = list[Action](), None
         while (first := self._absences.least) is not None and first[0] <= now:
-            actions += self.pause(self.world.programs[first[1]], now)
+            program = self.world.programs[first[1]]
+            if not any(line.waiting for line in program.lineages.values()):
+                self.world.graph(program.about.agent).fell_silent(program.peak)
+            actions += self.pause(program, now)
         return actions + self._look_after_absent()
 
     def _is_absent(self, entry: tuple[float, str]) -> bool:

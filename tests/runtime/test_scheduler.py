@@ -130,6 +130,53 @@ def test_a_moment_between_two_calls_of_a_busy_engine_admits_nobody(
     assert len(_admitted(_finish(core, "p2", 120, 2.0, "shell"))) == admitted
 
 
+def _answered(core: Scheduler, name: str, now: float) -> None:
+    """A program makes one call, which asks for no tool."""
+    _submit(core, name, now)
+    _step(core, name, 300, now)
+    _finish(core, name, 310, now + 1.0)
+
+
+def _seconds_to_a_place(core: Scheduler, now: float) -> float:
+    """Return after how many seconds a new program has one of the places of three that answered."""
+    for number in range(3):
+        _answered(core, f"{now}/{number}", now)
+    if _admitted(_submit(core, f"{now}/new", now + 1.0)):
+        return 0.0
+    for tenths in range(1, 10_000):
+        if _admitted(core.handle(Tick(), now + 1.0 + tenths / 10)):
+            return tenths / 10
+    raise AssertionError("it was held for ever")
+
+
+def test_a_program_that_answered_keeps_its_place_for_what_it_costs_to_compute_again() -> None:
+    core = _core()
+    core.world.cost = CostModel(
+        prefill=0.004
+    )  # 4 s for all memory; it returns in half of the cases
+    assert 1.9 <= _seconds_to_a_place(core, 0.0) <= 2.1
+
+
+def test_places_are_given_up_sooner_where_nobody_goes_on() -> None:
+    core = _core()
+    core.world.cost = CostModel(prefill=0.004)
+    first = _seconds_to_a_place(core, 0.0)
+    for number in range(1, 12):
+        last = _seconds_to_a_place(core, 100.0 * number)
+    assert last < first / 4
+
+
+def test_places_are_kept_for_longer_where_programs_go_on() -> None:
+    core = _core()
+    core.world.cost = CostModel(prefill=0.004)
+    _answered(core, "talker", 0.0)
+    for turn in range(1, 40):
+        _step(core, "talker", 310, 5.0 * turn)
+        _finish(core, "talker", 310, 5.0 * turn + 0.5)
+    core.handle(ProgramEnded("talker"), 200.0)
+    assert _seconds_to_a_place(core, 300.0) > 3.5
+
+
 def test_with_host_memory_behind_it_half_as_much_again_is_promised() -> None:
     for host, several in ((0, 3), (10 * KV, 4)):
         core = _core(host=host)

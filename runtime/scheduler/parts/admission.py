@@ -57,8 +57,9 @@ class Throughput(Admission):
             return program.own  # it is held again before it has grown
         graph, p = world.graph(program.about.agent), self.parameters
         guess = program.about.expect_tokens or p.guess * world.capacity
-        seen = graph.programs * (graph.usual_peak or 0)
-        return max(program.own, int((p.believed * guess + seen) / (p.believed + graph.programs)))
+        count = len(graph.contexts)
+        seen = count * (graph.usual_peak or 0)
+        return max(program.own, int((p.believed * guess + seen) / (p.believed + count)))
 
     def fits(self, world: World, program: Program, look: int) -> bool:
         if not world.active:

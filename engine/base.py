@@ -1,8 +1,8 @@
 """The engine seam: tokens in, tokens out, and the KV verbs that programs need."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.engine.tokenizer import Tokenizer
@@ -72,7 +72,9 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class Delta:
     """What a step added to a request. The last one has `finish` and `usage`; one that is
-    `preempted` has nothing: the request gave way to others, and waits for room to go on.
+    `preempted` has nothing: the request gave way to others, and waits for room to go on. One that
+    is `lost` has nothing either: the engine's process died with the request's KV. It goes on behind
+    what was delivered when the next delta is asked for.
 
     `tops` are the likeliest ``(token, log-probability)`` at the place of each token, `scores` the
     log-probabilities of the prompt's tokens from `SamplingParams.score_from` on (last delta).
@@ -88,6 +90,7 @@ class Delta:
     tops: tuple[tuple[tuple[int, float], ...], ...] = ()
     scores: tuple[float, ...] = ()
     preempted: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +210,21 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class Restarting(Protocol):
+    """An engine whose process may die and be replaced."""
+
+    def watch(self, told: Callable[[bool], None]) -> None:
+        """Tell of each death and its end, on the event loop that calls this.
+
+        Args:
+            told: called with False when all KV is gone and nothing is computed, before any request
+                gets its delta that is `lost`; with True when there is an answer again for whoever
+                asks, by `Engine.info` as it is then, or only the reason why there is no engine.
+        """
+        ...
+
+
 class ProgramEngine(Engine, Protocol):
     """What an embedded engine can do beyond the seam; a remote one cannot."""
 
@@ -223,5 +241,6 @@ __all__ = [
     "GenerateRequest",
     "Grammar",
     "ProgramEngine",
+    "Restarting",
     "Usage",
 ]

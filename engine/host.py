@@ -21,6 +21,8 @@ from drawloom.engine.tokenizer import Tokenizer
 from drawloom.errors import EngineClosed, EngineError
 from drawloom.leases import KVReply, LeaseStatus
 
+_DEATHS = 3
+
 
 class Host(ABC):
     """The `Engine` seam over a core that is elsewhere."""
@@ -35,6 +37,7 @@ class Host(ABC):
         self._closing = False
         self._failure: str = ""
         self._ended: Future[EngineClosed | None] = Future()
+        self._told: Callable[[bool], None] = lambda up: None
 
     # --- the seam -------------------------------------------------------------------------
 
@@ -44,7 +47,8 @@ class Host(ABC):
             raise EngineError(f"request {request.id} is already running")
         queue: asyncio.Queue[Delta] = asyncio.Queue()
         self._streams[request.id] = queue
-        finished = False
+        said: list[int] = []
+        finished, deaths = False, 0
         try:
             await self.tell(do.Submit(request))
             while not finished:
@@ -52,11 +56,22 @@ class Host(ABC):
                 finished = delta.finish is not None
                 if delta.finish is FinishReason.ERROR:
                     raise delta.error or EngineError("the engine failed")
+                said += delta.tokens
+                deaths = 0 if delta.tokens else deaths + delta.lost
+                if deaths > _DEATHS:
+                    raise EngineError(f"the engine died {_DEATHS} times over request {request.id}")
                 yield delta
+                if delta.lost:
+                    await self.tell(do.Submit(continued(request, said)))
         finally:
             del self._streams[request.id]
             if not finished:
                 self._post(do.Cancel(request.id))
+
+    def watch(self, told: Callable[[bool], None]) -> None:
+        """Tell of each death of the core's process, and when there is an answer again: see
+        `Restarting`."""
+        self._loop, self._told = asyncio.get_running_loop(), told
 
     async def tell(self, command: do.Command) -> Any:
         """Carry out a command; its answer, or what it raises."""
@@ -89,6 +104,8 @@ class Host(ABC):
         request = GenerateRequest(id, lineage, tokens, params, priority, salt)
         async with aclosing(self.generate(request)) as deltas:
             async for delta in deltas:
+                if delta.lost:  # whoever schedules the lineage may want something else now
+                    return KVReply(LeaseStatus.CLIPPED, 0)
                 whole = delta.finish is FinishReason.LENGTH
         if whole:
             return KVReply(LeaseStatus.ACCEPTED, len(tokens))

@@ -1,8 +1,10 @@
 """The engine in a child process, whose crash fails no program.
 
-When the child dies another is started, and every request goes on behind the tokens that were
-already delivered: sampling noise belongs to (seed, lineage, position), so it says what it would
-have said. Its KV is computed again; leases are gone and answered as missing.
+When the child dies another is started. Every request that ran there gets a delta that is `lost`,
+and goes on behind the tokens that were already delivered when its next one is asked for: sampling
+noise belongs to (seed, lineage, position), so it says what it would have said. Its KV is computed
+again; leases are gone and answered as missing. A scheduler that watches (`watch`) hears of the
+death first, and may ask for the next deltas in its own order.
 
 A child that hangs is killed and replaced like one that died: it sends a sign of life every second
 from a thread of its own (`drawloom.engine.child`), so that a slow step or the loading of a model
@@ -17,36 +19,27 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from drawloom.engine import commands as do
-from drawloom.engine.base import Delta, EngineInfo, GenerateRequest
+from drawloom.engine.base import Delta, EngineInfo
 from drawloom.engine.checkpoint import resolve
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.host import Host, continued
-from drawloom.engine.sequence import FinishReason
+from drawloom.engine.host import Host
 from drawloom.engine.tokenizer import Tokenizer
 from drawloom.errors import CheckpointError, ConfigError, EngineClosed, EngineError
 
 log = logging.getLogger("drawloom.engine")
 
-_CRASHES = 3
 _SILENCE = 10.0
 _STARTS = 6
 _FIRST_PAUSE = 0.25
 _LONG_LIFE = 60.0
 _TICKS = 8
 _PATIENCE = 5.0
-
-
-@dataclass(slots=True)
-class _InFlight:
-    request: GenerateRequest
-    tokens: list[int] = field(default_factory=list)
-    crashes: int = 0
 
 
 class ProcessEngine(Host):
@@ -66,8 +59,7 @@ class ProcessEngine(Host):
         self._weights: do.UpdateWeights | None = None
         self._process, self._connection, info = self._start()
         super().__init__(info, Tokenizer.load(Path(folder)))
-        self._in_flight: dict[str, _InFlight] = {}
-        self._resumed: dict[int, str] = {}
+        self._running: set[str] = set()
         self._starts, self._born = 0, time.monotonic()
         self._sending = threading.Lock()
         self._reader = threading.Thread(target=self._read, name=f"{info.id}-reader", daemon=True)
@@ -170,13 +162,7 @@ class ProcessEngine(Host):
     # --- to the child ---------------------------------------------------------------------
 
     def _send(self, number: int, command: do.Command) -> None:
-        if isinstance(command, do.Submit):
-            with self._lock:
-                self._in_flight[command.request.id] = _InFlight(command.request)
-        elif isinstance(command, do.Cancel):
-            with self._lock:
-                self._in_flight.pop(command.request, None)
-        elif isinstance(command, do.UpdateWeights) and command.tensors is not None:
+        if isinstance(command, do.UpdateWeights) and command.tensors is not None:
             error = EngineError("an engine in a process takes weights from a folder")
             self._answer(number, None, error)
             return
@@ -208,6 +194,7 @@ class ProcessEngine(Host):
                     break
                 over = self._watched()
         self._end_all()
+        self._call(self._told, True)
 
     def _watched(self) -> threading.Event:
         over = threading.Event()
@@ -224,32 +211,17 @@ class ProcessEngine(Host):
     def _answered(self, number: int, value: Any, error: Exception | None) -> None:
         with self._lock:
             command = self._answers.get(number, (None, None))[0]
-            resumed = self._resumed.pop(number, None)
-            if error is not None and isinstance(command, do.Submit):
-                self._in_flight.pop(command.request.id, None)
+            if error is None and isinstance(command, do.Submit):
+                self._running.add(command.request.id)
+            elif isinstance(command, do.Cancel) and value is not None:
+                self._running.discard(command.request)
         if error is None and isinstance(command, do.UpdateWeights):
             self._weights = command
-        if error is not None and resumed is not None:
-            self._give_up(resumed, f"the engine cannot go on with request {resumed}: {error}")
         self._answer(number, value, error)
-
-    def _give_up(self, request: str, why: str) -> None:
-        """End a stream for which the child will do nothing more."""
-        with self._lock:
-            if self._in_flight.pop(request, None) is None:
-                return
-        error = EngineError(why)
-        self._deliver([Delta(request, (), "", (), FinishReason.ERROR, None, error)])
 
     def _deltas(self, deltas: list[Delta]) -> None:
         with self._lock:
-            for delta in deltas:
-                running = self._in_flight.get(delta.request)
-                if running is not None:
-                    running.tokens += delta.tokens
-                    running.crashes = 0 if delta.tokens else running.crashes
-                    if delta.finish is not None:
-                        del self._in_flight[delta.request]
+            self._running.difference_update(d.request for d in deltas if d.finish is not None)
         self._deliver(deltas)
 
     def _restart(self) -> bool:
@@ -257,27 +229,39 @@ class ProcessEngine(Host):
         self._process.kill()  # it may only have stopped talking
         code = self._process.wait()
         log.warning("the process of engine %s ended with %s; starting another", self.info.id, code)
-        started = self._start_again()
+        started = self._start_again(self._lose())
         if started is None:
             return False
         with self._sending:  # what was sent meanwhile is among the unanswered, and sent again
             self._connection.close()
-            self._process, self._connection, _ = started
+            self._process, self._connection, info = started
+        self.info = replace(info, id=self.info.id)
         with self._lock:
             answers = {n: c for n, (c, _) in self._answers.items()}
-            running = list(self._in_flight.values())
-            self._resumed.clear()
-        asked = {c.request.id for c in answers.values() if isinstance(c, do.Submit)}
         for number, command in answers.items():
             self._write(number, command)
-        for job in running:
-            self._take_up(job, job.request.id in asked)
+        self._call(self._told, True)
         return True
 
-    def _start_again(self) -> "tuple[subprocess.Popen[bytes], Connection, EngineInfo] | None":
+    def _lose(self) -> bool:
+        """Tell whoever watches, then every request that ran, that the child is gone; return
+        whether there were any."""
+        with self._lock:
+            lost, self._running = self._running, set()
+            asked = {n: c for n, (c, _) in self._answers.items() if isinstance(c, do.Submit)}
+        lost.update(command.request.id for command in asked.values())
+        self._call(self._told, False)
+        for number in asked:
+            self._answer(number, None, None)
+        self._deliver([Delta(request, (), "", lost=True) for request in lost])
+        return bool(lost)
+
+    def _start_again(
+        self, busy: bool
+    ) -> "tuple[subprocess.Popen[bytes], Connection, EngineInfo] | None":
         """Start a child, more and more slowly while they die before they have computed anything;
         None when there can be none."""
-        if self._in_flight or time.monotonic() - self._born > _LONG_LIFE:
+        if busy or time.monotonic() - self._born > _LONG_LIFE:
             self._starts = 0  # one of the requests may be to blame: these are counted, too
         while True:
             self._starts += 1
@@ -299,16 +283,6 @@ class ProcessEngine(Host):
                         f": its process died and {self._starts} others did not start: {error}"
                     )
                     return None
-
-    def _take_up(self, job: _InFlight, asked: bool) -> None:
-        job.crashes += 1
-        if job.crashes > _CRASHES:
-            request = job.request.id
-            self._give_up(request, f"the engine died {_CRASHES} times over request {request}")
-        elif not asked:
-            number = next(self._numbers)
-            self._resumed[number] = job.request.id
-            self._write(number, do.Submit(continued(job.request, job.tokens)))
 
 
 __all__ = ["ProcessEngine"]

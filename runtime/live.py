@@ -26,14 +26,14 @@ from drawloom.actions import (
     Wake,
     WarmEnv,
 )
-from drawloom.engine.base import Delta, Engine
+from drawloom.engine.base import Delta, Engine, Restarting
 from drawloom.errors import (
     ContextTooLong,
     DrawloomError,
     StoreError,
     StoreInUse,
 )
-from drawloom.events import Decoded, EngineUp, Event, Preempted, Tick, ToolReady
+from drawloom.events import Decoded, EngineDown, EngineUp, Event, Preempted, Tick, ToolReady
 from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.bus import EventBus, Notice
 from drawloom.runtime.environments import Environments
@@ -93,8 +93,9 @@ class Live:
             ReleaseEnvs: self._ended,
         }
         self.environments = Environments(pool, store, self.emit, self.note, self._later, memory)
-        about = engine.info
-        self.emit(EngineUp(about.id, about.kv_tokens, about.host_tokens, about.max_context))
+        self._engine_is(True)
+        if isinstance(engine, Restarting):
+            engine.watch(self._engine_is)
 
     def emit(self, event: Event) -> None:
         """Tell the core, and do what it says. What that sets off is told after, in order."""
@@ -109,11 +110,30 @@ class Live:
         finally:
             self._emitting = False
 
-    def heard(self, program: str, step: str, context: int, delta: Delta) -> None:
-        """A call's context has so many tokens, with what its engine has just said of it. The core
-        is told once for all that one step of the engine said, when all who wait for it have read
-        it."""
-        if delta.preempted:
+    def _engine_is(self, up: bool) -> None:
+        """Tell the core that the engine is up, or has lost all that it had.
+
+        An engine that is gone for good counts as up: whoever calls it hears why.
+        """
+        about = self.engine.info
+        if up:
+            self.emit(EngineUp(about.id, about.kv_tokens, about.host_tokens, about.max_context))
+        else:
+            log.warning("engine %s died; its programs go on when there is another", about.id)
+            self.emit(EngineDown(about.id))
+
+    async def heard(self, program: str, step: str, context: int, delta: Delta) -> None:
+        """Tell the core what the engine has just said of a call, whose context has `context` tokens
+        now: once for all that one step of the engine said, when all who wait for it have read it.
+
+        A call that was lost with its engine waits here until the core starts it again; then its
+        next delta may be asked for.
+        """
+        if delta.lost:
+            found = self.scheduler.world.programs.get(program)
+            if found is not None and step in found.ready:
+                await self.expect_start(step)
+        elif delta.preempted:
             self._tell_decoded()  # it said that before
             self.emit(Preempted(program, step, self.engine.info.id))
         elif delta.finish is None:
@@ -293,6 +313,8 @@ class Live:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
+        if isinstance(self.engine, Restarting):
+            self.engine.watch(lambda up: None)
         await self.settle()
         for timer in self._timers:
             timer.cancel()

@@ -152,7 +152,7 @@ class LlmCall:
                 if not self.output and delta.tokens:
                     live.note(self.program.id, "llm.decoding", step=self.key)
                 self.output += delta.tokens
-                live.heard(self.program.id, self.step, prompt + len(self.output), delta)
+                await live.heard(self.program.id, self.step, prompt + len(self.output), delta)
                 self.logprobs += delta.logprobs
                 for piece in self.parser.feed(delta.text):
                     self._take(piece)

@@ -128,7 +128,7 @@ class Player:
         usage: Usage | None = None
         async for delta in live.engine.generate(request):
             said += delta.tokens
-            live.heard(job.id, step, len(tokens) + len(said), delta)
+            await live.heard(job.id, step, len(tokens) + len(said), delta)
             usage = delta.usage or usage
         assert usage is not None
         last = at + 1 == len(job.calls)

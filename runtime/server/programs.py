@@ -358,7 +358,7 @@ class Programs:
                 async for delta in deltas:
                     usage = delta.usage or usage
                     context += len(delta.tokens)
-                    live.heard(program.id, step, context, delta)
+                    await live.heard(program.id, step, context, delta)
                     yield delta
             if usage is not None:
                 self._finished(place, lineage, step, state, usage)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from drawloom.engine import child, process
+from drawloom.engine import child, host, process
 from drawloom.engine import commands as do
 from drawloom.engine.base import GenerateRequest
 from drawloom.engine.config import EngineConfig
@@ -20,6 +20,7 @@ from drawloom.engine.host import continued
 from drawloom.engine.process import ProcessEngine
 from drawloom.engine.sequence import SamplingParams
 from drawloom.errors import EngineClosed, EngineError
+from drawloom.leases import LeaseStatus
 
 CONFIG = EngineConfig(kv_tokens=1024)
 
@@ -42,7 +43,7 @@ async def _interrupted(engine: ProcessEngine, number: signal.Signals, count: int
     tokens: list[int] = []
     async for delta in engine.generate(_ask("a", count)):
         tokens += delta.tokens
-        if len(tokens) == 3:
+        if delta.tokens and len(tokens) == 3:
             os.kill(engine.pid, number)
     return tokens
 
@@ -82,9 +83,63 @@ async def test_a_resumption_that_is_refused_ends_its_stream(
     def refused(request: GenerateRequest, tokens: list[int]) -> GenerateRequest:
         return continued(request, [*tokens, 100_000])
 
-    monkeypatch.setattr(process, "continued", refused)
-    with pytest.raises(EngineError, match=r"cannot go on.*vocabulary"):
+    monkeypatch.setattr(host, "continued", refused)
+    with pytest.raises(EngineError, match="vocabulary"):
         await _interrupted(engine, signal.SIGKILL)
+    assert len([d async for d in engine.generate(_ask("b", 3))]) == 3
+
+
+async def test_a_death_is_told_before_its_requests_hear_of_it_and_so_is_its_end(
+    engine: ProcessEngine, llama: Any
+) -> None:
+    told: list[bool] = []
+    engine.watch(told.append)
+    tokens: list[int] = []
+    async for delta in engine.generate(_ask("a")):
+        tokens += delta.tokens
+        if delta.lost:
+            assert told == [False] and not delta.tokens
+        elif len(tokens) == 3:
+            os.kill(engine.pid, signal.SIGKILL)
+    assert tokens == llama.greedy(list(range(3, 23)), 40)
+    assert told == [False, True]
+
+
+async def test_a_request_goes_on_after_a_death_when_its_reader_does(
+    engine: ProcessEngine, llama: Any
+) -> None:
+    up = asyncio.Event()
+    engine.watch(lambda is_up: up.set() if is_up else None)
+    tokens: list[int] = []
+    async for delta in engine.generate(_ask("a")):
+        tokens += delta.tokens
+        if delta.tokens and len(tokens) == 3:
+            os.kill(engine.pid, signal.SIGKILL)
+        if delta.lost:
+            await up.wait()
+            assert (await engine.stats()).running == 0
+    assert tokens == llama.greedy(list(range(3, 23)), 40)
+
+
+async def test_what_is_computed_ahead_is_not_computed_again_after_a_death(
+    engine: ProcessEngine,
+) -> None:
+    os.kill(engine.pid, signal.SIGSTOP)
+    extending = asyncio.create_task(engine.extend("a", tuple(range(3, 23))))
+    while not engine._answers:
+        await asyncio.sleep(0)
+    os.kill(engine.pid, signal.SIGKILL)
+    assert (await extending).status is LeaseStatus.CLIPPED
+    assert (await engine.stats()).computed_tokens == 0
+
+
+async def test_a_request_over_which_the_engine_dies_again_and_again_is_given_up(
+    engine: ProcessEngine,
+) -> None:
+    engine.watch(lambda up: os.kill(engine.pid, signal.SIGKILL) if up else None)
+    with pytest.raises(EngineError, match="died 3 times over request a"):
+        await _interrupted(engine, signal.SIGKILL)
+    engine.watch(lambda up: None)
     assert len([d async for d in engine.generate(_ask("b", 3))]) == 3
 
 

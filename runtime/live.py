@@ -33,7 +33,16 @@ from drawloom.errors import (
     StoreError,
     StoreInUse,
 )
-from drawloom.events import Decoded, EngineDown, EngineUp, Event, Preempted, Tick, ToolReady
+from drawloom.events import (
+    Decoded,
+    EngineDown,
+    EngineDrain,
+    EngineUp,
+    Event,
+    Preempted,
+    Tick,
+    ToolReady,
+)
 from drawloom.graph.execution import ExecutionGraph
 from drawloom.runtime.bus import EventBus, Notice
 from drawloom.runtime.environments import Environments
@@ -75,6 +84,7 @@ class Live:
         self._tools: dict[str, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._kept: dict[str, int] = {}
+        self._refusal: Callable[[], Exception] | None = None
         self._timers: set[asyncio.TimerHandle] = set()
         self._flusher = asyncio.create_task(self._flush())
         self._does: dict[type[Any], Callable[[Any], None]] = {
@@ -122,6 +132,17 @@ class Live:
             log.warning("engine %s died; its programs go on when there is another", about.id)
             self.emit(EngineDown(about.id))
 
+    def drain(self, error: Callable[[], Exception]) -> None:
+        """Let the calls end that run, and start no others. Whoever waits for the start of a call or
+        a program, now or later, gets `error()`."""
+        self._refusal = error
+        self.emit(EngineDrain(self.engine.info.id))
+        waiting: list[asyncio.Future[Any]] = [*self._admitted.values(), *self._started.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error())
+                future.exception()  # a client may be gone by now: nobody need ask for it
+
     async def heard(self, program: str, step: str, context: int, delta: Delta) -> None:
         """Tell the core what the engine has just said of a call, whose context has `context` tokens
         now: once for all that one step of the engine said, when all who wait for it have read it.
@@ -158,16 +179,24 @@ class Live:
     # --- what programs wait for -----------------------------------------------------------
 
     def expect_admission(self, program: str) -> asyncio.Future[None]:
+        """Return what resolves when a program may begin. Raises what `drain` was given."""
+        self._not_draining()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._admitted[program] = future
         return future
 
     def expect_start(self, step: str) -> asyncio.Future[float]:
-        """Resolves with the priority of an LLM call when it may go to its engine."""
+        """Return what resolves with the priority of an LLM call when it may go to its engine.
+        Raises what `drain` was given."""
+        self._not_draining()
         future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._started[step] = future
         future.add_done_callback(lambda _: self._started.pop(step, None))
         return future
+
+    def _not_draining(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal()
 
     def _admit(self, action: Admit) -> None:
         self._decided(action)

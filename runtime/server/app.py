@@ -164,6 +164,16 @@ class Server:
             raise
         return _EventStream(self._events(first, chunks, job, record), headers, stop)
 
+    async def stop(self, seconds: float) -> bool:
+        """Refuse new requests and those whose calls wait for the scheduler; let the calls that run
+        go on for `seconds`, then end them with an error.
+
+        Returns:
+            Whether all of them ended by themselves.
+        """
+        self.live.drain(shutting_down)
+        return await self.drain.drain(seconds)
+
     async def _unless_gone(self, request: Request, work: Awaitable[T]) -> T:
         """Await some work; a client that leaves, or the end of the server, ends it at once."""
         task = asyncio.ensure_future(work)

@@ -370,10 +370,13 @@ class Programs:
 
     async def _admission(self, program: HttpProgram) -> None:
         """Wait until the scheduler lets a program run. Raises `ProgramReleased` for one that was
-        released meanwhile."""
-        if program.admitted is not None:
-            await asyncio.wait({program.admitted})
+        released meanwhile, and what `Live.drain` was given."""
+        if (admitted := program.admitted) is None:
+            self._alive(program)
+            return
+        await asyncio.wait({admitted})
         self._alive(program)
+        admitted.result()
 
     @staticmethod
     def _alive(program: HttpProgram) -> None:

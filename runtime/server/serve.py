@@ -117,8 +117,9 @@ async def listening(server: Server, listener: socket.socket, access: Access) -> 
 async def serve(runtime: Runtime, listener: socket.socket, options: ServeOptions) -> int:
     """Serve until a signal, or until the engine is gone for good.
 
-    On SIGTERM and SIGINT new requests are refused with 503 and running ones go on for
-    `options.drain` seconds; what is left then, or at a second signal, ends with an error.
+    On SIGTERM and SIGINT new requests are refused with 503, and so are those that still wait for
+    the scheduler: another server has room for them. What runs goes on for `options.drain` seconds;
+    what is left then, or at a second signal, ends with an error.
 
     Returns:
         The exit code: 0 after SIGTERM, 130 after SIGINT.
@@ -154,7 +155,7 @@ async def _drain(server: Server, seconds: float) -> None:
             f"{server.drain.running} requests may go on for {seconds:g} s; "
             "the same signal again ends them now"
         )
-    if await server.drain.drain(seconds):
+    if await server.stop(seconds):
         show.note("stopped; everything was released")
     else:
         show.note("stopped; what still ran was ended with an error, everything was released")

@@ -14,6 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
+from drawloom import agent
+from drawloom.errors import EngineClosed
+from drawloom.events import ProgramSubmitted
+from drawloom.runtime.server.app import Server
+
 LONG = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1500, "ignore_eos": True}
 SHORT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
 
@@ -140,6 +145,9 @@ async def test_a_signal_refuses_new_requests_and_lets_running_ones_end(number: i
         stream = asyncio.create_task(_stream(served.client, begun))
         whole = asyncio.create_task(served.client.post("/v1/chat/completions", json=LONG))
         await begun.wait()
+        both = re.compile(r"^vllm:num_requests_running\S* 2", re.MULTILINE)
+        while not both.search((await served.client.get("/metrics")).text):
+            assert not stream.done()
         served.process.send_signal(number)
         await served.wait_for("may go on for 60 s")
         refused = await served.client.post("/v1/chat/completions", json=SHORT)
@@ -195,10 +203,70 @@ async def test_what_cannot_be_served_is_one_line(options: list[str], words: str)
     assert words in printed.decode() and printed.count(b"\n") == 1
 
 
-async def test_priority_is_ignored_unless_it_is_trusted(open_runtime: Any) -> None:
-    from drawloom.events import ProgramSubmitted
-    from drawloom.runtime.server.app import Server
+async def test_what_waits_for_the_scheduler_is_refused_and_what_runs_ends(
+    open_runtime: Any,
+) -> None:
+    runtime = await open_runtime(lambda prompt: "yes", policy="static-cap:1")
+    server, world = Server(runtime), runtime.live.scheduler.world
+    engine, may_end = runtime.live.engine, asyncio.Event()
+    generate = engine.generate
 
+    async def gated(request: Any) -> AsyncIterator[Any]:
+        await may_end.wait()
+        async for delta in generate(request):
+            yield delta
+
+    engine.generate = gated
+    transport = httpx.ASGITransport(server.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+        def ask(name: str, **more: Any) -> asyncio.Task[httpx.Response]:
+            body = {**SHORT, "program_id": name, **more}
+            return asyncio.create_task(client.post("/v1/chat/completions", json=body))
+
+        runs = ask("first")
+        while not world.calls:
+            await asyncio.sleep(0)
+        held = [ask("second"), ask("third", stream=True)]
+        while len(world.held.programs) < 2:
+            await asyncio.sleep(0)
+        stopping = asyncio.create_task(server.stop(60))
+        for refused in held:
+            answer = await refused
+            assert (answer.status_code, "server_shutting_down" in answer.text) == (503, True)
+        assert not runs.done() and not stopping.done()
+        assert (world.closed, world.held.programs.keys() & {"first"}) == (True, set())
+        may_end.set()
+        assert (await runs).json()["choices"][0]["message"]["content"] == "yes"
+        assert await stopping, "all ended by themselves"
+    await server.close()
+
+
+async def test_a_program_that_waits_to_begin_ends_when_its_runtime_drains(
+    open_runtime: Any,
+) -> None:
+    runtime = await open_runtime(lambda prompt: "yes", policy="static-cap:1")
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    @agent
+    async def stays() -> str:
+        begun.set()
+        await may_end.wait()
+        return "done"
+
+    first = await runtime.start(stays)
+    await begun.wait()
+    second = await runtime.start(stays)
+    while not runtime.live.scheduler.world.held.programs:
+        await asyncio.sleep(0)
+    runtime.live.drain(lambda: EngineClosed("it stops"))
+    with pytest.raises(EngineClosed, match="it stops"):
+        await second.result()
+    may_end.set()
+    assert await first.result() == "done"
+
+
+async def test_priority_is_ignored_unless_it_is_trusted(open_runtime: Any) -> None:
     for trusted, expected in ((False, 0), (True, 7)):
         runtime = await open_runtime(lambda prompt: "yes")
         server = Server(runtime, trust_priority=trusted)

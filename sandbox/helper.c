@@ -70,6 +70,7 @@ static int sweep, oom_score = -1;
 static char own_score[16]; /* as we found it */
 static const char *llm;   /* the owner's socket, if there is one */
 static pid_t relay_pid;
+static int listener = -1; /* where commands here find it */
 
 static long long now_us(void) {
     struct timespec t;
@@ -385,21 +386,29 @@ static void connected(int client) {
     _exit(0);
 }
 
-static void relay(void) {
+/* The port is opened here, not by the relay: who connects before it runs, or while another takes its
+ * place, waits instead of being refused. */
+static int open_port(void) {
     struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(PORT),
                                .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    int on = 1, running = 0, listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int on = 1, port = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    setsockopt(port, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (!bind(port, (struct sockaddr *)&here, sizeof here) && !listen(port, CONNECTIONS)) return port;
+    close(port);
+    return -1;
+}
+
+static void relay(int listener) {
+    int running = 0;
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     drop_capabilities();
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (bind(listener, (struct sockaddr *)&here, sizeof here) || listen(listener, CONNECTIONS)) _exit(1);
     for (;;) {
         while (running && waitpid(-1, NULL, running < CONNECTIONS ? WNOHANG : 0) > 0) running--;
         struct pollfd waiting = {listener, POLLIN, 0};
         if (poll(&waiting, 1, running ? 100 : -1) < 1) continue;
         int client = accept(listener, NULL, NULL);
         pid_t pid = client < 0 ? -1 : fork();
-        if (pid == 0) connected(client);
+        if (pid == 0) close(listener), connected(client);
         if (pid > 0) running++;
         if (client >= 0) close(client);
     }
@@ -407,16 +416,18 @@ static void relay(void) {
 
 static void start_relay(void) {
     sigset_t none;
+    if (listener < 0 && (listener = open_port()) < 0) return; /* tried again when we wake */
     relay_pid = fork();
     if (relay_pid) return;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     signal(SIGPIPE, SIG_IGN);
     setsid();
-    syscall(SYS_close_range, 3, ~0U, 0);
+    dup2(listener, 3); /* is 3 already, or takes the place of what is not the relay's */
+    syscall(SYS_close_range, 4, ~0U, 0);
     int nowhere = open("/dev/null", O_RDWR);
-    dup2(nowhere, 0), dup2(nowhere, 1), dup2(nowhere, 2);
-    relay();
+    dup2(nowhere, 0), dup2(nowhere, 1), dup2(nowhere, 2), close(nowhere);
+    relay(3);
 }
 
 /* --- requests ----------------------------------------------------------------------------- */

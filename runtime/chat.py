@@ -87,9 +87,8 @@ class Chat:
         of what is left.
         Raises `BudgetExceeded` before any starts.
         """
-        program = self._program
+        program, total = self._program, await self._room()
         program.account.before_tools(sum(c.id not in self._early for c in calls))
-        total = self._room()
         ahead: Ahead | None = None
         if self._streams(calls):
             most = total // len(calls) * CHARS_PER_TOKEN
@@ -222,12 +221,18 @@ class Chat:
 
         return await offload(work, _size(new))
 
-    def _room(self) -> int:
-        """How many tokens the results of the next calls may have."""
-        used = len(self._ids) + sum(self._count(str(m.get("content") or "")) for m in self._new)
-        if not self._ids:
-            used += self._count(json.dumps(self._schemas))
-        return room(self._program.live.engine.info, used, self._program.agent.max_tokens)
+    async def _room(self) -> int:
+        """Return how many tokens the results of the next calls may have."""
+        about, answer = self._program.live.engine.info, self._program.agent.max_tokens
+        known = len(self._ids)
+        texts = [str(message.get("content") or "") for message in self._new]
+        if not known:
+            texts.append(json.dumps(self._schemas))
+
+        def work() -> int:
+            return room(about, known + sum(map(self._count, texts)), answer)
+
+        return await offload(work, sum(map(len, texts)))
 
     def _count(self, text: str) -> int:
         """How many tokens a text has as the content of a message."""

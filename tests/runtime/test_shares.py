@@ -1,5 +1,7 @@
 """Results of tools share the model's context; no output of a tool ends a program."""
 
+import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -69,3 +71,42 @@ async def test_no_output_of_a_tool_is_too_long_for_the_context(
     runtime: Runtime = await open_runtime(lambda _: "done")
     contents = await runtime.run(calls)
     assert all("characters cut" in text for text in contents)
+
+
+async def test_others_are_served_while_what_is_new_is_counted(open_runtime: Any) -> None:
+    runtime: Runtime = await open_runtime(lambda _: "done")
+    tokenizer = runtime.live.engine.tokenizer
+    encode, counting, may_end = tokenizer.encode, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def blocks(text: Any) -> list[int]:
+        if "long " * 1000 in str(getattr(text, "text", text)):
+            loop.call_soon_threadsafe(counting.set)
+            assert may_end.wait(60)
+        return encode(text)
+
+    tokenizer.encode = blocks  # type: ignore[method-assign]
+    order: list[str] = []
+
+    @tool
+    async def note(what: str) -> str:
+        order.append(what)
+        return what
+
+    @agent(tools=[note])
+    async def long() -> list[str]:
+        chat = Chat().user("long " * 1000)
+        return [r.content for r in await chat.run([ToolCall("1", "note", {"what": "long"})])]
+
+    @agent(tools=[note])
+    async def short() -> str:
+        chat = Chat().user("short")
+        await chat.run([ToolCall("1", "note", {"what": "short"})])
+        return (await chat.turn()).text
+
+    waits = await runtime.start(long)
+    await counting.wait()
+    assert await runtime.run(short) == "done"
+    may_end.set()
+    assert await waits.result() == ["long"]
+    assert order == ["short", "long"]

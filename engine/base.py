@@ -1,5 +1,6 @@
 """The engine seam: tokens in, tokens out, and the KV verbs that programs need."""
 
+import math
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -50,6 +51,10 @@ class GenerateRequest:
     grammar: Grammar | None = None
     said: int = 0
     noise: str = ""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.priority):  # nothing could be put in order beside it
+            raise ConfigError(f"request {self.id}: priority={self.priority} is not a finite number")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """`@agent`: a function that runs as a program."""
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
@@ -52,6 +53,8 @@ class Agent(Generic[P, R]):
         self.fn = fn
         self.system = system
         self.budget = budget or Budget()
+        if not math.isfinite(priority):
+            raise ConfigError(f"agent {self.name}: priority={priority} is not a finite number")
         self.deadline, self.priority, self.tenant = deadline, priority, tenant
         self.expect_tokens = expect_tokens
         self.max_tokens, self.temperature = max_tokens, temperature

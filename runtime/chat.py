@@ -85,8 +85,11 @@ class Chat:
         A call that fails is answered with its error. What is too long for the model's context is
         cut: all results together have at most a quarter of it (or 1,024 tokens), and two thirds
         of what is left.
-        Raises `BudgetExceeded` before any starts.
+        Raises `BudgetExceeded` before any starts, and `ConfigError` for ids that cannot be printed.
         """
+        for call in calls:
+            if not call.id.isprintable():  # it is a key of the store, which not every one takes
+                raise ConfigError(f"tool call id {call.id!r} has characters that cannot be printed")
         program, total = self._program, await self._room()
         program.account.before_tools(sum(c.id not in self._early for c in calls))
         ahead: Ahead | None = None

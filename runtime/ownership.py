@@ -45,8 +45,11 @@ def private_file(path: Path) -> None:
     """Make sure that a database file exists and that nobody else may read what is stored.
 
     SQLite gives its log and its index the mode of the database. Raises `StoreError` for a file
-    with another name: SQLite finds the log by name, so what one name wrote the other would lose.
+    with another name: SQLite finds the log by name, so what one name wrote the other would lose;
+    and for what is no file, of which SQLite would wait for ever (a FIFO) or say nothing clear.
     """
+    if path.exists() and not path.is_file():
+        raise StoreError(f"store {path} cannot be opened: it is there, and is no file")
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:

@@ -1,13 +1,16 @@
 """What a newcomer writes wrong is answered in words; what Python has is taken."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel
 
-from drawloom import Chat, Runtime, agent
+from drawloom import Chat, Runtime, ToolCall, agent, tool
+from drawloom.engine.base import GenerateRequest
 from drawloom.errors import ConfigError
+from drawloom.runtime.agent import Agent
 
 
 class Point(BaseModel):
@@ -103,3 +106,31 @@ def test_an_agent_s_name_is_any_that_can_be_printed(name: str) -> None:
     async def any_name() -> None: ...
 
     assert any_name.name == name
+
+
+@pytest.mark.parametrize("priority", [math.nan, math.inf, -math.inf])
+def test_a_priority_that_nothing_can_be_ordered_by_is_refused(priority: float) -> None:
+    with pytest.raises(ConfigError, match="not a finite number"):
+        Agent(plain.fn, priority=priority)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="not a finite number"):
+        GenerateRequest("r", "r", (5, 6), priority=priority)
+
+
+@pytest.mark.parametrize("id", ["a\x00b", "\ud800", "a\nb"])
+async def test_a_call_s_id_that_cannot_be_printed_is_refused_before_anything_runs(
+    id: str, open_runtime: Any
+) -> None:
+    ran: list[int] = []
+
+    @tool
+    async def count() -> None:
+        ran.append(1)
+
+    @agent(tools=[count])
+    async def calls() -> None:
+        await Chat().user("go").run([ToolCall("fine", "count", {}), ToolCall(id, "count", {})])
+
+    runtime: Runtime = await open_runtime(lambda _: "done")
+    with pytest.raises(ConfigError, match=r"tool call id .* cannot be printed"):
+        await runtime.run(calls)
+    assert ran == []

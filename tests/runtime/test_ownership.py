@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -276,3 +277,14 @@ def test_an_address_of_sqlite_s_own_is_refused_and_makes_no_folder(
     with pytest.raises(StoreError, match="file: addresses"):
         Store(f"sqlite:///file:{tmp_path}/runs.db?uri=true")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_path_that_is_no_file_is_one_line_and_not_waited_for(make: Any, tmp_path: Path) -> None:
+    make(tmp_path / "store.db")
+    for write in (True, False):
+        with pytest.raises(StoreError) as refused:
+            Store(f"sqlite:///{tmp_path}/store.db", write=write)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(StoreError, match="is no file"):
+        Store(f"sqlite:///{tmp_path}/store.db")

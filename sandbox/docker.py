@@ -7,15 +7,11 @@ A container outlives its owner by `ttl` seconds, so that a killed program finds 
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import socket
-import struct
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from http import HTTPStatus
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +25,6 @@ from drawloom.errors import SandboxDied, SandboxError, SandboxUnavailable
 from drawloom.sandbox.base import (
     KEPT,
     LABEL,
-    MAX_SNAPSHOT,
     WORK,
     Disk,
     Doors,
@@ -38,14 +33,14 @@ from drawloom.sandbox.base import (
     disk_at,
     doors_of,
     set_up,
-    too_large,
 )
 from drawloom.sandbox.daemon import answers
+from drawloom.sandbox.docker_snapshots import DockerSnapshots, labels_of
+from drawloom.sandbox.docker_stream import DockerSandbox
 from drawloom.sandbox.helper import helper_path
 from drawloom.sandbox.live import LiveSandbox
 from drawloom.sandbox.profiles import PROFILES
 from drawloom.sandbox.seccomp import seccomp
-from drawloom.sandbox.wire import Wire
 
 T = TypeVar("T")
 
@@ -55,53 +50,6 @@ _DOOR, _SOCKET = "/.drawloom/door", "model"
 _CREATES = 4  # the daemon serialises starts: more in flight only wait longer (§2.3)
 _ADOPT_SECONDS = 600
 _DEEPEST = 64  # overlay2 refuses the 125th layer (§2.4); flattening costs as much as 200 MB do
-
-
-class DockerSandbox(LiveSandbox):
-    """A container and the stream to the helper in it."""
-
-    def __init__(self, id: str, env: Env, provider: "DockerProvider", sock: socket.socket) -> None:
-        super().__init__(id, env, Wire(id, self._send))
-        self._provider = provider
-        self._sock = sock
-        self._reader = asyncio.create_task(self._read())
-
-    async def _send(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self._sock, data)
-
-    async def _read(self) -> None:
-        """Undo Docker's framing: 8 bytes, the stream's number and a length, before each piece."""
-        loop, buffer = asyncio.get_running_loop(), bytearray()
-        try:
-            while data := await loop.sock_recv(self._sock, 1 << 17):
-                buffer += data
-                while len(buffer) >= 8:
-                    (size,) = struct.unpack_from(">I", buffer, 4)
-                    if len(buffer) < 8 + size:
-                        break
-                    self._wire.feed(bytes(buffer[8 : 8 + size]))
-                    del buffer[: 8 + size]
-        except OSError as error:
-            self._wire.end(str(error))
-        self._wire.end("its container ended")
-
-    async def ping(self) -> int:
-        for other in self.others.values():
-            await other.ping()
-        return await super().ping()
-
-    async def detach(self) -> None:
-        """Let go of the container without ending it."""
-        self._reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reader
-        self._wire.end("it was let go")
-        self._sock.close()
-
-    async def destroy(self) -> None:
-        await super().destroy()
-        await self.detach()
-        await self._provider.destroy(self.id)
 
 
 class DockerProvider:
@@ -121,7 +69,7 @@ class DockerProvider:
         deepest: int = _DEEPEST,
         hard: bool = False,
     ) -> None:
-        self._owner, self._ttl, self._deepest, self._hard = owner, ttl, deepest, hard
+        self._owner, self._ttl, self._hard = owner, ttl, hard
         self._creates = asyncio.Semaphore(_CREATES)
         self._live: dict[str, DockerSandbox] = {}
         self._leaving: set[str] = set()
@@ -133,6 +81,7 @@ class DockerProvider:
             self._client = (
                 docker.DockerClient(base_url=url, **options) if url else docker.from_env(**options)
             )
+            self._kept = DockerSnapshots(self._client, owner, deepest)
             about = self._client.info()
             self.host = str(about["Name"])
             self._root = Path(about["DockerRootDir"])
@@ -167,7 +116,7 @@ class DockerProvider:
     async def fork(self, env: Env, snapshot: str, id: str) -> LiveSandbox:
         """What is beside it begins anew."""
         try:
-            await self._call(lambda: self._image(snapshot))
+            await self._call(lambda: self._kept.image(snapshot))
             return await self._with_others(env, id, f"{KEPT}:{snapshot}")
         except errors.ImageNotFound:
             raise SandboxDied(f"snapshot {snapshot} is gone, and its files with it") from None
@@ -217,7 +166,7 @@ class DockerProvider:
         return box
 
     async def _open(self, env: Env, id: str, sock: socket.socket) -> DockerSandbox:
-        box = DockerSandbox(id, env, self, sock)
+        box = DockerSandbox(id, env, sock, self.destroy)
         try:
             await box._wire.hello()
         except SandboxDied:
@@ -246,7 +195,7 @@ class DockerProvider:
             image=image,
             entrypoint=command,
             name=f"{LABEL}-{id}",
-            labels=self._labels(LABEL if pod is None else _BESIDE, of, env.key),
+            labels=labels_of(LABEL if pod is None else _BESIDE, of, self._owner, env.key),
             volumes=volumes,
             network_mode=(
                 "bridge"
@@ -292,10 +241,6 @@ class DockerProvider:
                 self._quotas = False
         return create(**options)
 
-    def _labels(self, kind: str, id: str, key: str) -> dict[str, str]:
-        owner, created = f"{LABEL}.owner", f"{LABEL}.created"
-        return {kind: id, owner: self._owner, f"{LABEL}.key": key, created: str(time.time())}
-
     def _find(self, id: str) -> Any:
         """The container of an environment of this owner. Another's is answered as none."""
         container = self._client.containers.get(f"{LABEL}-{id}")
@@ -308,13 +253,6 @@ class DockerProvider:
         if container.status != "running":
             raise NotFound(f"its container is {container.status}")
         return container
-
-    def _image(self, snapshot: str) -> Any:
-        """The image of a snapshot of this owner. Another's is answered as none."""
-        image = self._client.images.get(f"{KEPT}:{snapshot}")
-        if image.labels.get(f"{LABEL}.owner") != self._owner:
-            raise ImageNotFound(f"No such image: {snapshot}")
-        return image
 
     def _attach(self, container: Any) -> socket.socket:
         stream = container.attach_socket(params={"stdin": 1, "stdout": 1, "stream": 1})
@@ -347,75 +285,20 @@ class DockerProvider:
     async def snapshot(self, id: str, name: str) -> Snapshot:
         """Its container is committed, paused meanwhile; a chain of too many layers is made one."""
         try:
-            return await self._call(lambda: self._commit(id, name))
+            return await self._call(lambda: self._kept.commit(self._container(id), id, name))
         except SandboxError as error:
             await self.discard(name)
             if "No such container" in str(error) or "its container is" in str(error):
                 raise SandboxDied(f"environment {id} is gone, and its files with it") from None
             raise
 
-    def _commit(self, id: str, name: str) -> Snapshot:
-        container = self._container(id)
-        if container.attrs["HostConfig"]["ReadonlyRootfs"]:
-            raise SandboxError(f"environment {id} has its files in memory (strict): it is not kept")
-        (row,) = self._client.api.containers(filters={"id": container.id}, size=True)
-        size = int(row.get("SizeRw") or 0)
-        if size > MAX_SNAPSHOT:
-            raise SandboxError(too_large(id, size))
-        key, depth = container.labels[f"{LABEL}.key"], len(container.image.history()) + 1
-        labels = self._labels(KEPT, name, key)
-        if depth < self._deepest:
-            container.commit(repository=KEPT, tag=name, conf={"Labels": labels})
-            return Snapshot(name, key, size)
-        config = container.image.attrs["Config"]
-        changes = [f"LABEL {key}={json.dumps(value)}" for key, value in labels.items()]
-        for entry in config.get("Env") or []:
-            variable, _, value = entry.partition("=")
-            changes.append(f"ENV {variable}={json.dumps(value)}")
-        container.pause()
-        try:
-            self._client.api.import_image_from_stream(
-                _Stream(container.export()), repository=KEPT, tag=name, changes=changes
-            )
-        finally:
-            container.unpause()
-        return Snapshot(name, key, size)
-
     async def snapshots(self) -> list[OwnedSandbox]:
-        wanted = {"label": [KEPT, f"{LABEL}.owner={self._owner}"]}
-        images = self._client.api.images
-        found = await self._call(lambda: images(filters=wanted))
-        return [
-            OwnedSandbox(
-                row["Labels"][KEPT],
-                row["Labels"][f"{LABEL}.key"],
-                float(row["Labels"][f"{LABEL}.created"]),
-            )
-            for row in found
-        ]
+        return await self._call(self._kept.all)
 
     async def discard(self, snapshot: str) -> None:
         """Nothing can be forked from it any more; its layers go with what was."""
-        if not await self._call(lambda: self._remove(snapshot)):
+        if not await self._call(lambda: self._kept.remove(snapshot)):
             self._leaving.add(snapshot)
-
-    def _remove(self, snapshot: str) -> bool:
-        """Whether it is gone; it is not while a container runs from it."""
-        api = self._client.api
-        with contextlib.suppress(NotFound):
-            self._image(snapshot)
-            api.remove_image(f"{KEPT}:{snapshot}", force=True)
-        ours = [f"{KEPT}={snapshot}", f"{LABEL}.owner={self._owner}"]
-        for row in api.images(filters={"label": ours}):
-            try:
-                api.remove_image(row["Id"])
-            except NotFound:
-                continue
-            except APIError as error:
-                if error.status_code == HTTPStatus.CONFLICT:
-                    return False
-                raise
-        return True
 
     async def _sweep(self) -> None:
         """Try again what was in use."""
@@ -487,16 +370,6 @@ class DockerProvider:
         except (APIError, DockerException, RequestException, OSError) as error:
             detail = getattr(error, "explanation", None) or error
             raise SandboxError(f"Docker: {detail}") from None
-
-
-class _Stream:
-    """What docker-py takes for a file: something that gives its pieces."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._pieces
 
 
 __all__ = ["DockerProvider", "DockerSandbox"]

@@ -4,11 +4,10 @@ The last, partly filled block of a finished sequence is known like a full one; w
 from it gets a copy (copy-on-write). What is only in host memory is loaded back before a sequence
 runs, while it is parked (engines.md §6.3); no step waits for it.
 
-Blocks are reclaimed in this order: free;
-unleased, least recently used first; expired leases; leases by value per block, lowest first.
-A block that a sequence holds is never reclaimed, and a running sequence may reclaim everything
-else: nobody waits for a lease (hard pins deadlocked every engine that shipped them). With host
-memory, what a living conversation loses on the device is demoted to it, not lost.
+Blocks are reclaimed in this order: free; unleased, least recently used first; expired leases;
+leases by value per block, lowest first. A block that a sequence holds is never reclaimed, and a
+running sequence may reclaim everything else: nobody waits for a lease (hard pins deadlocked every
+engine that shipped them). With host memory, what a conversation loses there is demoted.
 """
 
 from collections.abc import Iterable
@@ -16,7 +15,8 @@ from itertools import islice
 
 from drawloom.engine.copies import Copies
 from drawloom.engine.entries import Entry, Match
-from drawloom.engine.index import BlockIndex, block_keys, chain, root
+from drawloom.engine.index import BlockIndex
+from drawloom.engine.keys import block_keys, chain, root
 from drawloom.engine.lineages import Lineages
 from drawloom.engine.records import CacheCounters, WriteThrough, common
 from drawloom.engine.sequence import SamplingParams, Sequence

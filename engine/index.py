@@ -10,33 +10,12 @@ it: no chain has a block whose predecessor is in neither tier. Under a sliding w
 not hold: a block is of use to whoever attends to it, and each is forgotten on its own.
 """
 
-from array import array
 from collections import OrderedDict
-from hashlib import blake2b
 
 from drawloom.engine.blocks import BlockPool
 from drawloom.engine.copies import Copies
 from drawloom.engine.entries import Entry, Load
 from drawloom.engine.sequence import Sequence
-
-
-def chain(parent: bytes, tokens: list[int] | tuple[int, ...]) -> bytes:
-    """The key of a block: blake2b-128 over its parent's key and its tokens."""
-    return blake2b(parent + array("i", tokens).tobytes(), digest_size=16).digest()
-
-
-def root(salt: bytes) -> bytes:
-    """The key before the first token; tenants, weights and adapters differ in their salt."""
-    return blake2b(salt, digest_size=16, person=b"drawloom-kv").digest()
-
-
-def block_keys(size: int, seq: Sequence, blocks: int) -> list[bytes]:
-    """The keys of a sequence's first full blocks of `size` tokens, computed once each."""
-    known = seq.hashes
-    for at in range(len(known), blocks):
-        parent = known[-1] if known else root(seq.salt)
-        known.append(chain(parent, seq.tokens[at * size : (at + 1) * size]))
-    return known
 
 
 class BlockIndex:
@@ -400,4 +379,4 @@ class BlockIndex:
                 assert entry.parent in self.known or entry.parent in roots, "a chain lost a block"
 
 
-__all__ = ["BlockIndex", "block_keys", "chain", "root"]
+__all__ = ["BlockIndex"]

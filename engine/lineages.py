@@ -6,11 +6,11 @@ host memory behind the device, a conversation may also be demoted while nobody n
 prefetched before it returns (engines.md §6.3).
 """
 
-import heapq
 from array import array
 
 from drawloom.engine.entries import Entry
 from drawloom.engine.index import BlockIndex
+from drawloom.engine.leaseorder import LeaseOrder
 from drawloom.engine.records import CacheCounters, Lineage, WriteThrough, common
 from drawloom.engine.sequence import Sequence
 from drawloom.leases import KVReply, LeaseStatus
@@ -32,9 +32,7 @@ class Lineages:
         self.index, self.counters = index, counters
         self._limit, self._write_through = limit, write_through
         self._records: dict[str, Lineage] = {}
-        self._by_value: list[tuple[float, int, str]] = []
-        self._by_expiry: list[tuple[float, int, str]] = []
-        self._versions = 0
+        self._leases = LeaseOrder(self._records)
         self._now = 0.0
         self._demoting: dict[Entry, str] = {}
         self._most = _SLACK
@@ -184,7 +182,7 @@ class Lineages:
             self._demoting.pop(entry, None)
             record.leased += 1
             covered += len(entry.tokens)
-        self._schedule(lineage, record, now + ttl, value)
+        self._leases.add(lineage, now + ttl, value)
         if self._write_through is WriteThrough.LEASED:
             self._save(record.entries)
         whole = record.leased == len(record.entries)
@@ -192,33 +190,12 @@ class Lineages:
         self.counters.lease_clips += not whole
         return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, covered)
 
-    def _schedule(self, name: str, record: Lineage, expires: float, value: float) -> None:
-        self._versions += 1
-        record.version, record.expires, record.broken = self._versions, expires, 0.0
-        if record.leased:
-            density = value / record.leased
-            self._push(self._by_value, (density, record.version, name))
-            self._push(self._by_expiry, (expires, record.version, name))
-
-    def _push(self, heap: list[tuple[float, int, str]], item: tuple[float, int, str]) -> None:
-        """Leases that were replaced leave the heaps when these have outgrown the lineages."""
-        if len(heap) > 2 * len(self._records) + _SLACK:
-            heap[:] = [old for old in heap if self._stands(old[2], old[1])]
-            heapq.heapify(heap)
-        heapq.heappush(heap, item)
-
-    def _stands(self, name: str, version: int) -> Lineage | None:
-        """The lineage whose lease this still is."""
-        record = self._records.get(name)
-        return record if record and record.version == version and record.leased else None
-
     def renew(self, lineage: str, now: float, ttl: float) -> KVReply:
         """Let a lease that holds last until `ttl` seconds from now. `MISSING` if none does."""
         record = self._records.get(lineage)
         if record is None or not record.leased:
             return KVReply(LeaseStatus.MISSING, 0)
-        record.expires = now + ttl
-        self._push(self._by_expiry, (record.expires, record.version, lineage))
+        self._leases.renew(lineage, now + ttl)
         covered = sum(len(e.tokens) for e in record.entries[: record.leased])
         return KVReply(LeaseStatus.ACCEPTED, covered)
 
@@ -327,11 +304,8 @@ class Lineages:
     def expire(self, now: float) -> None:
         """End the leases whose time is over; their blocks count as unleased and just used."""
         self._now = now
-        while self._by_expiry and self._by_expiry[0][0] <= now:
-            _, version, name = heapq.heappop(self._by_expiry)
-            record = self._stands(name, version)
-            if record is not None and record.expires <= now:
-                self._unlease(name, record)
+        for name in self._leases.expired(now):
+            self._unlease(name, self._records[name])
 
     def contents(self, lineage: str) -> tuple[list[int], list[tuple[int, int]]] | None:
         """The tokens of a lineage and, block by block, ``(device block, host block)`` of them,
@@ -352,22 +326,12 @@ class Lineages:
 
     def break_cheapest(self) -> bool:
         """Break the lease of least value per block that frees any; False if none does."""
-        busy = []
-        broken = False
-        while self._by_value and not broken:
-            item = heapq.heappop(self._by_value)
-            record = self._stands(item[2], item[1])
-            if record is None:
-                continue
-            leased = record.entries[: record.leased]
-            if all(e.block >= 0 and self.index.pool.refs(e.block) for e in leased):
-                busy.append(item)  # they are held, by a sequence or a copy: nothing to gain
-                continue
-            self._break(item[2], record)
-            broken = True
-        for item in busy:
-            heapq.heappush(self._by_value, item)
-        return broken
+        refs = self.index.pool.refs
+        name = self._leases.cheapest(lambda e: e.block < 0 or not refs(e.block))
+        if name is None:
+            return False
+        self._break(name, self._records[name])
+        return True
 
     def _break(self, name: str, record: Lineage) -> None:
         self.counters.lease_breaks += 1

@@ -12,7 +12,8 @@ from drawloom.engine import commands as do
 from drawloom.engine.base import EngineInfo, GenerateRequest
 from drawloom.engine.cache import KVCache
 from drawloom.engine.core import EngineCore
-from drawloom.engine.index import BlockIndex, chain, root
+from drawloom.engine.index import BlockIndex
+from drawloom.engine.keys import chain, root
 from drawloom.engine.mock import NumberTokenizer, QuickRunner
 from drawloom.engine.sequence import SamplingParams, Sequence
 from drawloom.leases import LeaseStatus

@@ -83,7 +83,6 @@ class ExecutionGraph:
         self.step_seconds = 0.0
         self.informed = False
         self._errors = [0.0, 0.0]
-        self._returned = self._silent = 0.0
         self.calibrations: dict[str, Calibration] = {}
         self.programs = 0
 
@@ -146,22 +145,6 @@ class ExecutionGraph:
         if outgrew is not None:
             self.told.observe(calls, had, outgrew)
         self._summarise()
-
-    def came_back(self) -> None:
-        """Count a program that went on after it had answered."""
-        self._returned, self._silent = _DECAY * self._returned + 1.0, _DECAY * self._silent
-
-    def fell_silent(self, peak: int) -> None:
-        """Count a program that answered and has not gone on for so long that it may never; `peak`
-        is the most KV tokens that it had for itself."""
-        self._returned, self._silent = _DECAY * self._returned, _DECAY * self._silent + 1.0
-        self.contexts.append(peak)
-        self.usual_peak = int(fmean(self.contexts))
-
-    @property
-    def chance_of_return(self) -> float:
-        """Return the chance that a program goes on after it has answered."""
-        return (self._returned + 1.0) / (self._returned + self._silent + 2.0)
 
     def took(self, jct: float) -> None:
         """Learn the seconds from a program's submission to its end."""

@@ -74,8 +74,6 @@ class Calls:
         program.put(lineage)
         if waiting is not None:
             graph.durations.observe(waiting, now - lineage.since)
-            if not waiting:
-                graph.came_back()
             program.gap = now - lineage.since
             if forecast is not None:
                 graph.calibrate(forecast, now - lineage.since, lineage.state)

@@ -73,6 +73,7 @@ class Scheduler:
         self._returns: list[tuple[float, str, str, float]] = []
         self._absences = Heap[tuple[float, str]](self._is_absent)
         self._absence_wake: float | None = None
+        self._again: float | None = None
         self.calls, self.engines, self.equipment = Calls(self), Engines(self), Equipment(self)
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             ProgramSubmitted: self._submitted,
@@ -167,7 +168,17 @@ class Scheduler:
         if not world.closed:
             for program in self.policy.admit(world, now):
                 actions += self._activate(program, now)
+            actions += self._look_again(now)
         return actions + self.equipment.pools(now)
+
+    def _look_again(self, now: float) -> list[Action]:
+        """Ask for a tick when more programs may be admitted, though nothing else happens."""
+        seconds = None if self.world.held.first is None else self.policy.again(self.world)
+        at = None if seconds is None else now + seconds
+        if at is None or (self._again is not None and self._again <= at):
+            return []
+        self._again = at
+        return self._wake(at)
 
     def _activate(self, program: Program, now: float) -> list[Action]:
         actions: list[Action] = [] if program.begun else [Admit(program.id)]
@@ -250,6 +261,9 @@ class Scheduler:
                 actions.append(PrefetchKV(lineage.engine, name, conversation))
         if self._absence_wake is not None and self._absence_wake <= now:
             actions += self._hold_absent(now) + self.rebalance(now)
+        if self._again is not None and self._again <= now:
+            self._again = None
+            actions += self.rebalance(now)
         if self._next_tick is not None and self._next_tick <= now:
             self._next_tick, self.world.ticked = None, now
             self.policy.tick(self.world, now)
@@ -264,6 +278,8 @@ class Scheduler:
         seconds = self.policy.absent(self.world, program, tools)
         if seconds is None:
             return []
+        if not seconds:
+            return self.pause(program, now)
         program.absent_at = max(now + seconds, program.until)
         self._absences.push((program.absent_at, program.id))
         return self._look_after_absent()
@@ -280,10 +296,7 @@ class Scheduler:
         """Hold the programs that have been absent for too long."""
         actions, self._absence_wake = list[Action](), None
         while (first := self._absences.least) is not None and first[0] <= now:
-            program = self.world.programs[first[1]]
-            if not any(line.waiting for line in program.lineages.values()):
-                self.world.graph(program.about.agent).fell_silent(program.peak)
-            actions += self.pause(program, now)
+            actions += self.pause(self.world.programs[first[1]], now)
         return actions + self._look_after_absent()
 
     def _is_absent(self, entry: tuple[float, str]) -> bool:

@@ -98,6 +98,9 @@ class Drawloom(Policy):
     def claim(self, world: World, program: Program) -> int:
         return self._admission.claim(world, program, program.trial)
 
+    def again(self, world: World) -> float | None:
+        return self._admission.again(world)
+
     def adds(self, world: World, program: Program) -> float:
         return self._admission.adds(world, program)
 

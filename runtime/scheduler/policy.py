@@ -92,6 +92,11 @@ class Policy:
         for `tools`, if that is known; None is never."""
         return None
 
+    def again(self, world: World) -> float | None:
+        """Return after how many seconds more programs may be admitted if nothing happens before;
+        None if that does not depend on time."""
+        return None
+
     def adds(self, world: World, program: Program) -> float:
         """Return the share of the engine's time that a program about to run will take."""
         return 0.0

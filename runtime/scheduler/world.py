@@ -46,6 +46,7 @@ class World:
         calls: calls of active programs there.
         starting: active programs that have not made a call yet.
         load: how busy the engines are.
+        idle: for how many seconds no call has been there.
         usual_jct: the mean seconds from submission to end of programs of any agent.
         ticked: when the policy's clock last ticked.
         pressed: calls that gave way to others at their engine, and have not said anything since.
@@ -75,12 +76,13 @@ class World:
         self.usual_jct: float | None = None
         self.ticked = -1.0
         self.pressed: set[str] = set()
-        self._passed = 0.0
+        self._passed = self.idle = 0.0
 
     def pass_time(self, now: float) -> None:
         """Nothing has changed until `now`."""
         if now > self._passed:
             self.load.pass_time(now - self._passed, self.computing > 0)
+            self.idle = 0.0 if self.computing else self.idle + now - self._passed
         self._passed = now
 
     # --- engines and what they cost -------------------------------------------------------

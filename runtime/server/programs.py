@@ -31,6 +31,7 @@ from typing import Any
 from drawloom.engine.base import Delta, GenerateRequest, Grammar, Usage
 from drawloom.engine.sequence import SamplingParams
 from drawloom.events import (
+    CLIENT,
     Forked,
     LineageEnded,
     ProgramEnded,
@@ -48,7 +49,7 @@ from drawloom.runtime.server.directory import Caller, Directory, HttpProgram, Li
 from drawloom.runtime.server.early import generate_until
 from drawloom.runtime.server.errors import ProgramReleased
 
-AGENT, CLIENT = "http-program", "client"
+AGENT = "http-program"
 """What the scheduler learns of clients under; who answers what called no tool that we see."""
 _OUTPUT = 256
 _LINEAGES = 8

@@ -64,6 +64,7 @@ def ask_everything(policy: Policy, world: World, now: float) -> None:
         policy.look(world, program)
         policy.due(world, program)
         policy.adds(world, program)
+        policy.again(world)
         policy.absent(world, program, None)
         policy.rank(world, program)
         policy.claim(world, program)

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from drawloom.events import (
+    CLIENT,
     Decoded,
     ProgramEnded,
     ProgramSubmitted,
@@ -15,7 +16,7 @@ from drawloom.events import (
     StepReady,
 )
 from drawloom.runtime.server.app import Server
-from drawloom.runtime.server.programs import AGENT, CLIENT
+from drawloom.runtime.server.programs import AGENT
 
 TOOL = {"type": "function", "function": {"name": "get", "parameters": {"type": "object"}}}
 CALL = '<tool_call>\n{"name": "get", "arguments": {}}\n</tool_call>'

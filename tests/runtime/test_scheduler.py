@@ -19,6 +19,7 @@ from drawloom.actions import (
     ReleaseKV,
     StartStep,
     StartTool,
+    Wake,
     WarmEnv,
 )
 from drawloom.cost import CostModel
@@ -114,67 +115,46 @@ def test_beyond_memory_programs_run_while_the_engine_is_known_to_have_time_to_sp
     assert [len(_admitted(_submit(core, f"q{i}"))) for i in range(3)] == [1, 0, 0]
 
 
-@pytest.mark.parametrize(("busy", "admitted"), [(0.9, 0), (0.1, 1)])
-def test_a_moment_between_two_calls_of_a_busy_engine_admits_nobody(
-    busy: float, admitted: int
-) -> None:
-    core = _core(busy=0.85)
-    for name in ("p0", "p1", "p2", "p3", "p4"):
-        _submit(core, name)
-    for name in ("p0", "p1", "p2"):
-        _step(core, name, 100, 1.0)
-    for name in ("p0", "p1"):
-        _finish(core, name, 120, 2.0, "shell")
-    load = core.world.load
-    load.busy, load.coming, load.work, load.cycle = busy, 0.0, 2.0, 2.0  # beyond: more than it has
-    assert len(_admitted(_finish(core, "p2", 120, 2.0, "shell"))) == admitted
-
-
-def _answered(core: Scheduler, name: str, now: float) -> None:
+def _answer(core: Scheduler, name: str, now: float, seconds: float = 1.0) -> None:
     """A program makes one call, which asks for no tool."""
-    _submit(core, name, now)
     _step(core, name, 300, now)
-    _finish(core, name, 310, now + 1.0)
+    _finish(core, name, 310, now + seconds, computed=300)
 
 
-def _seconds_to_a_place(core: Scheduler, now: float) -> float:
-    """Return after how many seconds a new program has one of the places of three that answered."""
-    for number in range(3):
-        _answered(core, f"{now}/{number}", now)
-    if _admitted(_submit(core, f"{now}/new", now + 1.0)):
-        return 0.0
-    for tenths in range(1, 10_000):
-        if _admitted(core.handle(Tick(), now + 1.0 + tenths / 10)):
-            return tenths / 10
-    raise AssertionError("it was held for ever")
-
-
-def test_a_program_that_answered_keeps_its_place_for_what_it_costs_to_compute_again() -> None:
+def test_programs_that_answered_and_may_be_over_hold_up_nobody() -> None:
     core = _core()
-    core.world.cost = CostModel(
-        prefill=0.004
-    )  # 4 s for all memory; it returns in half of the cases
-    assert 1.9 <= _seconds_to_a_place(core, 0.0) <= 2.1
+    for number in range(20):
+        assert _admitted(_submit(core, f"p{number}", number)) == [f"p{number}"]
+        _answer(core, f"p{number}", number, 0.5)
 
 
-def test_places_are_given_up_sooner_where_nobody_goes_on() -> None:
+def test_programs_that_answered_keep_their_places_where_such_go_on() -> None:
     core = _core()
-    core.world.cost = CostModel(prefill=0.004)
-    first = _seconds_to_a_place(core, 0.0)
-    for number in range(1, 12):
-        last = _seconds_to_a_place(core, 100.0 * number)
-    assert last < first / 4
+    _submit(core, "a")
+    for turn in range(10):
+        _answer(core, "a", 2.0 * turn, 1.0)  # goes on after a second
+    for name in "bc":
+        _submit(core, name, 20.0)
+        _answer(core, name, 20.0, 0.1)
+    assert _admitted(_submit(core, "d", 20.2)) == []
+    assert _admitted(core.handle(Tick(), 21.9)) == []
+    assert _admitted(core.handle(Tick(), 22.5)) == ["d"]  # "a" has been silent for two leases
 
 
-def test_places_are_kept_for_longer_where_programs_go_on() -> None:
-    core = _core()
-    core.world.cost = CostModel(prefill=0.004)
-    _answered(core, "talker", 0.0)
-    for turn in range(1, 40):
-        _step(core, "talker", 310, 5.0 * turn)
-        _finish(core, "talker", 310, 5.0 * turn + 0.5)
-    core.handle(ProgramEnded("talker"), 200.0)
-    assert _seconds_to_a_place(core, 300.0) > 3.5
+def test_an_idle_engine_takes_more_once_that_is_worth_what_they_displace() -> None:
+    core = _core(busy=0.85)
+    core.world.cost = CostModel(prefill=0.01)
+    core.world.load.busy = 1.0
+    for name in "abc":
+        _submit(core, name)
+        _step(core, name, 300, 0.0)
+        _finish(core, name, 310, 1.0, "bash", computed=300)  # all wait for a tool
+    actions = _submit(core, "d", 1.0)
+    assert _admitted(actions) == []
+    wakes = [action.at for action in actions if isinstance(action, Wake)]
+    assert wakes == [pytest.approx(1.0 + 3.1)]
+    assert _admitted(core.handle(Tick(), 4.0)) == []
+    assert _admitted(core.handle(Tick(), 4.2)) == ["d"]
 
 
 def test_with_host_memory_behind_it_half_as_much_again_is_promised() -> None:

@@ -4,6 +4,8 @@ from drawloom.runtime.scheduler.parts.parameters import Parameters
 from drawloom.runtime.scheduler.program import Program
 from drawloom.runtime.scheduler.world import World
 
+_INSTANT = 1e-6  # seconds
+
 
 class Admission:
     """Everybody runs."""
@@ -19,6 +21,10 @@ class Admission:
     def adds(self, world: World, program: Program) -> float:
         """Return the share of the engine's time that one more program is expected to take."""
         return 0.0
+
+    def again(self, world: World) -> float | None:
+        """Return after how many seconds more programs may run, if nothing else happens."""
+        return None
 
     def overflows(self, world: World) -> bool:
         """Return whether fewer programs should run."""
@@ -57,7 +63,7 @@ class Throughput(Admission):
             return program.own  # it is held again before it has grown
         graph, p = world.graph(program.about.agent), self.parameters
         guess = program.about.expect_tokens or p.guess * world.capacity
-        count = len(graph.contexts)
+        count = graph.programs
         seen = count * (graph.usual_peak or 0)
         return max(program.own, int((p.believed * guess + seen) / (p.believed + count)))
 
@@ -74,12 +80,15 @@ class Throughput(Admission):
         return wanted <= room or self._pays(world)
 
     def _pays(self, world: World) -> bool:
-        """Return whether the engine has time for one more program beyond memory. While it is idle
-        what that will take is no matter, if it was not busy of late: a moment between two calls
-        is not worth what the program displaces. Nothing is known before a call has ended."""
+        """Return whether the engine has time for one more program beyond memory.
+
+        An idle one has, once it was idle for as long as it takes to compute what the program
+        displaces: a moment between two calls is not worth that. Of a busy one nothing is known
+        before a call has ended.
+        """
         load, busy = world.load, self.parameters.busy
         if not world.computing and not world.starting:
-            return load.expected <= busy
+            return busy >= 0 and self._left(world) <= 0
         return load.measured and load.with_more(self._again(world)) <= busy
 
     def adds(self, world: World, program: Program) -> float:
@@ -92,6 +101,16 @@ class Throughput(Admission):
             return 0.0
         there = min(1.0, world.capacity / max(1, world.own))
         return there * world.cost.recompute(world.own // len(world.active))
+
+    def again(self, world: World) -> float | None:
+        left = self._left(world)
+        idle = not world.computing and not world.starting and self.parameters.busy >= 0
+        return left if idle and left > 0 else None
+
+    def _left(self, world: World) -> float:
+        """Return for how many seconds more an idle engine is to wait; 0 for next to nothing."""
+        left = self._again(world) - world.idle
+        return left if left > _INSTANT else 0.0
 
     def overflows(self, world: World) -> bool:
         beyond = world.own > (1.0 + self._beyond(world)) * world.capacity

@@ -137,8 +137,8 @@ def test_programs_that_answered_keep_their_places_where_such_go_on() -> None:
         _submit(core, name, 20.0)
         _answer(core, name, 20.0, 0.1)
     assert _admitted(_submit(core, "d", 20.2)) == []
-    assert _admitted(core.handle(Tick(), 21.9)) == []
-    assert _admitted(core.handle(Tick(), 22.5)) == ["d"]  # "a" has been silent for two leases
+    assert _admitted(core.handle(Tick(), 23.0)) == []
+    assert _admitted(core.handle(Tick(), 23.5)) == ["d"]  # after two leases of theirs
 
 
 def test_an_idle_engine_takes_more_once_that_is_worth_what_they_displace() -> None:

@@ -51,6 +51,7 @@ class ExecutionGraph:
         chain: its states, and the moves between them.
         shared: tokens that a new program of it finds in the cache.
         usual_peak: the mean of the most KV tokens that finished programs had for themselves.
+        peak_spread: the standard deviation of these.
         usual_span: the mean seconds from admission to end.
         usual_service: the mean seconds that the LLM calls of one took; None before any.
         usual_jct: the mean seconds from submission to end; None before any.
@@ -73,6 +74,7 @@ class ExecutionGraph:
         self.sizes: deque[tuple[int, int, float]] = deque(maxlen=_RECENT)
         self.look, self.told, self.declared = Look(), Look(), Record()
         self.usual_peak: int | None = None
+        self.peak_spread = 0.0
         self.usual_span: float | None = None
         self.usual_jct: float | None = None
         self.usual_service: float | None = None
@@ -152,7 +154,9 @@ class ExecutionGraph:
         self.usual_jct = usual + _LEARN * (jct - usual)
 
     def _summarise(self) -> None:
-        self.usual_peak = int(fmean(self.contexts))
+        mean = fmean(self.contexts)
+        spread = fmean([(peak - mean) ** 2 for peak in self.contexts])
+        self.usual_peak, self.peak_spread = int(mean), spread**0.5
         self.usual_span, self.usual_service = fmean(self.spans), fmean(self.services)
         if calls := sum(steps for steps, _, _ in self.sizes):
             self.step_seconds = sum(service for _, _, service in self.sizes) / calls

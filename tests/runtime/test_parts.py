@@ -285,6 +285,21 @@ def test_two_tiny_programs_do_not_say_that_all_are_tiny() -> None:
     assert len(it.core.world.active) <= 2 * KV / peaks
 
 
+def test_fewer_run_where_peaks_differ() -> None:
+    counts = []
+    for peaks in ((200, 200), (50, 350)):
+        it = Line()
+        for number in range(40):
+            it.submit(f"p{number}", expect_tokens=200)
+            it.ready(f"p{number}")
+            it.done(f"p{number}", peaks[number % 2])
+            it.send(ProgramEnded(f"p{number}"))
+        for number in range(50):
+            it.submit(f"q{number}", expect_tokens=200)
+        counts.append(len(it.core.world.active))
+    assert counts[1] < counts[0]
+
+
 def test_what_many_programs_showed_outweighs_what_one_says_of_itself() -> None:
     it = Line()
     for number in range(40):

@@ -75,7 +75,9 @@ class Throughput(Admission):
         graph = world.graph(program.about.agent)
         if graph.forks and world.calls >= self.parameters.wide:
             return False  # branches share their KV, so memory does not bound their calls
-        wanted = world.claimed + self.claim(world, program, look) + graph.shared
+        spread = graph.peak_spread * (len(world.active) + 1) ** 0.5
+        margin = graph.shared + self.parameters.deviations * spread
+        wanted = world.claimed + self.claim(world, program, look) + margin
         room = (self.parameters.full + self._beyond(world)) * world.capacity
         return wanted <= room or self._pays(world)
 

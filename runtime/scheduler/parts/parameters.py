@@ -11,6 +11,7 @@ class Parameters:
     # behind the device what is too much is copied, not lost.
     full: float = 0.95
     beyond: float = 0.3
+    deviations: float = 1.0  # of the sum of peaks, to spare
     guess: float = 0.125  # of memory: the peak of a program of an unknown agent, or what it said
     believed: float = 2.0  # programs that such a guess counts for; the first to end are the short
     busy: float = 0.85  # of an engine's time: below, memory does not bound admission; -1: it does

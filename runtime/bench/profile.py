@@ -4,10 +4,8 @@ A model's steps are timed over prompts with and without a cached beginning, and 
 contexts that decode; the terms are fitted by least squares, and never negative.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
@@ -140,19 +138,4 @@ def report(core: EngineCore, parameters: int, bytes_: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-def save(cost: dict[str, float], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(cost, indent=2) + "\n")
-
-
-def load(path: Path) -> CostModel:
-    """A cost model that `drawloom profile --out` wrote. Raises `ConfigError`."""
-    try:
-        return CostModel(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is no cost model: {error}; write it with profile --out"
-        ) from None
-
-
-__all__ = ["Profiler", "Sample", "load", "predicted", "profile", "report", "save"]
+__all__ = ["Profiler", "Sample", "predicted", "profile", "report"]

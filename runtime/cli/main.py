@@ -241,8 +241,8 @@ def serve(
         tenant: what one may have, as NAME:weight=2,programs=8,kv_tokens=100000; any of the three.
             Requests say whose they are with the header x-tenant, which nobody checks.
     """
+    from drawloom.cost import CostModel
     from drawloom.events import TenantShare
-    from drawloom.runtime.bench import profile as profiles
     from drawloom.runtime.cli import show
     from drawloom.runtime.runtime import Runtime
     from drawloom.runtime.server import serve as server
@@ -264,7 +264,7 @@ def serve(
         engine=engine.config(),
         isolate=isolate,
         record=False,
-        cost=profiles.load(cost) if cost is not None else None,
+        cost=CostModel.load(cost) if cost is not None else None,
         tenants=map(TenantShare.parse, tenant or ()),
     )
     listener = server.bind(host, port)

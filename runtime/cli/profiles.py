@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from drawloom.cost import CostModel
 from drawloom.engine import checkpoint
 from drawloom.engine.config import EngineConfig, ModelConfig
 from drawloom.engine.loading import load
@@ -27,7 +28,7 @@ def main(model: str, device: str, dtype: str, kv_tokens: int, out: Path | None, 
     found: dict[str, Any] = profile.report(core, parameters, parameters * width)
     core.close()
     if out is not None:
-        profile.save(found["cost"], out)
+        CostModel(**found["cost"]).save(out)
         show.note(f"written to {out}")
     if json:
         show.emit({"model": model, "device": core.info.device} | found)

@@ -85,9 +85,7 @@ def machine(name: str) -> Machine:
     if name in _PRESETS:
         return _PRESETS[name]
     if Path(name).is_file():
-        from drawloom.runtime.bench.profile import load
-
-        return Machine(load(Path(name)), 24 * 1024, 96 * 1024, batch_tokens=512)
+        return Machine(CostModel.load(Path(name)), 24 * 1024, 96 * 1024, batch_tokens=512)
     known = ", ".join(sorted(_PRESETS))
     raise ConfigError(f"machine {name!r}: choose {known}, or a file of `drawloom profile --out`")
 

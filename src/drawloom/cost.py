@@ -1,6 +1,10 @@
 """What computing costs, as the scheduler and the simulator see it."""
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from drawloom.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,25 @@ class CostModel:
     decode_token: float = 0.0
     copy: float = 0.0
     call: float = 0.0
+
+    @classmethod
+    def load(cls, path: Path) -> "CostModel":
+        """Read a cost model that `drawloom profile --out` wrote.
+
+        Raises:
+            ConfigError: the file is none.
+        """
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{path} is no cost model: {error}; write it with profile --out"
+            ) from None
+
+    def save(self, path: Path) -> None:
+        """Write a cost model, for `load`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     def recompute(self, tokens: int) -> float:
         """Seconds that having `tokens` tokens in the cache saves."""

@@ -75,7 +75,8 @@ def _make(kind: type[Exception], arguments: list[Any]) -> Exception | None:
 
 
 def _find(name: str) -> type[Exception] | None:
-    """The class of that name; of one that ran as a script the module's name has changed."""
+    """Return the class of that name. Its module may have another name than when it was recorded: it
+    ran as a script then, or it is one of ours that has moved since."""
     module, _, qualname = name.partition(":")
     if module == "builtins":
         return _builtin(qualname)
@@ -83,7 +84,13 @@ def _find(name: str) -> type[Exception] | None:
     exact = [kind for kind in loaded if kind.__module__ == module]
     if exact:
         return exact[-1]
-    return loaded[0] if len(loaded) == 1 and not module.startswith("drawloom.") else None
+    if len(loaded) != 1:
+        return None
+    return loaded[0] if _is_ours(module) == _is_ours(loaded[0].__module__) else None
+
+
+def _is_ours(module: str) -> bool:
+    return module.startswith("drawloom.")
 
 
 def _builtin(name: str) -> type[Exception] | None:

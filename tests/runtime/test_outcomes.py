@@ -278,6 +278,14 @@ def test_a_class_that_is_not_loaded_comes_back_as_the_nearest_that_is() -> None:
     assert str(back) == "too late"
 
 
+def test_an_error_of_ours_comes_back_after_its_module_has_moved() -> None:
+    record = _stored(record_error(NotKept("not kept")))
+    record["type"] = "drawloom.before:NotKept"
+    assert type(restore_error(record)) is NotKept
+    record["type"] = "elsewhere:NotKept"  # another's, of the same name
+    assert type(restore_error(record)) is ToolError
+
+
 def test_what_an_error_holds_and_cannot_come_back_is_left_out(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

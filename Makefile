@@ -22,7 +22,7 @@ system: .venv/.ready
 
 .PHONY: image
 image: .venv/.ready system
-	@$(BIN)/python -m drawloom.sandbox.images
+	@$(BIN)/python -m drawloom.sandbox.docker.demo_image
 
 demo: setup
 	$(BIN)/drawloom demo $(ARGS)

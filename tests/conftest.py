@@ -39,8 +39,8 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def docker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
     """A Docker engine with the demo's image: the one that answers (None), or a private one that
     runs as long as the tests. Skips where there is none and none can be started."""
-    from drawloom.sandbox.daemon import PrivateDaemon, answers
-    from drawloom.sandbox.images import build_box
+    from drawloom.sandbox.docker.demo_image import build_box
+    from drawloom.sandbox.docker.private_daemon import PrivateDaemon, answers
 
     if answers():
         build_box()

@@ -31,13 +31,13 @@ from drawloom.ids import new_id
 from drawloom.runtime.demo.agent import solve
 from drawloom.runtime.demo.run import docker_engine, make_tasks
 from drawloom.runtime.demo.tasks import BOX
-from drawloom.runtime.runtime import Runtime
-from drawloom.runtime.store import Store
-from drawloom.sandbox.base import Provider
-from drawloom.sandbox.daemon import PrivateDaemon, answers
-from drawloom.sandbox.images import build_box
-from drawloom.sandbox.pool import Pool
-from drawloom.sandbox.sweep import sweep
+from drawloom.runtime.sdk.runtime import Runtime
+from drawloom.runtime.store.store import Store
+from drawloom.sandbox.api.provider import Provider
+from drawloom.sandbox.docker.demo_image import build_box
+from drawloom.sandbox.docker.private_daemon import PrivateDaemon, answers
+from drawloom.sandbox.pool.orphans import sweep
+from drawloom.sandbox.pool.pool import Pool
 
 _BATCH = 20
 
@@ -49,10 +49,10 @@ def open_files() -> int:
 def provider(kind: str, docker: str | None, owner: str = "") -> Provider:
     owner = owner or new_id("store")
     if kind == "process":
-        from drawloom.sandbox.process import ProcessProvider
+        from drawloom.sandbox.local.provider import ProcessProvider
 
         return ProcessProvider(owner)
-    from drawloom.sandbox.docker import DockerProvider
+    from drawloom.sandbox.docker.provider import DockerProvider
 
     return DockerProvider(owner, docker)
 

@@ -3,7 +3,7 @@
 Every operation that a sandboxed template can make passes through the environment: calls, filters,
 operators, output, and, by a statement put into each loop, every turn of a loop. There it is charged
 to the meter of the rendering, so an endless template ends after a fixed amount of work and a huge
-value is refused before it is made; and there its result is tracked (`drawloom.tools.tracked`). The
+value is refused before it is made; and there its result is tracked (`tools/tracked_text.py`). The
 limits are counted, not timed: a rendering ends the same way on every machine, in any thread.
 """
 
@@ -25,8 +25,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from markupsafe import escape
 
-from drawloom.tools.limits import CHARS_A_UNIT, PART, STEP, VALUE, WORK, Meter
-from drawloom.tools.tracked import Tracked, concat, join, spans_of
+from drawloom.tools.template_limits import CHARS_A_UNIT, PART, STEP, VALUE, WORK, Meter
+from drawloom.tools.tracked_text import Tracked, concat, join, spans_of
 
 _AT_ONCE = frozenset("attr count d default first last length".split())
 _PASSES_ON = frozenset(

@@ -14,8 +14,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from drawloom.environments import Env, Sandbox
 from drawloom.errors import ConfigError
+from drawloom.tools.json_schema import Declared, Signature, underlying
 from drawloom.tools.results import render
-from drawloom.tools.schema import Declared, Signature, underlying
 from drawloom.tools.threads import call_in_thread
 
 P = ParamSpec("P")

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from drawloom.engine.kernels.chip import HOPPER, capability, chained, follow, processors
 from drawloom.engine.kernels.decode import TILE, Decodes, Parts, parts_of
-from drawloom.engine.kernels.merge import merge
-from drawloom.engine.kernels.online import LOG2E, fold, settle
+from drawloom.engine.kernels.gpu_arch import HOPPER, capability, chained, follow, processors
+from drawloom.engine.kernels.merge_partials import merge
+from drawloom.engine.kernels.online_softmax import LOG2E, fold, settle
 
 ROWS = 64
 

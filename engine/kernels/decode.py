@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from drawloom.engine.kernels.chip import chained, follow, processors
-from drawloom.engine.kernels.online import LOG2E, fold, settle
+from drawloom.engine.kernels.gpu_arch import chained, follow, processors
+from drawloom.engine.kernels.online_softmax import LOG2E, fold, settle
 from drawloom.engine.kernels.tuning import DECODE
 
 TILE = 64  # parts are so many keys long, or a multiple of it

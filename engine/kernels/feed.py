@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from drawloom.engine.kernels.chip import chained, follow
+from drawloom.engine.kernels.gpu_arch import chained, follow
 
 
 @triton.jit(do_not_specialize=["count", "updates"])

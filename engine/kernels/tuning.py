@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from drawloom.engine.kernels.chip import HOPPER, capability
+from drawloom.engine.kernels.gpu_arch import HOPPER, capability
 
 _TRIES, _IN_A_ROW = 5, 8
 

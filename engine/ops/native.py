@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from drawloom.compile_c import CannotCompile, compiled
 from drawloom.engine.ops.base import BatchMeta
-from drawloom.native import CannotCompile, compiled
 
 # sums may be split over lanes, and clamps become minima and maxima
 _FLAGS = (

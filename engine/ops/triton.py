@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from drawloom.engine.kernels import skinny
+from drawloom.engine.kernels import skinny_gemm
 from drawloom.engine.kernels.cascade import cascade
 from drawloom.engine.kernels.decode import cut, decode
 from drawloom.engine.kernels.prefill import prefill
@@ -19,7 +19,7 @@ class TritonOps(ReferenceOps):
     """Same signatures and results as the reference, by kernels."""
 
     def __init__(self) -> None:
-        self._scratch: skinny.Scratch | None = None
+        self._scratch: skinny_gemm.Scratch | None = None
 
     def rms_norm(
         self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None
@@ -62,23 +62,23 @@ class TritonOps(ReferenceOps):
         return silu_mul(x)
 
     def enter(self, tokens: Tensor, embedding: Tensor, gain: Tensor) -> Stream:
-        return skinny.enter(tokens, embedding, gain)
+        return skinny_gemm.enter(tokens, embedding, gain)
 
     def normed(self, linear: Linear, stream: Stream, eps: float, gated: bool = False) -> Tensor:
         assert isinstance(linear, PlainLinear)
-        return skinny.normed(
+        return skinny_gemm.normed(
             stream, linear.weight, linear.bias, eps=eps, gated=gated, scratch=self._room(stream.x)
         )
 
     def added(self, linear: Linear, x: Tensor, onto: Stream, gain: Tensor) -> Stream:
         assert isinstance(linear, PlainLinear)
-        return skinny.added(
+        return skinny_gemm.added(
             x, linear.weight, linear.bias, onto=onto, gain=gain, scratch=self._room(x)
         )
 
-    def _room(self, x: Tensor) -> skinny.Scratch:
+    def _room(self, x: Tensor) -> skinny_gemm.Scratch:
         if self._scratch is None:
-            self._scratch = skinny.Scratch(x.device)
+            self._scratch = skinny_gemm.Scratch(x.device)
         return self._scratch
 
 

@@ -1,6 +1,6 @@
 """Train the tiny model in the box: about a million parameters, twenty minutes on one CPU core.
 
-    python examples/tinyagent/train.py                    # into runtime/demo/model
+    python examples/tinyagent/train.py                    # into runtime/tinyagent/model
     python examples/tinyagent/train.py --seconds 60 --out /tmp/m
 
 It learns from demonstrations of `drawloom.runtime.demo.tasks`: which tool to call, how to write
@@ -33,11 +33,12 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from drawloom.runtime import tinyagent
 from drawloom.runtime.demo import tasks
 from drawloom.runtime.demo.tasks import Task, make_task
 
-DEMO = Path(tasks.__file__).parent
-TEMPLATE = (DEMO / "chat_template.jinja").read_text()
+BOX = Path(tinyagent.__file__).parent
+TEMPLATE = (BOX / "chat_template.jinja").read_text()
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ADDED = (
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<tools>", "</tools>",
@@ -333,7 +334,7 @@ def save(model: Model, tokenizer: Tokenizer, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=DEMO / "model")
+    parser.add_argument("--out", type=Path, default=BOX / "model")
     parser.add_argument("--seconds", type=float, default=1200, help="CPU seconds to train for")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -14,23 +14,30 @@ from pathlib import Path
 
 import torch
 
-from drawloom.engine.base import GenerateRequest
-from drawloom.engine.checkpoint import dummy
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.config import EngineConfig, ModelConfig
-from drawloom.engine.core import EngineCore
-from drawloom.engine.loading import build
-from drawloom.engine.runner import ModelRunner, pick_device
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.hosting.build import build
+from drawloom.engine.models.checkpoint import dummy
+from drawloom.engine.runners.cpu_runner import ModelRunner, pick_device
 from drawloom.engine.sequence import SamplingParams
-from drawloom.engine.tokenizer import Tokenizer
+from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import ConfigError
-from drawloom.runtime.bench.ceilings import ceilings
-from drawloom.runtime.bench.host import mock_steps, scheduler_step, server
-from drawloom.runtime.bench.lean import Lean
-from drawloom.runtime.bench.returns import Crowd, crowd, decode_step, first_token, returning, run
-from drawloom.runtime.bench.rival import Transformers
-from drawloom.runtime.bench.rows import Row, note, report
-from drawloom.runtime.cli import show
-from drawloom.runtime.opening import tiny_model
+from drawloom.runtime.bench.host_overhead import mock_steps, scheduler_step, server
+from drawloom.runtime.bench.roofline import ceilings
+from drawloom.runtime.bench.session_return import (
+    Crowd,
+    crowd,
+    decode_step,
+    first_token,
+    returning,
+    run,
+)
+from drawloom.runtime.bench.static_cache_baseline import Lean
+from drawloom.runtime.bench.table import Row, note, report
+from drawloom.runtime.bench.transformers_baseline import Transformers
+from drawloom.runtime.console import output as show
+from drawloom.runtime.dispatch.backends import tiny_model
 
 _PROMPT, _OUTPUT = 64, 48
 _PREFILL = 512
@@ -61,7 +68,7 @@ def main(
     """On a GPU see `drawloom.runtime.bench.gpu`."""
     where = pick_device(device)
     if where.type == "cuda":
-        from drawloom.runtime.bench.gpu.main import main as on_gpu
+        from drawloom.runtime.bench.gpu.suite import main as on_gpu
 
         return on_gpu(where, parts, json, out)
     if parts or out is not None:

@@ -4,14 +4,14 @@ from typing import Any
 
 from rich.table import Table
 
-from drawloom.runtime.cli import show
+from drawloom.runtime.console import output
 
 CHIPS = (80, 90)
 
 
 def main(json: bool) -> int:
     """Registers, shared memory and spills of every kernel; 1 if one of them does not fit."""
-    from drawloom.engine.kernels.catalogue import compiled
+    from drawloom.engine.kernels.launch_configs import compiled
 
     rows: list[dict[str, Any]] = []
     for made in compiled(CHIPS):
@@ -23,11 +23,11 @@ def main(json: bool) -> int:
             }
         )  # fmt: skip
         if not json:
-            show.note(f"{made.name} for sm_{made.chip} ({made.form})")
+            output.note(f"{made.name} for sm_{made.chip} ({made.form})")
     if json:
-        show.emit({"kernels": rows})
+        output.emit({"kernels": rows})
     else:
-        show.console().print(_table(rows))
+        output.console().print(_table(rows))
     return 0 if all(row["fits"] for row in rows) else 1
 
 

@@ -16,15 +16,15 @@ import docker
 
 from drawloom.environments import Env
 from drawloom.ids import new_id
-from drawloom.runtime.bench import hidden
-from drawloom.runtime.bench.rows import Row, note, report
+from drawloom.runtime.bench import cold_start_overlap
+from drawloom.runtime.bench.table import Row, note, report
 from drawloom.runtime.demo.run import docker_engine
 from drawloom.runtime.sim.report import quantile
-from drawloom.sandbox.base import KEPT
-from drawloom.sandbox.docker import DockerProvider
-from drawloom.sandbox.images import BOX
-from drawloom.sandbox.live import LiveSandbox
-from drawloom.sandbox.pool import Pool
+from drawloom.sandbox.api.provider import KEPT
+from drawloom.sandbox.api.sandbox import LiveSandbox
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.sandbox.docker.provider import DockerProvider
+from drawloom.sandbox.pool.pool import Pool
 
 _ENV = Env(BOX, memory="64m", pids=64)
 _READY = 8
@@ -213,7 +213,7 @@ class Bench:
         ]  # fmt: skip
 
     async def _hidden(self) -> list[Row]:
-        return await hidden.rows(self._url, _ROUNDS)
+        return await cold_start_overlap.rows(self._url, _ROUNDS)
 
     async def _box(self) -> LiveSandbox:
         return await self.provider.create(_ENV, new_id("box"))

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from drawloom.actions import StartStep, Wake
-from drawloom.events import (
+from drawloom.runtime.console import output
+from drawloom.runtime.scheduler import Scheduler, make_policy
+from drawloom.runtime.scheduler.actions import StartStep, Wake
+from drawloom.runtime.scheduler.events import (
     Decoded,
     EngineUp,
     Event,
@@ -31,8 +33,6 @@ from drawloom.events import (
     ToolFinished,
     ToolStarted,
 )
-from drawloom.runtime.cli import show
-from drawloom.runtime.scheduler import Scheduler, make_policy
 
 _RUNNING, _TOKENS, _CALLS = 256, 150, 40
 _PEAK, _USUAL = 1_000, 590
@@ -197,7 +197,7 @@ def main(policy: str, json: bool) -> int:
         found[name] = {row: measure(name, shape=shape) for row, shape in SHAPES.items()}
         found[name]["memory"] = {"bytes_per_held_program": held_bytes(name)}
     if json:
-        show.emit(found)
+        output.emit(found)
         return 0
     table = Table(
         "policy", "load", "live", "calls that run", "median", "p99", "largest",
@@ -211,7 +211,7 @@ def main(policy: str, json: bool) -> int:
                 continue
             times = (f"{row[key]:.3f} ms" for key in ("median_ms", "p99_ms", "max_ms"))
             table.add_row(name, load, f"{row['live']:,.0f}", f"{row['running']:,.0f}", *times)
-    show.console().print(table)
+    output.console().print(table)
     return 0
 
 

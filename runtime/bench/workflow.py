@@ -21,32 +21,32 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from drawloom.cost import CostModel
-from drawloom.engine.base import EngineStats
-from drawloom.engine.checkpoint import dummy
-from drawloom.engine.core import EngineCore
-from drawloom.engine.local import LocalEngine
+from drawloom.engine.api.engine import EngineStats
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.hosting.thread_engine import LocalEngine
+from drawloom.engine.models.checkpoint import dummy
 from drawloom.environments import Env
+from drawloom.runtime.bench.calibrate import profile
 from drawloom.runtime.bench.engine import engine as make_core
 from drawloom.runtime.bench.engine import shape
-from drawloom.runtime.bench.player import VOCABULARY, Player
-from drawloom.runtime.bench.profile import profile
-from drawloom.runtime.bench.replay import Replay, mean_gaps, mean_prompt, scaled
-from drawloom.runtime.bus import LocalBus
-from drawloom.runtime.cli import show
-from drawloom.runtime.curves import save_curves
-from drawloom.runtime.live import Live
+from drawloom.runtime.bench.replay_scaling import Replay, mean_gaps, mean_prompt, scaled
+from drawloom.runtime.bench.replayer import VOCABULARY, Player
+from drawloom.runtime.console import output as show
+from drawloom.runtime.console.completion_plot import save_curves
+from drawloom.runtime.dispatch.dispatcher import Live
+from drawloom.runtime.dispatch.event_bus import LocalBus
 from drawloom.runtime.scheduler import make_policy
-from drawloom.runtime.sim.generate import generate
-from drawloom.runtime.sim.hosts import Rooms
-from drawloom.runtime.sim.loop import Simulation
+from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.report import isolated, programs
-from drawloom.runtime.sim.running import Ended
+from drawloom.runtime.sim.sim_host import Rooms
+from drawloom.runtime.sim.sim_program import Ended
+from drawloom.runtime.sim.simulation import Simulation
+from drawloom.runtime.sim.synthetic import generate
 from drawloom.runtime.sim.workload import Call, Job, Mix, read
-from drawloom.runtime.store import Store
-from drawloom.sandbox.fake import FakeProvider
-from drawloom.sandbox.pool import Pool, PoolCounters
+from drawloom.runtime.store.store import Store
+from drawloom.sandbox.pool.pool import Pool, PoolCounters
+from drawloom.sandbox.testing.fake import FakeProvider
 
 _CONTEXT = 8_192
 _DIFFERENT = 1.1

@@ -86,7 +86,7 @@ def bench_eviction(
 ) -> int:
     """What is prefilled again when only eviction differs, beside what knows the future."""
     from drawloom.runtime.cli import simulate
-    from drawloom.runtime.sim.compare import Scenario
+    from drawloom.runtime.sim.experiment import Scenario
 
     return simulate.eviction(Scenario(workload, machine, pressure, False, seeds, programs), json)
 
@@ -109,7 +109,7 @@ def bench_ablate(
         burst: programs that arrive at a time.
     """
     from drawloom.runtime.cli import simulate
-    from drawloom.runtime.sim.compare import Scenario
+    from drawloom.runtime.sim.experiment import Scenario
 
     scenario = Scenario(
         workload, machine, pressure, host, seeds=seeds, programs=programs, burst=burst
@@ -138,7 +138,7 @@ def bench_graphs(
         skip: programs that are not counted; until then it learns.
     """
     from drawloom.runtime.cli import simulate
-    from drawloom.runtime.sim.compare import Scenario
+    from drawloom.runtime.sim.experiment import Scenario
 
     scenario = Scenario(workload, machine, pressure, host, seeds, programs, skip)
     return simulate.graphs(scenario, policy, json)
@@ -182,7 +182,7 @@ def bench_unit(
         workload: a trace file that says what environments take to start (swe-docker).
     """
     from drawloom.runtime.cli import simulate
-    from drawloom.runtime.sim.compare import Scenario
+    from drawloom.runtime.sim.experiment import Scenario
 
     return simulate.unit(Scenario(workload, machine, pressure, host, seeds, programs), json)
 
@@ -214,7 +214,7 @@ def bench_workflow(
         plot: a PNG to write, with the share of programs that had ended by each time.
     """
     from drawloom.runtime.bench import workflow
-    from drawloom.runtime.bench.replay import Replay
+    from drawloom.runtime.bench.replay_scaling import Replay
 
     replay = Replay(workload, in_flight, programs, pressure, tokens, host, seed, environments)
     return workflow.main(replay, [name.strip() for name in policy.split(",")], json, plot)

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from rich.table import Table
 
+from drawloom.compile_c import cache_folder
 from drawloom.environments import Env
 from drawloom.errors import SandboxError, SandboxUnavailable
 from drawloom.ids import new_id
-from drawloom.native import cache_folder
-from drawloom.runtime.cli import show
-from drawloom.runtime.opening import tiny_model
-from drawloom.sandbox.daemon import PrivateDaemon, answers
-from drawloom.sandbox.helper import helper_path
-from drawloom.sandbox.process import ProcessProvider
+from drawloom.runtime.console import output
+from drawloom.runtime.dispatch.backends import tiny_model
+from drawloom.sandbox.docker.private_daemon import PrivateDaemon, answers
+from drawloom.sandbox.helper.build import helper_path
+from drawloom.sandbox.local.provider import ProcessProvider
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ def examine() -> list[Finding]:
 def main(json: bool) -> int:
     findings = examine()
     if json:
-        show.emit([asdict(f) for f in findings])
+        output.emit([asdict(f) for f in findings])
         return 0
     table = Table(show_header=False, box=None)
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[yellow]--[/]"
         table.add_row(mark, finding.what, finding.detail)
-    show.console().print(table)
+    output.console().print(table)
     return 0
 
 

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from rich.table import Table
 
 from drawloom.errors import ConfigError, StoreMissing
-from drawloom.graph.execution import ExecutionGraph
-from drawloom.runtime.cli import show
-from drawloom.runtime.store import Store
+from drawloom.graph.execution_graph import ExecutionGraph
+from drawloom.runtime.console import output
+from drawloom.runtime.store.store import Store
 
 
 async def main(url: str, agent: str | None, calibration: bool, json: bool) -> int:
@@ -20,13 +20,13 @@ async def main(url: str, agent: str | None, calibration: bool, json: bool) -> in
         graphs = {agent: graphs[agent]}
     if json:
         found = {name: _calibrations(g) if calibration else _view(g) for name, g in graphs.items()}
-        show.emit(found)
+        output.emit(found)
         return 0
     if not graphs:
         print("nothing was learned here yet: run a program")
     for name, graph in graphs.items():
         table = _calibration_table(name, graph) if calibration else _table(name, graph)
-        show.console().print(table)
+        output.console().print(table)
     return 0
 
 

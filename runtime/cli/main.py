@@ -73,17 +73,17 @@ def demo(
         kv_tokens: tokens of KV cache; too few on purpose for all programs at once.
         out: the folder for demo.html and demo.png.
     """
-    from drawloom.runtime.cli import show
+    from drawloom.runtime.console import output
     from drawloom.runtime.demo import run as demo_run
 
     options = demo_run.DemoOptions(
         programs, questions, gap, rounds, kv_tokens, model, device=device, sandbox=sandbox
     )
-    with demo_run.docker_engine(sandbox) as url, show.demo_progress(json) as progress:
+    with demo_run.docker_engine(sandbox) as url, output.demo_progress(json) as progress:
         outcomes = asyncio.run(demo_run.run_demo(options, url, progress))
     summary = demo_run.summarise(outcomes)
     pictures = demo_run.save_pictures(outcomes, out)
-    show.demo(summary, pictures, json)
+    output.demo(summary, pictures, json)
     return 0
 
 
@@ -241,10 +241,10 @@ def serve(
         tenant: what one may have, as NAME:weight=2,programs=8,kv_tokens=100000; any of the three.
             Requests say whose they are with the header x-tenant, which nobody checks.
     """
-    from drawloom.cost import CostModel
-    from drawloom.events import TenantShare
-    from drawloom.runtime.cli import show
-    from drawloom.runtime.runtime import Runtime
+    from drawloom.runtime.console import output
+    from drawloom.runtime.scheduler.cost import CostModel
+    from drawloom.runtime.scheduler.events import TenantShare
+    from drawloom.runtime.sdk.runtime import Runtime
     from drawloom.runtime.server import serve as server
     from drawloom.runtime.server.access import Access
 
@@ -268,7 +268,7 @@ def serve(
         tenants=map(TenantShare.parse, tenant or ()),
     )
     listener = server.bind(host, port)
-    show.log_to_stderr("drawloom.access")
+    output.log_to_stderr("drawloom.access")
     return asyncio.run(server.serve(runtime, listener, options))
 
 
@@ -338,7 +338,7 @@ def sim(
             nothing to do), sticky (stays), or scatter (each call where there is least to do).
     """
     from drawloom.runtime.cli import simulate
-    from drawloom.runtime.sim.compare import Scenario
+    from drawloom.runtime.sim.experiment import Scenario
 
     scenario = Scenario(
         workload, machine, pressure, host, seeds, programs,

@@ -5,13 +5,13 @@ from typing import Any
 
 from rich.table import Table
 
-from drawloom.cost import CostModel
-from drawloom.engine import checkpoint
 from drawloom.engine.config import EngineConfig, ModelConfig
-from drawloom.engine.loading import load
-from drawloom.runtime.bench import profile
-from drawloom.runtime.cli import show
-from drawloom.runtime.opening import TINY, tiny_model
+from drawloom.engine.hosting.build import load
+from drawloom.engine.models import checkpoint
+from drawloom.runtime.bench import calibrate
+from drawloom.runtime.console import output
+from drawloom.runtime.dispatch.backends import TINY, tiny_model
+from drawloom.runtime.scheduler.cost import CostModel
 
 _KV_TOKENS = 24 * 1024
 
@@ -24,14 +24,14 @@ def main(model: str, device: str, dtype: str, kv_tokens: int, out: Path | None, 
     spec = ModelConfig.load(folder)
     parameters = sum(_count(shape) for shape in checkpoint.shapes(spec).values())
     width = 2 if "bfloat16" in str(getattr(core._runner, "_dtype", "")) else 4
-    show.note(f"measuring {model} on {core.info.device}, some seconds to a minute")
-    found: dict[str, Any] = profile.report(core, parameters, parameters * width)
+    output.note(f"measuring {model} on {core.info.device}, some seconds to a minute")
+    found: dict[str, Any] = calibrate.report(core, parameters, parameters * width)
     core.close()
     if out is not None:
         CostModel(**found["cost"]).save(out)
-        show.note(f"written to {out}")
+        output.note(f"written to {out}")
     if json:
-        show.emit({"model": model, "device": core.info.device} | found)
+        output.emit({"model": model, "device": core.info.device} | found)
         return 0
     table = Table("what", "value", title=f"{model} on {core.info.device}")
     for name, value in found["cost"].items():
@@ -41,7 +41,7 @@ def main(model: str, device: str, dtype: str, kv_tokens: int, out: Path | None, 
     table.add_row("host time of a step", f"{found['host us a step']:,.0f} us")
     for name, value in found["ceilings"].items():
         table.add_row(f"ceiling: {name}", f"{value:,.1f}")
-    show.console().print(table)
+    output.console().print(table)
     return 0
 
 

@@ -21,16 +21,16 @@ from drawloom.errors import (
     ReplayMismatch,
     StoreMissing,
 )
-from drawloom.graph.declared import Graph
-from drawloom.runtime.agent import Agent
-from drawloom.runtime.cli import show
+from drawloom.graph.declared_graph import Graph
 from drawloom.runtime.cli.options import EngineOptions
-from drawloom.runtime.graphs import graph_agent
-from drawloom.runtime.picture import terminal
-from drawloom.runtime.run import Run
-from drawloom.runtime.runtime import Runtime
-from drawloom.runtime.store import Store
-from drawloom.runtime.timeline import read_track
+from drawloom.runtime.console import output
+from drawloom.runtime.console.timeline import read_track
+from drawloom.runtime.console.timeline_render import terminal
+from drawloom.runtime.execution.agent import Agent
+from drawloom.runtime.sdk.graph_agent import graph_agent
+from drawloom.runtime.sdk.run import Run
+from drawloom.runtime.sdk.runtime import Runtime
+from drawloom.runtime.store.store import Store
 from drawloom.tools.tool import Tool
 
 
@@ -153,7 +153,7 @@ async def run(entry: str, words: list[str], options: Options, json: bool) -> int
 async def serve_tools(entries: list[str], options: Options) -> int:
     """Until the client hangs up."""
     try:
-        from drawloom.runtime.server.mcp import ToolServer
+        from drawloom.runtime.server.mcp_server import ToolServer
     except ImportError as error:
         raise ConfigError(f"{error}: pip install 'drawloom[mcp]'") from None
     tools = [load_tool(entry) for entry in entries]
@@ -193,7 +193,7 @@ async def _finish(run: Run[Any], json: bool) -> int:
     except Exception as error:
         raise DrawloomError(f"program {run.id} failed: {type(error).__name__}: {error}") from error
     if json:
-        show.emit({"program": run.id, "result": result})
+        output.emit({"program": run.id, "result": result})
     else:
         print(result)
     return 0
@@ -203,7 +203,7 @@ async def ps(url: str, limit: int, json: bool) -> int:
     try:
         store = Store(url, write=False)
     except StoreMissing:
-        show.emit([]) if json else print("no program was ever run here")
+        output.emit([]) if json else print("no program was ever run here")
         return 0
     try:
         rows, owned = await store.programs(limit), await store.is_owned()
@@ -213,7 +213,7 @@ async def ps(url: str, limit: int, json: bool) -> int:
     rows = [replace(r, status="interrupted") if r.open and not owned else r for r in rows]
     if json:
         names = ("id", "agent", "status", "created", "started", "ended", "result", "error")
-        show.emit([{name: getattr(row, name) for name in names} for row in rows])
+        output.emit([{name: getattr(row, name) for name in names} for row in rows])
         return 0
     table = Table("program", "agent", "status", "created", "seconds", "result")
     for row in rows:
@@ -221,7 +221,7 @@ async def ps(url: str, limit: int, json: bool) -> int:
         created = datetime.fromtimestamp(row.created).strftime("%Y-%m-%d %H:%M:%S")
         outcome = str(row.error or ("" if row.result is None else row.result))[:60]
         table.add_row(row.id, row.agent, row.status, created, took, Text(outcome))
-    show.console().print(table)
+    output.console().print(table)
     return 0
 
 
@@ -239,9 +239,9 @@ async def trace(program: str, url: str, json: bool) -> int:
         ]
         made = [{"at": d.at, "kind": d.kind, **d.detail} for d in decisions]
         about = {"program": program, "status": track.status, "error": track.error}
-        show.emit(about | {"bars": bars, "decisions": made})
+        output.emit(about | {"bars": bars, "decisions": made})
         return 0
-    out = show.console()
+    out = output.console()
     out.print(
         f"{track.program}  {track.agent}  {track.status}  {track.ended - track.created:.2f} s"
     )

@@ -24,12 +24,12 @@ from drawloom.errors import (
     SandboxError,
     SandboxUnavailable,
 )
-from drawloom.runtime.cli import show
-from drawloom.runtime.environments import program_of
-from drawloom.runtime.store import Store
-from drawloom.sandbox.base import KEPT, LABEL, Provider
-from drawloom.sandbox.daemon import answers
-from drawloom.sandbox.sweep import sweep
+from drawloom.runtime.console import output
+from drawloom.runtime.dispatch.env_leases import program_of
+from drawloom.runtime.store.store import Store
+from drawloom.sandbox.api.provider import KEPT, LABEL, Provider
+from drawloom.sandbox.docker.private_daemon import answers
+from drawloom.sandbox.pool.orphans import sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,13 @@ class HostOptions:
 async def ls(docker: str | None, json: bool) -> int:
     found = _containers(docker) + _folders()
     if json:
-        show.emit(found)
+        output.emit(found)
         return 0
     table = Table("environment", "kind", "owner", "age")
     for box in found:
         age = f"{time.time() - box['created']:.0f} s" if box["created"] else ""
         table.add_row(box["id"], box["kind"], box["owner"], age)
-    show.console().print(table if found else "no environments")
+    output.console().print(table if found else "no environments")
     return 0
 
 
@@ -61,7 +61,7 @@ async def gc(url: str, docker: str | None, all: bool, json: bool) -> int:
     """What belongs to programs that may still be resumed stays, unless `all`."""
     removed = _remove_all(docker) if all else await _collect(url, docker)
     if json:
-        show.emit({"removed": removed})
+        output.emit({"removed": removed})
     else:
         print(f"{len(removed)} environments removed")
     return 0
@@ -87,8 +87,8 @@ async def _collect(url: str, docker: str | None) -> list[str]:
 
 
 def _providers(owner: str, docker: str | None) -> list[Provider]:
-    from drawloom.sandbox.docker import DockerProvider
-    from drawloom.sandbox.process import ProcessProvider
+    from drawloom.sandbox.docker.provider import DockerProvider
+    from drawloom.sandbox.local.provider import ProcessProvider
 
     found: list[Provider] = [ProcessProvider(owner)]
     try:
@@ -144,7 +144,7 @@ def _inside(work: str) -> int:
 async def host(broker: str, docker: str | None, options: HostOptions) -> int:
     """Until it is interrupted or terminated; then everything that it ran is ended."""
     from drawloom.sandbox.remote.broker import Broker
-    from drawloom.sandbox.remote.host import SandboxHost
+    from drawloom.sandbox.remote.host_agent import SandboxHost
     from drawloom.sandbox.remote.lease import helper_ttl
 
     ttl = helper_ttl(options.lease)
@@ -169,8 +169,8 @@ async def host(broker: str, docker: str | None, options: HostOptions) -> int:
 def _offered(
     kind: str, docker: str | None, ttl: float
 ) -> tuple[str, Callable[[str], Awaitable[Provider]]]:
-    from drawloom.sandbox.docker import DockerProvider
-    from drawloom.sandbox.process import ProcessProvider
+    from drawloom.sandbox.docker.provider import DockerProvider
+    from drawloom.sandbox.local.provider import ProcessProvider
 
     if kind not in ("auto", "docker", "process"):
         raise ConfigError(f"a host offers auto, docker or process, not {kind!r}")

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.cli import show
+from drawloom.runtime.console import output
 
 _SECONDS = 10.0
 
@@ -18,7 +18,7 @@ def ps(url: str, key: str, limit: int, json: bool) -> int:
     found = _get(f"{url.rstrip('/').removesuffix('/v1')}/v1/programs", key)["data"]
     rows = sorted(found, key=lambda row: row["idle_s"])[:limit]
     if json:
-        show.emit(rows)
+        output.emit(rows)
         return 0
     table = Table("program", "tenant", "status", "conversations", "tokens", "idle")
     for row in rows:
@@ -26,7 +26,7 @@ def ps(url: str, key: str, limit: int, json: bool) -> int:
             row["program_id"], row["tenant"], row["status"], str(row["conversations"]),
             str(row["tokens"]), f"{row['idle_s']:.0f} s",
         )  # fmt: skip
-    show.console().print(table)
+    output.console().print(table)
     return 0
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from rich.table import Table
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.cli import show
-from drawloom.runtime.curves import save_lines
+from drawloom.runtime.console import output
+from drawloom.runtime.console.completion_plot import save_lines
 from drawloom.runtime.scheduler import policy_names
-from drawloom.runtime.sim.ablate import ablate
-from drawloom.runtime.sim.compare import Scenario, compare, evictions
-from drawloom.runtime.sim.load import Point, over_load
-from drawloom.runtime.sim.reference import Clairvoyant, fastest, knowable
-from drawloom.runtime.sim.tenants import CLASSES, compare_tenants
-from drawloom.runtime.sim.unit import compare_units
+from drawloom.runtime.sim.ablation import ablate
+from drawloom.runtime.sim.coscheduling import compare_units
+from drawloom.runtime.sim.experiment import Scenario, compare, evictions
+from drawloom.runtime.sim.fairness import CLASSES, compare_tenants
+from drawloom.runtime.sim.load_curves import Point, over_load
+from drawloom.runtime.sim.oracle import Clairvoyant, fastest, knowable
 
 _SHOWN = {
     "jct_mean_s": ("JCT mean", "{:,.0f} s"),
@@ -40,11 +40,11 @@ def main(scenario: Scenario, policy: str, json: bool) -> int:
 
     def progress(name: str, seconds: float) -> None:
         if not json:
-            show.note(f"{name}: mean JCT {seconds:,.0f} s")
+            output.note(f"{name}: mean JCT {seconds:,.0f} s")
 
     found = compare(scenario, chosen, progress)
     if json:
-        show.emit({"scenario": asdict(scenario), "policies": found})
+        output.emit({"scenario": asdict(scenario), "policies": found})
         return 0
     shown = dict(_SHOWN)
     groups = [key for key in next(iter(found.values())) if key.startswith("jct_mean_s, ")]
@@ -57,17 +57,17 @@ def main(scenario: Scenario, policy: str, json: bool) -> int:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in sorted(found.items(), key=lambda item: item[1]["jct_mean_s"]):
         table.add_row(name, *(form.format(row[key]) for key, (_, form) in shown.items()))
-    show.console().print(table)
+    output.console().print(table)
     jobs, engine = scenario.population(), scenario.engine()
     share = knowable(jobs, engine.cost)
-    show.note(
+    output.note(
         f"Whoever knows no future can win at most {share:.0%} of what the clairvoyant's order wins."
     )
-    show.note(
+    output.note(
         f"No schedule makes more than {scenario.replicas * fastest(jobs, engine):,.0f} tokens a "
         "second of such programs here, were memory always full."
     )
-    show.note("TTFT: of later calls. Recomputed: of new tokens. SLO: JCT within 1.5 times alone.")
+    output.note("TTFT: of later calls. Recomputed: of new tokens. SLO: JCT within 1.5 times alone.")
     return 0
 
 
@@ -91,14 +91,14 @@ def curves(
     def progress(point: Point) -> None:
         if not json:
             best = min(point.policies, key=lambda name: point.policies[name]["jct_mean_s"])
-            show.note(f"memory {point.memory:g}, load {point.load:g}: {best} is first")
+            output.note(f"memory {point.memory:g}, load {point.load:g}: {best} is first")
 
     names = everybody if policy == "all" else chosen
     points = over_load(scenario, names, loads, memories, progress)
     if picture is not None:
         _draw(picture, scenario, points)
     if json:
-        show.emit({"scenario": asdict(scenario), "points": [asdict(point) for point in points]})
+        output.emit({"scenario": asdict(scenario), "points": [asdict(point) for point in points]})
         return 0
     title = replace(scenario, pressure=0.0).describe().replace(", no limit", "")
     table = Table("memory", "load", "policy", title=title)
@@ -110,8 +110,8 @@ def curves(
         for name, row in rows:
             table.add_row(*where, name, *(form.format(row[k]) for k, (_, form) in _CURVE.items()))
         table.add_section()
-    show.console().print(table)
-    show.note("Load: arrivals over what a backlog ends under the best of fcfs-lru and a cap.")
+    output.console().print(table)
+    output.note("Load: arrivals over what a backlog ends under the best of fcfs-lru and a cap.")
     return 0
 
 
@@ -145,7 +145,7 @@ def ablation(scenario: Scenario, json: bool) -> int:
     """Print the figures of the policy without each of its parts. Raises `ConfigError`."""
     found = ablate(scenario)
     if json:
-        show.emit({"scenario": asdict(scenario), "variants": found})
+        output.emit({"scenario": asdict(scenario), "variants": found})
         return 0
     table = Table(title=f"drawloom without its parts: {scenario.describe()}")
     table.add_column("variant", no_wrap=True)
@@ -156,7 +156,7 @@ def ablation(scenario: Scenario, json: bool) -> int:
     for name, row in found.items():
         beside = f"{row['jct_mean_s'] / whole - 1:+.1%}"
         table.add_row(name, beside, *(form.format(row[key]) for key, (_, form) in _SHOWN.items()))
-    show.console().print(table)
+    output.console().print(table)
     return 0
 
 
@@ -164,7 +164,7 @@ def eviction(scenario: Scenario, json: bool) -> int:
     """Raises `ConfigError` for a workload or machine that there is not."""
     found = evictions(scenario)
     if json:
-        show.emit({"scenario": asdict(scenario), "policies": found})
+        output.emit({"scenario": asdict(scenario), "policies": found})
         return 0
     title = f"{scenario.workload} on {scenario.machine_name}, {scenario.pressure:g}, fcfs-lru order"
     table = Table("gives up", "prefilled again", "ratio", title=title)
@@ -172,7 +172,7 @@ def eviction(scenario: Scenario, json: bool) -> int:
     for name, row in found.items():
         tokens = f"{row['recomputed_tokens']:,.0f} tokens"
         table.add_row(names.get(name, name), tokens, f"{row['ratio']:.3f}")
-    show.console().print(table)
+    output.console().print(table)
     return 0
 
 
@@ -186,14 +186,14 @@ def graphs(scenario: Scenario, policy: str, json: bool) -> int:
     for row in found.values():
         row["times_blind"] = blind / row["jct_mean_s"]
     if json:
-        show.emit({"scenario": asdict(scenario), "policy": policy, "knows": found})
+        output.emit({"scenario": asdict(scenario), "policy": policy, "knows": found})
         return 0
     title = f"{scenario.workload} under {policy}, after {scenario.skip} programs"
     table = Table("its graph is", "JCT mean", "p99", "beside blind", title=title)
     for knows, row in found.items():
         seconds = (f"{row[key]:,.0f} s" for key in ("jct_mean_s", "jct_p99_s"))
         table.add_row(knows, *seconds, f"{row['times_blind']:.2f}x")
-    show.console().print(table)
+    output.console().print(table)
     return 0
 
 
@@ -202,14 +202,14 @@ def unit(scenario: Scenario, json: bool) -> int:
 
     def progress(name: str, seconds: float) -> None:
         if not json:
-            show.note(f"{name}: mean JCT {seconds:,.0f} s")
+            output.note(f"{name}: mean JCT {seconds:,.0f} s")
 
     found = compare_units(scenario, progress)
     ours = found["drawloom"]["jct_mean_s"]
     for row in found.values():
         row["times_drawloom"] = row["jct_mean_s"] / ours
     if json:
-        show.emit({"scenario": asdict(scenario), "policies": found})
+        output.emit({"scenario": asdict(scenario), "policies": found})
         return 0
     title = f"{scenario.workload}, environments for a third, tool slots for a fifth"
     table = Table(title=title)
@@ -222,8 +222,8 @@ def unit(scenario: Scenario, json: bool) -> int:
             f"{row['jct_p99_s']:,.0f} s", f"{row['stretch_max']:,.0f}",
             f"{row['env_stall_s']:,.0f} s", f"{row['env_taken_s']:,.0f} s",
         )  # fmt: skip
-    show.console().print(table)
-    show.note("Env stall: a program's wait for its environment. In a place: what it took of one.")
+    output.console().print(table)
+    output.note("Env stall: a program's wait for its environment. In a place: what it took of one.")
     return 0
 
 
@@ -233,7 +233,7 @@ def tenants(
     """Raises `ConfigError` for a policy or machine that there is not."""
     found = compare_tenants([name.strip() for name in policies], machine, load, minutes, seeds)
     if json:
-        show.emit({"machine": machine, "load": load, "policies": found})
+        output.emit({"machine": machine, "load": load, "policies": found})
         return 0
     first = next(iter(found.values()))
     title = (
@@ -245,7 +245,7 @@ def tenants(
         shares = [row[f"slo_{kind}"] for kind in CLASSES] + [row["slo"]]
         stretch = (f"{row[key]:.2f}" for key in ("stretch_mean", "stretch_p99"))
         table.add_row(name, *(f"{share:.1%}" for share in shares), *stretch)
-    show.console().print(table)
+    output.console().print(table)
     return 0
 
 

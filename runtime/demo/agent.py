@@ -1,9 +1,9 @@
 """The demo's agent: a plain loop over turns and tool calls."""
 
-from drawloom.runtime.agent import agent
-from drawloom.runtime.budget import Budget
-from drawloom.runtime.chat import Chat
 from drawloom.runtime.demo import tasks
+from drawloom.runtime.execution.agent import agent
+from drawloom.runtime.execution.budget import Budget
+from drawloom.runtime.sdk.chat import Chat
 
 
 @agent(

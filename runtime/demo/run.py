@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from drawloom.engine.base import EngineStats
+from drawloom.engine.api.engine import EngineStats
 from drawloom.errors import DrawloomError
+from drawloom.runtime.console.timeline import Activity, Track, make_track
+from drawloom.runtime.console.timeline_render import Panel
 from drawloom.runtime.demo.agent import solve
 from drawloom.runtime.demo.tasks import BOX, Task, make_task
-from drawloom.runtime.opening import TINY
-from drawloom.runtime.picture import Panel
-from drawloom.runtime.run import Run
-from drawloom.runtime.runtime import Runtime
-from drawloom.runtime.timeline import Activity, Track, make_track
-from drawloom.sandbox.daemon import PrivateDaemon, answers
-from drawloom.sandbox.images import build_box
+from drawloom.runtime.dispatch.backends import TINY
+from drawloom.runtime.sdk.run import Run
+from drawloom.runtime.sdk.runtime import Runtime
+from drawloom.sandbox.docker.demo_image import build_box
+from drawloom.sandbox.docker.private_daemon import PrivateDaemon, answers
 
 POLICIES = ("fcfs-lru", "drawloom")
 # most answers are found in long observations, as in life; contexts stay within the model's 2,048
@@ -336,7 +336,7 @@ def panels(outcomes: dict[str, list[Outcome]]) -> list[Panel]:
 
 def save_pictures(outcomes: dict[str, list[Outcome]], folder: Path) -> list[Path]:
     """Write ``demo.html`` and ``demo.png``."""
-    from drawloom.runtime.picture import save_html, save_png
+    from drawloom.runtime.console.timeline_render import save_html, save_png
 
     made = panels(outcomes)
     heading = (

@@ -5,7 +5,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from drawloom.runtime.scheduler.program import Lineage
+    from drawloom.runtime.scheduler.program_state import Lineage
 
 _SLACK = 64
 

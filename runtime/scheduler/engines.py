@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from drawloom.actions import Action
-from drawloom.events import EngineDown, EngineDrain, EngineLoad, EngineUp
-from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.scheduler.actions import Action
+from drawloom.runtime.scheduler.events import EngineDown, EngineDrain, EngineLoad, EngineUp
+from drawloom.runtime.scheduler.program_state import Program
 
 if TYPE_CHECKING:
-    from drawloom.runtime.scheduler.core import Scheduler
+    from drawloom.runtime.scheduler.scheduler import Scheduler
 
 
 class Engines:

@@ -3,16 +3,16 @@
 The core keeps the books and asks; a policy answers from the world and the time. This base class
 is the policy of a request-level server: everybody runs, calls go in order of arrival, nothing is
 kept but by the cache's own least-recently-used rule. Each policy overrides what it is about, on
-one page. `runtime/scheduler/registry.py` knows them by name.
+one page. `runtime/scheduler/policies/registry.py` knows them by name.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 
-from drawloom.events import StepReady, ToolReady
-from drawloom.runtime.scheduler.program import Lineage, Program, Rank
-from drawloom.runtime.scheduler.world import World
+from drawloom.runtime.scheduler.events import StepReady, ToolReady
+from drawloom.runtime.scheduler.program_state import Lineage, Program, Rank
+from drawloom.runtime.scheduler.state import World
 
 
 @dataclass(frozen=True, slots=True)

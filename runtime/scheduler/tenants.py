@@ -11,8 +11,8 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from drawloom.events import TenantShare
-from drawloom.runtime.scheduler.program import Program
+from drawloom.runtime.scheduler.events import TenantShare
+from drawloom.runtime.scheduler.program_state import Program
 
 _LEARN = 0.05
 _CREDIT = 8.0

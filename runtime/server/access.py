@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.server.wire import HttpError
+from drawloom.runtime.server.openai_requests import HttpError
 
 _OPEN_PATHS = frozenset({"/health"})  # load balancers probe it without a key
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from drawloom.engine.base import Usage
+from drawloom.engine.api.engine import Usage
 
 log = logging.getLogger("drawloom.access")
 

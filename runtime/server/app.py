@@ -16,26 +16,26 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from drawloom.engine.base import Usage
+from drawloom.engine.api.engine import Usage
 from drawloom.errors import DrawloomError, EngineClosed
 from drawloom.ids import new_id
-from drawloom.runtime.runtime import Runtime
+from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server import openapi
 from drawloom.runtime.server.access_log import RECORD, AccessLog, Record
-from drawloom.runtime.server.chat import ChatCompletion, Event, Served
+from drawloom.runtime.server.chat_completions import ChatCompletion, Event, Served
 from drawloom.runtime.server.completions import Completion
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.drain import Drain, shutting_down
 from drawloom.runtime.server.errors import HttpError, parse, wire_error
 from drawloom.runtime.server.metrics import Timings, render
 from drawloom.runtime.server.names import header_name, header_value, program_name
-from drawloom.runtime.server.programs import Programs
-from drawloom.runtime.server.wire import (
+from drawloom.runtime.server.openai_requests import (
     ChatRequest,
     CompletionRequest,
     ReleaseRequest,
     Sampling,
 )
+from drawloom.runtime.server.sessions import Programs
 
 log = logging.getLogger("drawloom.server")
 

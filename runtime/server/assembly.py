@@ -8,10 +8,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from drawloom.engine.base import Delta, Usage
+from drawloom.engine.api.engine import Delta, Usage
 from drawloom.engine.sequence import FinishReason
-from drawloom.tools.calls import new_call_id
 from drawloom.tools.parsers import Closed, Named, Parser, Piece, Reasoning, Text
+from drawloom.tools.tool_call import new_call_id
 
 Event = dict[str, Any]
 Spell = Callable[[int], str]

@@ -5,17 +5,17 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from drawloom.engine.base import Delta, Usage
+from drawloom.engine.api.engine import Delta, Usage
 from drawloom.engine.sequence import FinishReason
 from drawloom.errors import ContextTooLong
 from drawloom.ids import new_id
 from drawloom.runtime.server.assembly import Event
-from drawloom.runtime.server.chat import Served, usage
+from drawloom.runtime.server.chat_completions import Served, usage
 from drawloom.runtime.server.conversation import PlainRecord, TextRequest, packed
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.errors import HttpError, context_too_long
+from drawloom.runtime.server.openai_requests import CompletionRequest, check_ids
 from drawloom.runtime.server.prompting import in_pool
-from drawloom.runtime.server.wire import CompletionRequest, check_ids
 
 
 class Completion:

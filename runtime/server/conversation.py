@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from drawloom.prompts import Prompt
 from drawloom.runtime.server.assembly import PlainParser
 from drawloom.runtime.server.history import Entry, beginning, read_entry
-from drawloom.runtime.server.wire import Message
+from drawloom.runtime.server.openai_requests import Message
 from drawloom.tools.parsers import Parser
 
 

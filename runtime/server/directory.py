@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from drawloom.ids import new_id
-from drawloom.runtime.budget import Account
+from drawloom.runtime.execution.budget import Account
 from drawloom.runtime.server.conversation import Match, PlainRecord, Record, Request
 
 _NAMELESS = 1024

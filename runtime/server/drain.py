@@ -9,7 +9,7 @@ import asyncio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drawloom.runtime.server.access import respond
-from drawloom.runtime.server.wire import HttpError
+from drawloom.runtime.server.openai_requests import HttpError
 
 _ALWAYS = frozenset({"/health", "/metrics"})
 _LAST_WORDS_SECONDS = 2.0

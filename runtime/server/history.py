@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from drawloom.runtime.server.wire import Message
+from drawloom.runtime.server.openai_requests import Message
 
 _ROLES = {"developer": "system", "function": "tool"}
 _CLOSE = "</think>"

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from drawloom.runtime.server import answers
-from drawloom.runtime.server.wire import ChatRequest, CompletionRequest, ReleaseRequest
+from drawloom.runtime.server import openai_answers as answers
+from drawloom.runtime.server.openai_requests import ChatRequest, CompletionRequest, ReleaseRequest
 
 Json = dict[str, Any]
 _REF = "#/components/schemas/{model}"

@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from drawloom.engine.base import Delta
+from drawloom.engine.api.engine import Delta
 from drawloom.engine.sequence import FinishReason
-from drawloom.engine.tokenizer import Tokenizer
+from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import ConfigError, ContextTooLong
 from drawloom.prompts import Prompt, clip
 from drawloom.runtime.server.assembly import Assembly
 from drawloom.runtime.server.conversation import Answer, ChatTurn, Mark, Match, Record
 from drawloom.runtime.server.history import Entry, read_entry
-from drawloom.runtime.server.wire import Message
-from drawloom.tools.template import ChatTemplate
+from drawloom.runtime.server.openai_requests import Message
+from drawloom.tools.chat_template import ChatTemplate
 
 T = TypeVar("T")
 _WORKERS = 2

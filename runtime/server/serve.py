@@ -12,10 +12,10 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from drawloom.engine.base import EngineInfo
+from drawloom.engine.api.engine import EngineInfo
 from drawloom.errors import ConfigError, EngineClosed
-from drawloom.runtime.cli import show
-from drawloom.runtime.runtime import Runtime
+from drawloom.runtime.console import output
+from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server.access import Access, Guard
 from drawloom.runtime.server.app import Server
 
@@ -151,14 +151,14 @@ async def serve(runtime: Runtime, listener: socket.socket, options: ServeOptions
 
 async def _drain(server: Server, seconds: float) -> None:
     if server.drain.running:
-        show.note(
+        output.note(
             f"{server.drain.running} requests may go on for {seconds:g} s; "
             "the same signal again ends them now"
         )
     if await server.stop(seconds):
-        show.note("stopped; everything was released")
+        output.note("stopped; everything was released")
     else:
-        show.note("stopped; what still ran was ended with an error, everything was released")
+        output.note("stopped; what still ran was ended with an error, everything was released")
 
 
 @contextlib.contextmanager
@@ -212,12 +212,12 @@ def _announce(server: Server, listener: socket.socket, access: Access) -> None:
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     url = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
     for line in describe(server.live.engine.info, server.live.scheduler.policy.name):
-        show.note(line)
+        output.note(line)
     key = "with a key" if access.keys else "no key is asked for"
-    show.note(f"{server.served.model} at {url}/v1 ({key})")
+    output.note(f"{server.served.model} at {url}/v1 ({key})")
     shown = "$DRAWLOOM_API_KEY" if access.keys else "none"
-    show.note(f"  any OpenAI client: export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={shown}")
-    show.note(f"  its programs: drawloom ps --server {url}; its metrics: {url}/metrics")
+    output.note(f"  any OpenAI client: export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={shown}")
+    output.note(f"  its programs: drawloom ps --server {url}; its metrics: {url}/metrics")
 
 
 __all__ = ["ServeOptions", "bind", "describe", "listening", "serve"]

@@ -13,17 +13,24 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from drawloom.actions import LeaseKV, ReleaseKV
-from drawloom.engine.cache import KVCache
+from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.sequence import Sequence as EngineSequence
 from drawloom.errors import EngineError
-from drawloom.events import EngineUp, Event, ProgramEnded, ProgramSubmitted, StepFinished, StepReady
 from drawloom.runtime.scheduler import Policy, Scheduler
-from drawloom.runtime.scheduler.drawloom import Drawloom
-from drawloom.runtime.scheduler.program import Program
-from drawloom.runtime.scheduler.world import World
+from drawloom.runtime.scheduler.actions import LeaseKV, ReleaseKV
+from drawloom.runtime.scheduler.events import (
+    EngineUp,
+    Event,
+    ProgramEnded,
+    ProgramSubmitted,
+    StepFinished,
+    StepReady,
+)
+from drawloom.runtime.scheduler.policies.drawloom import Drawloom
+from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.state import World
 from drawloom.runtime.sim.presets import Machine
-from drawloom.runtime.sim.work import BLOCK, Work, sequence
+from drawloom.runtime.sim.sim_calls import BLOCK, Work, sequence
 from drawloom.runtime.sim.workload import Job
 
 

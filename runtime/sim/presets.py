@@ -20,8 +20,8 @@ long prefix less; decode 60, 430 and 650 tokens/s at 1, 8 and 16 sequences.
 from dataclasses import dataclass
 from pathlib import Path
 
-from drawloom.cost import CostModel
 from drawloom.errors import ConfigError
+from drawloom.runtime.scheduler.cost import CostModel
 
 
 @dataclass(frozen=True, slots=True)

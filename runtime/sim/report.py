@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from drawloom.runtime.sim.presets import Machine
-from drawloom.runtime.sim.running import Ended, Outcome
+from drawloom.runtime.sim.sim_program import Ended, Outcome
 from drawloom.runtime.sim.workload import Job
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.scheduler.fleet import ROUTING
-from drawloom.runtime.sim.fixed import FIXED, draw_fixed
-from drawloom.runtime.sim.generate import KINDS, generate
+from drawloom.runtime.scheduler.multi_engine import ROUTING
+from drawloom.runtime.sim.fixed_workloads import FIXED, draw_fixed
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.report import isolated
+from drawloom.runtime.sim.synthetic import KINDS, generate
 from drawloom.runtime.sim.workload import Job, Mix, in_flight, read
 
 _ROUNDS = 4

@@ -9,12 +9,12 @@ import itertools
 
 from drawloom.environments import Env
 from drawloom.errors import ImageNotFound, SandboxDied, SandboxError
-from drawloom.sandbox.base import Disk, Doors, OwnedSandbox, Snapshot
-from drawloom.sandbox.live import LiveSandbox
-from drawloom.sandbox.remote.box import RemoteSandbox
+from drawloom.sandbox.api.provider import Disk, Doors, OwnedSandbox, Snapshot
+from drawloom.sandbox.api.sandbox import LiveSandbox
 from drawloom.sandbox.remote.broker import Broker
-from drawloom.sandbox.remote.hosts import Host, Hosts
+from drawloom.sandbox.remote.host_registry import Host, Hosts
 from drawloom.sandbox.remote.messages import Op
+from drawloom.sandbox.remote.remote_sandbox import RemoteSandbox
 
 _PLACES = 3
 

@@ -18,48 +18,48 @@ if TYPE_CHECKING:
         SandboxError,
         ToolError,
     )
-    from drawloom.events import TenantShare
-    from drawloom.graph.declared import Graph
-    from drawloom.runtime.agent import Agent, agent
-    from drawloom.runtime.budget import Budget
-    from drawloom.runtime.chat import Chat
-    from drawloom.runtime.combine import best_of, gather
-    from drawloom.runtime.graphs import graph_agent
-    from drawloom.runtime.llmcall import Turn
-    from drawloom.runtime.run import Run
-    from drawloom.runtime.runtime import Runtime
-    from drawloom.tools.calls import ToolCall, ToolResult
-    from drawloom.tools.mcp import McpServer
+    from drawloom.graph.declared_graph import Graph
+    from drawloom.runtime.execution.agent import Agent, agent
+    from drawloom.runtime.execution.budget import Budget
+    from drawloom.runtime.execution.llm_step import Turn
+    from drawloom.runtime.scheduler.events import TenantShare
+    from drawloom.runtime.sdk.branches import best_of, gather
+    from drawloom.runtime.sdk.chat import Chat
+    from drawloom.runtime.sdk.graph_agent import graph_agent
+    from drawloom.runtime.sdk.run import Run
+    from drawloom.runtime.sdk.runtime import Runtime
+    from drawloom.tools.mcp_client import McpServer
     from drawloom.tools.tool import Tool, tool
+    from drawloom.tools.tool_call import ToolCall, ToolResult
 
 _HOMES = {
-    "Agent": "runtime.agent",
-    "Budget": "runtime.budget",
+    "Agent": "runtime.execution.agent",
+    "Budget": "runtime.execution.budget",
     "BudgetExceeded": "errors",
-    "Chat": "runtime.chat",
+    "Chat": "runtime.sdk.chat",
     "DrawloomError": "errors",
     "EngineError": "errors",
     "Env": "environments",
     "ExecResult": "environments",
-    "Graph": "graph.declared",
-    "McpServer": "tools.mcp",
+    "Graph": "graph.declared_graph",
+    "McpServer": "tools.mcp_client",
     "ReplayMismatch": "errors",
-    "Run": "runtime.run",
-    "Runtime": "runtime.runtime",
+    "Run": "runtime.sdk.run",
+    "Runtime": "runtime.sdk.runtime",
     "SamplingParams": "engine.sequence",
     "Sandbox": "environments",
     "SandboxError": "errors",
     "Service": "environments",
-    "TenantShare": "events",
+    "TenantShare": "runtime.scheduler.events",
     "Tool": "tools.tool",
-    "ToolCall": "tools.calls",
+    "ToolCall": "tools.tool_call",
     "ToolError": "errors",
-    "ToolResult": "tools.calls",
-    "Turn": "runtime.llmcall",
-    "agent": "runtime.agent",
-    "best_of": "runtime.combine",
-    "gather": "runtime.combine",
-    "graph_agent": "runtime.graphs",
+    "ToolResult": "tools.tool_call",
+    "Turn": "runtime.execution.llm_step",
+    "agent": "runtime.execution.agent",
+    "best_of": "runtime.sdk.branches",
+    "gather": "runtime.sdk.branches",
+    "graph_agent": "runtime.sdk.graph_agent",
     "tool": "tools.tool",
 }
 

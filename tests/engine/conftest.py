@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.core import EngineCore
-from drawloom.engine.loading import load
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.hosting.build import load
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "llama-tied-scaled")
 WINDOW = 24
@@ -84,7 +84,7 @@ class Oracle:
         return result
 
     def engine(self, **options: Any) -> EngineCore:
-        from drawloom.engine.gpu import GpuRunner
+        from drawloom.engine.runners.gpu_runner import GpuRunner
 
         config = EngineConfig(**{"kv_tokens": 4096, **options})
         ahead = self.ahead and not config.deterministic and config.weights == "dense"

@@ -53,7 +53,7 @@ def test_prefill_and_cascade_multiply_by_warpgroups(kernels: list[dict[str, Any]
 
 
 def test_a_launch_is_not_recorded_in_the_interpreter() -> None:
-    from drawloom.engine.kernels.ahead import recording
+    from drawloom.engine.kernels.aot_compile import recording
     from drawloom.errors import ConfigError
 
     with pytest.raises(ConfigError, match="TRITON_INTERPRET"), recording(90):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from drawloom.engine.batch import Batch
-from drawloom.engine.cache import KVCache
-from drawloom.engine.plan import Sampled, StepPlan
+from drawloom.engine.core.batch_scheduler import Batch
+from drawloom.engine.core.step_plan import Sampled, StepPlan
+from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence, Status
 from drawloom.errors import ContextTooLong
 

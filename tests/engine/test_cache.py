@@ -7,14 +7,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from drawloom.engine import commands as do
-from drawloom.engine.base import EngineInfo, GenerateRequest
-from drawloom.engine.cache import KVCache
-from drawloom.engine.core import EngineCore
-from drawloom.engine.mock import NumberTokenizer, hashed
-from drawloom.engine.mock_tiers import TensorRunner
-from drawloom.engine.portable import Fingerprint
-from drawloom.engine.records import WriteThrough
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import EngineInfo, GenerateRequest
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.kvcache.kv_cache import KVCache
+from drawloom.engine.kvcache.kv_export import Fingerprint
+from drawloom.engine.kvcache.records import WriteThrough
+from drawloom.engine.runners.mock_runner import NumberTokenizer, hashed
+from drawloom.engine.runners.mock_tiers import TensorRunner
 from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence, Status
 from drawloom.errors import EngineError
 from drawloom.leases import LeaseStatus

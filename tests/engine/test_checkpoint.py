@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.core import EngineCore
-from drawloom.engine.loading import load
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.hosting.build import load
 from drawloom.errors import CheckpointError, ConfigError
 
 

@@ -8,17 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.engine import commands as do
-from drawloom.engine.base import EngineInfo, GenerateRequest
-from drawloom.engine.cache import KVCache
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import EngineInfo, GenerateRequest
 from drawloom.engine.config import ModelConfig
-from drawloom.engine.copies import Copies, runs
-from drawloom.engine.core import EngineCore
-from drawloom.engine.kv import HostTier, KVStore
-from drawloom.engine.mock import NumberTokenizer, hashed
-from drawloom.engine.mock_tiers import TensorRunner
-from drawloom.engine.portable import Fingerprint
-from drawloom.engine.records import WriteThrough
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.kvcache.copies import Copies, runs
+from drawloom.engine.kvcache.kv_cache import KVCache
+from drawloom.engine.kvcache.kv_export import Fingerprint
+from drawloom.engine.kvcache.kv_memory import HostTier, KVStore
+from drawloom.engine.kvcache.records import WriteThrough
+from drawloom.engine.runners.mock_runner import NumberTokenizer, hashed
+from drawloom.engine.runners.mock_tiers import TensorRunner
 from drawloom.engine.sequence import FinishReason, SamplingParams
 
 SIZE = 4

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from drawloom.engine import commands as do
-from drawloom.engine.base import EngineInfo, GenerateRequest
-from drawloom.engine.cache import KVCache
-from drawloom.engine.core import EngineCore
-from drawloom.engine.mock import MockRunner, NumberTokenizer, hashed
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import EngineInfo, GenerateRequest
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.kvcache.kv_cache import KVCache
+from drawloom.engine.runners.mock_runner import MockRunner, NumberTokenizer, hashed
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import ConfigError, EngineError
 from drawloom.leases import LeaseStatus

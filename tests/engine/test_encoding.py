@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HfTokenizer
 
-from drawloom.engine.encoding import PromptEncoder
-from drawloom.engine.tokenizer import Tokenizer
+from drawloom.engine.text.encoding import PromptEncoder
+from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.prompts import Prompt
-from drawloom.runtime.opening import tiny_model
+from drawloom.runtime.dispatch.backends import tiny_model
 
 _CORPUS = (
     "the user said it's a test of words system assistant end start 12 345 tool call think\n"

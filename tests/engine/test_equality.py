@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from drawloom.engine import commands as do
-from drawloom.engine.base import GenerateRequest
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.sequence import SamplingParams
 from drawloom.leases import LeaseStatus
 

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from drawloom.engine import commands as do
-from drawloom.engine.base import Delta, EngineInfo, GenerateRequest, Grammar
-from drawloom.engine.cache import KVCache
-from drawloom.engine.core import EngineCore
-from drawloom.engine.mock import NumberTokenizer, hashed
-from drawloom.engine.mock_tiers import TensorRunner
-from drawloom.engine.records import WriteThrough
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import Delta, EngineInfo, GenerateRequest, Grammar
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.kvcache.kv_cache import KVCache
+from drawloom.engine.kvcache.records import WriteThrough
+from drawloom.engine.runners.mock_runner import NumberTokenizer, hashed
+from drawloom.engine.runners.mock_tiers import TensorRunner
 from drawloom.engine.sequence import FinishReason, SamplingParams
-from drawloom.engine.tokenizer import TextStream
+from drawloom.engine.text.tokenizer import TextStream
 from drawloom.errors import EngineError
 
 SIZE = 4

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from drawloom.engine import commands as do
-from drawloom.engine.base import GenerateRequest
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.core import EngineCore
-from drawloom.engine.feeder import Layout, Packed, Seats, put
-from drawloom.engine.gpu import GpuRunner
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.core.step_plan import Chunk
+from drawloom.engine.hosting.build import load
 from drawloom.engine.kernels.cascade import cascade
-from drawloom.engine.loading import load
 from drawloom.engine.ops.base import Ops
 from drawloom.engine.ops.triton import TritonOps
-from drawloom.engine.plan import Chunk
+from drawloom.engine.runners.gpu_runner import GpuRunner
+from drawloom.engine.runners.step_inputs import Layout, Packed, Seats, put
 from drawloom.engine.sequence import PENDING, SamplingParams, Sequence
 
 Run = Callable[[EngineCore], dict[str, list[int]]]

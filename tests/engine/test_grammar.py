@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from drawloom.engine.base import GenerateRequest, Grammar
+from drawloom.engine.api.engine import GenerateRequest, Grammar
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import ConfigError
 

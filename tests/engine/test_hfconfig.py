@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from drawloom.engine.base import GenerateRequest
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.config import EngineConfig, ModelConfig
-from drawloom.engine.loading import load
+from drawloom.engine.hosting.build import load
 from drawloom.engine.sequence import SamplingParams
 from drawloom.errors import CheckpointError, ContextTooLong
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from drawloom.engine import commands as do
-from drawloom.engine.base import Delta, EngineStats, GenerateRequest, Grammar
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import Delta, EngineStats, GenerateRequest, Grammar
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.host import Host
-from drawloom.engine.local import LocalEngine
-from drawloom.engine.plan import Sampled, StepPlan
-from drawloom.engine.process import ProcessEngine
+from drawloom.engine.core.step_plan import Sampled, StepPlan
+from drawloom.engine.hosting.client import Host
+from drawloom.engine.hosting.process_engine import ProcessEngine
+from drawloom.engine.hosting.thread_engine import LocalEngine
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import CheckpointError, ConfigError, ContextTooLong, EngineClosed, EngineError
 from drawloom.leases import LeaseStatus

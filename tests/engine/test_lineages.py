@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from drawloom.engine import commands as do
-from drawloom.engine.base import EngineInfo, GenerateRequest
-from drawloom.engine.cache import KVCache
-from drawloom.engine.core import EngineCore
-from drawloom.engine.index import BlockIndex
-from drawloom.engine.keys import chain, root
-from drawloom.engine.mock import NumberTokenizer, QuickRunner
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import EngineInfo, GenerateRequest
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.kvcache.keys import chain, root
+from drawloom.engine.kvcache.kv_cache import KVCache
+from drawloom.engine.kvcache.prefix_index import BlockIndex
+from drawloom.engine.runners.mock_runner import NumberTokenizer, QuickRunner
 from drawloom.engine.sequence import SamplingParams, Sequence
 from drawloom.leases import LeaseStatus
 

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from drawloom.engine import checkpoint
-from drawloom.engine import commands as do
-from drawloom.engine.base import Delta, GenerateRequest
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import Delta, GenerateRequest
 from drawloom.engine.config import EngineConfig, ModelConfig, RopeScaling
-from drawloom.engine.core import EngineCore
-from drawloom.engine.gpu import GpuRunner
-from drawloom.engine.loading import build, fingerprint
-from drawloom.engine.runner import ModelRunner
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.hosting.build import build, fingerprint
+from drawloom.engine.models import checkpoint
+from drawloom.engine.runners.cpu_runner import ModelRunner
+from drawloom.engine.runners.gpu_runner import GpuRunner
 from drawloom.engine.sequence import FinishReason, SamplingParams
-from drawloom.engine.tokenizer import Tokenizer
+from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import CheckpointError, EngineError
 
 SPEC = ModelConfig(

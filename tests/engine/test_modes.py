@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from drawloom.engine import commands as do
-from drawloom.engine.base import GenerateRequest
-from drawloom.engine.core import EngineCore
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import GenerateRequest
+from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.ops.cpu import CpuOps
 from drawloom.engine.sequence import SamplingParams
 from drawloom.errors import ConfigError

@@ -6,12 +6,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drawloom.engine import commands as do
-from drawloom.engine.base import Delta, EngineInfo, GenerateRequest
-from drawloom.engine.cache import KVCache
-from drawloom.engine.core import EngineCore
-from drawloom.engine.mock import MockRunner, NumberTokenizer, hashed
-from drawloom.engine.plan import Sampled, StepPlan
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import Delta, EngineInfo, GenerateRequest
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.core.step_plan import Sampled, StepPlan
+from drawloom.engine.kvcache.kv_cache import KVCache
+from drawloom.engine.runners.mock_runner import MockRunner, NumberTokenizer, hashed
 from drawloom.engine.sequence import FinishReason, SamplingParams
 
 SIZE = 4

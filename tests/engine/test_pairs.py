@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from drawloom.engine.base import GenerateRequest
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.host import Host
-from drawloom.engine.local import LocalEngine
-from drawloom.engine.process import ProcessEngine
+from drawloom.engine.hosting.client import Host
+from drawloom.engine.hosting.process_engine import ProcessEngine
+from drawloom.engine.hosting.thread_engine import LocalEngine
 from drawloom.engine.sequence import SamplingParams
 
 COUNT, PREFIX = 200, 37

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from drawloom.engine import child, host, process
-from drawloom.engine import commands as do
-from drawloom.engine.base import GenerateRequest
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.host import continued
-from drawloom.engine.process import ProcessEngine
+from drawloom.engine.hosting import client, process_engine, process_worker
+from drawloom.engine.hosting.client import continued
+from drawloom.engine.hosting.process_engine import ProcessEngine
 from drawloom.engine.sequence import SamplingParams
 from drawloom.errors import EngineClosed, EngineError
 from drawloom.leases import LeaseStatus
@@ -27,7 +27,7 @@ CONFIG = EngineConfig(kv_tokens=1024)
 
 @pytest.fixture
 async def engine(llama: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ProcessEngine]:
-    monkeypatch.setattr(process, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(process_engine, "_FIRST_PAUSE", 0.01)
     engine = await asyncio.to_thread(ProcessEngine.load, str(llama.folder), CONFIG, 4.0)
     yield engine
     await engine.close()
@@ -68,7 +68,7 @@ async def test_a_child_that_hangs_is_replaced(engine: ProcessEngine, llama: Any)
 
 
 async def test_a_child_that_hangs_can_be_closed(llama: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(process, "_PATIENCE", 0.2)
+    monkeypatch.setattr(process_engine, "_PATIENCE", 0.2)
     engine = await asyncio.to_thread(ProcessEngine.load, str(llama.folder), CONFIG)
     os.kill(engine.pid, signal.SIGSTOP)
     await engine.close()
@@ -83,7 +83,7 @@ async def test_a_resumption_that_is_refused_ends_its_stream(
     def refused(request: GenerateRequest, tokens: list[int]) -> GenerateRequest:
         return continued(request, [*tokens, 100_000])
 
-    monkeypatch.setattr(host, "continued", refused)
+    monkeypatch.setattr(client, "continued", refused)
     with pytest.raises(EngineError, match="vocabulary"):
         await _interrupted(engine, signal.SIGKILL)
     assert len([d async for d in engine.generate(_ask("b", 3))]) == 3
@@ -160,7 +160,7 @@ async def test_an_engine_whose_children_all_die_says_so_and_ends(
         await _interrupted(engine, signal.SIGKILL)
     why = await waits
     assert isinstance(why, EngineClosed) and engine.failed is why
-    assert len(made) == process._STARTS
+    assert len(made) == process_engine._STARTS
     with pytest.raises(EngineClosed, match="did not start"):
         await engine.stats()
 
@@ -186,13 +186,13 @@ async def test_what_cannot_be_sent_is_an_error_of_its_caller(engine: ProcessEngi
 def test_a_child_gives_signs_of_life_until_a_step_takes_too_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(child, "_BEAT", 0.01)
+    monkeypatch.setattr(process_worker, "_BEAT", 0.01)
     ours, theirs = Pipe()
-    line = child.Line(theirs)
+    line = process_worker.Line(theirs)
     line.begin()
     for _ in range(5):  # nobody works for it meanwhile
         assert ours.poll(10) and ours.recv() == ("alive",)
-    monkeypatch.setattr(child, "_LONGEST_STEP", 0.0)
+    monkeypatch.setattr(process_worker, "_LONGEST_STEP", 0.0)
     while ours.poll(0.5):
         ours.recv()
     line._since = None  # it is idle

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.engine.drawing import gumbel, keep
-from drawloom.engine.plan import Chunk
-from drawloom.engine.sampling import noise_key, sample, score
+from drawloom.engine.core.step_plan import Chunk
+from drawloom.engine.runners.cpu_sampling import gumbel, keep
+from drawloom.engine.runners.sampler import noise_key, sample, score
 from drawloom.engine.sequence import SamplingParams, Sequence
 from drawloom.errors import ConfigError, EngineError
 

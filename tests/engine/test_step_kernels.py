@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from drawloom.engine.drawing import gumbel, keep
-from drawloom.engine.kernels import blocks, feed, reference, sample, skinny
+from drawloom.engine.kernels import block_copy, feed, reference, sample, skinny_gemm
 from drawloom.engine.ops.reference import ready
+from drawloom.engine.runners.cpu_sampling import gumbel, keep
 
 CPU = torch.device("cpu")
 
@@ -101,14 +101,14 @@ def test_blocks_go_out_come_back_and_are_copied() -> None:
     store = torch.randn(7, 2, 2, 3, 4, 5)
     ids = torch.tensor([5, 0, 3], dtype=torch.int32)
     out = torch.empty(4, *store.shape[1:])
-    blocks.gather(store, ids, out)
+    block_copy.gather(store, ids, out)
     assert torch.equal(out[:3], store[ids.long()])
     other = store.clone()
-    blocks.scatter(other, ids, out.flip(0)[1:].contiguous())
+    block_copy.scatter(other, ids, out.flip(0)[1:].contiguous())
     wanted = store.clone()
     wanted[ids.long()] = store[[3, 0, 5]]
     assert torch.equal(other, wanted)
-    blocks.copy(store, torch.tensor([[5, 1, 3], [2, 6, 1]], dtype=torch.int32))
+    block_copy.copy(store, torch.tensor([[5, 1, 3], [2, 6, 1]], dtype=torch.int32))
     wanted = wanted.copy_(store)
     assert torch.equal(store[1, ..., :3, :], store[5, ..., :3, :])
     assert torch.equal(store[6, ..., :1, :], store[2, ..., :1, :])
@@ -130,9 +130,9 @@ def test_products_of_few_rows(
     up, down = torch.randn(2 * inner, hidden) / hidden**0.5, torch.randn(hidden, inner) / inner**0.5
     up, down = up.to(dtype), down.to(dtype)
     first, second = (torch.randn(n).to(dtype) if biased else None for n in (2 * inner, hidden))
-    scratch = skinny.Scratch(CPU)
+    scratch = skinny_gemm.Scratch(CPU)
     tokens = torch.arange(rows).int() % 9
-    stream = skinny.enter(tokens, table, gain)
+    stream = skinny_gemm.enter(tokens, table, gain)
     plain = ready(table[tokens.long()], gain)
     near(stream.x, plain.x)
     near(stream.scaled, plain.scaled)
@@ -141,7 +141,7 @@ def test_products_of_few_rows(
             (up, first) if gated else (up[:inner], None if first is None else first[:inner])
         )
         got, again = (
-            skinny.normed(
+            skinny_gemm.normed(
                 stream, weight, bias, eps=1e-5, gated=gated, scratch=scratch, many=processors
             )
             for _ in range(2)
@@ -149,7 +149,7 @@ def test_products_of_few_rows(
         wanted = reference.normed(plain, weight, bias, eps=1e-5, gated=gated)
         near(got, wanted)
         assert torch.equal(got, again) and not scratch.counters.any()
-    after = skinny.added(
+    after = skinny_gemm.added(
         wanted, down, second, onto=stream, gain=gain, scratch=scratch, many=processors
     )
     then = reference.added(wanted, down, second, onto=plain, gain=gain)
@@ -161,6 +161,6 @@ def test_products_of_few_rows(
 def test_a_product_of_few_rows_keeps_processors_busy() -> None:
     for width, depth in ((4096, 4096), (6144, 4096), (4096, 14336), (1024, 2048), (1024, 3072)):
         for rows in (1, 32):
-            tile, split = skinny.cut(rows, width, depth, 132, gated=False)
+            tile, split = skinny_gemm.cut(rows, width, depth, 132, gated=False)
             assert 64 <= -(-width // tile.out) * split <= 132 and depth // split >= 128
             assert not -(-depth // split) % tile.deep

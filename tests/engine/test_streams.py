@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from drawloom.engine.base import GenerateRequest
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.config import EngineConfig, ModelConfig
-from drawloom.engine.copies import Copies
-from drawloom.engine.core import EngineCore
-from drawloom.engine.gpu import GpuRunner
-from drawloom.engine.kv import HostTier, KVStore
-from drawloom.engine.loading import load
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.hosting.build import load
+from drawloom.engine.kvcache.copies import Copies
+from drawloom.engine.kvcache.kv_memory import HostTier, KVStore
+from drawloom.engine.runners.gpu_runner import GpuRunner
 from drawloom.engine.sequence import SamplingParams
 
 CPU = torch.device("cpu")
@@ -189,7 +189,7 @@ def test_the_faster_way_is_kept_where_both_can_be_measured(
     runner: Any = core._runner
     runner._graphs._few = {}
     times = iter([2.0, 1.0, 1.0, 2.0])
-    monkeypatch.setattr("drawloom.engine.graphs._seconds", lambda graph: next(times))
+    monkeypatch.setattr("drawloom.engine.runners.cuda_graphs._seconds", lambda graph: next(times))
     with torch.inference_mode():
         runner._graphs.warm_up([runner.packer.plain(1), runner.packer.plain(2)])
     assert runner._graphs._few == {2: True, 1: False}

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as HfTokenizer
 
-from drawloom.engine.base import GenerateRequest
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.loading import load
+from drawloom.engine.hosting.build import load
 from drawloom.engine.sequence import SamplingParams
-from drawloom.engine.tokenizer import TextStream, Tokenizer
+from drawloom.engine.text.tokenizer import TextStream, Tokenizer
 
 _SPECIAL = ["<unk>", "<s>", "</s>"]
 _BYTES = [f"<0x{i:02X}>" for i in range(256)]

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HfTokenizer
 
-from drawloom.engine.tokenizer import Tokenizer
+from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.prompts import Prompt
-from drawloom.runtime.opening import tiny_model
+from drawloom.runtime.dispatch.backends import tiny_model
 
 # the patterns of GPT-2, Llama 3 and Qwen 2, as their tokenizer.json have them
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

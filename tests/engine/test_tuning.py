@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from drawloom.engine.kernels import decode, prefill, reference
-from drawloom.engine.kernels.chip import pretend
 from drawloom.engine.kernels.decode import Decodes, Parts
+from drawloom.engine.kernels.gpu_arch import pretend
 from drawloom.engine.kernels.prefill import Prefills
-from drawloom.engine.kernels.trial import Trial
 from drawloom.engine.kernels.tuning import DECODE, PREFILL, Tiling, Tilings
+from drawloom.engine.kernels.tuning_batch import Trial
 
 KEY = (4, 2, 16)
 CPU = torch.device("cpu")

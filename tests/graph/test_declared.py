@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from drawloom.errors import GraphError
-from drawloom.graph.declared import Graph
+from drawloom.graph.declared_graph import Graph
 
 
 @dataclass

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.graph.durations import Durations, key_of, tools_of
-from drawloom.graph.sketch import ACCURACY, DECAY, Sketch
+from drawloom.graph.quantile_sketch import ACCURACY, DECAY, Sketch
+from drawloom.graph.tool_durations import Durations, key_of, tools_of
 
 SECONDS = st.one_of(st.just(0.0), st.floats(1e-3, 9e4))
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.graph.chain import NEXT, OTHER, STATES
-from drawloom.graph.execution import END, START, ExecutionGraph
+from drawloom.graph.execution_graph import END, START, ExecutionGraph
+from drawloom.graph.state_chain import NEXT, OTHER, STATES
 
 
 def test_probabilities_are_shares_of_what_was_seen() -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drawloom.graph.execution import ExecutionGraph
-from drawloom.graph.look import Look
+from drawloom.graph.execution_graph import ExecutionGraph
+from drawloom.graph.probe_cost import Look
 
 
 def _seen(*programs: tuple[int, float, float]) -> Look:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drawloom.graph.calibration import Calibration
-from drawloom.graph.execution import END, ExecutionGraph
+from drawloom.graph.execution_graph import END, ExecutionGraph
 from drawloom.graph.forecast import Forecast
 
 STATES = ("plan/", "work/shell", "work/read", END)

@@ -71,6 +71,6 @@ def test_the_wheel_holds_every_room_and_its_data(tmp_path: Path) -> None:
         missing = {f"drawloom/{m}" for m in modules} - set(names)
         assert not missing
     assert "drawloom/py.typed" in names
-    assert {"drawloom/sandbox/helper.c", "drawloom/engine/ops/native.c"} <= set(names)
-    assert "drawloom/runtime/demo/chat_template.jinja" in names
+    assert {"drawloom/sandbox/helper/helper.c", "drawloom/engine/ops/native.c"} <= set(names)
+    assert "drawloom/runtime/tinyagent/chat_template.jinja" in names
     assert not any(name.split("/")[0] in ROOMS for name in names)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from drawloom.events import ToolReady
 from drawloom.runtime.scheduler import Policy
-from drawloom.runtime.scheduler.world import World
+from drawloom.runtime.scheduler.events import ToolReady
+from drawloom.runtime.scheduler.state import World
 
 # What is worked out when it is asked for, and is the same whenever that is: not a change.
 _CACHES = {

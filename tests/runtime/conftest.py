@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from drawloom.engine.base import Delta, EngineInfo, EngineStats, GenerateRequest, Usage
+from drawloom.engine.api.engine import Delta, EngineInfo, EngineStats, GenerateRequest, Usage
 from drawloom.engine.sequence import FinishReason
-from drawloom.engine.tokenizer import Tokenizer
+from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.leases import KVReply, LeaseStatus
-from drawloom.runtime.opening import tiny_model
-from drawloom.runtime.runtime import Runtime
-from drawloom.tools.template import ChatTemplate
+from drawloom.runtime.dispatch.backends import tiny_model
+from drawloom.runtime.sdk.runtime import Runtime
+from drawloom.tools.chat_template import ChatTemplate
 
 from .postgres import Server, private_server, server_programs
 

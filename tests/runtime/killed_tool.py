@@ -17,16 +17,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from drawloom import Env, Runtime, Sandbox, agent, tool
-from drawloom.engine.base import EngineInfo
+from drawloom.engine.api.engine import EngineInfo
 from drawloom.environments import Env as Declared
 from drawloom.errors import SandboxDied, ToolInterrupted
-from drawloom.runtime.opening import tiny_model
-from drawloom.sandbox.base import OwnedSandbox
-from drawloom.sandbox.fake import FakeProvider
-from drawloom.sandbox.helper import helper_path
-from drawloom.sandbox.live import LiveSandbox
-from drawloom.sandbox.wire import Wire
-from drawloom.tools.template import ChatTemplate
+from drawloom.runtime.dispatch.backends import tiny_model
+from drawloom.sandbox.api.provider import OwnedSandbox
+from drawloom.sandbox.api.sandbox import LiveSandbox
+from drawloom.sandbox.helper.build import helper_path
+from drawloom.sandbox.helper.protocol import Wire
+from drawloom.sandbox.testing.fake import FakeProvider
+from drawloom.tools.chat_template import ChatTemplate
 
 BOX = Env("any", memory="64m")
 POINTS = 11

@@ -2,8 +2,8 @@
 
 import pytest
 
-from drawloom.runtime.sim.ablate import VARIANTS, ablate, run_variant
-from drawloom.runtime.sim.compare import Scenario
+from drawloom.runtime.sim.ablation import VARIANTS, ablate, run_variant
+from drawloom.runtime.sim.experiment import Scenario
 
 SMALL = Scenario("swe", pressure=0.4, seeds=1, programs=6)
 

@@ -9,9 +9,9 @@ import pytest
 from drawloom import Chat, Runtime, Sandbox, agent, tool
 from drawloom.environments import Env
 from drawloom.leases import KVReply
-from drawloom.runtime.ahead import Ahead
-from drawloom.sandbox.images import BOX
-from drawloom.tools.calls import ToolCall
+from drawloom.runtime.execution.speculative_prefill import Ahead
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.tools.tool_call import ToolCall
 
 _LINES = [f"line {n} of a long report\n" for n in range(40)]
 

@@ -8,9 +8,9 @@ import pytest
 from pydantic import BaseModel
 
 from drawloom import Chat, Runtime, ToolCall, agent, tool
-from drawloom.engine.base import GenerateRequest
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.errors import ConfigError
-from drawloom.runtime.agent import Agent
+from drawloom.runtime.execution.agent import Agent
 
 
 class Point(BaseModel):

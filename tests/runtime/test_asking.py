@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from drawloom.actions import Action, StartStep, Wake
-from drawloom.events import (
+from drawloom.runtime.scheduler import Scheduler, make_policy, policy_names
+from drawloom.runtime.scheduler.actions import Action, StartStep, Wake
+from drawloom.runtime.scheduler.events import (
     Decoded,
     EngineUp,
     Event,
@@ -22,7 +23,6 @@ from drawloom.events import (
     Tick,
     ToolNamed,
 )
-from drawloom.runtime.scheduler import Scheduler, make_policy, policy_names
 
 from .asking import ask_everything, snapshot
 

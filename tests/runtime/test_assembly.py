@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from drawloom.engine.base import Delta, Usage
+from drawloom.engine.api.engine import Delta, Usage
 from drawloom.engine.sequence import FinishReason
 from drawloom.runtime.server.assembly import Assembly, Event, PlainParser
 from drawloom.tools.parsers import PARSERS, Parser, ReasoningParser, make_parser

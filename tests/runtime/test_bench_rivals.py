@@ -28,7 +28,7 @@ from drawloom.runtime.bench.rivals.proxy import Proxy
 from drawloom.runtime.bench.rivals.results import Load, Run
 from drawloom.runtime.bench.rivals.servers import Command, StartFailed, lines, running
 from drawloom.runtime.bench.rivals.speed import UNITS
-from drawloom.runtime.curves import save_lines
+from drawloom.runtime.console.completion_plot import save_lines
 from drawloom.runtime.sim.workload import Call, Job
 
 from .fake_rival import answer, events

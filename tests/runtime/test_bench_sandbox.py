@@ -2,7 +2,7 @@
 
 import pytest
 
-from drawloom.runtime.bench import hidden, sandbox
+from drawloom.runtime.bench import cold_start_overlap, sandbox
 
 
 @pytest.mark.docker
@@ -14,8 +14,8 @@ async def test_every_part_gives_figures_and_nothing_is_left(
     for name, value in (small | {"_IMAGE": 1 << 20}).items():
         monkeypatch.setattr(sandbox, name, value)
     monkeypatch.setattr(sandbox, "_ROUNDS", 1)
-    monkeypatch.setattr(hidden, "_PROGRAMS", 2)
-    monkeypatch.setattr(hidden, "_POOL", 2)
+    monkeypatch.setattr(cold_start_overlap, "_PROGRAMS", 2)
+    monkeypatch.setattr(cold_start_overlap, "_POOL", 2)
     bench = sandbox.Bench(docker_url)
     rows = {row.what: row async for row in bench.measure()}
     assert len(rows) >= 18

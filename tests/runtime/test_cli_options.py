@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.agent import Agent
 from drawloom.runtime.cli import main as cli
 from drawloom.runtime.cli.main import app
 from drawloom.runtime.cli.programs import read_arguments
+from drawloom.runtime.execution.agent import Agent
 
 
 def _commands(parent: App, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], App]]:

@@ -15,10 +15,10 @@ import pytest
 
 from drawloom import Chat, Env, Runtime, Sandbox, ToolCall, ToolResult, agent, tool
 from drawloom.errors import SandboxDied, ToolError, ToolTimeout
-from drawloom.runtime.contain import contained
-from drawloom.runtime.progress import Progress
-from drawloom.runtime.stepbox import StepSandbox
-from drawloom.sandbox.images import BOX
+from drawloom.runtime.execution.contain import contained
+from drawloom.runtime.execution.env_progress import Progress
+from drawloom.runtime.execution.step_sandbox import StepSandbox
+from drawloom.sandbox.docker.demo_image import BOX
 from drawloom.tools.tool import Tool
 
 
@@ -180,9 +180,9 @@ async def test_a_cancelled_task_that_a_tool_waits_for_is_the_tool_s_failure() ->
 
 _CTRL_C = """
 import asyncio, os, signal, sys, time
-from drawloom.runtime.contain import contained
-from drawloom.runtime.progress import Progress
-from drawloom.runtime.stepbox import StepSandbox
+from drawloom.runtime.execution.contain import contained
+from drawloom.runtime.execution.env_progress import Progress
+from drawloom.runtime.execution.step_sandbox import StepSandbox
 
 async def busy():
     os.kill(os.getpid(), signal.SIGINT)
@@ -287,8 +287,8 @@ async def _offloads() -> str:
 
 @pytest.fixture
 def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drawloom.runtime.blocking._WARN_SECONDS", 0.2)
-    monkeypatch.setattr("drawloom.runtime.blocking._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("drawloom.runtime.execution.blocking._WARN_SECONDS", 0.2)
+    monkeypatch.setattr("drawloom.runtime.execution.blocking._LOOK_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("quick_watch")

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
-from drawloom.engine.base import Delta, EngineInfo, Usage
+from drawloom.engine.api.engine import Delta, EngineInfo, Usage
 from drawloom.engine.sequence import FinishReason
-from drawloom.engine.tokenizer import Tokenizer
-from drawloom.runtime.server.chat import ChatCompletion, Served
+from drawloom.engine.text.tokenizer import Tokenizer
+from drawloom.runtime.server.chat_completions import ChatCompletion, Served
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.history import canonical, read_entry
 from drawloom.runtime.server.metrics import Timings
-from drawloom.runtime.server.programs import Place, Programs
-from drawloom.runtime.server.wire import ChatRequest, Message
-from drawloom.tools.calls import new_call_id
-from drawloom.tools.template import ChatTemplate
+from drawloom.runtime.server.openai_requests import ChatRequest, Message
+from drawloom.runtime.server.sessions import Place, Programs
+from drawloom.tools.chat_template import ChatTemplate
+from drawloom.tools.tool_call import new_call_id
 
 Json = dict[str, Any]
 _FOLDER = Path(__file__).parent.parent / "tools" / "templates"

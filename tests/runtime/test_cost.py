@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from drawloom.cost import CostModel
 from drawloom.errors import ConfigError
+from drawloom.runtime.scheduler.cost import CostModel
 
 
 def test_a_cost_model_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.curves import save_curves, save_lines, ticks
+from drawloom.runtime.console.completion_plot import save_curves, save_lines, ticks
 
 
 def test_ticks_are_round_and_inside() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from drawloom import Chat, Runtime, agent, tool
-from drawloom.engine.checkpoint import shapes
 from drawloom.engine.config import ModelConfig
+from drawloom.engine.models.checkpoint import shapes
 from drawloom.runtime.demo.agent import solve
 from drawloom.runtime.demo.run import (
     DemoOptions,
@@ -20,7 +20,7 @@ from drawloom.runtime.demo.run import (
     summarise,
 )
 from drawloom.runtime.demo.tasks import ADJECTIVES, FAMILIES, NOUNS, SYSTEM, is_held_out, make_task
-from drawloom.runtime.opening import tiny_model
+from drawloom.runtime.dispatch.backends import tiny_model
 
 KEYS = {
     "solved", "answers_equal", "jct_mean_s", "jct_p95_s", "ttft_p99_s", "prompt_tokens",

@@ -12,8 +12,8 @@ import pytest
 from drawloom import Budget, Chat, Env, Runtime, Sandbox, agent, tool
 from drawloom.errors import ConfigError, SandboxError
 from drawloom.ids import new_id
-from drawloom.sandbox.images import BOX
-from drawloom.sandbox.process import ProcessProvider
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.sandbox.local.provider import ProcessProvider
 
 ENV = Env(BOX, llm=True, memory="64m")
 _ASK = (

@@ -4,14 +4,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from drawloom.engine.base import Delta, GenerateRequest
+from drawloom.engine.api.engine import Delta, GenerateRequest
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.host import Host
-from drawloom.engine.local import LocalEngine
-from drawloom.engine.process import ProcessEngine
+from drawloom.engine.hosting.client import Host
+from drawloom.engine.hosting.process_engine import ProcessEngine
+from drawloom.engine.hosting.thread_engine import LocalEngine
 from drawloom.engine.sequence import FinishReason, SamplingParams
-from drawloom.runtime.opening import tiny_model
-from drawloom.runtime.server.early import generate_until
+from drawloom.runtime.dispatch.backends import tiny_model
+from drawloom.runtime.server.early_stop import generate_until
 
 
 @pytest.fixture

@@ -12,15 +12,15 @@ import httpx
 import pytest
 
 from drawloom import Chat, Runtime, agent
-from drawloom.engine import process
-from drawloom.engine.base import Delta, GenerateRequest
+from drawloom.engine.api.engine import Delta, GenerateRequest
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.process import ProcessEngine
+from drawloom.engine.hosting import process_engine
+from drawloom.engine.hosting.process_engine import ProcessEngine
 from drawloom.errors import EngineClosed
-from drawloom.events import EngineDown, EngineUp
-from drawloom.runtime.opening import tiny_model
+from drawloom.runtime.dispatch.backends import tiny_model
+from drawloom.runtime.scheduler.events import EngineDown, EngineUp
 from drawloom.runtime.server.app import Server
-from drawloom.tools.template import ChatTemplate
+from drawloom.tools.chat_template import ChatTemplate
 
 from .conftest import ScriptedEngine
 
@@ -98,7 +98,7 @@ def _told(runtime: Runtime) -> list[Any]:
 
 @pytest.fixture
 async def isolated(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Runtime]:
-    monkeypatch.setattr(process, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(process_engine, "_FIRST_PAUSE", 0.01)
     folder = tiny_model()
     engine = await asyncio.to_thread(
         ProcessEngine.load, str(folder), EngineConfig(kv_tokens=2048, device="cpu")
@@ -134,7 +134,7 @@ async def test_all_programs_hear_why_an_engine_does_not_come_back(
     isolated: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = subprocess.Popen
-    monkeypatch.setattr(process, "_STARTS", 2)
+    monkeypatch.setattr(process_engine, "_STARTS", 2)
     monkeypatch.setattr(subprocess, "Popen", lambda command, **more: real(["false"], **more))
     runs = [await isolated.start(talker, f"n{i}") for i in range(8)]
     await _until(lambda: isolated.live.scheduler.world.calls > 2)

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from drawloom import Env, Runtime, Sandbox, agent, tool
-from drawloom.actions import ParkEnvs
 from drawloom.errors import SandboxDied
 from drawloom.ids import new_id
 from drawloom.runtime.cli import sandboxes
-from drawloom.runtime.environments import Environments
-from drawloom.runtime.store import Store
-from drawloom.sandbox.aside import is_snapshot
-from drawloom.sandbox.base import Provider
-from drawloom.sandbox.docker import DockerProvider
-from drawloom.sandbox.images import BOX
-from drawloom.sandbox.pool import Pool
-from drawloom.sandbox.process import ProcessProvider
+from drawloom.runtime.dispatch.env_leases import Environments
+from drawloom.runtime.scheduler.actions import ParkEnvs
+from drawloom.runtime.store.store import Store
+from drawloom.sandbox.api.provider import Provider
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.sandbox.docker.provider import DockerProvider
+from drawloom.sandbox.local.provider import ProcessProvider
+from drawloom.sandbox.pool.parked import is_snapshot
+from drawloom.sandbox.pool.pool import Pool
 
 ENV = Env(BOX)
 

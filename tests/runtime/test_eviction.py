@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from drawloom.errors import EngineError
 from drawloom.runtime.scheduler import make_policy
-from drawloom.runtime.sim.compare import Scenario, evictions
 from drawloom.runtime.sim.eviction import Access, FrozenDrawloom, accesses, farthest, replay
-from drawloom.runtime.sim.generate import generate
-from drawloom.runtime.sim.loop import Simulation
+from drawloom.runtime.sim.experiment import Scenario, evictions
 from drawloom.runtime.sim.presets import machine
+from drawloom.runtime.sim.simulation import Simulation
+from drawloom.runtime.sim.synthetic import generate
 from drawloom.runtime.sim.workload import Mix
 
 # a tree of prefixes: each number's chain, its own last

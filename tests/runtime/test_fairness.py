@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drawloom.actions import Admit
 from drawloom.errors import ConfigError
-from drawloom.events import (
+from drawloom.runtime.scheduler import Scheduler
+from drawloom.runtime.scheduler.actions import Admit
+from drawloom.runtime.scheduler.events import (
     EngineUp,
     Event,
     ProgramEnded,
@@ -17,9 +18,8 @@ from drawloom.events import (
     StepReady,
     TenantShare,
 )
-from drawloom.runtime.scheduler import Scheduler
-from drawloom.runtime.scheduler.drawloom import Drawloom
-from drawloom.runtime.scheduler.parts.parameters import Parameters
+from drawloom.runtime.scheduler.policies.drawloom import Drawloom
+from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 
 
 class _Line:

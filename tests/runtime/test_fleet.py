@@ -10,9 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from drawloom.actions import Action, Admit, MoveKV, ReleaseKV, StartStep
 from drawloom.errors import ConfigError, EngineError
-from drawloom.events import (
+from drawloom.runtime.scheduler import make_policy, policy_names
+from drawloom.runtime.scheduler.actions import Action, Admit, MoveKV, ReleaseKV, StartStep
+from drawloom.runtime.scheduler.events import (
     Decoded,
     EngineDown,
     EngineDrain,
@@ -26,15 +27,14 @@ from drawloom.events import (
     StepReady,
     TenantShare,
 )
-from drawloom.runtime.scheduler import make_policy, policy_names
-from drawloom.runtime.scheduler.drawloom import Drawloom
-from drawloom.runtime.scheduler.fleet import ROUTING, Fleet
-from drawloom.runtime.scheduler.parts.parameters import Parameters
-from drawloom.runtime.sim.compare import Scenario, compare
-from drawloom.runtime.sim.generate import generate
-from drawloom.runtime.sim.loop import Simulation
+from drawloom.runtime.scheduler.multi_engine import ROUTING, Fleet
+from drawloom.runtime.scheduler.policies.drawloom import Drawloom
+from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
+from drawloom.runtime.sim.experiment import Scenario, compare
 from drawloom.runtime.sim.presets import machine
-from drawloom.runtime.sim.running import Outcome
+from drawloom.runtime.sim.sim_program import Outcome
+from drawloom.runtime.sim.simulation import Simulation
+from drawloom.runtime.sim.synthetic import generate
 from drawloom.runtime.sim.workload import Mix
 
 SMALL = replace(machine("h200-8b"), kv_tokens=200_000, host_tokens=800_000)

@@ -7,8 +7,8 @@ import pytest
 
 from drawloom import Chat, Env, Runtime, Sandbox, agent, best_of, gather, tool
 from drawloom.errors import SandboxError
-from drawloom.sandbox.fake import FakeProvider
-from drawloom.sandbox.images import BOX
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.sandbox.testing.fake import FakeProvider
 
 ENV = Env(BOX)
 

@@ -8,8 +8,8 @@ import pytest
 
 from drawloom import Chat, Env, Runtime, Sandbox, ToolError, agent, tool
 from drawloom.errors import ConfigError, SandboxDied, ToolInterrupted
-from drawloom.sandbox.fake import FakeProvider
-from drawloom.sandbox.images import BOX
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.sandbox.testing.fake import FakeProvider
 
 ENV = Env(BOX)
 _CALL = '<tool_call>\n{{"name": "{}", "arguments": {}}}\n</tool_call>'

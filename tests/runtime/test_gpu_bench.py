@@ -9,28 +9,28 @@ import pytest
 import torch
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.bench.gpu import numerics
-from drawloom.runtime.bench.gpu.loop import Load
-from drawloom.runtime.bench.gpu.main import PARTS, Bench, Model, Plan, main
-from drawloom.runtime.bench.gpu.rivals import Rivals
-from drawloom.runtime.bench.gpu.shapes import TINY
-from drawloom.runtime.bench.gpu.table import Sizes
-from drawloom.runtime.bench.returns import Crowd
-from drawloom.runtime.bench.rows import Row
+from drawloom.runtime.bench.gpu import kernel_accuracy
+from drawloom.runtime.bench.gpu.kernel_speed import Sizes
+from drawloom.runtime.bench.gpu.model_shapes import TINY
+from drawloom.runtime.bench.gpu.runtime_loop import Load
+from drawloom.runtime.bench.gpu.suite import PARTS, Bench, Model, Plan, main
+from drawloom.runtime.bench.gpu.transformers_gpu import Rivals
+from drawloom.runtime.bench.session_return import Crowd
+from drawloom.runtime.bench.table import Row
 
 CPU = torch.device("cpu")
 
 
 def test_every_kernel_is_checked_against_float64() -> None:
-    found = list(numerics.check(CPU, numerics.SMALL, 1))
+    found = list(kernel_accuracy.check(CPU, kernel_accuracy.SMALL, 1))
     assert [v for v in found if not v.ok] == []
     assert len({v.kernel for v in found}) >= 22 and len(found) == 2 * len({v.kernel for v in found})
 
 
 def test_a_wrong_kernel_is_found_out() -> None:
     right = torch.tensor([1.0, 0.0])
-    assert numerics._error(torch.tensor([1.1, 0.0]), right) > 0.05
-    assert numerics._error(torch.tensor([torch.nan, 0.0]), right) == float("inf")
+    assert kernel_accuracy._error(torch.tensor([1.1, 0.0]), right) > 0.05
+    assert kernel_accuracy._error(torch.tensor([torch.nan, 0.0]), right) == float("inf")
 
 
 def test_every_part_of_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_every_part_of_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
             Model("tiny", TINY, {1: 0.0, 3: 0.0}, 1.0),
             Model("other", replace(TINY, tied=True, qk_norm=True, family="qwen3"), {2: 0.0}, 1.0),
         ),
-        context=40, prefill=64, steps=4, scale=numerics.SMALL, sizes=sizes, resumed=100,
+        context=40, prefill=64, steps=4, scale=kernel_accuracy.SMALL, sizes=sizes, resumed=100,
         host_tokens=2048, kv_tokens=2048, crowd=Crowd(3, 2, 20, 4, 0.01),
         loads=(Load(2, 2, 0.005, 0.01),), shared=(4, 256), rival=(2, 20, 4),
     )  # fmt: skip

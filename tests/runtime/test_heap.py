@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.runtime.scheduler.heap import Heap
+from drawloom.runtime.scheduler.lazy_heap import Heap
 
 acts = st.lists(st.tuples(st.sampled_from(["push", "withdraw", "pop"]), st.integers(0, 30)))
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.cost import CostModel
-from drawloom.runtime.scheduler.learned import LearnedCost
+from drawloom.runtime.scheduler.cost import CostModel
+from drawloom.runtime.scheduler.learned_cost import LearnedCost
 
 
 def test_prompts_that_are_alike_cost_what_they_take_on_average() -> None:

@@ -2,8 +2,10 @@
 
 import pytest
 
-from drawloom.actions import Action, StartStep
-from drawloom.events import (
+from drawloom.graph.execution_graph import END, START, ExecutionGraph
+from drawloom.runtime.scheduler import Scheduler
+from drawloom.runtime.scheduler.actions import Action, StartStep
+from drawloom.runtime.scheduler.events import (
     EngineUp,
     Expected,
     Forked,
@@ -12,10 +14,8 @@ from drawloom.events import (
     StepFinished,
     StepReady,
 )
-from drawloom.graph.execution import END, START, ExecutionGraph
-from drawloom.runtime.scheduler import Scheduler
-from drawloom.runtime.scheduler.drawloom import Drawloom
-from drawloom.runtime.scheduler.parts.parameters import Parameters
+from drawloom.runtime.scheduler.policies.drawloom import Drawloom
+from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 
 PEAK = 400
 FULL = Parameters(busy=-1.0)  # no engine is as little busy: memory alone says how many run

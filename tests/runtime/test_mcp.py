@@ -10,9 +10,9 @@ from mcp import Client, StdioServerParameters
 
 from drawloom import Chat, Env, Runtime, Sandbox, ToolError, agent, tool
 from drawloom.errors import ConfigError
-from drawloom.runtime.server.mcp import ToolServer
-from drawloom.sandbox.images import BOX
-from drawloom.tools.mcp import McpServer
+from drawloom.runtime.server.mcp_server import ToolServer
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.tools.mcp_client import McpServer
 from drawloom.tools.tool import Tool
 
 _FILE = Path(__file__).parents[1] / "tools" / "mcp_server.py"
@@ -80,7 +80,7 @@ async def test_a_model_calls_them(open_runtime: Any, tmp_path: Path) -> None:
 async def test_a_server_that_does_not_speak_the_protocol_is_told_so(
     mood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drawloom.tools.mcp._OPENING_SECONDS", 3.0)
+    monkeypatch.setattr("drawloom.tools.mcp_client._OPENING_SECONDS", 3.0)
     with pytest.raises(ToolError, match="does not answer"):
         async with McpServer([*_SERVER, mood]):
             pass
@@ -189,7 +189,7 @@ async def test_our_tools_are_an_mcp_server_whose_connections_are_programs(tmp_pa
         assert wrong.is_error and "invalid arguments" in _text(wrong)
         unknown = await client.call_tool("nothing", {})
         assert unknown.is_error and "there are: keep, kept" in _text(unknown)
-    from drawloom.runtime.store import Store
+    from drawloom.runtime.store.store import Store
 
     rows = Store(store, write=False)
     (program,) = await rows.programs()

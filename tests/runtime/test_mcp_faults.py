@@ -13,9 +13,9 @@ import pytest
 
 from drawloom import Chat, Env, Runtime, ToolCall, ToolResult, agent, tool
 from drawloom.errors import ConfigError, ToolError, ToolTimeout
-from drawloom.sandbox.images import BOX
+from drawloom.sandbox.docker.demo_image import BOX
 from drawloom.tools import mcp_host
-from drawloom.tools.mcp import McpServer
+from drawloom.tools.mcp_client import McpServer
 from drawloom.tools.mcp_host import HostServer
 from drawloom.tools.mcp_listing import usable_tools
 from drawloom.tools.tool import Tool

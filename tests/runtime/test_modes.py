@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from drawloom.events import (
+from drawloom.runtime.scheduler.events import (
     CLIENT,
     Decoded,
     ProgramEnded,
@@ -16,7 +16,7 @@ from drawloom.events import (
     StepReady,
 )
 from drawloom.runtime.server.app import Server
-from drawloom.runtime.server.programs import AGENT
+from drawloom.runtime.server.sessions import AGENT
 
 TOOL = {"type": "function", "function": {"name": "get", "parameters": {"type": "object"}}}
 CALL = '<tool_call>\n{"name": "get", "arguments": {}}\n</tool_call>'

@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel, ConfigDict
 
 from drawloom.engine.config import EngineConfig
-from drawloom.runtime.runtime import Runtime
+from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server.app import Server
 
 CALLS = "".join(

@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from starlette.routing import Route
 
-from drawloom.runtime.server import answers, openapi
+from drawloom.runtime.server import openai_answers, openapi
 from drawloom.runtime.server.app import Server
 from drawloom.runtime.server.serve import bind
 
@@ -65,7 +65,7 @@ def test_every_reference_leads_somewhere() -> None:
 
 def test_an_answer_with_a_field_that_the_document_lacks_is_noticed() -> None:
     with pytest.raises(ValueError, match="more"):
-        answers.Error.model_validate({"error": {"message": "", "type": "", "param": None,
+        openai_answers.Error.model_validate({"error": {"message": "", "type": "", "param": None,
                                                 "code": None, "more": 1}})  # fmt: skip
 
 

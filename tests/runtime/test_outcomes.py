@@ -18,11 +18,11 @@ from pydantic import BaseModel, Field, PrivateAttr, RootModel
 
 from drawloom import errors, tool
 from drawloom.errors import ToolError, ToolTimeout
-from drawloom.runtime.declared import classes_in
-from drawloom.runtime.failures import can_record, record_error, restore_error
-from drawloom.runtime.outcomes import NotKept, decode, describe, encode, result_json
-from drawloom.runtime.replay import record_value
-from drawloom.runtime.storefaults import dump_json
+from drawloom.runtime.execution.replay import record_value
+from drawloom.runtime.store.database_errors import dump_json
+from drawloom.runtime.store.declared_classes import classes_in
+from drawloom.runtime.store.error_json import can_record, record_error, restore_error
+from drawloom.runtime.store.result_json import NotKept, decode, describe, encode, result_json
 
 
 class Color(enum.Enum):

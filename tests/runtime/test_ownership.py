@@ -14,7 +14,7 @@ import pytest
 
 from drawloom import Env, Runtime, Sandbox, agent, tool
 from drawloom.errors import StoreError, StoreInUse, StoreMissing
-from drawloom.runtime.store import Store
+from drawloom.runtime.store.store import Store
 
 from .postgres import Server
 
@@ -148,7 +148,7 @@ async def test_stores_of_several_databases_do_not_meet(postgres: Server) -> None
 async def test_a_killed_owner_s_lock_is_free(postgres: Server) -> None:
     url = postgres.new_database()
     code = (
-        "import os; from drawloom.runtime.store import Store; "
+        "import os; from drawloom.runtime.store.store import Store; "
         f"Store({url!r}); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code], check=False)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drawloom.actions import Action, Admit, StartStep
-from drawloom.events import (
+from drawloom.runtime.scheduler import Scheduler, make_policy
+from drawloom.runtime.scheduler.actions import Action, Admit, StartStep
+from drawloom.runtime.scheduler.events import (
     EngineUp,
     Expected,
     ProgramEnded,
@@ -21,18 +22,17 @@ from drawloom.events import (
     StepReady,
     Tick,
 )
-from drawloom.runtime.scheduler import Scheduler, make_policy
-from drawloom.runtime.scheduler.drawloom import Drawloom
-from drawloom.runtime.scheduler.parts.admission import Admission, Cap
-from drawloom.runtime.scheduler.parts.bound import Bound
-from drawloom.runtime.scheduler.parts.housing import Housing
-from drawloom.runtime.scheduler.parts.order import Order
-from drawloom.runtime.scheduler.parts.parameters import Parameters
-from drawloom.runtime.scheduler.parts.residency import Residency
+from drawloom.runtime.scheduler.policies.drawloom import Drawloom
+from drawloom.runtime.scheduler.policies.parts.admission import Admission, Cap
+from drawloom.runtime.scheduler.policies.parts.bound import Bound
+from drawloom.runtime.scheduler.policies.parts.housing import Housing
+from drawloom.runtime.scheduler.policies.parts.order import Order
+from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
+from drawloom.runtime.scheduler.policies.parts.residency import Residency
 from drawloom.runtime.scheduler.policy import Policy
-from drawloom.runtime.scheduler.program import Program
-from drawloom.runtime.sim.loop import Simulation
+from drawloom.runtime.scheduler.program_state import Program
 from drawloom.runtime.sim.presets import machine
+from drawloom.runtime.sim.simulation import Simulation
 from drawloom.runtime.sim.workload import Call, Job
 
 from .asking import ask_everything, snapshot

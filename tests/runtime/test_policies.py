@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from drawloom.actions import (
+from drawloom.errors import ConfigError
+from drawloom.runtime.scheduler import Scheduler, make_policy
+from drawloom.runtime.scheduler.actions import (
     Action,
     Admit,
     DemoteKV,
@@ -15,9 +17,8 @@ from drawloom.actions import (
     StartStep,
     Wake,
 )
-from drawloom.cost import CostModel
-from drawloom.errors import ConfigError
-from drawloom.events import (
+from drawloom.runtime.scheduler.cost import CostModel
+from drawloom.runtime.scheduler.events import (
     EngineUp,
     Forked,
     LineageEnded,
@@ -27,11 +28,10 @@ from drawloom.events import (
     StepReady,
     Tick,
 )
-from drawloom.runtime.scheduler import Scheduler, make_policy
-from drawloom.runtime.scheduler.continuum import best_ttl
-from drawloom.runtime.scheduler.drawloom import Drawloom
-from drawloom.runtime.scheduler.parts.parameters import Parameters
-from drawloom.runtime.scheduler.requests import RequestLevel
+from drawloom.runtime.scheduler.policies.continuum import best_ttl
+from drawloom.runtime.scheduler.policies.drawloom import Drawloom
+from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
+from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
 
 
 class Cluster:

@@ -27,7 +27,7 @@ from drawloom import (
     tool,
 )
 from drawloom.errors import Cancelled, ConfigError
-from drawloom.events import Decoded, Preempted
+from drawloom.runtime.scheduler.events import Decoded, Preempted
 
 ran: list[str] = []
 

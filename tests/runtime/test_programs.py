@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from drawloom.events import LineageEnded, ProgramEnded, ProgramSubmitted
 from drawloom.prompts import Prompt
-from drawloom.runtime.budget import Account, Budget
+from drawloom.runtime.execution.budget import Account, Budget
+from drawloom.runtime.scheduler.events import LineageEnded, ProgramEnded, ProgramSubmitted
 from drawloom.runtime.server import directory
-from drawloom.runtime.server import programs as module
+from drawloom.runtime.server import sessions as module
 from drawloom.runtime.server.conversation import (
     Answer,
     ChatTurn,
@@ -23,8 +23,8 @@ from drawloom.runtime.server.conversation import (
 )
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.history import read_entry
-from drawloom.runtime.server.programs import Place, Programs
-from drawloom.runtime.server.wire import Message
+from drawloom.runtime.server.openai_requests import Message
+from drawloom.runtime.server.sessions import Place, Programs
 
 NAMES = ["job", "acme:job", "job:job", "\0job"]
 TENANTS = ["default", "acme", "acme:job"]

@@ -7,13 +7,13 @@ from typing import Any
 import httpx
 import pytest
 
-from drawloom.engine.tokenizer import Tokenizer
+from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import ContextTooLong
 from drawloom.prompts import Prompt
-from drawloom.runtime.opening import tiny_model
+from drawloom.runtime.dispatch.backends import tiny_model
 from drawloom.runtime.server.app import Server
 from drawloom.runtime.server.prompting import Prompter
-from drawloom.tools.template import ChatTemplate
+from drawloom.tools.chat_template import ChatTemplate
 
 
 class _Counting(Tokenizer):

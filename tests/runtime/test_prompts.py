@@ -9,11 +9,11 @@ import pytest
 from pydantic import BaseModel
 
 from drawloom import Chat, Runtime, agent, tool
-from drawloom.engine.base import GenerateRequest
-from drawloom.engine.tokenizer import Tokenizer
+from drawloom.engine.api.engine import GenerateRequest
+from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.prompts import Prompt
-from drawloom.runtime.opening import tiny_model
-from drawloom.tools.template import ChatTemplate
+from drawloom.runtime.dispatch.backends import tiny_model
+from drawloom.tools.chat_template import ChatTemplate
 
 Open = Callable[..., Awaitable[Runtime]]
 _FOLDER = Path(__file__).parents[1] / "tools" / "templates"

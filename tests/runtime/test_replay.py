@@ -25,10 +25,10 @@ from drawloom import (
     tool,
 )
 from drawloom.errors import ConfigError, ContextTooLong, SandboxError, StoreError, ToolTimeout
-from drawloom.runtime.program import running
-from drawloom.runtime.store import Store
+from drawloom.runtime.execution.program import running
+from drawloom.runtime.store.store import Store
 from drawloom.tools import jinja
-from drawloom.tools.template import ChatTemplate
+from drawloom.tools.chat_template import ChatTemplate
 
 from .conftest import call
 
@@ -357,7 +357,7 @@ async def _pay_elsewhere(store: Store, program: str) -> None:
 async def test_a_step_that_another_executor_never_ended_is_an_error(
     open_runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drawloom.runtime.replay._PARKED_SECONDS", 0.3)
+    monkeypatch.setattr("drawloom.runtime.execution.replay._PARKED_SECONDS", 0.3)
     paid: list[int] = []
 
     @tool

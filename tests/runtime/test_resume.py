@@ -16,7 +16,7 @@ import pytest
 from drawloom import Chat, ReplayMismatch, Runtime, agent, tool
 from drawloom.errors import ConfigError, SandboxError
 from drawloom.runtime.cli.programs import load_agent
-from drawloom.runtime.store import LeaseRow
+from drawloom.runtime.store.store import LeaseRow
 
 AGENT = Path(__file__).with_name("killed_agent.py")
 

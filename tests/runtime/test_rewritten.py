@@ -7,12 +7,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from drawloom.engine.config import EngineConfig
-from drawloom.events import LineageEnded, StepReady
-from drawloom.runtime.runtime import Runtime
+from drawloom.runtime.scheduler.events import LineageEnded, StepReady
+from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server.app import Server
-from drawloom.runtime.server.chat import ChatCompletion
+from drawloom.runtime.server.chat_completions import ChatCompletion
 from drawloom.runtime.server.directory import Caller
-from drawloom.runtime.server.wire import ChatRequest
+from drawloom.runtime.server.openai_requests import ChatRequest
 
 Json = dict[str, Any]
 BLOCK = 16

@@ -12,7 +12,7 @@ from drawloom import Budget, BudgetExceeded, Env, Runtime, Sandbox, TenantShare,
 from drawloom.errors import ConfigError, SandboxUnavailable, StoreError
 from drawloom.runtime.demo import tasks
 from drawloom.runtime.demo.agent import solve
-from drawloom.sandbox.base import Provider
+from drawloom.sandbox.api.provider import Provider
 
 
 async def test_a_second_runtime_on_the_same_store_is_refused_and_harms_nothing(

@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from drawloom.actions import (
+from drawloom.errors import ConfigError
+from drawloom.graph.execution_graph import ExecutionGraph
+from drawloom.runtime.bench.scheduler import Shape, held_bytes, measure
+from drawloom.runtime.scheduler import Scheduler, make_policy, policy_names
+from drawloom.runtime.scheduler.actions import (
     Action,
     Admit,
     ClaimEnv,
@@ -22,9 +26,10 @@ from drawloom.actions import (
     Wake,
     WarmEnv,
 )
-from drawloom.cost import CostModel
-from drawloom.errors import ConfigError
-from drawloom.events import (
+from drawloom.runtime.scheduler.agent_graphs import Agents
+from drawloom.runtime.scheduler.cost import CostModel
+from drawloom.runtime.scheduler.decayed_rate import Rate
+from drawloom.runtime.scheduler.events import (
     Decoded,
     EngineDown,
     EngineDrain,
@@ -49,14 +54,9 @@ from drawloom.events import (
     ToolReady,
     ToolStarted,
 )
-from drawloom.graph.execution import ExecutionGraph
-from drawloom.runtime.bench.scheduler import Shape, held_bytes, measure
-from drawloom.runtime.scheduler import Scheduler, make_policy, policy_names
-from drawloom.runtime.scheduler.agents import Agents
-from drawloom.runtime.scheduler.drawloom import Drawloom
-from drawloom.runtime.scheduler.parts.parameters import Parameters
-from drawloom.runtime.scheduler.program import Program
-from drawloom.runtime.scheduler.rate import Rate
+from drawloom.runtime.scheduler.policies.drawloom import Drawloom
+from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
+from drawloom.runtime.scheduler.program_state import Program
 
 KV = 1000
 NEVER = -1.0  # is an engine as little busy as this: memory alone says how many programs run

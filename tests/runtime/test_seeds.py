@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from drawloom.engine.config import EngineConfig
-from drawloom.runtime.runtime import Runtime
+from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server.app import Server
 
 Json = dict[str, Any]

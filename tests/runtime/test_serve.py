@@ -16,7 +16,7 @@ import pytest
 
 from drawloom import agent
 from drawloom.errors import EngineClosed
-from drawloom.events import ProgramSubmitted
+from drawloom.runtime.scheduler.events import ProgramSubmitted
 from drawloom.runtime.server.app import Server
 
 LONG = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1500, "ignore_eos": True}

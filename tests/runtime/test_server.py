@@ -17,14 +17,14 @@ from openai.types.chat import ChatCompletionChunk
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.sequence import SamplingParams
 from drawloom.errors import EngineError
-from drawloom.events import Forked
-from drawloom.runtime.runtime import Runtime
+from drawloom.runtime.scheduler.events import Forked
+from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server.app import Server
 from drawloom.runtime.server.conversation import ChatTurn, TextRequest
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.names import header_value, is_name
+from drawloom.runtime.server.openai_requests import Message
 from drawloom.runtime.server.serve import bind
-from drawloom.runtime.server.wire import Message
 
 CALL = '<tool_call>\n{"name": "get", "arguments": {"city": "Rome"}}\n</tool_call>'
 TOOL = {

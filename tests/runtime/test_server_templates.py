@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from drawloom import Runtime
-from drawloom.engine.base import GenerateRequest
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.runtime.server.app import Server
-from drawloom.tools.template import ChatTemplate
+from drawloom.tools.chat_template import ChatTemplate
 
 Open = Callable[..., Awaitable[Runtime]]
 _FOLDER = Path(__file__).parents[1] / "tools" / "templates"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drawloom import Chat, Runtime, ToolCall, ToolResult, agent, tool
-from drawloom.engine.base import EngineInfo
-from drawloom.runtime.shares import cut_results, room
+from drawloom.engine.api.engine import EngineInfo
+from drawloom.runtime.execution.result_shares import cut_results, room
 
 
 def _info(context: int, kv: int) -> EngineInfo:

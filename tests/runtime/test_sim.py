@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.actions import Action
 from drawloom.errors import ConfigError, EngineError
-from drawloom.events import Decoded, Event, Preempted, StepReady
 from drawloom.runtime.scheduler import Policy, make_policy, policy_names
-from drawloom.runtime.sim.compare import Scenario, compare
-from drawloom.runtime.sim.generate import generate
-from drawloom.runtime.sim.loop import Simulation
+from drawloom.runtime.scheduler.actions import Action
+from drawloom.runtime.scheduler.events import Decoded, Event, Preempted, StepReady
+from drawloom.runtime.sim.experiment import Scenario, compare
+from drawloom.runtime.sim.oracle import Clairvoyant, Gittins, fastest, knowable, work_left
 from drawloom.runtime.sim.presets import Machine, machine
-from drawloom.runtime.sim.reference import Clairvoyant, Gittins, fastest, knowable, work_left
 from drawloom.runtime.sim.report import figures, isolated
-from drawloom.runtime.sim.running import Outcome
+from drawloom.runtime.sim.sim_program import Outcome
+from drawloom.runtime.sim.simulation import Simulation
+from drawloom.runtime.sim.synthetic import generate
 from drawloom.runtime.sim.workload import Call, Job, Mix, in_flight, read
 
 H200 = machine("h200-8b")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drawloom.runtime.sim.engine import SimEngine
 from drawloom.runtime.sim.presets import Machine, machine
-from drawloom.runtime.sim.work import BLOCK, Work, sequence
+from drawloom.runtime.sim.sim_calls import BLOCK, Work, sequence
+from drawloom.runtime.sim.sim_engine import SimEngine
 
 H200 = replace(machine("h200-8b"), kv_tokens=400_000, host_tokens=0)
 TIGHT = replace(H200, unit=1, kv_tokens=20 * BLOCK)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drawloom.errors import StoreDamaged, StoreError
-from drawloom.runtime import database
-from drawloom.runtime.store import LeaseRow, RowExists, Store
-from drawloom.runtime.storefaults import explain
+from drawloom.runtime.store import database
+from drawloom.runtime.store.database_errors import explain
+from drawloom.runtime.store.store import LeaseRow, RowExists, Store
 
 
 async def test_rows_survive_reopening(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from drawloom.errors import StoreDamaged, StoreError, StoreInUse
 from drawloom.runtime.cli import programs, sandboxes
 from drawloom.runtime.cli.options import EngineOptions
-from drawloom.runtime.store import Store
+from drawloom.runtime.store.store import Store
 
 
 async def _with_program(path: Path, **values: object) -> str:

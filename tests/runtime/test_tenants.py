@@ -7,9 +7,7 @@ import pytest
 
 from drawloom.errors import ConfigError
 from drawloom.runtime.scheduler import make_policy
-from drawloom.runtime.sim.loop import Simulation
-from drawloom.runtime.sim.presets import machine
-from drawloom.runtime.sim.tenants import (
+from drawloom.runtime.sim.fairness import (
     CLASSES,
     Saturation,
     arrivals,
@@ -17,6 +15,8 @@ from drawloom.runtime.sim.tenants import (
     isolated,
     saturation,
 )
+from drawloom.runtime.sim.presets import machine
+from drawloom.runtime.sim.simulation import Simulation
 
 H200 = machine("h200-8b")
 

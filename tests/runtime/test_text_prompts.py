@@ -13,9 +13,9 @@ from tokenizers import Tokenizer as HfTokenizer
 from tokenizers import processors
 
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.tokenizer import Tokenizer
-from drawloom.runtime.opening import tiny_model
-from drawloom.runtime.runtime import Runtime
+from drawloom.engine.text.tokenizer import Tokenizer
+from drawloom.runtime.dispatch.backends import tiny_model
+from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server.app import Server
 
 _BOS = "<|endoftext|>"

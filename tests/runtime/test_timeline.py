@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.runtime.store import DecisionRow, ProgramRow, StepRow
-from drawloom.runtime.timeline import RESUMED, Activity, make_track
+from drawloom.runtime.console.timeline import RESUMED, Activity, make_track
+from drawloom.runtime.store.store import DecisionRow, ProgramRow, StepRow
 
 ROW = ProgramRow("p", "solve", "m:solve", {}, {}, "done", None, None, 0.0, 1.0, 9.0)
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from drawloom.errors import ConfigError
 from drawloom.runtime.scheduler import make_policy, policy_names
-from drawloom.runtime.sim.compare import Scenario
-from drawloom.runtime.sim.hosts import CLAIMS, Rooms, SimHost
-from drawloom.runtime.sim.loop import Simulation
+from drawloom.runtime.sim.coscheduling import compare_units
+from drawloom.runtime.sim.experiment import Scenario
 from drawloom.runtime.sim.presets import machine
-from drawloom.runtime.sim.unit import compare_units
+from drawloom.runtime.sim.sim_host import CLAIMS, Rooms, SimHost
+from drawloom.runtime.sim.simulation import Simulation
 from drawloom.runtime.sim.workload import Call, Job
 
 H200 = machine("h200-8b")

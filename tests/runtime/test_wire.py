@@ -19,14 +19,14 @@ from drawloom.runtime.server.errors import (
     wire_error,
 )
 from drawloom.runtime.server.names import header_value, is_name
-from drawloom.runtime.server.toolspecs import calls_of
-from drawloom.runtime.server.wire import (
+from drawloom.runtime.server.openai_requests import (
     ChatRequest,
     CompletionRequest,
     Message,
     ReleaseRequest,
     Sampling,
 )
+from drawloom.runtime.server.toolspecs import calls_of
 
 from .hostile import BODIES, hostile, requests
 

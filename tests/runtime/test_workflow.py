@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from drawloom.runtime.bench.replay import Replay, scaled
+from drawloom.runtime.bench.replay_scaling import Replay, scaled
 from drawloom.runtime.bench.workflow import Bench, kendall
-from drawloom.runtime.sim.generate import generate
+from drawloom.runtime.sim.synthetic import generate
 
 
 @pytest.mark.parametrize("kind", ["swe", "web", "graphs"])

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from drawloom.cost import CostModel
 from drawloom.errors import ConfigError
 from drawloom.runtime.scheduler import make_policy
-from drawloom.runtime.sim.compare import compare, run_one, variants
-from drawloom.runtime.sim.fixed import FIXED, draw_fixed
-from drawloom.runtime.sim.load import over_load, saturation
-from drawloom.runtime.sim.loop import Simulation
+from drawloom.runtime.scheduler.cost import CostModel
+from drawloom.runtime.sim.experiment import compare, run_one, variants
+from drawloom.runtime.sim.fixed_workloads import FIXED, draw_fixed
+from drawloom.runtime.sim.load_curves import over_load, saturation
 from drawloom.runtime.sim.scenario import Scenario
+from drawloom.runtime.sim.simulation import Simulation
 from drawloom.runtime.sim.workload import read
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from drawloom.environments import Env
 from drawloom.ids import new_id
-from drawloom.sandbox.base import Provider
-from drawloom.sandbox.images import BOX
-from drawloom.sandbox.live import LiveSandbox
-from drawloom.sandbox.process import ProcessProvider
+from drawloom.sandbox.api.provider import Provider
+from drawloom.sandbox.api.sandbox import LiveSandbox
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.sandbox.local.provider import ProcessProvider
 
 from .mosquitto import Mosquitto
 
@@ -54,7 +54,7 @@ async def openers(request: pytest.FixtureRequest) -> AsyncIterator[Openers]:
 
         yield lambda owner: functools.partial(local, owner)
     elif request.param == "docker":
-        from drawloom.sandbox.docker import DockerProvider
+        from drawloom.sandbox.docker.provider import DockerProvider
 
         url = request.getfixturevalue("docker_url")
 
@@ -65,7 +65,7 @@ async def openers(request: pytest.FixtureRequest) -> AsyncIterator[Openers]:
         yield lambda owner: functools.partial(docker, owner)
     else:
         from drawloom.sandbox.remote.broker import Broker
-        from drawloom.sandbox.remote.host import SandboxHost
+        from drawloom.sandbox.remote.host_agent import SandboxHost
         from drawloom.sandbox.remote.provider import RemoteProvider
 
         url = request.getfixturevalue("broker").url + f"-{new_id('hosts')}"

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from drawloom.environments import Env
-from drawloom.sandbox.base import Provider
-from drawloom.sandbox.live import LiveSandbox
-from drawloom.sandbox.process import ProcessProvider, ProcessSandbox
+from drawloom.sandbox.api.provider import Provider
+from drawloom.sandbox.api.sandbox import LiveSandbox
+from drawloom.sandbox.local.provider import ProcessProvider, ProcessSandbox
 from drawloom.sandbox.remote.broker import Broker
-from drawloom.sandbox.remote.host import SandboxHost
+from drawloom.sandbox.remote.host_agent import SandboxHost
 
 
 class Mourning(ProcessProvider):

@@ -15,10 +15,10 @@ from pathlib import Path
 from drawloom.environments import Env
 from drawloom.errors import SandboxDied, SandboxError
 from drawloom.ids import new_id
-from drawloom.sandbox.base import Provider
-from drawloom.sandbox.images import BOX
-from drawloom.sandbox.live import LiveSandbox
-from drawloom.sandbox.watch import hold_quotas
+from drawloom.sandbox.api.provider import Provider
+from drawloom.sandbox.api.sandbox import LiveSandbox
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.sandbox.pool.health import hold_quotas
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 BEGIN, END = "<!-- promises: written by tests/sandbox/promises.py -->", "<!-- end of promises -->"

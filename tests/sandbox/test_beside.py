@@ -9,9 +9,9 @@ from drawloom import Runtime, Sandbox, agent, tool
 from drawloom.environments import Env
 from drawloom.errors import ConfigError, SandboxDied, SandboxError
 from drawloom.ids import new_id
-from drawloom.sandbox.docker import DockerProvider
-from drawloom.sandbox.images import BOX
-from drawloom.sandbox.process import ProcessProvider
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.sandbox.docker.provider import DockerProvider
+from drawloom.sandbox.local.provider import ProcessProvider
 
 
 def _site(words: str, port: int) -> Env:

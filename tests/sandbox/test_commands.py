@@ -7,8 +7,8 @@ import pytest
 
 from drawloom.environments import Command
 from drawloom.errors import SandboxError
-from drawloom.sandbox.commands import argv_of, fit_argv
-from drawloom.sandbox.live import LiveSandbox
+from drawloom.sandbox.api.commands import argv_of, fit_argv
+from drawloom.sandbox.api.sandbox import LiveSandbox
 
 VERBS = ["exec", "sh", "stream", "start"]
 LONG = 300_000

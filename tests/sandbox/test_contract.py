@@ -9,12 +9,12 @@ import pytest
 from drawloom.environments import Env
 from drawloom.errors import ConfigError, ImageNotFound, SandboxDied, SandboxError
 from drawloom.ids import new_id
-from drawloom.sandbox.aside import keep
-from drawloom.sandbox.base import Provider
-from drawloom.sandbox.images import BOX
-from drawloom.sandbox.live import LiveSandbox
-from drawloom.sandbox.process import ProcessProvider
-from drawloom.sandbox.watch import hold_quotas
+from drawloom.sandbox.api.provider import Provider
+from drawloom.sandbox.api.sandbox import LiveSandbox
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.sandbox.local.provider import ProcessProvider
+from drawloom.sandbox.pool.health import hold_quotas
+from drawloom.sandbox.pool.parked import keep
 
 from .conftest import ENV, Opener, Openers
 
@@ -284,7 +284,7 @@ async def test_what_writes_fast_is_ended_before_the_regular_look(openers: Opener
 async def test_where_the_engine_has_no_quotas_containers_are_made_without(
     docker_url: str | None,
 ) -> None:
-    from drawloom.sandbox.docker import DockerProvider
+    from drawloom.sandbox.docker.provider import DockerProvider
 
     provider = DockerProvider(new_id("store"), docker_url)
     provider._quotas = True
@@ -296,7 +296,7 @@ async def test_where_the_engine_has_no_quotas_containers_are_made_without(
 
 @pytest.mark.docker
 async def test_no_file_grows_beyond_the_disk_of_its_container(docker_url: str | None) -> None:
-    from drawloom.sandbox.docker import DockerProvider
+    from drawloom.sandbox.docker.provider import DockerProvider
 
     provider = DockerProvider(new_id("store"), docker_url)
     box = await provider.create(Env(BOX, disk="1m"), new_id("box"))
@@ -396,7 +396,7 @@ async def test_setup_runs_before_it_is_ready_and_a_failing_one_is_told(provider:
 
 @pytest.mark.docker
 async def test_an_image_that_is_not_there_is_named(docker_url: str | None) -> None:
-    from drawloom.sandbox.docker import DockerProvider
+    from drawloom.sandbox.docker.provider import DockerProvider
 
     provider = DockerProvider(new_id("store"), docker_url)
     with pytest.raises(ImageNotFound, match="no-such-image:9"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from drawloom.errors import SandboxError
-from drawloom.sandbox.live import LiveSandbox
+from drawloom.sandbox.api.sandbox import LiveSandbox
 
 
 async def test_a_folder_goes_in_and_comes_out_as_it_is(box: LiveSandbox, tmp_path: Path) -> None:

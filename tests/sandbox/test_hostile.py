@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from drawloom.environments import Env
 from drawloom.errors import SandboxDied, SandboxError
 from drawloom.ids import new_id
-from drawloom.sandbox import files
-from drawloom.sandbox.base import Provider
-from drawloom.sandbox.docker import DockerProvider
-from drawloom.sandbox.images import BOX
-from drawloom.sandbox.live import LiveSandbox
-from drawloom.sandbox.seccomp import seccomp
-from drawloom.sandbox.wire import Wire
+from drawloom.sandbox.api import transfer
+from drawloom.sandbox.api.provider import Provider
+from drawloom.sandbox.api.sandbox import LiveSandbox
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.sandbox.docker.provider import DockerProvider
+from drawloom.sandbox.helper.protocol import Wire
+from drawloom.sandbox.helper.seccomp import seccomp
 
 from .conftest import ENV, put_probe
 
@@ -177,7 +177,7 @@ async def test_traps_in_the_place_of_an_archive_hang_nobody(
 ) -> None:
     (tmp_path / "sent").write_text("42")
     await box.write("d/file", b"42")
-    names = [files._beside(PurePosixPath(path), what) for path, what in (
+    names = [transfer._beside(PurePosixPath(path), what) for path, what in (
         ("d/file", "download"), ("d/sent", "upload"),
     )]  # fmt: skip
     await box.exec("mkfifo", *names)

@@ -16,11 +16,11 @@ import pytest
 from drawloom.environments import Env
 from drawloom.errors import SandboxError, SandboxUnavailable
 from drawloom.ids import new_id
-from drawloom.runtime.opening import open_provider
-from drawloom.sandbox import process
-from drawloom.sandbox.cgroups import Cgroup, make_cgroup
-from drawloom.sandbox.helper import helper_path
-from drawloom.sandbox.process import ProcessProvider
+from drawloom.runtime.dispatch.backends import open_provider
+from drawloom.sandbox.helper.build import helper_path
+from drawloom.sandbox.local import provider as process
+from drawloom.sandbox.local.cgroups import Cgroup, make_cgroup
+from drawloom.sandbox.local.provider import ProcessProvider
 
 from .conftest import ENV, put_probe
 
@@ -224,7 +224,7 @@ _SCRIPT = """
 import asyncio, json, sys
 from drawloom.environments import Env
 from drawloom.ids import new_id
-from drawloom.sandbox.process import ProcessProvider
+from drawloom.sandbox.local.provider import ProcessProvider
 
 async def main():
     provider = ProcessProvider(new_id("store"))

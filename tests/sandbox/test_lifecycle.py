@@ -7,8 +7,8 @@ import pytest
 
 from drawloom.errors import SandboxDied
 from drawloom.ids import new_id
-from drawloom.sandbox.base import Provider
-from drawloom.sandbox.fake import FakeProvider
+from drawloom.sandbox.api.provider import Provider
+from drawloom.sandbox.testing.fake import FakeProvider
 
 from .conftest import ENV
 

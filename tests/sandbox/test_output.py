@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from drawloom.errors import SandboxDied, SandboxError
-from drawloom.sandbox.live import LiveSandbox
+from drawloom.sandbox.api.sandbox import LiveSandbox
 
 
 async def test_what_a_command_says_is_read_while_it_runs(box: LiveSandbox) -> None:

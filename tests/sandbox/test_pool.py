@@ -9,12 +9,12 @@ import pytest
 from drawloom.environments import Env
 from drawloom.errors import ImageNotFound, SandboxError, StoreError
 from drawloom.ids import new_id
-from drawloom.sandbox.base import Disk, Provider, Snapshot
-from drawloom.sandbox.fake import FakeProvider
-from drawloom.sandbox.images import BOX
-from drawloom.sandbox.live import LiveSandbox
-from drawloom.sandbox.pool import Claimed, Pool
-from drawloom.sandbox.watch import watch_disk
+from drawloom.sandbox.api.provider import Disk, Provider, Snapshot
+from drawloom.sandbox.api.sandbox import LiveSandbox
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.sandbox.pool.health import watch_disk
+from drawloom.sandbox.pool.pool import Claimed, Pool
+from drawloom.sandbox.testing.fake import FakeProvider
 
 ENV = Env("box")
 
@@ -522,8 +522,8 @@ async def test_a_template_that_somebody_removed_is_made_again() -> None:
 async def test_what_was_set_up_once_is_alike_in_all(
     kind: str, more: str, alike: bool, request: pytest.FixtureRequest
 ) -> None:
-    from drawloom.sandbox.docker import DockerProvider
-    from drawloom.sandbox.process import ProcessProvider
+    from drawloom.sandbox.docker.provider import DockerProvider
+    from drawloom.sandbox.local.provider import ProcessProvider
 
     owner = new_id("store")
     provider: Provider = (

@@ -11,8 +11,8 @@ from drawloom.environments import Env
 from drawloom.errors import SandboxError
 from drawloom.ids import new_id
 from drawloom.runtime.cli import sandboxes
-from drawloom.sandbox.live import LiveSandbox
-from drawloom.sandbox.process import ProcessProvider
+from drawloom.sandbox.api.sandbox import LiveSandbox
+from drawloom.sandbox.local.provider import ProcessProvider
 
 
 def _commands() -> list[bytes]:
@@ -74,7 +74,7 @@ async def test_an_environment_that_just_ended_by_itself_is_ended_in_silence(
         kill(group, number)
         raise ProcessLookupError(3, "No such process")  # the kernel reaped it, asyncio is not told
 
-    monkeypatch.setattr("drawloom.sandbox.process.os.killpg", ended_already)
+    monkeypatch.setattr("drawloom.sandbox.local.provider.os.killpg", ended_already)
     await box.destroy()
     assert await provider.owned() == []
     await provider.close()

@@ -3,7 +3,7 @@
 import pytest
 
 from drawloom.ids import new_id
-from drawloom.sandbox.base import Provider
+from drawloom.sandbox.api.provider import Provider
 
 from .conftest import Opener, put_probe
 from .promises import ENV, PROMISES, Attempt, Promise, on_page, table

@@ -20,17 +20,17 @@ from drawloom import Runtime, Sandbox, agent, tool
 from drawloom.environments import Env
 from drawloom.errors import ConfigError, SandboxDied, SandboxError, SandboxUnavailable
 from drawloom.ids import new_id
-from drawloom.sandbox.base import Provider
-from drawloom.sandbox.fake import FakeProvider
-from drawloom.sandbox.live import LiveSandbox
-from drawloom.sandbox.process import ProcessProvider
-from drawloom.sandbox.remote import hosts
+from drawloom.sandbox.api.provider import Provider
+from drawloom.sandbox.api.sandbox import LiveSandbox
+from drawloom.sandbox.local.provider import ProcessProvider
+from drawloom.sandbox.pool.orphans import sweep
+from drawloom.sandbox.remote import host_registry
 from drawloom.sandbox.remote.broker import Broker
-from drawloom.sandbox.remote.host import SandboxHost
+from drawloom.sandbox.remote.host_agent import SandboxHost
 from drawloom.sandbox.remote.lease import helper_ttl, silence
 from drawloom.sandbox.remote.messages import Request, pack
 from drawloom.sandbox.remote.provider import RemoteProvider
-from drawloom.sandbox.sweep import sweep
+from drawloom.sandbox.testing.fake import FakeProvider
 
 from .conftest import ENV
 from .mosquitto import Mosquitto, Wire
@@ -180,7 +180,7 @@ async def test_a_host_that_is_cut_off_has_ended_its_work_before_the_runtime_give
 async def test_a_killed_host_s_containers_end_by_themselves_whatever_runs_in_them(
     docker_url: str | None,
 ) -> None:
-    from drawloom.sandbox.docker import DockerProvider
+    from drawloom.sandbox.docker.provider import DockerProvider
 
     owner = new_id("store")
     ttl = helper_ttl(2.0)
@@ -446,7 +446,7 @@ async def test_the_command_line_offers_a_machine_and_takes_it_back(url: str) -> 
 async def test_without_hosts_a_claim_says_what_to_start(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosts, "_HOST_SECONDS", 0.2)
+    monkeypatch.setattr(host_registry, "_HOST_SECONDS", 0.2)
     async with _owner(url) as provider:
         with pytest.raises(SandboxUnavailable, match="drawloom sandbox host --broker"):
             await provider.create(ENV, new_id("box"))
@@ -455,7 +455,7 @@ async def test_without_hosts_a_claim_says_what_to_start(
 async def test_without_a_broker_the_runtime_does_not_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hosts, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(host_registry, "CONNECT_SECONDS", 0.5)
     with pytest.raises(SandboxUnavailable, match=r"broker mqtt://127\.0\.0\.1:9"):
         async with Runtime(sandbox="mqtt://127.0.0.1:9/x"):
             pass
@@ -484,8 +484,8 @@ async def test_a_wrong_password_is_refused_and_tenants_cannot_reach_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker is configured as docs/mosquitto/ shows it."""
-    monkeypatch.setattr(hosts, "CONNECT_SECONDS", 1.0)
-    monkeypatch.setattr(hosts, "_HOST_SECONDS", 1.0)
+    monkeypatch.setattr(host_registry, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(host_registry, "_HOST_SECONDS", 1.0)
     shown = Path(__file__).parents[2] / "docs" / "mosquitto" / "acl"
     (tmp_path / "acl").write_text(shown.read_text())
     passwords = tmp_path / "passwords"
@@ -514,7 +514,7 @@ async def test_a_wrong_password_is_refused_and_tenants_cannot_reach_each_other(
 async def test_over_tls_the_broker_must_be_who_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosts, "CONNECT_SECONDS", 2.0)
+    monkeypatch.setattr(host_registry, "CONNECT_SECONDS", 2.0)
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out",

@@ -16,16 +16,16 @@ from paho.mqtt.properties import Properties
 from drawloom.environments import Env
 from drawloom.errors import SandboxDied, SandboxError
 from drawloom.ids import new_id
-from drawloom.sandbox.base import Provider
-from drawloom.sandbox.fake import FakeProvider
-from drawloom.sandbox.images import BOX
-from drawloom.sandbox.process import ProcessProvider
+from drawloom.sandbox.api.provider import Provider
+from drawloom.sandbox.docker.demo_image import BOX
+from drawloom.sandbox.local.provider import ProcessProvider
 from drawloom.sandbox.remote.broker import Broker
-from drawloom.sandbox.remote.host import SandboxHost
+from drawloom.sandbox.remote.host_agent import SandboxHost
+from drawloom.sandbox.remote.host_limits import Room
 from drawloom.sandbox.remote.messages import OwnerStatus, Request, pack
-from drawloom.sandbox.remote.owner import Owner, Owners
+from drawloom.sandbox.remote.owner_session import Owner, Owners
 from drawloom.sandbox.remote.provider import RemoteProvider
-from drawloom.sandbox.remote.room import Room
+from drawloom.sandbox.testing.fake import FakeProvider
 
 from .conftest import ENV
 from .mosquitto import Mosquitto

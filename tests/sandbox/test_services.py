@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from drawloom.errors import SandboxError
-from drawloom.sandbox.base import Provider
-from drawloom.sandbox.live import LiveSandbox
+from drawloom.sandbox.api.provider import Provider
+from drawloom.sandbox.api.sandbox import LiveSandbox
 
 from .conftest import ENV
 

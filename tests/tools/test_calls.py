@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.tools.calls import ToolCall, new_call_id
 from drawloom.tools.parsers import Closed, make_parser
+from drawloom.tools.tool_call import ToolCall, new_call_id
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from drawloom.engine.tokenizer import Tokenizer
+from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import ConfigError
-from drawloom.runtime.opening import tiny_model
-from drawloom.tools.forced import call_grammar
+from drawloom.runtime.dispatch.backends import tiny_model
+from drawloom.tools.forced_call_grammar import call_grammar
 from drawloom.tools.parsers import Closed, make_parser
 
 NODE = {

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from drawloom.errors import CheckpointError, ConfigError
 from drawloom.prompts import Prompt
+from drawloom.tools.chat_template import ChatTemplate, Message
 from drawloom.tools.jinja import TemplateEnvironment, prepared
-from drawloom.tools.template import ChatTemplate, Message
-from drawloom.tools.tracked import Tracked, spans_of
+from drawloom.tools.tracked_text import Tracked, spans_of
 
 _FOLDER = Path(__file__).parent / "templates"
 _SOURCES = {path.stem: path.read_text() for path in sorted(_FOLDER.glob("*.jinja"))}

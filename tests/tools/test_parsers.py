@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from drawloom.errors import ConfigError
 from drawloom.prompts import Prompt
-from drawloom.runtime.outcomes import encode
-from drawloom.tools.calls import new_call_id
+from drawloom.runtime.store.result_json import encode
 from drawloom.tools.parsers import (
     PARSERS,
     Closed,
@@ -26,6 +25,7 @@ from drawloom.tools.parsers import (
     opens_thought,
     read_call,
 )
+from drawloom.tools.tool_call import new_call_id
 
 CALL = '<tool_call>\n{"name": "shell", "arguments": {"command": "cat a"}}\n</tool_call>'
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from drawloom.tools.chat_template import ChatTemplate, Message
 from drawloom.tools.parsers import Closed, make_parser
-from drawloom.tools.template import ChatTemplate, Message
 
 _FOLDER = Path(__file__).parent / "templates"
 _TOOLS: list[dict[str, Any]] = [

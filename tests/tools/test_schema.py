@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from drawloom.errors import ConfigError, ToolError
-from drawloom.runtime.agent import agent
+from drawloom.runtime.execution.agent import agent
 from drawloom.tools.docstrings import parse_docstring
 from drawloom.tools.tool import Tool, as_tool, tool
 

@@ -7,8 +7,8 @@ import pytest
 
 from drawloom.errors import CheckpointError, ConfigError
 from drawloom.runtime.demo import tasks
-from drawloom.runtime.opening import tiny_model
-from drawloom.tools.template import ChatTemplate, Message
+from drawloom.runtime.dispatch.backends import tiny_model
+from drawloom.tools.chat_template import ChatTemplate, Message
 
 SCHEMAS = [tool.schema for tool in tasks.TOOLS]
 

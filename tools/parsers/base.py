@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from drawloom.tools.calls import ToolCall, new_call_id
+from drawloom.tools.tool_call import ToolCall, new_call_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection
 
-from drawloom.tools.calls import ToolCall
 from drawloom.tools.parsers.base import HEAD, Buffered, Named, Piece, Strings, Text, read_call
+from drawloom.tools.tool_call import ToolCall
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 

@@ -4,8 +4,8 @@ divided by semicolons, behind ``<|python_tag|>`` or not. Any other answer is tex
 import re
 from collections.abc import Collection
 
-from drawloom.tools.calls import ToolCall
 from drawloom.tools.parsers.base import HEAD, Buffered, Named, Piece, Text, read_call
+from drawloom.tools.tool_call import ToolCall
 
 _TAGS = ("<|python_tag|>", "<|python_start|>")
 _END = "<|python_end|>"

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Collection
 
-from drawloom.tools.calls import ToolCall
 from drawloom.tools.parsers.base import HEAD, Buffered, Named, Piece, Text, read_call
+from drawloom.tools.tool_call import ToolCall
 
 _MARK = "[TOOL_CALLS]"
 _NAMED = re.compile(r"\s*([\w.\-/]+)\s*(?:\[CALL_ID\]\s*[\w-]*\s*)?(?:\[ARGS\])?\s*(?=\{)")

@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from drawloom.tools.calls import ToolCall
 from drawloom.tools.parsers.base import Buffered, Named, Piece, Text, checked
+from drawloom.tools.tool_call import ToolCall
 
 _START, _END = "<|python_start|>", "<|python_end|>"
 

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from drawloom.engine.base import Delta, GenerateRequest
+from drawloom.engine.api.engine import Delta, GenerateRequest
 from drawloom.engine.config import ModelConfig
-from drawloom.engine.core import EngineCore
-from drawloom.engine.gpu import GpuRunner
+from drawloom.engine.core.engine_core import EngineCore
+from drawloom.engine.runners.gpu_runner import GpuRunner
 from drawloom.engine.sequence import SamplingParams
+from drawloom.runtime.bench.gpu.end_to_end import no_waiting
 from drawloom.runtime.bench.gpu.limits import Limits, wait
+from drawloom.runtime.bench.gpu.model_shapes import kv_bytes, parameters
 from drawloom.runtime.bench.gpu.power import Meter
-from drawloom.runtime.bench.gpu.shapes import kv_bytes, parameters
-from drawloom.runtime.bench.gpu.steps import Steps
-from drawloom.runtime.bench.gpu.whole import no_waiting
+from drawloom.runtime.bench.gpu.step_timeline import Steps
 
 
 @dataclass(frozen=True, slots=True)

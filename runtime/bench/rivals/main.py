@@ -21,7 +21,7 @@ from drawloom.runtime.bench.rivals.servers import StartFailed, lines, on_cores
 from drawloom.runtime.bench.rivals.speed import KV_TOKENS, UNITS, Speed, asked
 from drawloom.runtime.bench.rivals.systems import Setting, started
 from drawloom.runtime.bench.rivals.tasks import WORKLOADS, Shape, Task, make
-from drawloom.runtime.cli import show
+from drawloom.runtime.console import output
 from drawloom.runtime.sim.workload import Job, read
 
 HISTORIES = ("sampled", "rewritten")
@@ -95,7 +95,7 @@ def main(options: Options) -> int:
         try:
             asyncio.run(bench.run())
         except KeyboardInterrupt:
-            show.note("interrupted: this is what was measured")
+            output.note("interrupted: this is what was measured")
     bench.report()
     return 0 if bench.runs or bench.speed else 1
 
@@ -135,7 +135,7 @@ class Bench:
         self.runs: list[Run] = []
         self.speed: dict[str, dict[str, list[float]]] = {}
         self.failed: dict[str, str] = {}
-        self._installed = Installed(options.folder, show.note)
+        self._installed = Installed(options.folder, output.note)
         self._logs = options.folder / "logs"
         self._cuda = torch.cuda.is_available()
         self._began = time.strftime("%Y-%m-%d %H:%M")
@@ -145,7 +145,7 @@ class Bench:
         model = self._installed.model(self.options.model)
         servers, clients = (None, None) if self._cuda else cores(self.options.threads)
         if servers is None and not self._cuda:
-            show.note("too few cores for servers and clients apart: they share them")
+            output.note("too few cores for servers and clients apart: they share them")
         options = self.options
         self.setting = Setting(
             self._installed, model, options.kv_tokens, options.threads, servers, clients,
@@ -169,16 +169,16 @@ class Bench:
                 await measuring
         except StartFailed as error:
             self.failed[name] = str(error)
-            show.note(f"{name} is left out: {error}")
+            output.note(f"{name} is left out: {error}")
         self._write()
 
     async def _agents(self, name: str, number: int) -> None:
         loads = list(self._loads(number))
         peak = max(_largest(task) for _, tasks in loads for task in tasks)
-        show.note(f"round {number + 1}, {name}: starting")
+        output.note(f"round {number + 1}, {name}: starting")
         before = time.monotonic()
         async with started(name, self.setting, peak, self._logs) as url:
-            show.note(f"  serves after {time.monotonic() - before:.0f} s; warming up")
+            output.note(f"  serves after {time.monotonic() - before:.0f} s; warming up")
             way = Way(systems.has_ids(name), self.options.stream)
             await play(url, _warm_up(number), way)
             banned = special_tokens(self.setting.model)
@@ -187,21 +187,21 @@ class Bench:
                 played, makespan = await play(url, tasks, here)
                 self.runs.append(Run(load, name, number, tuple(played), makespan))
                 found = results.figures(self.runs[-1:])
-                show.note(
+                output.note(
                     f"  {load.workload}, {load.history}, {load.programs} programs: JCT mean "
                     f"{found.jct_mean:.1f} s, p95 {found.jct_p95:.1f} s, makespan {makespan:.1f} s"
                 )
                 errors = [one.error for one in played if one.error]
                 if errors:
-                    show.note(f"  {len(errors)} programs failed, the first by {errors[0]}")
+                    output.note(f"  {len(errors)} programs failed, the first by {errors[0]}")
 
     async def _speed(self, name: str, number: int) -> None:
-        show.note(f"round {number + 1}, {name}: engine rows")
+        output.note(f"round {number + 1}, {name}: engine rows")
         setting = replace(self.setting, kv_tokens=max(KV_TOKENS, self.options.kv_tokens))
         vocabulary = json.loads((setting.model / "config.json").read_text())["vocab_size"]
         async for row, value in self._rows(name, setting, vocabulary, number):
             self.speed.setdefault(name, {}).setdefault(row, []).append(value)
-            show.note(f"  {row}: {value:,.4g} {UNITS[row]}")
+            output.note(f"  {row}: {value:,.4g} {UNITS[row]}")
 
     async def _rows(
         self, name: str, setting: Setting, vocabulary: int, number: int
@@ -259,25 +259,25 @@ class Bench:
         self._write()
         options, found = self.options, results.summary(self.runs)
         if options.picture is not None and found:
-            from drawloom.runtime.curves import save_lines
+            from drawloom.runtime.console.completion_plot import save_lines
 
             title = f"mean JCT over programs at once, {options.kv_tokens:,} tokens of KV"
             save_lines(options.picture, title, "seconds", results.lines(found))
         if str(options.json) == "-":
-            show.emit(results.plain(self._about, self.runs, self.speed, self.failed))
+            output.emit(results.plain(self._about, self.runs, self.speed, self.failed))
             return
         title = ", ".join(f"{key} {value}" for key, value in self._about.items())
         if found:
-            show.console().print(results.agents_table(found, title))
+            output.console().print(results.agents_table(found, title))
             first = "the first streamed text" if options.stream else "the whole answer"
-            show.note(
+            output.note(
                 f"seconds; TTFT: to {first} of all calls but a program's first; computed: prompt "
                 "tokens not cached, a round; × vLLM: its mean JCT over this one"
             )
         if self.speed:
-            show.console().print(results.speeds_table(self.speed, _SPEED_TITLE))
+            output.console().print(results.speeds_table(self.speed, _SPEED_TITLE))
         for name, why in self.failed.items():
-            show.note(f"{name} was left out: {why.splitlines()[0]}")
+            output.note(f"{name} was left out: {why.splitlines()[0]}")
 
 
 def _largest(task: Task) -> int:

@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.bench import replay
-from drawloom.runtime.sim.generate import generate
+from drawloom.runtime.bench import replay_scaling
+from drawloom.runtime.sim.synthetic import generate
 from drawloom.runtime.sim.workload import Job
 
 WORKLOADS = ("coding-tools", "coding-text", "chats", "best-of-n", "rl-groups")
@@ -151,7 +151,7 @@ def scaled(jobs: Sequence[Job], count: int, rng: random.Random, shape: Shape) ->
     ]
     peak = fmean(max(call.context for call in job.calls) for job in cut)
     gap = fmean(call.gap for job in cut for call in job.calls[:-1])
-    small = replay.scaled(cut, shape.peak / peak, shape.gap / max(1e-9, gap))
+    small = replay_scaling.scaled(cut, shape.peak / peak, shape.gap / max(1e-9, gap))
     return [replace(rng.choice(small), id=f"{number}") for number in range(count)]
 
 

@@ -1,0 +1,170 @@
+"""What an engine is told: frozen, serialisable, one dataclass a verb.
+
+The same commands drive a core in a thread and one in a child process. Verbs about KV are answered
+with a `KVReply`. The four signals say what the program does, for an engine whose owner leaves the
+decision to it; the scheduler of the runtime decides itself and uses the verbs.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from drawloom.engine.api.engine import GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    request: GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End a request; what it held is free when this is answered."""
+
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Keep a lineage's KV for `ttl` seconds, if possible; `value` is the seconds that it saves."""
+
+    lineage: str
+    ttl: float
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Let a lease that holds last `ttl` seconds from now."""
+
+    lineage: str
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The lineage is over. With `evict`, what only it used is free at once."""
+
+    lineage: str
+    evict: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Demote:
+    """Copy a lineage's KV to host memory and let its device blocks be reclaimed first."""
+
+    lineage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Load a lineage's KV back from host memory."""
+
+    lineage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """`child` continues `parent`'s tokens; their KV is shared, copy-on-write."""
+
+    parent: str
+    child: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStarted:
+    """A signal: the lineage waits for a tool, probably for `eta` seconds."""
+
+    lineage: str
+    eta: float
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFinished:
+    """A signal: the next call of the lineage is about to come."""
+
+    lineage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A signal: `children` continue `parent`."""
+
+    parent: str
+    children: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A signal: nobody continues the lineage."""
+
+    lineage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Answered with a lineage's tokens and KV as bytes, for `Import` elsewhere."""
+
+    lineage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """Take over a lineage that another engine of the same model exported."""
+
+    lineage: str
+    data: bytes = field(repr=False)
+    salt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateWeights:
+    """Go on with other weights of the same shapes: those of a checkpoint folder, or tensors by
+    name. No request ends; KV of the old version is never used again."""
+
+    version: str
+    folder: str | None = None
+    tensors: dict[str, Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Give the device's memory back. Requests wait, and go on after `Wake`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    pass
+
+
+Command = (
+    Submit | Cancel | Lease | Renew | Release | Demote | Prefetch | Fork
+    | ToolStarted | ToolFinished | Branch | Done
+    | Export | Import | UpdateWeights | Sleep | Wake | Stats
+)  # fmt: skip
+
+__all__ = [
+    "Branch",
+    "Cancel",
+    "Command",
+    "Demote",
+    "Done",
+    "Export",
+    "Fork",
+    "Import",
+    "Lease",
+    "Prefetch",
+    "Release",
+    "Renew",
+    "Sleep",
+    "Stats",
+    "Submit",
+    "ToolFinished",
+    "ToolStarted",
+    "UpdateWeights",
+    "Wake",
+]

@@ -1,0 +1,1 @@
+"""Plan steps and carry out commands: batch, cache and runner behind one synchronous object."""

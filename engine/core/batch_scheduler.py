@@ -1,0 +1,320 @@
+"""The batch: which tokens the next step computes.
+
+One rule for everything (after vLLM V1): a sequence has `computed` tokens and wants all of its
+tokens computed; a step hands out a budget of tokens. Prefill in chunks, prefix hits, resuming
+after a tool and decoding are the same arithmetic. Pure: no clock, no tensor, no thread.
+"""
+
+from collections.abc import Iterable
+
+from drawloom.engine.core.batch_members import BatchCounters, Members, Output, fault, rank
+from drawloom.engine.core.step_plan import Chunk, Sampled, StepPlan, chunk_of
+from drawloom.engine.kvcache.kv_cache import KVCache
+from drawloom.engine.sequence import PENDING, FinishReason, Sequence, Status
+
+
+class _TooEarly(Exception):
+    """Nothing can be scheduled before what is under way is known."""
+
+
+class Batch(Members):
+    """The sequences of an engine, waiting and running, over one KV cache.
+
+    Attributes:
+        gave_way: the sequences that did, in the step that was scheduled last.
+    """
+
+    def __init__(
+        self,
+        cache: KVCache,
+        *,
+        max_tokens: int = 512,
+        max_sequences: int = 64,
+        max_context: int = 1 << 30,
+        eos_ids: Iterable[int] = (),
+        contiguous: bool = False,
+    ) -> None:
+        held = cache.pool.count * cache.block_size
+        slides = cache.window and held >= cache.window + max_tokens + 2 * cache.block_size
+        super().__init__(cache, max_context if slides else min(max_context, held), max_sequences)
+        self.gave_way: list[Sequence] = []
+        self._max_tokens = max_tokens
+        self._max_sequences = max_sequences
+        self._eos = frozenset(eos_ids)
+        self._contiguous = contiguous
+
+    # --- one step -------------------------------------------------------------------------
+
+    def schedule(self) -> StepPlan | None:
+        """The next step, or None when there is nothing to compute now."""
+        chunks: list[Chunk] = []
+        copies: list[tuple[int, int, int]] = []
+        self.gave_way = []
+        if self._suspects:  # a step failed: find the culprit by running each alone
+            suspect = next(s for s in self._by_id.values() if s.suspect)
+            try:
+                self._run_alone(suspect, chunks, copies)
+            except Exception as error:
+                self.fail(suspect, error)
+        else:
+            try:
+                budget, pressed = self._continue_running(chunks)
+            except _TooEarly:
+                return None
+            if self._waiting and budget and not pressed:
+                self._start_waiting(budget, chunks, copies)
+        # a copy may not wait for a sequence that is parked: its source could be gone by then
+        return StepPlan(chunks, copies) if chunks or copies else None
+
+    @property
+    def close(self) -> bool:
+        """Whether a step must be known before the next can be planned: of a sequence that runs (see
+        `Sequence.close`), or because it is looked for which one makes steps fail."""
+        return self._close > 0 or self._suspects > 0
+
+    def launched(self, plan: StepPlan) -> None:
+        """A step is under way, and the next one may be scheduled before it is complete: whatever
+        takes a source of its copies comes after it on the device."""
+        self._release(plan)
+        for chunk in plan.chunks:
+            seq = chunk.seq
+            seq.flying += 1
+            seq.computed = chunk.end
+            if chunk.sample and seq.params.max_tokens:
+                seq.tokens.append(PENDING)
+                seq.pending += 1
+
+    def _waits(self, seq: Sequence) -> bool:
+        """Whether nothing can be computed for a sequence before what is under way is known."""
+        if seq.loading:
+            return True
+        if not seq.flying:
+            return False
+        length = len(seq.tokens)
+        last = length - seq.prompt_length >= seq.params.max_tokens or length >= self.max_context
+        return length == seq.computed or seq.close or (seq.pending > 0 and last)
+
+    def _continue_running(self, chunks: list[Chunk]) -> tuple[int, bool]:
+        """Chunks of what runs; the budget left, and whether anything had to give way.
+
+        Whoever decodes gets its token before any prompt gets a share of the budget, whatever the
+        priorities: a long prompt would silence running answers otherwise (Sarathi-Serve, Agrawal
+        et al. 2024).
+        """
+        if not self._sorted:
+            self._running.sort(key=rank)
+            self._sorted = True
+        budget, pressed, size = self._max_tokens, False, self.cache.block_size
+        prompts: list[Sequence] = []
+        at = 0
+        while at < len(self._running) and budget:
+            seq = self._running[at]
+            at += 1
+            if (seq.loading or seq.flying) and self._waits(seq):
+                continue
+            if len(seq.tokens) - seq.computed > 1:
+                prompts.append(seq)
+                continue
+            if seq.computed >= len(seq.blocks) * size:
+                pressed = not self._make_room(seq, seq.computed + 1) or pressed
+                if seq.status is not Status.RUNNING:
+                    at -= 1
+                    continue
+            chunks.append(chunk_of(seq, 1))
+            budget -= 1
+        for seq in prompts:
+            count = min(len(seq.tokens) - seq.computed, budget)
+            if not count:
+                break
+            if seq.status is Status.RUNNING and seq.computed + count > len(seq.blocks) * size:
+                pressed = not self._make_room(seq, seq.computed + count) or pressed
+                chunks[:] = [c for c in chunks if c.seq.status is Status.RUNNING]
+            if seq.status is Status.RUNNING:
+                chunks.append(chunk_of(seq, count))
+                budget -= count
+        return budget, pressed
+
+    def _make_room(self, seq: Sequence, tokens: int) -> bool:
+        """Blocks for `seq`, taken from those behind it if need be; False if some gave way. Nobody
+        gives way before all that is under way is known: what it just says would be lost, and it
+        could come back to the same place for ever."""
+        given = True
+        while not self._grow(seq, tokens):
+            if seq.status is Status.FINISHED:
+                return False
+            if any(other.flying for other in self._running):
+                raise _TooEarly
+            given = False
+            victim = self._running[-1]
+            self._preempt(victim)
+            self.gave_way.append(victim)
+            if victim is seq:
+                break
+        return given
+
+    def _grow(self, seq: Sequence, tokens: int) -> bool:
+        try:
+            return self.cache.grow(seq, tokens)
+        except Exception as error:
+            self.fail(seq, error)
+            return False
+
+    def _start_waiting(
+        self, budget: int, chunks: list[Chunk], copies: list[tuple[int, int, int]]
+    ) -> None:
+        for seq in sorted(self._waiting, key=rank):
+            if not budget or len(self._running) >= self._max_sequences:
+                return
+            try:
+                if self._follows(seq):
+                    continue
+                if not self._admit(seq, copies):
+                    return
+                if not seq.loading:
+                    count = min(seq.behind, budget)
+                    chunks.append(chunk_of(seq, count))
+                    budget -= count
+            except Exception as error:
+                self.fail(seq, error)
+
+    def _follows(self, seq: Sequence) -> bool:
+        """Whether the beginning of a sequence is being computed: share it, and hurry it."""
+        producer = self.cache.producer(seq)
+        if producer is None:
+            return False
+        other = self._by_id[producer]
+        if seq.priority < other.priority:
+            other.priority, self._sorted = seq.priority, False
+        return True
+
+    def _admit(self, seq: Sequence, copies: list[tuple[int, int, int]]) -> bool:
+        """Start a sequence if all of its prompt has room, so that no two starve each other."""
+        made = self.cache.start(seq, self._extent(seq), self._contiguous, self._max_tokens)
+        if made is None:
+            return False
+        copies += made
+        self._waiting.remove(seq)
+        self._running.append(seq)
+        self._sorted = False
+        self._close += seq.close
+        seq.status, seq.seat = Status.RUNNING, self._seats.pop()
+        return True
+
+    def _extent(self, seq: Sequence) -> int:
+        total = min(seq.prompt_length + seq.params.max_tokens, self.max_context)
+        return 0 if self.cache.window else self.cache.blocks_for(total)
+
+    def _run_alone(
+        self, seq: Sequence, chunks: list[Chunk], copies: list[tuple[int, int, int]]
+    ) -> None:
+        for other in list(self._running):
+            if other is not seq:
+                self._preempt(other)
+        if seq.status is Status.WAITING and not self._admit(seq, copies):
+            return
+        count = min(seq.behind, self._max_tokens)
+        if not seq.loading and self.cache.grow(seq, seq.computed + count):
+            chunks.append(chunk_of(seq, count))
+
+    def complete(self, plan: StepPlan, sampled: dict[str, Sampled]) -> list[Output]:
+        """Book what the runner did. Sequences cancelled meanwhile are passed over."""
+        counters = self.counters
+        counters.steps += 1
+        self._release(plan)
+        outputs = []
+        for chunk in plan.chunks:
+            seq = chunk.seq
+            counters.computed_tokens += len(chunk.tokens)
+            if seq.status is not Status.RUNNING or chunk.epoch != seq.epoch:
+                continue
+            try:
+                output = self._book(chunk, sampled.get(seq.id))
+            except BaseException as error:
+                self.fail(seq, fault(error))
+            else:
+                if output is not None:
+                    outputs.append(output)
+        return outputs + self.take_broken()
+
+    def _book(self, chunk: Chunk, result: Sampled | None) -> Output | None:
+        seq = chunk.seq
+        if seq.flying:
+            seq.flying -= 1
+        if result is not None and result.error is not None:
+            raise result.error
+        self.cache.computed(seq, chunk.end)
+        if seq.suspect:
+            seq.suspect = False
+            self._suspects -= 1
+        if chunk.score >= 0 and result is not None:
+            seq.scores += result.scores
+        if not chunk.sample:
+            return None
+        if seq.params.max_tokens:
+            assert result is not None, f"nothing was sampled for {seq.id}"
+            return self._append(seq, result, chunk.end)
+        self._end(seq)
+        return Output(seq, None, FinishReason.LENGTH)
+
+    def failed(self, plan: StepPlan, error: Exception) -> list[Output]:
+        """A step raised. Its sequences are taken back and run one by one; one that fails alone
+        ends with the error, the others never notice."""
+        self._release(plan)
+        for chunk in plan.chunks:
+            seq = chunk.seq
+            if seq.status is not Status.RUNNING or chunk.epoch != seq.epoch:
+                continue
+            if len(plan.chunks) == 1:
+                self.fail(seq, error)
+            else:
+                self._suspects += not seq.suspect
+                seq.suspect = True
+                self.take_back(seq, min(seq.published * self.cache.block_size, chunk.start))
+        targets = {target for _, target, _ in plan.copies}
+        for seq in [s for s in self._running if s.loading and targets.intersection(s.blocks)]:
+            self.take_back(seq)  # parked, so without a chunk: its copy was not made either
+        return self.take_broken()
+
+    def _release(self, plan: StepPlan) -> None:
+        """The copies of a step were made, or never will be: their sources may be reclaimed."""
+        if not plan.released:
+            plan.released = True
+            for source, _, _ in plan.copies:
+                self.cache.copied(source)
+
+    def _append(self, seq: Sequence, sampled: Sampled, at: int) -> Output:
+        token = sampled.token
+        if seq.pending:
+            seq.tokens[at] = token
+            seq.pending -= 1
+        else:
+            seq.tokens.append(token)
+        if seq.params.logprobs:
+            seq.logprobs.append(sampled.logprob)
+            seq.tops.append(sampled.top)
+        if seq.guide is not None:
+            seq.guide.accept(token)
+        self.counters.generated_tokens += 1
+        finish = self._finish_reason(seq, token)
+        if finish is not None:
+            self._end(seq)
+        return Output(seq, token, finish)
+
+    def _finish_reason(self, seq: Sequence, token: int) -> FinishReason | None:
+        params = seq.params
+        if self.ends(seq, token):
+            return FinishReason.STOP
+        if seq.guide is not None and seq.guide.complete:
+            return FinishReason.STOP
+        length = len(seq.tokens) - seq.pending
+        if length - seq.prompt_length >= params.max_tokens or length >= self.max_context:
+            return FinishReason.LENGTH
+        return None
+
+    def ends(self, seq: Sequence, token: int) -> bool:
+        """Whether a token is one that ends a sequence."""
+        params = seq.params
+        return token in params.stop_ids or (token in self._eos and not params.ignore_eos)
+
+
+__all__ = ["Batch", "BatchCounters", "Output"]

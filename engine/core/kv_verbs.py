@@ -1,0 +1,121 @@
+"""Verbs about the KV of programs, which need no step: signals, branches, moving it elsewhere."""
+
+from collections.abc import Callable
+
+from drawloom.engine.api import commands as do
+from drawloom.engine.api.engine import EngineInfo, EngineStats
+from drawloom.engine.core.step_plan import Runner
+from drawloom.engine.core.transfers import Transfers
+from drawloom.engine.kvcache.copies import Copies
+from drawloom.engine.kvcache.kv_cache import KVCache
+from drawloom.engine.kvcache.kv_export import Fingerprint, pack, unpack
+from drawloom.errors import EngineError
+from drawloom.leases import KVReply, LeaseStatus
+
+_ETA_SLACK = 1.5
+_LONGEST_LEASE = 60.0
+
+
+class KVVerbs(Transfers):
+    """The part of an engine core that answers for its KV cache."""
+
+    def __init__(
+        self,
+        info: EngineInfo,
+        cache: KVCache,
+        runner: Runner,
+        fingerprint: Fingerprint | None,
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(cache, runner)
+        self.info = info
+        self.weights, self.asleep = "", False
+        self.prefill_seconds = self.copy_seconds = 0.0
+        self.model_seconds = self.host_seconds = 0.0
+        self._fingerprint, self._clock = fingerprint, clock
+
+    def _salt(self, salt: bytes) -> bytes:
+        """KV of other weights is other KV."""
+        return self.weights.encode() + b"\0" + salt if self.weights else salt
+
+    def _tool_started(self, command: do.ToolStarted) -> KVReply:
+        """Keep what comes back soon; what stays away longer waits in host memory."""
+        tokens = self.cache.lineages.length(command.lineage)
+        value = tokens * self.prefill_seconds
+        ttl = min(_LONGEST_LEASE, max(1.0, _ETA_SLACK * command.eta))
+        away = 2 * self.copy_seconds * self.cache.blocks_for(tokens)
+        if self.info.host_tokens and command.eta > max(1.0, 10 * away):
+            return self.cache.lineages.demote(command.lineage)
+        return self.cache.lineages.lease(command.lineage, self._clock(), ttl, value)
+
+    def _branch(self, command: do.Branch) -> KVReply:
+        replies = [self.cache.lineages.fork(command.parent, child) for child in command.children]
+        return replies[0] if replies else KVReply(LeaseStatus.ACCEPTED, 0)
+
+    def _export(self, command: do.Export) -> bytes:
+        windowed = self.cache.window > 0
+        found = None if windowed else self.cache.lineages.contents(command.lineage)
+        if found is None or self._fingerprint is None or self.asleep:
+            raise EngineError(f"lineage {command.lineage} is unknown here, or not exportable")
+        self._transfer()
+        tokens, places = found
+        return pack(self._fingerprint, self.weights, tokens, self._runner.read(places))
+
+    def _import(self, command: do.Import) -> KVReply:
+        if self._fingerprint is None or self.asleep:
+            raise EngineError("this engine takes no KV from elsewhere")
+        tokens, data = unpack(self._fingerprint, self.weights, command.data)
+        blocks = self.cache.adopt(command.lineage, tokens, self._salt(command.salt))
+        copies = self.cache.drain()
+        self._begin(Copies(copies.spills, [], []))  # before it is written over
+        try:
+            self._runner.write(blocks, data)
+        except Exception:
+            self.cache.index.forget_blocks(blocks)
+            self._not_copied(Copies([], copies.saves, []))
+            self._begin(Copies([], [], copies.loads))
+            raise
+        self._begin(Copies([], copies.saves, copies.loads))  # after it is written
+        covered = min(len(tokens), len(blocks) * self.info.block_size)
+        whole = covered == len(tokens)
+        return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, covered)
+
+    def stats(self) -> EngineStats:
+        cache, batch, index = self.cache, self.batch, self.cache.index
+        kv, work = cache.counters, batch.counters
+        return EngineStats(
+            running=batch.running,
+            waiting=batch.waiting,
+            parked=batch.parked,
+            free_blocks=cache.pool.free,
+            held_blocks=cache.held_blocks,
+            leased_blocks=cache.leased_blocks,
+            total_blocks=cache.pool.count,
+            host_blocks=index.host_used,
+            total_host_blocks=index.host_total,
+            lineages=len(cache.lineages),
+            steps=work.steps,
+            prompt_tokens=kv.prompt_tokens,
+            hit_tokens=kv.hit_tokens,
+            hit_host_tokens=kv.hit_host_tokens,
+            computed_tokens=work.computed_tokens,
+            recomputed_tokens=kv.recomputed_tokens,
+            generated_tokens=work.generated_tokens,
+            preemptions=work.preemptions,
+            lease_grants=kv.lease_grants,
+            lease_clips=kv.lease_clips,
+            lease_breaks=kv.lease_breaks,
+            lease_regrets=kv.lease_regrets,
+            regret_tokens=kv.regret_tokens,
+            evictions=cache.index.evictions,
+            demotions=kv.demotions,
+            saved_blocks=kv.saved_blocks,
+            loaded_blocks=kv.loaded_blocks,
+            model_seconds=self.model_seconds,
+            host_seconds=self.host_seconds,
+            weights=self.weights,
+            asleep=self.asleep,
+        )
+
+
+__all__ = ["KVVerbs"]

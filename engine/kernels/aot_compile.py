@@ -1,0 +1,141 @@
+"""Compiling kernels without a GPU: exactly what their launchers would launch, for a given chip.
+
+A launcher is called with tensors on the `meta` device while launches are recorded instead of made;
+each is then compiled as the launch would have been, with the same constants, warps and stages.
+This needs Triton outside its interpreter.
+"""
+
+import hashlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from drawloom.engine.kernels.gpu_arch import pretend
+from drawloom.errors import ConfigError
+
+# bytes of shared memory that one program may have (CUDA C++ Programming Guide, table 27)
+SHARED_LIMIT = {80: 166_912, 90: 232_448}
+_POINTERS = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
+    torch.int32: "*i32", torch.int64: "*i64",
+}  # fmt: skip
+_OPTIONS = ("num_warps", "num_stages", "launch_pdl")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel and what it would have been started with."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+    grid: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel.__module__.rpartition('.')[2]}.{self.kernel.__name__.lstrip('_')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What became of a kernel: registers of a thread, bytes of shared memory of a program, bytes of
+    a thread's stack (none of ours has arrays: what is there was spilled), and whether it multiplies
+    by warpgroups."""
+
+    name: str
+    chip: int
+    warps: int
+    registers: int
+    shared: int
+    spilled: int
+    wgmma: bool
+    binary: bytes = field(repr=False)
+    form: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can be launched, and keeps what it computes in registers."""
+        return self.shared <= SHARED_LIMIT[self.chip] and not self.spilled
+
+
+@contextmanager
+def recording(chip: int) -> Iterator[list[Launch]]:
+    """Launches made inside are noted, as they would be made on ``sm_<chip>``, and not made."""
+    if triton.knobs.runtime.interpret:
+        raise ConfigError("kernels are compiled outside the interpreter: unset TRITON_INTERPRET")
+    launches: list[Launch] = []
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+        names = dict(zip(self.arg_names, args, strict=False))
+        launches.append(Launch(self, {**names, **kwargs}, options, tuple(grid)))
+
+    before = JITFunction.run
+    JITFunction.run = run
+    try:
+        with pretend(chip):
+            yield launches
+    finally:
+        JITFunction.run = before
+
+
+def compile_for(launch: Launch, chip: int) -> Compiled:
+    """Compile for ``sm_<chip>``. Raises what Triton raises for a kernel that it cannot compile."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for place, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or one:
+            signature[parameter.name], constants[(place,)] = "constexpr", value
+            continue
+        signature[parameter.name] = _type(value)
+        if parameter.do_not_specialize:
+            continue
+        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    made = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=launch.options)
+    registers, stack = _resources(made.asm["cubin"])
+    return Compiled(
+        launch.name, chip, made.metadata.num_warps, registers, made.metadata.shared, stack,
+        "wgmma.mma_async" in made.asm["ptx"], hashlib.sha256(made.asm["cubin"]).digest(),
+    )  # fmt: skip
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return _POINTERS[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes, as the toolkit's own dump of the binary tells them."""
+    tool = triton.knobs.nvidia.cuobjdump.path
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        told = subprocess.run(
+            [tool, "--dump-resource-usage", str(path)], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    if found is None:
+        raise ConfigError(f"cuobjdump says nothing of registers: {told!r}")
+    return int(found[1]), int(found[2])
+
+
+__all__ = ["SHARED_LIMIT", "Compiled", "Launch", "compile_for", "recording"]

@@ -1,0 +1,2 @@
+"""Keep the books of KV: blocks, prefixes, leases, copies between tiers. Pure, but for the
+memory itself."""

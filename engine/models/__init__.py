@@ -1,0 +1,1 @@
+"""Read checkpoints, and define the decoder that the supported families share."""

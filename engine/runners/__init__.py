@@ -1,0 +1,1 @@
+"""Carry out a step plan on a device: CPU, GPU, or none."""

@@ -1,0 +1,181 @@
+"""A runner without a model: for the simulator, for benchmarks of the core, and for tests of it.
+
+It remembers what was written to every slot of every block, in both tiers, and checks that each
+step finds the KV of exactly the tokens it attends to: a block handed out twice, a copy that came
+too late or a chain that lost its middle is an `AssertionError`, as it would be garbage from a
+model.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from copy import copy
+from hashlib import blake2b
+
+from drawloom.engine.core.step_plan import Chunk, Sampled, StepPlan
+from drawloom.engine.kvcache.copies import Copies, runs
+from drawloom.engine.sequence import PENDING, Sequence
+from drawloom.engine.text.tokenizer import TextStream, Tokenizer
+from drawloom.prompts import Prompt
+
+Script = Callable[[Sequence], int]
+
+
+def hashed(vocabulary: int) -> Script:
+    """Tokens that depend on all that came before them, as a model's would."""
+
+    def next_token(seq: Sequence) -> int:
+        text = repr(seq.tokens).encode()
+        return int.from_bytes(blake2b(text, digest_size=4).digest(), "little") % vocabulary
+
+    return next_token
+
+
+class NumberTokenizer(Tokenizer):
+    """Tokens as decimal numbers with a space behind; for a core without a model."""
+
+    def __init__(self, size: int = 1 << 30) -> None:
+        self.size = size
+
+    def encode(self, text: str | Prompt) -> list[int]:
+        return [int(word) for word in Prompt.of(text).text.split()]
+
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        return "".join(f"{token} " for token in ids)
+
+    def stream(
+        self, stop: tuple[str, ...] = (), *, special: bool = False, after: Iterable[int] = ()
+    ) -> TextStream:
+        return TextStream(self.decode, str, stop)
+
+
+class MockRunner:
+    """Says what `script` says. Copies arrive when `arrived` was asked for them `delay` times.
+
+    With `ahead` it writes and says everything when a step is launched, as a device does that the
+    host has not waited for yet.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        block_size: int,
+        *,
+        window: int = 0,
+        delay: int = 0,
+        ahead: bool = False,
+    ) -> None:
+        self.ahead, self._said = ahead, dict[str, int]()
+        self._script, self._size, self._window = script, block_size, window
+        self._delay = delay
+        self._device: dict[int, int] = {}
+        self._host: dict[int, dict[int, int]] = {}
+        self._waiting: deque[tuple[int, Copies]] = deque()
+        self._asked = 0
+        self.asleep = False
+
+    def launch(self, plan: StepPlan) -> Callable[[], dict[str, Sampled]]:
+        if not self.ahead:
+            return lambda: self.run(plan)
+        out = self.run(plan)
+        return lambda: out
+
+    def run(self, plan: StepPlan) -> dict[str, Sampled]:
+        assert not self.asleep
+        size, device, out = self._size, self._device, {}
+        for source, target, count in plan.copies:
+            for at in range(count):
+                device[target * size + at] = device[source * size + at]
+        for chunk in plan.chunks:
+            for place, token in enumerate(self._fed(chunk), chunk.start):
+                device[chunk.blocks[place // size] * size + place % size] = token
+        for chunk in plan.chunks:
+            seq = self._as_it_is(chunk)
+            first = max(0, chunk.start - self._window + 1) if self._window else 0
+            for place in range(first, chunk.end):
+                slot = chunk.blocks[place // size] * size + place % size
+                assert device.get(slot) == seq.tokens[place], (
+                    f"{seq.id}: block {chunk.blocks[place // size]} does not hold token {place}"
+                )
+            if chunk.sample or chunk.score >= 0:
+                scores = [-1.0] * len(chunk.scored)
+                out[seq.id] = Sampled(self._script(seq), scores=scores)
+                self._said[seq.id] = out[seq.id].token
+        return out
+
+    def _fed(self, chunk: Chunk) -> list[int]:
+        """The tokens of a chunk, the one just said included."""
+        said = self._said
+        return [said[chunk.seq.id] if t == PENDING else t for t in chunk.tokens]
+
+    def _as_it_is(self, chunk: Chunk) -> Sequence:
+        """The sequence with no token pending, as far as this chunk goes."""
+        seq = chunk.seq
+        if not self.ahead:
+            return seq
+        true = copy(seq)
+        true.tokens = seq.tokens[: chunk.start] + self._fed(chunk)
+        return true
+
+    def transfer(self, copies: Copies) -> None:
+        assert not self.asleep
+        for source, target in _in_order(copies.spills):
+            self._host[target] = self._content(source)
+        if copies.saves or copies.loads:
+            self._waiting.append((self._asked + self._delay, copies))
+
+    def _content(self, block: int) -> dict[int, int]:
+        slots = range(block * self._size, (block + 1) * self._size)
+        return {s % self._size: self._device[s] for s in slots if s in self._device}
+
+    def arrived(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
+        self._asked += 1
+        saved: list[int] = []
+        loaded: list[int] = []
+        while self._waiting and (wait or self._waiting[0][0] < self._asked):
+            _, copies = self._waiting.popleft()
+            for block, host in _in_order(copies.saves):
+                self._host[host] = self._content(block)
+                saved.append(block)
+            for host, block in _in_order(copies.loads):
+                for at, token in self._host[host].items():
+                    self._device[block * self._size + at] = token
+                loaded.append(block)
+        return saved, loaded
+
+    def failed(self) -> list[Copies]:
+        return []
+
+    def read(self, places: list[tuple[int, int]]) -> list[dict[int, int]]:
+        return [self._content(b) if b >= 0 else dict(self._host[h]) for b, h in places]
+
+    def write(self, blocks: list[int], data: list[dict[int, int]]) -> None:
+        for block, content in zip(blocks, data, strict=False):
+            for at, token in content.items():
+                self._device[block * self._size + at] = token
+
+    def update(self, weights: object) -> None: ...
+
+    def sleep(self) -> None:
+        self._device.clear()
+        self.asleep = True
+
+    def wake(self) -> None:
+        self.asleep = False
+
+    def close(self) -> None: ...
+
+
+def _in_order(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Copies one by one, in the order in which a device makes them."""
+    return [(source + n, target + n) for source, target, count in runs(pairs) for n in range(count)]
+
+
+class QuickRunner(MockRunner):
+    """Remembers nothing: for timing the core."""
+
+    def run(self, plan: StepPlan) -> dict[str, Sampled]:
+        script = self._script
+        return {c.seq.id: Sampled(script(c.seq)) for c in plan.chunks if c.sample}
+
+
+__all__ = ["MockRunner", "NumberTokenizer", "QuickRunner", "Script", "hashed"]

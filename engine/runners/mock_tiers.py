@@ -1,0 +1,143 @@
+"""A runner without a model whose blocks are real tensors, moved by the real copies.
+
+`MockRunner` keeps its blocks in dictionaries; this one has the `KVStore` and the `HostTier` of a
+CPU, so that a test of the core finds what the order of copies on a machine does to them. Only the
+thread of copies is replaced: by one that copies as early or as late as it may.
+"""
+
+from collections import deque
+from typing import Any
+
+import torch
+
+from drawloom.engine.config import ModelConfig
+from drawloom.engine.kvcache.copies import Copies
+from drawloom.engine.kvcache.kv_memory import CopyThread, HostTier, KVStore
+from drawloom.engine.runners.mock_runner import MockRunner, Script
+
+_SPEC = ModelConfig("llama", 1, 1, 1, 1, 1, 1, 1, 1)
+_GARBAGE = 1 << 40
+
+
+class Slots:
+    """Tokens by slot, in a store's tensor, as the dictionary that `MockRunner` takes."""
+
+    def __init__(self, store: KVStore, size: int) -> None:
+        self._tokens, self._size = store.tensor[:, 0, 0, :, 0, 0].numpy(), size
+
+    def __setitem__(self, slot: int, token: int) -> None:
+        self._tokens[divmod(slot, self._size)] = token + 1
+
+    def __getitem__(self, slot: int) -> int:
+        return int(self._tokens[divmod(slot, self._size)]) - 1
+
+    def __contains__(self, slot: int) -> bool:
+        return self[slot] >= 0
+
+    def get(self, slot: int) -> int | None:
+        token = self[slot]
+        return None if token < 0 else token
+
+    def clear(self) -> None:
+        self._tokens[:] = 0
+
+
+class SteppedCopies(CopyThread):
+    """Copies at once (`early`), or when they have been asked for `delay` times.
+
+    Attributes:
+        failing: so many of the next copies fail, and leave garbage where they were to write.
+    """
+
+    def __init__(self, tier: HostTier, delay: int, early: bool) -> None:
+        self._tier, self._delay, self._early = tier, delay, early
+        self._waiting: deque[tuple[int, Copies, bool]] = deque()
+        self._asked = self.failing = 0
+
+    def put(self, copies: Copies) -> None:
+        succeeds = not self.failing
+        self.failing = max(0, self.failing - 1)
+        self._waiting.append((self._asked + self._delay, copies, succeeds))
+        if self._early:
+            self._copy(copies, succeeds)
+
+    def _copy(self, copies: Copies, succeeds: bool) -> None:
+        if succeeds:
+            self._tier._carry_out(copies)
+            return
+        for _, host in copies.saves:
+            self._tier.memory[host] = _GARBAGE
+        for _, block in copies.loads:
+            self._tier._store.moved[block] = _GARBAGE
+
+    def ended(self, wait: float) -> list[tuple[Copies, bool]]:
+        self._asked += 1
+        found: list[tuple[Copies, bool]] = []
+        while self._waiting and (wait or self._waiting[0][0] < self._asked):
+            _, copies, succeeds = self._waiting.popleft()
+            if not self._early:
+                self._copy(copies, succeeds)
+            found.append((copies, succeeds))
+        return found
+
+    def close(self) -> None: ...
+
+
+class TensorRunner(MockRunner):
+    """Checks each step as `MockRunner` does, over a store of `blocks` and a host tier.
+
+    Args:
+        paged: blocks lie in memory as on a GPU.
+        early: copies are made when they are begun, not when they are reported.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        block_size: int,
+        blocks: int,
+        host_blocks: int,
+        *,
+        window: int = 0,
+        delay: int = 0,
+        ahead: bool = False,
+        paged: bool = False,
+        early: bool = False,
+    ) -> None:
+        super().__init__(script, block_size, window=window, delay=delay, ahead=ahead)
+        cpu = torch.device("cpu")
+        self.store = KVStore(_SPEC, blocks, block_size, cpu, torch.int64, paged)
+        self._device: Any = Slots(self.store, block_size)
+        self.tier: HostTier | None = None
+        if host_blocks:
+            self.tier = HostTier(self.store, host_blocks)
+            self.tier.close()
+            self.copies = self.tier._copier = SteppedCopies(self.tier, delay, early)
+
+    def transfer(self, copies: Copies) -> None:
+        assert not self.asleep and self.tier is not None
+        self.tier.transfer(self.store, copies)
+
+    def arrived(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
+        return self.tier.arrived(wait) if self.tier is not None else ([], [])
+
+    def failed(self) -> list[Copies]:
+        return self.tier.failed() if self.tier is not None else []
+
+    def read(self, places: list[tuple[int, int]]) -> Any:
+        def content(block: int, host: int) -> torch.Tensor:
+            if block >= 0:
+                return self.store.tensor[block]
+            assert self.tier is not None
+            return self.store.seen(self.tier.memory[host])
+
+        shape = self.store.tensor.shape[1:]
+        blocks = [content(*place).clone() for place in places]
+        return torch.stack(blocks) if blocks else torch.empty(0, *shape, dtype=torch.int64)
+
+    def write(self, blocks: list[int], data: Any) -> None:
+        for block, content in zip(blocks, data, strict=False):
+            self.store.tensor[block] = content
+
+
+__all__ = ["SteppedCopies", "TensorRunner"]

@@ -1,0 +1,129 @@
+"""How much of the making of environments programs notice: with one for each program, and with one
+for each call; beside the same pool always kept full."""
+
+import asyncio
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from drawloom.environments import Env, Sandbox
+from drawloom.errors import ToolError
+from drawloom.runtime.bench.table import Row
+from drawloom.runtime.demo import tasks
+from drawloom.runtime.demo.run import DemoOptions, make_tasks
+from drawloom.runtime.execution.agent import Agent
+from drawloom.runtime.execution.budget import Budget
+from drawloom.runtime.sdk.chat import Chat
+from drawloom.runtime.sdk.runtime import Runtime
+from drawloom.tools.tool import Tool, tool
+
+_PROGRAMS, _POOL = 32, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Of one run: seconds that programs waited for environments, that making these took, that
+    ready ones were idle; how many were claimed, and answers that were right."""
+
+    stall: float
+    cold: float
+    idle: float
+    claims: int
+    right: int
+    seconds: float
+
+    @property
+    def hidden(self) -> float:
+        """Percent of the making that nobody waited for."""
+        return 100 * (1 - self.stall / self.cold) if self.cold else 0.0
+
+
+async def measure(docker: str | None, *, fresh: bool, full: bool) -> Waits:
+    """Run the demo's programs; `full` keeps the whole pool ready from beginning to end."""
+    options = DemoOptions(programs=_PROGRAMS)
+    several = make_tasks(options.programs, options.questions, options.seed)
+    if fresh:  # what a command leaves is gone with its environment
+        several = [[t for t in own if t.family != "append"] for own in several]
+    env = replace(tasks.BOX, warm=_POOL if full else 0)
+    runtime = Runtime(
+        sandbox="docker", docker=docker, pool=_POOL, kv_tokens=options.kv_tokens, device="cpu"
+    )
+    clock = asyncio.get_running_loop().time
+    async with runtime:
+        began = clock()
+        runs = [await runtime.start(_agent(env, own, fresh=fresh)) for own in several]
+        said = await asyncio.gather(*(run.result() for run in runs))
+        seconds = clock() - began
+        live = runtime.live
+        await live.settle()
+        assert live.pool is not None
+        counters = live.pool.counters
+        right = sum(t.is_solved_by(a) for o, s in zip(several, said, strict=True)
+                    for t, a in zip(o, s, strict=True))  # fmt: skip
+        return Waits(
+            live.environments.stall, counters.cold_seconds, live.pool.idle,
+            counters.claims, right, seconds,
+        )  # fmt: skip
+
+
+def _agent(env: Env, several: Sequence[tasks.Task], *, fresh: bool) -> Agent[[], list[str]]:
+    files = {name: text for task in several for name, text in task.files.items()}
+
+    async def answers() -> list[str]:
+        chat, said = Chat(), []
+        for task in several:
+            chat.user(task.question)
+            while (turn := await chat.turn()).calls:
+                await chat.run(turn.calls)
+            said.append(turn.text)
+        return said
+
+    return Agent(
+        answers, system=tasks.SYSTEM, tools=[_shell(env, files, fresh=fresh), tasks.add],
+        budget=Budget(llm_calls=40, tool_calls=80), max_tokens=64,
+    )  # fmt: skip
+
+
+def _shell(env: Env, files: dict[str, str], *, fresh: bool) -> Tool[..., Any]:
+    @tool(name="shell", env=env, expect=0.05, timeout=20, fresh=fresh)
+    async def shell(box: Sandbox, command: str) -> str:
+        """Run a shell command."""
+        if fresh or (await box.exec("test", "-e", ".laid")).code:
+            for name, text in files.items():
+                await box.write(name, text.encode())
+            await box.write(".laid", b"")
+        result = await box.sh(command)
+        if result.timed_out or result.code:
+            raise ToolError(f"exit {result.code}: {result.text.strip()}")
+        return result.text.removesuffix("\n")
+
+    return shell
+
+
+async def rows(docker: str | None, rounds: int) -> list[Row]:
+    """Ours and the full pool in turns; medians over the rounds."""
+    found = []
+    for fresh in (False, True):
+        ours, full = [], []
+        for _ in range(rounds):
+            ours.append(await measure(docker, fresh=fresh, full=False))
+            full.append(await measure(docker, fresh=fresh, full=True))
+        each = "each call" if fresh else "each program"
+        hidden, idle, other = (
+            statistics.median(values)
+            for values in ([w.hidden for w in ours], [w.idle for w in ours], [w.idle for w in full])
+        )
+        claims = statistics.median(w.claims for w in ours)
+        found += [
+            Row(f"wait hidden, one for {each}", "%", hidden, 90, "90 %", 1),
+            Row(f"  beside a full pool ({claims:.0f} claims)", "%", hidden,
+                statistics.median(w.hidden for w in full), "pool kept full"),
+            Row("  idle, seconds of all that were ready", "s", idle, other, "pool kept full", -1),
+            Row("  run", "s", statistics.median(w.seconds for w in ours),
+                statistics.median(w.seconds for w in full), "pool kept full"),
+        ]  # fmt: skip
+    return found
+
+
+__all__ = ["Waits", "measure", "rows"]

@@ -1,0 +1,145 @@
+"""Programs of a workload, played against a live loop: random tokens where it says how many, pauses
+where it had tools."""
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+
+from drawloom.engine.api.engine import GenerateRequest, Usage
+from drawloom.engine.sequence import SamplingParams
+from drawloom.environments import Env
+from drawloom.runtime.dispatch.dispatcher import Live
+from drawloom.runtime.execution.llm_step import spans
+from drawloom.runtime.scheduler.events import (
+    Forked,
+    LineageEnded,
+    ProgramEnded,
+    ProgramSubmitted,
+    StepFinished,
+    StepReady,
+    ToolNamed,
+)
+from drawloom.runtime.sim.sim_program import Ended, lineage_of
+from drawloom.runtime.sim.workload import Job
+
+VOCABULARY = 4_096
+
+
+class Player:
+    """Plays programs against a live loop, and notes when each step was ready, begun and done."""
+
+    def __init__(self, live: Live, jobs: Sequence[Job]) -> None:
+        self.live, self.jobs = live, jobs
+        self.rng = random.Random(1)
+        self.ended: list[Ended] = []
+        self.fresh = self.recomputed = self.output = 0
+        self._prefixes: dict[str, list[int]] = {}
+
+    async def run(self) -> None:
+        self.began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for job in self.jobs:
+                group.create_task(self._program(job))
+
+    def _now(self) -> float:
+        return time.monotonic() - self.began
+
+    async def _program(self, job: Job) -> None:
+        await asyncio.sleep(max(0.0, job.arrival - self._now()))
+        result = Ended(job, self._now())
+        env = self.env(job)
+        if env is not None:
+            self.live.environments.know(env)
+        keys = () if env is None else (env.key,)
+        self.live.emit(ProgramSubmitted(job.id, job.agent, job.tenant, envs=keys))
+        done = [asyncio.Event() for _ in job.calls]
+        contexts: dict[int, list[int]] = {}
+        left = dict.fromkeys((call.chat for call in job.calls), 0)
+        for call in job.calls:
+            left[call.chat] += 1
+        async with asyncio.TaskGroup() as group:
+            for at in range(len(job.calls)):
+                group.create_task(self._call(result, at, done, contexts, left))
+        result.ended = self._now()
+        self.ended.append(result)
+        self.live.emit(ProgramEnded(job.id))
+
+    async def _call(
+        self,
+        result: Ended,
+        at: int,
+        done: list[asyncio.Event],
+        contexts: dict[int, list[int]],
+        left: dict[int, int],
+    ) -> None:
+        job, call = result.job, result.job.calls[at]
+        for before in job.after(at):
+            await done[before].wait()
+        await asyncio.sleep(max((job.calls[n].gap for n in job.after(at)), default=0.0))
+        base, lineage = job.base(at), lineage_of(job.id, call.chat)
+        if base >= 0 and job.calls[base].chat != call.chat:
+            parent, engine = lineage_of(job.id, job.calls[base].chat), self.live.engine.info.id
+            self.live.emit(Forked(job.id, parent, lineage, engine))
+            self.live.fork(parent, lineage)
+        begin = contexts[base][: call.reuse] if base >= 0 else self._prefix(job)
+        new = [self.rng.randrange(3, VOCABULARY) for _ in range(call.prompt - len(begin))]
+        tokens, ready = begin + new, self._now()
+        said, usage = await self._generate(job, at, lineage, tokens)
+        contexts[at] = tokens + said
+        left[call.chat] -= 1
+        wait = usage.first - self.began - ready
+        known = len(begin) if base >= 0 else 0
+        self.recomputed += max(0, known - usage.cached_tokens)
+        self.fresh += len(tokens) - known + len(said)
+        self.output += len(said)
+        if at:
+            result.waits.append(wait)
+        else:
+            result.admission = wait
+        if not left[call.chat] and call.chat:
+            self.live.emit(LineageEnded(job.id, lineage))
+        if call.busy and (env := self.env(job)) is not None:
+            self.live.emit(ToolNamed(job.id, call.tool, env.key))
+            (await self.live.environments.claim(env, job.id)).box.touched = True
+        done[at].set()
+
+    def env(self, job: Job) -> Env | None:
+        """Where its tools run; None where nothing has environments."""
+        return Env(job.env) if self.live.pool is not None and job.env else None
+
+    def _prefix(self, job: Job) -> list[int]:
+        known = self._prefixes.setdefault(job.prefix, [])
+        known += [self.rng.randrange(3, VOCABULARY) for _ in range(job.shared - len(known))]
+        return known[: job.shared]
+
+    async def _generate(
+        self, job: Job, at: int, lineage: str, tokens: list[int]
+    ) -> tuple[list[int], Usage]:
+        live, call, engine = self.live, job.calls[at], self.live.engine.info.id
+        step, before = f"{job.id}#{at}", job.base(at)
+        state = f"{call.site}/{job.calls[before].tool if before >= 0 else ''}"
+        start = live.expect_start(step)
+        live.emit(StepReady(job.id, lineage, step, state, engine, len(tokens), call.output))
+        priority = await start
+        params = SamplingParams(max_tokens=call.output, ignore_eos=True)
+        request = GenerateRequest(step, lineage, tuple(tokens), params, priority)
+        said: list[int] = []
+        usage: Usage | None = None
+        async for delta in live.engine.generate(request):
+            said += delta.tokens
+            await live.heard(job.id, step, len(tokens) + len(said), delta)
+            usage = delta.usage or usage
+        assert usage is not None
+        last = at + 1 == len(job.calls)
+        live.emit(
+            StepFinished(
+                job.id, lineage, step, state, engine, len(tokens) + len(said),
+                () if last else (call.tool,), len(tokens) - usage.cached_tokens, *spans(usage),
+                final=last,
+            )
+        )  # fmt: skip
+        return said, usage
+
+
+__all__ = ["VOCABULARY", "Player"]

@@ -1,0 +1,62 @@
+"""Figures beside those of others, and the bars that they are to reach."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from drawloom.runtime.console import output
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure, ours beside another's. `want` is the bar for `ratio`: at least, or with a
+    negative sign at most."""
+
+    what: str
+    unit: str
+    ours: float
+    other: float
+    against: str
+    want: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.other if self.other else 0.0
+
+    @property
+    def met(self) -> bool:
+        return self.ratio >= self.want if self.want >= 0 else self.ratio <= -self.want
+
+
+def note(row: Row) -> None:
+    """Tell whoever watches."""
+    output.note(f"{row.what}: {row.ours:,.4g} {row.unit}, {row.ratio:.2f} x {row.against}")
+
+
+def plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """As JSON has them."""
+    return [asdict(r) | {"ratio": r.ratio, "met": r.met} for r in rows]
+
+
+def report(
+    rows: Sequence[Row], about: dict[str, Any], json: bool, more: dict[str, Any] | None = None
+) -> None:
+    """All of them, as JSON or as a table."""
+    if json:
+        output.emit(about | (more or {}) | {"rows": plain(rows)})
+        return
+    table = Table("", "unit", "drawloom", "beside it", "", "ratio", "bar", title=str(about))
+    table.columns[0].no_wrap = table.columns[4].no_wrap = True
+    for row in rows:
+        bar = "" if not row.want else f"{'≥' if row.want > 0 else '≤'} {abs(row.want):g}"
+        mark = "" if not row.want else " ✓" if row.met else " ✗"
+        table.add_row(
+            row.what, row.unit, f"{row.ours:,.4g}", f"{row.other:,.4g}", row.against,
+            f"{row.ratio:.2f}", bar + mark,
+        )  # fmt: skip
+    output.console().print(table)
+
+
+__all__ = ["Row", "note", "plain", "report"]

@@ -1,0 +1,253 @@
+"""One LLM call of a program, from its leave to its record."""
+
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from drawloom.engine.api.engine import GenerateRequest, Grammar, Usage
+from drawloom.engine.sequence import FinishReason, SamplingParams
+from drawloom.errors import EngineError
+from drawloom.runtime.execution.program import Program
+from drawloom.runtime.execution.replay import check_prompt
+from drawloom.runtime.scheduler.events import StepFailed, StepFinished, StepReady, ToolNamed
+from drawloom.runtime.store.error_json import can_record, record_error, restore_error
+from drawloom.runtime.store.result_json import decode, encode
+from drawloom.runtime.store.store import StepRow
+from drawloom.tools.parsers import (
+    CLOSE,
+    Closed,
+    Named,
+    Piece,
+    Text,
+    make_parser,
+    needs_special,
+)
+from drawloom.tools.tool_call import ToolCall
+
+_ENGINE_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the model said: text for the reader, calls to `run`. `ids` are the sampled tokens."""
+
+    text: str
+    calls: tuple[ToolCall, ...]
+    finish: FinishReason
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class LlmCall:
+    """Asks for leave, streams, parses, records. `name` is the conversation's, `prompt` all of its
+    tokens, of which `fresh` are new. `start_early` takes calls that may run meanwhile. `thinks`
+    says that the prompt ends within a thought."""
+
+    def __init__(
+        self,
+        program: Program,
+        name: str,
+        key: str,
+        state: str,
+        prompt: list[int],
+        fresh: list[int],
+        params: SamplingParams,
+        push: Callable[[str], None] | None,
+        start_early: Callable[[ToolCall], None],
+        grammar: Grammar | None = None,
+        thinks: bool = False,
+    ) -> None:
+        self.program, self.name, self.key, self.state = program, name, key, state
+        self.prompt, self.fresh = prompt, fresh
+        self.push, self.start_early, self.thinks = push, start_early, thinks
+        if thinks and grammar is not None and not grammar.after:
+            grammar = replace(grammar, after=CLOSE)
+        self.grammar = grammar
+        account = program.account
+        account.before_llm()
+        self.format = program.template.calls
+        self.params = replace(
+            params,
+            max_tokens=max(1, account.output_left(params.max_tokens)),
+            show_special=needs_special(self.format, thinks, program.live.engine.tokenizer.hides),
+        )
+        self.clear()
+
+    def clear(self) -> None:
+        names = {tool.name for tool in self.program.agent.tools}
+        self.parser = make_parser(self.format, self.key, inside=self.thinks, offered=names)
+        self.text = ""
+        self.calls: list[ToolCall] = []
+        self.output: list[int] = []
+        self.logprobs: list[float] = []
+        self.finish = FinishReason.STOP
+        self.usage: Usage | None = None
+
+    @property
+    def step(self) -> str:
+        """Its name for the scheduler."""
+        return f"{self.program.id}:{self.key}"
+
+    async def run(self) -> Turn:
+        program, live = self.program, self.program.live
+        ready = time.time()
+        engine, step = live.engine.info.id, self.step
+        start = live.expect_start(step)
+        live.emit(
+            StepReady(
+                program.id, self.program.full(self.name), step, self.state, engine,
+                len(self.prompt), self.params.max_tokens,
+            )
+        )  # fmt: skip
+        live.note(program.id, "llm.queued", step=self.key)
+        try:
+            await self._generate(await start)
+            for piece in self.parser.end():
+                self._take(piece)
+            await self._record(ready)
+        except BaseException:  # also when whoever asked gave up
+            live.emit(StepFailed(program.id, step))
+            raise
+        context = len(self.prompt) + len(self.output)
+        kinds = tuple(c.kind for c in self.calls)
+        cached = self.usage.cached_tokens if self.usage else 0
+        live.emit(
+            StepFinished(
+                program.id, self.program.full(self.name), step, self.state, engine, context, kinds,
+                len(self.prompt) - cached, *spans(self.usage),
+            )
+        )  # fmt: skip
+        return Turn(
+            self.text, tuple(self.calls), self.finish, tuple(self.output), tuple(self.logprobs),
+            len(self.prompt), cached,
+        )  # fmt: skip
+
+    async def _generate(self, priority: float) -> None:
+        """Stream from the engine; an engine's failure is tried once more before it is raised."""
+        for attempt in range(_ENGINE_TRIES):
+            request = GenerateRequest(
+                f"{self.step}:{attempt}",
+                self.program.full(self.name),
+                tuple(self.prompt),
+                self.params,
+                priority,
+                self.program.agent.tenant.encode(),
+                self.grammar,
+            )
+            try:
+                return await self._stream(request)
+            except EngineError as error:
+                if attempt + 1 == _ENGINE_TRIES or type(error) is not EngineError:
+                    raise
+                self.clear()
+
+    async def _stream(self, request: GenerateRequest) -> None:
+        live, prompt = self.program.live, len(self.prompt)
+        async with aclosing(live.engine.generate(request)) as deltas:
+            async for delta in deltas:
+                if not self.output and delta.tokens:
+                    live.note(self.program.id, "llm.decoding", step=self.key)
+                self.output += delta.tokens
+                await live.heard(self.program.id, self.step, prompt + len(self.output), delta)
+                self.logprobs += delta.logprobs
+                for piece in self.parser.feed(delta.text):
+                    self._take(piece)
+                if delta.finish is not None:
+                    self.finish, self.usage = delta.finish, delta.usage
+
+    def _take(self, piece: Piece) -> None:
+        program = self.program
+        if isinstance(piece, Text):
+            self.text += piece.text
+            if self.push is not None:
+                self.push(piece.text)
+        elif isinstance(piece, Named):
+            tool = program.tool(piece.name)
+            if tool is not None:
+                key = tool.env.key if tool.env else None
+                if key is not None and not tool.fresh and program.owner != program.id:
+                    program.live.environments.claim_early(key, program.owner)
+                else:
+                    program.live.emit(ToolNamed(program.id, tool.name, key))
+        elif isinstance(piece, Closed):
+            self.calls.append(piece.call)
+            self.start_early(piece.call)
+
+    async def _record(self, ready: float) -> None:
+        account, usage = self.program.account.usage, self.usage
+        self.text = self.text.strip("\n") if self.calls else self.text
+        shift = time.time() - time.monotonic()
+        moments = ("submitted", "started", "first", "finished")
+        times = {name: getattr(usage, name) + shift for name in moments} if usage else {}
+        detail = {
+            "lineage": self.name,
+            "state": self.state,
+            "delta": self.fresh,
+            "output": self.output,
+            "logprobs": self.logprobs,
+            "seed": self.params.seed,
+            "text": encode(self.text),
+            "calls": [encode(_fields(call)) for call in self.calls],
+            "finish": self.finish.value,
+            "prompt": len(self.prompt),
+            "cached": usage.cached_tokens if usage else 0,
+            "times": times,
+        }
+        store = self.program.live.store
+        await store.add_llm(self.program.id, self.key, ready, time.time(), detail)
+        account.llm_calls += 1  # not before: of a call that has a record the replay counts it
+        account.output_tokens += len(self.output)
+        account.tokens += len(self.fresh) + len(self.output)
+        self.program.live.note(self.program.id, "llm.finished", step=self.key)
+
+
+def _fields(call: ToolCall) -> dict[str, Any]:
+    return {name: getattr(call, name) for name in ToolCall.__slots__}
+
+
+async def record_failure(
+    program: Program, name: str, key: str, fresh: list[int], error: Exception
+) -> None:
+    """Record what a resumed program's code will see of an LLM call that failed."""
+    if can_record(error):
+        now = time.time()
+        detail = {
+            "lineage": name, "delta": fresh, "output": [], "text": "", "calls": [], "times": {},
+            "error": record_error(error),
+        }  # fmt: skip
+        await program.live.store.add_llm(program.id, key, now, now, detail)
+
+
+def replay_turn(program: Program, row: StepRow, fresh: list[int]) -> Turn:
+    """Give what a recorded LLM call gave, or raise what it raised."""
+    check_prompt(program, row, fresh)
+    detail, usage = row.detail, program.account.usage
+    if "error" in detail:
+        raise restore_error(detail["error"])
+    usage.llm_calls += 1
+    usage.output_tokens += len(detail["output"])
+    usage.tokens += len(fresh) + len(detail["output"])
+    return Turn(
+        str(decode(detail["text"])),
+        tuple(ToolCall(**decode(call)) for call in detail["calls"]),
+        FinishReason(detail["finish"]),
+        tuple(detail["output"]),
+        tuple(detail["logprobs"]),
+        detail["prompt"],
+        detail["cached"],
+    )
+
+
+def spans(usage: Usage | None) -> tuple[float, float, float]:
+    """Seconds of prefill, in the queue and in all of a call, as `StepFinished` has them."""
+    if usage is None:
+        return 0.0, 0.0, 0.0
+    queued, service = usage.started - usage.submitted, usage.finished - usage.started
+    return usage.first - usage.started, queued, service
+
+
+__all__ = ["LlmCall", "Turn", "record_failure", "replay_turn", "spans"]

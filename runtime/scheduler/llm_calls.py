@@ -1,0 +1,242 @@
+"""What the core does when calls of the model, and conversations, begin and end."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from drawloom.graph.execution_graph import ExecutionGraph
+from drawloom.graph.state_chain import END
+from drawloom.graph.tool_durations import key_of
+from drawloom.runtime.scheduler.actions import Action, ParkEnvs, RefuseStep, ReleaseKV, StartStep
+from drawloom.runtime.scheduler.events import (
+    Decoded,
+    Forked,
+    LineageEnded,
+    Preempted,
+    StepFailed,
+    StepFinished,
+    StepReady,
+)
+from drawloom.runtime.scheduler.program_state import Lineage, Program
+
+if TYPE_CHECKING:
+    from drawloom.runtime.scheduler.scheduler import Scheduler
+
+_NOTICE = 1e-3  # of an engine's memory; by less nothing is decided otherwise
+
+
+class Calls:
+    """Keeps the books of conversations and their calls."""
+
+    def __init__(self, core: "Scheduler") -> None:
+        self._core, self._world, self._policy = core, core.world, core.policy
+
+    # --- one call -------------------------------------------------------------------------
+
+    def ready(self, event: StepReady, now: float) -> list[Action]:
+        """Start a call that has its input, or hold it with its program."""
+        world, core = self._world, self._core
+        program = world.programs.get(event.program)
+        if program is None or event.step in program.started or event.step in program.ready:
+            return []
+        if event.engine in core.engines.gone:
+            event = replace(event, engine=core.engines.placed(event.engine))
+        room = core.engines.longest.get(event.engine, 0)
+        if room and event.prompt >= room:  # it would be held for ever
+            return [RefuseStep(event.engine, program.id, event.step, event.prompt, room)]
+        self._speaks(program, event, now)
+        if program.active and event.engine not in world.draining:
+            return [self.start(program, event, now)]
+        if program.begun and not program.active and not program.ready:
+            program.held_since = now  # from now on it waits for a place
+            program.due = core.due(program)
+        program.ready[event.step] = event
+        if program.active:
+            return core.engines.boundary(program, now)
+        core.wait(program)
+        host = world.places.park(program) if self._policy.parks else None
+        aside: list[Action] = [ParkEnvs(host, program.id)] if host is not None else []
+        return [*aside, *core.rebalance(now)]
+
+    def _speaks(self, program: Program, event: StepReady, now: float) -> None:
+        """A conversation goes on with a call; it is learned how it came to it."""
+        self._world.starting -= program.active and not program.called
+        program.called = True
+        lineage = program.lineages.get(event.lineage)
+        if lineage is None:
+            lineage = Lineage(event.lineage, event.engine)
+            program.join(lineage)
+        graph, waiting, forecast = self._graph(program), lineage.waiting, lineage.forecast
+        graph.observe(lineage.state, event.state)
+        program.take(lineage)
+        lineage.waiting = lineage.forecast = None
+        lineage.state, lineage.forked = graph.named(event.state), False
+        lineage.calls += (event.step,)
+        program.put(lineage)
+        if waiting is not None:
+            graph.durations.observe(waiting, now - lineage.since)
+            program.gap = now - lineage.since
+            if forecast is not None:
+                graph.calibrate(forecast, now - lineage.since, lineage.state)
+        shared = lineage.shared if lineage.context or lineage.shared else graph.shared
+        self._world.resize(program, lineage, event.prompt, min(shared, event.prompt))
+        lineage.prompt = event.prompt
+
+    def start(self, program: Program, step: StepReady, now: float) -> StartStep:
+        """Give a call of an active program to its engine."""
+        self._world.start(program, step)
+        context = program.lineages[step.lineage].context
+        program.notice = min(program.notice, context + _NOTICE * self._world.capacity)
+        priority = self._policy.priority(self._world, program, step, now)
+        return StartStep(step.engine, step.program, step.step, priority)
+
+    def _stop(self, program: Program, name: str) -> StepReady | None:
+        """A call is over, wherever it was; return it if it was anywhere."""
+        step = program.ready.pop(name, None) or self._world.stop(program, name)
+        line = program.lineages.get(step.lineage) if step is not None else None
+        if line is not None:
+            line.calls = tuple(call for call in line.calls if call != name)
+        return step
+
+    def finished(self, event: StepFinished, now: float) -> list[Action]:
+        """Learn from a call that ended, and decide what becomes of its conversation's KV."""
+        world, core = self._world, self._core
+        program = world.programs.get(event.program)
+        lineage = program.lineages.get(event.lineage) if program else None
+        if program is None or lineage is None:
+            return []
+        self._served(program, lineage, event, now)
+        graph = self._graph(program)
+        shared = lineage.shared
+        if program.steps == 1 and len(program.lineages) == 1:  # what it found was not its own
+            graph.shared = shared = max(0, lineage.prompt - event.computed)
+        world.resize(program, lineage, event.context, min(shared, event.context))
+        program.take(lineage)
+        lineage.since, lineage.waiting = now, key_of(event.calls)
+        program.put(lineage)
+        lineage.forecast = graph.forecast(lineage.state, lineage.waiting) if event.calls else None
+        program.note(lambda: graph.service_left(program.places))
+        world.reclaim(program, self._policy.claim(world, program))
+        if event.final:
+            return []
+        what = self._policy.retain(world, program, lineage, now)
+        actions = core.keep(program, lineage, what, now)
+        if lineage.engine in world.draining:
+            return actions + core.engines.boundary(program, now)
+        if program.acting and program.active:
+            if program.trial and (program.steps >= program.trial or program.shown is not None):
+                actions += core.pause(program, now)
+            else:
+                actions += core.expect_back(program, now, lineage.waiting)
+        return actions + core.rebalance(now)
+
+    def _served(self, program: Program, lineage: Lineage, event: StepFinished, now: float) -> None:
+        world = self._world
+        self._stop(program, event.step)
+        program.service += event.service
+        world.tenants.serve(program, event.service)
+        program.steps += 1
+        program.called_until = now
+        world.queued.append(event.queued)
+        spent = (
+            event.computed, event.seconds,
+            max(0, event.context - lineage.prompt), event.service - event.seconds,
+        )  # fmt: skip
+        world.learned.learn(*spent)
+        world.load.observe(program.gap, event.queued + event.service)
+
+    def failed(self, event: StepFailed, now: float) -> list[Action]:
+        """Forget a call that nobody waits for any more."""
+        program = self._world.programs.get(event.program)
+        if program is None:
+            return []
+        step = self._stop(program, event.step)
+        program.called_until = now
+        if step is not None and step.engine in self._world.draining:
+            return self._core.engines.boundary(program, now)
+        return [*self._core.expect_back(program, now), *self._core.rebalance(now)]
+
+    # --- calls that run -------------------------------------------------------------------
+
+    def decoded(self, event: Decoded, now: float) -> list[Action]:
+        """Let the books follow calls while they run, once they have said so much that it matters;
+        what they said in all is known when they end."""
+        world = self._world
+        programs, gave_way, changed = world.programs, bool(world.pressed), False
+        for name, step, context in event.calls:
+            program = programs.get(name)
+            if program is None or (context <= program.notice and not gave_way):
+                continue
+            if (call := program.started.get(step)) is None:
+                continue
+            if step in world.pressed:
+                world.pressed.remove(step)
+                changed = True
+            changed |= self._grown(program, program.lineages[call.lineage], context)
+        return self._core.rebalance(now) if changed else []
+
+    def _grown(self, program: Program, lineage: Lineage, context: int) -> bool:
+        """Count what a running call has said, if it matters."""
+        world = self._world
+        notice = _NOTICE * world.capacity
+        if context - lineage.context <= notice:
+            return False
+        world.resize(program, lineage, context, lineage.shared)
+        world.reclaim(program, self._policy.claim(world, program))
+        if program.running == 1:  # of several the least is not known
+            program.notice = context + notice
+        return True
+
+    def preempted(self, event: Preempted, now: float) -> list[Action]:
+        """Note a call that gave way to others."""
+        program = self._world.programs.get(event.program)
+        if program is None or event.step not in program.started:
+            return []
+        self._world.pressed.add(event.step)
+        return self._core.rebalance(now)
+
+    # --- conversations --------------------------------------------------------------------
+
+    def forked(self, event: Forked, now: float) -> list[Action]:
+        """Begin a conversation that goes on from another."""
+        program = self._world.programs.get(event.program)
+        parent = program.lineages.get(event.parent) if program else None
+        if program is None or parent is None or event.child in program.lineages:
+            return []
+        program.take(parent)
+        state, parent.forked = self._graph(program).forked(parent.state), True
+        program.put(parent)
+        program.show()
+        there = parent.context or parent.shared
+        shared = there if event.shared is None else min(event.shared, there)
+        child = Lineage(event.child, event.engine, state, shared=shared)
+        self._world.fork(program, parent, child)
+        return []
+
+    def ended(self, event: LineageEnded, now: float) -> list[Action]:
+        """Forget a conversation that nobody will continue, and its calls."""
+        program = self._world.programs.get(event.program)
+        lineage = program.lineages.pop(event.lineage, None) if program else None
+        if program is None or lineage is None:
+            return []
+        program.take(lineage)
+        self._world.drop(program, lineage)
+        self._graph(program).observe(lineage.state, END)
+        for name in lineage.calls:  # they were given up: nobody will say that they ended
+            self._stop(program, name)
+        actions = self.release(program, lineage)
+        if lineage.engine in self._world.draining:
+            return actions + self._core.engines.boundary(program, now)
+        return [*actions, *self._core.expect_back(program, now), *self._core.rebalance(now)]
+
+    def release(self, program: Program, lineage: Lineage, keep: bool = False) -> list[Action]:
+        """Give back the KV of a conversation that is over, if it was not lost."""
+        if lineage.engine in self._core.engines.gone:
+            return []
+        evict = self._policy.evict_at_end and not keep
+        return [ReleaseKV(lineage.engine, program.id, lineage.id, evict)]
+
+    def _graph(self, program: Program) -> ExecutionGraph:
+        return self._world.graph(program.about.agent)
+
+
+__all__ = ["Calls"]

@@ -1,0 +1,21 @@
+"""`cap-order:N`: at most N programs at a time in `drawloom`'s order, at admission and at the
+engine, and nothing else of it: what its order alone is worth, with the best number known
+beforehand."""
+
+from drawloom.runtime.scheduler.policies.drawloom import Drawloom
+from drawloom.runtime.scheduler.policies.parts.admission import Cap
+from drawloom.runtime.scheduler.policies.parts.bound import Bound
+from drawloom.runtime.scheduler.policies.parts.residency import Residency
+
+
+class CapOrder(Drawloom):
+    name = "cap-order"
+
+    def __init__(self, programs: float = 16) -> None:
+        if programs < 1:
+            raise ValueError(programs)
+        super().__init__(admission=Cap(int(programs)), residency=Residency(), bound=Bound())
+        self.name = f"cap-order:{int(programs)}"
+
+
+__all__ = ["CapOrder"]

@@ -1,0 +1,63 @@
+"""`continuum`: KV time to live by expected benefit, and program order (arXiv 2511.02230).
+
+At a tool boundary the KV is kept for the τ that maximises ``P(τ, tool) (T η + reload) - τ``: P is
+the empirical distribution of the tool's return times, T the mean queueing delay of calls, η = 1
+(turns left say nothing about turns done). Order: calls whose KV is kept, then programs in order
+of arrival. Should the first that waits not fit, the pinned program that arrived last gives way to
+it, and so on; should memory run out, it loses its KV first.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+
+from drawloom.runtime.scheduler.events import StepReady
+from drawloom.runtime.scheduler.policies.pinning import Pinning
+from drawloom.runtime.scheduler.policy import Keep, Retention
+from drawloom.runtime.scheduler.program_state import Lineage, Program
+from drawloom.runtime.scheduler.state import World
+
+_FIRST = 1e9
+_DEFAULT = 2.0
+
+
+class Continuum(Pinning):
+    name = "continuum"
+    spill = True
+
+    def pause(self, world: World, now: float) -> Iterator[Program]:
+        yield from super().pause(world, now)
+        head = next((p for p in world.held.ranked() if p.ready), None)
+        pinned = sorted((p for p in world.active.values() if p.acting), key=lambda p: p.index)
+        while head and pinned and world.tokens + head.tokens > world.capacity:
+            yield pinned.pop()
+
+    def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
+        pinned = now <= program.lineages[step.lineage].until
+        return program.index - (_FIRST if pinned else 0.0)
+
+    def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
+        samples = world.graph(program.about.agent).durations.samples(lineage.waiting or "")
+        cost = world.cost
+        reload = cost.recompute(lineage.context)
+        if world.host_tokens:
+            reload = min(reload, cost.restore(lineage.context))
+        queueing = sum(world.queued) / len(world.queued) if world.queued else 0.0
+        ttl = best_ttl(samples, queueing + reload) if samples else _DEFAULT
+        if ttl <= 0:
+            return None
+        return Keep(ttl, lineage.context / (1 + program.index))
+
+
+def best_ttl(samples: list[float], benefit: float) -> float:
+    """The τ of most ``P(τ) benefit - τ`` among the sorted samples and 0."""
+    best, found = 0.0, 0.0
+    for at, seconds in enumerate(samples):
+        if at + 1 < len(samples) and samples[at + 1] == seconds:
+            continue
+        gain = bisect_right(samples, seconds) / len(samples) * benefit - seconds
+        if gain > best:
+            best, found = gain, seconds
+    return found
+
+
+__all__ = ["Continuum", "best_ttl"]

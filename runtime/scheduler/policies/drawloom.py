@@ -1,0 +1,151 @@
+"""`drawloom`: programs are admitted, ordered, kept and equipped as units.
+
+A composition of five parts (runtime/scheduler/parts/), each of which can be replaced by its null
+object: what goes first (`order`), how many run (`admission`), what KV and places are kept while
+programs wait (`residency`), how long one may be held (`bound`), and where tools run (`housing`).
+Between tenants service is shared by weight: none is admitted whose tenant has had more than that of
+another that waits, by what `fair` programs take.
+"""
+
+from collections.abc import Iterator
+
+from drawloom.runtime.scheduler.events import StepReady, ToolReady
+from drawloom.runtime.scheduler.policies.parts.admission import Admission, Throughput
+from drawloom.runtime.scheduler.policies.parts.bound import Bound, Patience
+from drawloom.runtime.scheduler.policies.parts.housing import Housing, Prewarmed
+from drawloom.runtime.scheduler.policies.parts.order import LeastCost, Order
+from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
+from drawloom.runtime.scheduler.policies.parts.residency import Leases, Residency
+from drawloom.runtime.scheduler.policy import Policy, Retention
+from drawloom.runtime.scheduler.program_state import Lineage, Program, Rank
+from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.wait_queue import Held, Lane
+
+_CLASS, _TIE = 1e9, 1e-6
+
+
+class Drawloom(Policy):
+    """Compose a policy of parts; each defaults to drawloom's own.
+
+    Args:
+        parameters: the constants of the parts that are not given.
+        order: what goes first.
+        admission: how many programs run.
+        residency: what is kept while programs wait.
+        bound: how long one may be held.
+        housing: where tools run.
+    """
+
+    name = "drawloom"
+    spill = True
+    evict_at_end = True
+    claim_early = True
+    houses = True
+    parks = True
+
+    def __init__(
+        self,
+        parameters: Parameters | None = None,
+        *,
+        order: Order | None = None,
+        admission: Admission | None = None,
+        residency: Residency | None = None,
+        bound: Bound | None = None,
+        housing: Housing | None = None,
+    ) -> None:
+        if not isinstance(parameters, Parameters | None):
+            raise TypeError("the parameters of a policy are a Parameters object")
+        self.parameters = p = parameters or Parameters()
+        self.parts = (
+            order or LeastCost(p), admission or Throughput(p), residency or Leases(p),
+            bound or Patience(p), housing or Prewarmed(p),
+        )  # fmt: skip
+        self._order, self._admission, self._residency, self._bound, self._housing = self.parts
+
+    def order(self, world: World, program: Program) -> Rank:
+        declared = program.expected or 0.0
+        calls = world.graph(program.about.agent).declared.expected(declared)
+        return -program.about.priority, calls, program.own, program.index
+
+    def rank(self, world: World, program: Program) -> Rank:
+        cost = self._order.cost(world, program)
+        return -program.about.priority, cost, program.own, program.index
+
+    def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
+        first = program.trial or program.late  # a short look, or held for long enough
+        cost = -1.0 if first else self._order.cost(world, program)
+        return cost + _TIE * program.index - _CLASS * program.about.priority
+
+    def due(self, world: World, program: Program) -> float:
+        return self._bound.due(world, program)
+
+    # --- admission ------------------------------------------------------------------------
+
+    def admit(self, world: World, now: float) -> Iterator[Program]:
+        while (program := self._next(world, now)) is not None:
+            if not self._housing.fits(world, program, now):
+                program = self._housing.instead(world)
+            if program is None or not self.takes(world, program):
+                return
+            yield program
+
+    def takes(self, world: World, program: Program) -> bool:
+        return self._admission.fits(world, program, self.look(world, program))
+
+    def look(self, world: World, program: Program) -> int:
+        return self._order.look(world, program) if world.active else 0
+
+    def claim(self, world: World, program: Program) -> int:
+        return self._admission.claim(world, program, program.trial)
+
+    def again(self, world: World) -> float | None:
+        return self._admission.again(world)
+
+    def adds(self, world: World, program: Program) -> float:
+        return self._admission.adds(world, program)
+
+    def _next(self, world: World, now: float) -> Program | None:
+        """Return the first, unless its tenant is too far ahead of another that waits."""
+        first, needy = self._turn(world.held, now), world.held.neediest
+        if first is None or needy is None:
+            return first
+        ahead = world.tenants.of(first).attained - needy.tenant.attained
+        if ahead <= self.parameters.fair * world.tenants.usual:
+            return first
+        other = self._turn(needy, now)
+        behind = other is None or other.about.priority < first.about.priority
+        return first if behind else other
+
+    def _turn(self, held: Held | Lane, now: float) -> Program | None:
+        """Return the first of these, or the one of its priority that was held for too long."""
+        due = held.due
+        return due if due is not None and due.due <= now else held.first
+
+    def pause(self, world: World, now: float) -> Iterator[Program]:
+        while len(world.active) > 1 and self._admission.overflows(world):
+            acting = [p for p in world.active.values() if p.acting and not p.trial]
+            if not acting:
+                return
+            yield max(acting, key=lambda p: self.rank(world, p))
+
+    # --- retention, tools and environments ------------------------------------------------
+
+    def paused(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
+        return self._residency.paused(world)
+
+    def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
+        return self._residency.retain(world, program, lineage)
+
+    def absent(self, world: World, program: Program, tools: str | None) -> float | None:
+        return self._residency.absent(world, program, tools)
+
+    def tool(self, world: World, program: Program, event: ToolReady, now: float) -> float:
+        """The shortest expected goes first."""
+        usual = world.graph(program.about.agent).durations.quantile(event.tool, 0.5)
+        return self.parameters.unknown if usual is None else usual
+
+    def warm(self, world: World, env: str, now: float) -> int:
+        return self._housing.warm(world, env, now)
+
+
+__all__ = ["Drawloom"]

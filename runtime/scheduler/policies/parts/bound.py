@@ -1,0 +1,36 @@
+"""How long a program may be held."""
+
+from math import inf
+
+from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
+from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.state import World
+
+
+class Bound:
+    """No bound."""
+
+    def due(self, world: World, program: Program) -> float:
+        """Return for how many seconds a program may be held in all, before it goes ahead of all
+        of its priority that may be held for longer."""
+        return inf
+
+
+class Patience(Bound):
+    """A multiple of what programs of its agent take from submission to end; of all agents where
+    none of it has ended. A deadline ends it as long before as they take."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+
+    def due(self, world: World, program: Program) -> float:
+        p, graph = self.parameters, world.graph(program.about.agent)
+        usual = world.usual_jct if graph.usual_jct is None else graph.usual_jct
+        allowed = p.patience_unknown if usual is None else p.patience * usual
+        if program.about.deadline is not None:
+            span = graph.usual_span or 0.0
+            allowed = min(allowed, max(span, program.about.deadline - program.submitted - span))
+        return allowed
+
+
+__all__ = ["Bound", "Patience"]

@@ -1,0 +1,67 @@
+"""Which program goes first."""
+
+from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
+from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.state import World
+
+
+class Order:
+    """Order of arrival: every program costs the same."""
+
+    def cost(self, world: World, program: Program) -> float:
+        """Return the seconds of the engine that a program's end costs; the least goes first."""
+        return 0.0
+
+    def look(self, world: World, program: Program) -> int:
+        """Return after how many of its calls a new program is held again and ordered by what it
+        has shown; 0 for never."""
+        return 0
+
+
+class LeastCost(Order):
+    """Least expected seconds of the engine first.
+
+    By what a program declared, while it keeps to that; else by the states of its conversations
+    where these have predicted better than service; else by the mean of its agent's programs, which
+    a program keeps to its end. Of equals the one with less KV of its own goes first. Where programs
+    show on their way how large they are, new ones run until then first (`graph/probe_cost.py`).
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+
+    def cost(self, world: World, program: Program) -> float:
+        return self._plan(world, program)[0]
+
+    def look(self, world: World, program: Program) -> int:
+        return self._plan(world, program)[1]
+
+    def _plan(self, world: World, program: Program) -> tuple[float, int]:
+        """Return the cost of a program, and its `look`."""
+        graph = world.graph(program.about.agent)
+        whole = self._whole(world, program)
+        if program.begun or len(program.lineages) > 1:
+            return whole, 0
+        declared = program.expected is not None
+        look = graph.told if declared else graph.look
+        cost = look.cost(whole if declared else 1.0)
+        if cost is None or cost >= self.parameters.worth * whole:
+            return whole, 0
+        return cost, look.calls
+
+    def _whole(self, world: World, program: Program) -> float:
+        """Return the cost of running a program to its end."""
+        graph = world.graph(program.about.agent)
+        expected = program.expected
+        if expected is not None and program.raises <= self.parameters.raises:
+            calls = graph.declared.expected(expected)
+            if program.steps <= calls:
+                return max(1.0, calls - program.steps) * world.step_seconds(graph)
+        counted = graph.informed or len(program.lineages) > 1
+        known = graph.service_left(program.places) if counted else None
+        if known is None:
+            known = graph.usual_service
+        return known or 0.0
+
+
+__all__ = ["LeastCost", "Order"]

@@ -1,0 +1,58 @@
+"""How long KV and places are kept while programs wait."""
+
+from drawloom.runtime.scheduler.events import ANSWERED
+from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
+from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
+from drawloom.runtime.scheduler.program_state import Lineage, Program
+from drawloom.runtime.scheduler.state import World
+
+
+class Residency:
+    """Nothing is kept but by the cache's own least-recently-used rule."""
+
+    def retain(self, world: World, program: Program, lineage: Lineage) -> Retention:
+        """Return what happens to a conversation's KV when a call has ended."""
+        return None
+
+    def paused(self, world: World) -> Retention:
+        """Return what happens to the KV of a program that was paused."""
+        return None
+
+    def absent(self, world: World, program: Program, tools: str | None) -> float | None:
+        """Return after how many seconds without a call a program gives up its place, whose last
+        call asked for `tools`; None if that is not known."""
+        return None
+
+
+class Leases(Residency):
+    """KV is leased for as long as tools take to return, at the 95th percentile of what was seen
+    (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds waste and
+    blocks nobody). A program that has waited for some leases gives up its place; one that answered
+    does so at once while none of its agent has gone on after an answer."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+
+    def retain(self, world: World, program: Program, lineage: Lineage) -> Retention:
+        durations = world.graph(program.about.agent).durations
+        late = durations.quantile(lineage.waiting or "", 0.95)
+        ttl = self._ttl(late)
+        chance = 0.5 if late is None else durations.chance_within(lineage.waiting or "", ttl)
+        return Keep(ttl, chance * world.cost.recompute(lineage.context))
+
+    def paused(self, world: World) -> Retention:
+        return Demote() if world.host_tokens else None
+
+    def absent(self, world: World, program: Program, tools: str | None) -> float | None:
+        durations = world.graph(program.about.agent).durations
+        late = None if tools is None else durations.quantile(tools, 0.95)
+        if late is None and tools in ANSWERED:
+            return 0.0  # no answer has been gone on with: this one may be the last
+        return self.parameters.absent * self._ttl(late)
+
+    def _ttl(self, late: float | None) -> float:
+        p = self.parameters
+        return p.unknown if late is None else min(p.longest, max(p.shortest, p.slack * late))
+
+
+__all__ = ["Leases", "Residency"]

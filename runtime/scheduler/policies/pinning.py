@@ -1,0 +1,35 @@
+"""What policies share whose kept KV nobody may take before its time: `continuum`, `infercept`,
+`saga` hold a call back while memory is pinned or in use, as the engines do that they change.
+
+Leases here are soft: the engine would break them for any call that starts. So a call whose
+program holds nothing waits in the scheduler until it fits beside what is pinned or computing; when
+nothing computes, the first one goes on whatever it breaks (their guard against deadlock).
+"""
+
+from collections.abc import Iterator
+
+from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
+from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.state import World
+
+
+class Pinning(RequestLevel):
+    def pause(self, world: World, now: float) -> Iterator[Program]:
+        for program in [p for p in world.active.values() if p.acting]:
+            if all(lineage.until <= now for lineage in program.lineages.values()):
+                yield program
+
+    def admit(self, world: World, now: float) -> Iterator[Program]:
+        waiting = [p for p in world.held.ranked() if p.ready]
+        for program in waiting:
+            if not self.takes(world, program):
+                return
+            yield program
+
+    def takes(self, world: World, program: Program) -> bool:
+        computing = any(p.running for p in world.active.values())
+        fits = world.tokens + program.tokens <= world.capacity
+        return bool(program.ready) and (fits or not computing)
+
+
+__all__ = ["Pinning"]

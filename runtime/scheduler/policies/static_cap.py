@@ -1,0 +1,32 @@
+"""`static-cap:N`: at most N programs at a time, first come first served, nothing else.
+
+The baseline that the papers leave out: most of what they report is their rival beyond its cliff
+(research/thunderagent.md §4.3). Swept over N it is the strongest of the simple ones.
+"""
+
+from collections.abc import Iterator
+
+from drawloom.runtime.scheduler.policy import Policy
+from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.state import World
+
+
+class StaticCap(Policy):
+    name = "static-cap"
+    spill = True
+
+    def __init__(self, programs: float = 16) -> None:
+        if programs < 1:
+            raise ValueError(programs)
+        self.programs = int(programs)
+        self.name = f"static-cap:{self.programs}"
+
+    def admit(self, world: World, now: float) -> Iterator[Program]:
+        while len(world.active) < self.programs and (program := world.held.first) is not None:
+            yield program
+
+    def takes(self, world: World, program: Program) -> bool:
+        return len(world.active) < self.programs
+
+
+__all__ = ["StaticCap"]

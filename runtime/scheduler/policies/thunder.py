@@ -1,0 +1,129 @@
+"""`thunder`, `thunder-decay`, `thunder-dynamo`: ThunderAgent's program-aware pause and resume
+(arXiv 2602.13692).
+
+Faithful to the code at a7eef77 (research/thunderagent.md §1), its quirks included: a clock of
+5 s; 100 tokens of slack for each program; on each tick programs are resumed first, smallest first,
+those that wait with a call, then new ones, then idle ones, whoever does not fit being passed over;
+then, while anything overflows, the smallest are paused at a tool boundary or marked for the next
+one, and every one that computes is marked. Forced after 1,800 s. A new program goes straight in
+while nobody waits. With decay, an idle program's tokens count 2^-t on resume after t seconds.
+Pausing does nothing to the KV.
+
+`thunder-dynamo` is what NVIDIA Dynamo deploys (§4.6): host memory is in its budget (an argument
+says how much of it, as in ``thunder-dynamo:0.25``), what is used may come to 0.95 of that, is then
+brought down to 0.80, and programs are resumed up to 0.10 below the threshold; a clock of 1 s.
+"""
+
+from collections.abc import Iterator
+
+from drawloom.runtime.scheduler.policy import Policy
+from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.state import World
+
+_TICK, _SLACK, _PATIENCE = 5.0, 100, 1800.0
+
+
+class Thunder(Policy):
+    name = "thunder"
+    spill = True
+    period = _TICK
+    decay = False
+    threshold = target = resume = 1.0
+
+    def __init__(self) -> None:
+        self._swept, self._resumed = -1.0, list[Program]()
+
+    def _budget(self, world: World) -> float:
+        return world.capacity
+
+    def _used(self, world: World, now: float, decay: bool = False) -> float:
+        used = 0.0
+        for program in world.active.values():
+            idle = now - program.called_until if decay and program.acting else 0.0
+            used += program.tokens * 2.0**-idle + _SLACK
+        return used
+
+    def pause(self, world: World, now: float) -> Iterator[Program]:
+        for program in [p for p in world.active.values() if p.marked and p.acting]:
+            yield program
+        if world.ticked != now or self._swept == now:
+            return
+        self._swept, self._resumed = now, self._choose(world, now)
+        used = self._used(world, now) + sum(p.tokens + _SLACK for p in self._resumed)
+        if used <= self.threshold * self._budget(world):
+            return
+        for program in sorted(world.active.values(), key=_smallest):
+            if used <= self.target * self._budget(world):
+                return
+            if program.acting:
+                used -= program.tokens + _SLACK
+                yield program
+            else:
+                program.marked = True  # frees nothing yet, so all of them get marked
+
+    def admit(self, world: World, now: float) -> Iterator[Program]:
+        if self._resumed:
+            resumed, self._resumed = self._resumed, []
+            yield from resumed
+        first = world.held.first
+        if first is None or not first.ready or first.begun or self._crowd(world):
+            return
+        if self._room(world, now) >= first.tokens + _SLACK:
+            yield first
+
+    def _choose(self, world: World, now: float) -> list[Program]:
+        """Return those that a tick resumes."""
+        room, found = self._room(world, now, self.decay), list[Program]()
+        for program in sorted(world.held.ranked(), key=_turn):
+            late = bool(program.ready) and now - program.held_since >= _PATIENCE
+            need = program.tokens + _SLACK
+            if need <= room or late:
+                room -= need
+                found.append(program)
+        return found
+
+    def _room(self, world: World, now: float, decay: bool = False) -> float:
+        return self.resume * self._budget(world) - self._used(world, now, decay)
+
+    def takes(self, world: World, program: Program) -> bool:
+        """New ones go straight in; who is paused waits for the clock."""
+        room = self._room(world, world.ticked) >= program.tokens + _SLACK
+        return room and bool(program.ready) and not program.begun
+
+    def _crowd(self, world: World) -> bool:
+        """Whether more than one program is held."""
+        return len(world.programs) - len(world.active) > 1
+
+
+class ThunderDecay(Thunder):
+    name = "thunder-decay"
+    decay = True
+
+
+class ThunderDynamo(Thunder):
+    name = "thunder-dynamo"
+    period = 1.0
+    threshold, target, resume = 0.95, 0.80, 0.85
+
+    def __init__(self, host: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= host <= 1:
+            raise ValueError(host)
+        self._host = host
+        if host != 1.0:
+            self.name = f"thunder-dynamo:{host:g}"
+
+    def _budget(self, world: World) -> float:
+        return world.capacity + self._host * world.host_tokens
+
+
+def _smallest(program: Program) -> tuple[bool, int, int]:
+    return not program.acting, program.tokens, program.index
+
+
+def _turn(program: Program) -> tuple[int, int, int]:
+    kind = 0 if program.ready and program.begun else 1 if not program.begun else 2
+    return kind, program.tokens, program.index
+
+
+__all__ = ["Thunder", "ThunderDecay", "ThunderDynamo"]

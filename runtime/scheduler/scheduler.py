@@ -1,0 +1,328 @@
+"""The core: one event at a time, in; what to do about it, out.
+
+Pure: the time is an argument, the same events give the same actions, and late, doubled or
+unknown ones are harmless. It runs live in front of the engine, and in the simulator and in tests
+under a virtual clock.
+"""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from drawloom.graph.execution_graph import ExecutionGraph
+from drawloom.graph.state_chain import END
+from drawloom.runtime.scheduler.actions import (
+    Action,
+    Admit,
+    DemoteKV,
+    LeaseKV,
+    PrefetchKV,
+    ReleaseEnvs,
+    ReleaseKV,
+    Wake,
+)
+from drawloom.runtime.scheduler.engines import Engines
+from drawloom.runtime.scheduler.env_claims import Equipment
+from drawloom.runtime.scheduler.events import (
+    Decoded,
+    EngineDown,
+    EngineDrain,
+    EngineLoad,
+    EngineUp,
+    Event,
+    Expected,
+    Forked,
+    HostState,
+    HostUp,
+    LineageEnded,
+    Preempted,
+    ProgramEnded,
+    ProgramSubmitted,
+    StepFailed,
+    StepFinished,
+    StepReady,
+    TenantShare,
+    Tick,
+    ToolFinished,
+    ToolNamed,
+    ToolReady,
+    ToolStarted,
+)
+from drawloom.runtime.scheduler.lazy_heap import Heap
+from drawloom.runtime.scheduler.llm_calls import Calls
+from drawloom.runtime.scheduler.policy import Demote, Drop, Keep, Policy, Retention
+from drawloom.runtime.scheduler.program_state import Lineage, Program
+from drawloom.runtime.scheduler.state import World
+
+_GROWTH = 1.1
+_SLACK = 64
+
+
+class Scheduler:
+    """Keeps the world of one engine, asks the policy; `beside` is another engine's world."""
+
+    def __init__(self, policy: Policy, beside: World | None = None) -> None:
+        self.policy = policy
+        self.world = World(beside)
+        self.world.held.rank = lambda program: self.policy.rank(self.world, program)
+        self.world.held.due_at = self.due
+        self._promised: dict[str, int] = {}
+        self._next_tick: float | None = None
+        self._wakes: list[float] = []
+        self._returns: list[tuple[float, str, str, float]] = []
+        self._absences = Heap[tuple[float, str]](self._is_absent)
+        self._absence_wake: float | None = None
+        self._again: float | None = None
+        self.calls, self.engines, self.equipment = Calls(self), Engines(self), Equipment(self)
+        self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
+            ProgramSubmitted: self._submitted,
+            Expected: self._expected,
+            StepReady: self.calls.ready,
+            StepFinished: self.calls.finished,
+            StepFailed: self.calls.failed,
+            Decoded: self.calls.decoded,
+            Preempted: self.calls.preempted,
+            Forked: self.calls.forked,
+            LineageEnded: self.calls.ended,
+            ToolNamed: self.equipment.named,
+            ToolReady: self.equipment.ready,
+            ToolStarted: self.equipment.started,
+            ToolFinished: lambda event, now: [],
+            ProgramEnded: self._program_ended,
+            EngineUp: self.engines.up,
+            EngineDown: self.engines.down,
+            EngineDrain: self.engines.drain,
+            EngineLoad: self.engines.load,
+            HostUp: self.equipment.up,
+            HostState: self.equipment.state,
+            TenantShare: self._tenant_share,
+            Tick: self._tick,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What to do about an event at time `now` (seconds; never goes back)."""
+        self.world.pass_time(now)
+        return self._handlers[type(event)](event, now)
+
+    # --- programs -------------------------------------------------------------------------
+
+    def _submitted(self, event: ProgramSubmitted, now: float) -> list[Action]:
+        if event.program in self.world.programs:
+            return []
+        program = Program(event, next(self.world.arrivals), now)
+        program.say(event.expect_steps)
+        self.world.submit(program)
+        self.hold(program, now)
+        return [*self.rebalance(now), *self._clock(now)]
+
+    def _expected(self, event: Expected, now: float) -> list[Action]:
+        program = self.world.programs.get(event.program)
+        if program is None:
+            return []
+        program.say(event.steps)
+        self.world.reconsider(program, self.policy.order(self.world, program))
+        return self.rebalance(now)
+
+    def _program_ended(self, event: ProgramEnded, now: float) -> list[Action]:
+        program = self.world.programs.get(event.program)
+        if program is None:
+            return []
+        self.world.end(program)
+        graph = self.world.graph(program.about.agent)
+        if program.peak:
+            span = now - program.admitted
+            self.world.ended_after(now - program.submitted)
+            graph.finished(
+                program.peak, program.service, span, program.steps, program.trail, program.shown,
+                program.outgrew,
+            )  # fmt: skip
+            graph.took(now - program.submitted)
+            if program.expected is not None:
+                graph.declared.observe(program.expected, program.steps)
+            self.world.graphs.learned(graph)
+            self._promise(graph)
+        actions: list[Action] = []
+        for lineage in program.lineages.values():
+            graph.observe(lineage.state, END)
+            actions += self.calls.release(program, lineage, event.keep)
+        return [*actions, ReleaseEnvs(program.id), *self.rebalance(now)]
+
+    def _promise(self, graph: ExecutionGraph) -> None:
+        """Each time that an agent's history has grown by a tenth, promise its active programs what
+        it says now."""
+        known = self._promised
+        if graph.programs < known.get(graph.agent, 0) * _GROWTH + 1:
+            return
+        known[graph.agent] = graph.programs
+        for program in self.world.peers.get(graph.agent, {}).values():
+            self.world.reclaim(program, self.policy.claim(self.world, program))
+        if len(known) > _SLACK + 2 * len(self.world.graphs):
+            self._promised = {a: n for a, n in known.items() if a in self.world.graphs}
+
+    def rebalance(self, now: float) -> list[Action]:
+        """Pause and admit programs, after anything that may have changed which of them run."""
+        world, actions = self.world, list[Action]()
+        for program in self.policy.pause(world, now):
+            actions += self.pause(program, now)
+        if not world.closed:
+            for program in self.policy.admit(world, now):
+                actions += self._activate(program, now)
+            actions += self._look_again(now)
+        return actions + self.equipment.pools(now)
+
+    def _look_again(self, now: float) -> list[Action]:
+        """Ask for a tick when more programs may be admitted, though nothing else happens."""
+        seconds = None if self.world.held.first is None else self.policy.again(self.world)
+        at = None if seconds is None else now + seconds
+        if at is None or (self._again is not None and self._again <= at):
+            return []
+        self._again = at
+        return self._wake(at)
+
+    def _activate(self, program: Program, now: float) -> list[Action]:
+        actions: list[Action] = [] if program.begun else [Admit(program.id)]
+        program.trial = self.policy.look(self.world, program)
+        program.claim = self.policy.claim(self.world, program)
+        program.adds = self.policy.adds(self.world, program)
+        self.engines.settle(program)
+        self.world.activate(program, now)
+        actions += self.expect_back(program, now)
+        return [*actions, *self.equipment.furnish(program, now), *self.resume(program, now)]
+
+    def resume(self, program: Program, now: float) -> list[Action]:
+        """Start the calls of an active program that were held."""
+        ready, program.ready = program.ready, {}
+        return [self.calls.start(program, step, now) for step in ready.values()]
+
+    def due(self, program: Program) -> float:
+        """Return the time at which a held program is due, by what is known of its agent now."""
+        return program.held_since + max(0.0, self.policy.due(self.world, program) - program.held)
+
+    def hold(self, program: Program, now: float) -> None:
+        """Hold a program, new or active, from now on."""
+        program.held_since = now
+        program.due = self.due(program)
+        self.world.hold(program, self.policy.order(self.world, program), now)
+
+    def wait(self, program: Program) -> None:
+        """Let a held program compete, whose calls have become others."""
+        self.world.reconsider(program, self.policy.order(self.world, program))
+        self.world.held.wait(program)
+
+    def pause(self, program: Program, now: float) -> list[Action]:
+        """Hold an active program."""
+        program.trial = 0
+        self.hold(program, now)
+        actions: list[Action] = []
+        for lineage in program.lineages.values():
+            what = self.policy.paused(self.world, program, lineage, now)
+            actions += self.keep(program, lineage, what, now)
+        return actions
+
+    # --- programs that change their engine ------------------------------------------------
+
+    def withdraw(self, program: Program) -> None:
+        """A program leaves, at a tool boundary; it goes on at another engine."""
+        self.world.withdraw(program)
+
+    def accept(self, program: Program, engine: str, now: float) -> list[Action]:
+        """A program comes from another engine, its KV on its way if it has any."""
+        program.ready = {n: replace(step, engine=engine) for n, step in program.ready.items()}
+        for lineage in program.lineages.values():
+            lineage.engine = engine
+        program.due = self.due(program)
+        self.world.accept(program, self.policy.order(self.world, program))
+        return [*self.rebalance(now), *self._clock(now)]
+
+    # --- time -----------------------------------------------------------------------------
+
+    def _clock(self, now: float) -> list[Action]:
+        """Ask for the policy's next tick, if it has a clock and there is anything to do."""
+        if self.policy.period is None or self._next_tick is not None or not self.world.programs:
+            return []
+        self._next_tick = now + self.policy.period
+        return self._wake(self._next_tick)
+
+    def _wake(self, at: float) -> list[Action]:
+        heapq.heappush(self._wakes, at)
+        return [Wake(at)]
+
+    def _tick(self, event: Tick, now: float) -> list[Action]:
+        while self._wakes and self._wakes[0] <= now:
+            heapq.heappop(self._wakes)
+        actions: list[Action] = []
+        while self._returns and self._returns[0][0] <= now:
+            _, name, conversation, since = heapq.heappop(self._returns)
+            program = self.world.programs.get(name)
+            lineage = program.lineages.get(conversation) if program else None
+            waits = lineage is not None and lineage.waiting is not None and lineage.since == since
+            if lineage is not None and waits and lineage.engine in self.world.engines:
+                actions.append(PrefetchKV(lineage.engine, name, conversation))
+        if self._absence_wake is not None and self._absence_wake <= now:
+            actions += self._hold_absent(now) + self.rebalance(now)
+        if self._again is not None and self._again <= now:
+            self._again = None
+            actions += self.rebalance(now)
+        if self._next_tick is not None and self._next_tick <= now:
+            self._next_tick, self.world.ticked = None, now
+            self.policy.tick(self.world, now)
+            actions += self.rebalance(now)
+        return actions + self._clock(now)
+
+    def expect_back(self, program: Program, now: float, tools: str | None = None) -> list[Action]:
+        """Look after an active program that has no call, when it has been absent for long. Its last
+        call asked for `tools`, if that is known; other conversations of it may wait for longer."""
+        if not (program.acting and program.active):
+            return []
+        seconds = self.policy.absent(self.world, program, tools)
+        if seconds is None:
+            return []
+        if not seconds:
+            return self.pause(program, now)
+        program.absent_at = max(now + seconds, program.until)
+        self._absences.push((program.absent_at, program.id))
+        return self._look_after_absent()
+
+    def _look_after_absent(self) -> list[Action]:
+        """Ask for a tick when the next program will have been absent for too long."""
+        first = self._absences.least
+        if first is None or (self._absence_wake is not None and self._absence_wake <= first[0]):
+            return []
+        self._absence_wake = first[0]
+        return self._wake(first[0])
+
+    def _hold_absent(self, now: float) -> list[Action]:
+        """Hold the programs that have been absent for too long."""
+        actions, self._absence_wake = list[Action](), None
+        while (first := self._absences.least) is not None and first[0] <= now:
+            actions += self.pause(self.world.programs[first[1]], now)
+        return actions + self._look_after_absent()
+
+    def _is_absent(self, entry: tuple[float, str]) -> bool:
+        program = self.world.programs.get(entry[1])
+        return program is not None and program.absent_at == entry[0]
+
+    def keep(self, program: Program, lineage: Lineage, what: Retention, now: float) -> list[Action]:
+        """Say what becomes of a conversation's KV."""
+        engine, name = lineage.engine, program.id
+        if isinstance(what, Keep):
+            lineage.until = now + what.ttl
+            program.until = max(program.until, lineage.until)
+            return [LeaseKV(engine, name, lineage.id, what.ttl, what.value)]
+        if isinstance(what, Drop):
+            return [ReleaseKV(engine, name, lineage.id, True)]
+        if not isinstance(what, Demote):
+            return []
+        demote: list[Action] = [DemoteKV(engine, name, lineage.id)]
+        if what.back is None:
+            return demote
+        heapq.heappush(self._returns, (now + what.back, name, lineage.id, lineage.since))
+        return demote + self._wake(now + what.back)
+
+    def _tenant_share(self, event: TenantShare, now: float) -> list[Action]:
+        self.world.tenants.share(event)
+        return self.rebalance(now)
+
+
+__all__ = ["Scheduler"]

@@ -1,0 +1,309 @@
+"""What the scheduler knows: programs, engines, environments and graphs."""
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import count
+from math import inf
+
+from drawloom.graph.execution_graph import ExecutionGraph
+from drawloom.runtime.scheduler.agent_graphs import Agents
+from drawloom.runtime.scheduler.branches import Branches
+from drawloom.runtime.scheduler.cost import CostModel
+from drawloom.runtime.scheduler.engine_load import Load
+from drawloom.runtime.scheduler.env_capacity import Places
+from drawloom.runtime.scheduler.events import EngineLoad, StepReady
+from drawloom.runtime.scheduler.learned_cost import LearnedCost
+from drawloom.runtime.scheduler.program_state import Lineage, Program, Rank
+from drawloom.runtime.scheduler.tenants import Tenants
+from drawloom.runtime.scheduler.wait_queue import Held
+
+_LEARN = 0.05
+
+
+class World:
+    """Kept by the core, read by policies. What several engines' worlds share, they have of the one
+    that they are made `beside`: tenants, environments, graphs and the count of arrivals.
+
+    Attributes:
+        programs: all that are not over.
+        active: those whose calls go to the engine, in the order in which they became so.
+        held: the others.
+        tenants: what each of them was given, and may have.
+        tokens: of all conversations of active programs.
+        own: of these, those that each has for itself.
+        claimed: KV tokens that they were promised.
+        resting: KV tokens that paused programs have for themselves, if they were not lost.
+        engines: KV tokens of each engine that is up.
+        draining: engines of these that take no more.
+        loads: what each of these said last of its load.
+        capacity: KV tokens of all of them.
+        host_tokens: KV tokens that fit into host memory behind them.
+        peers: the active programs of each agent.
+        places: where environments are.
+        graphs: what is known of each agent.
+        queued: seconds that the last calls waited at their engine.
+        computing: active programs that have a call at an engine.
+        calls: calls of active programs there.
+        starting: active programs that have not made a call yet.
+        load: how busy the engines are.
+        idle: for how many seconds no call has been there.
+        usual_jct: the mean seconds from submission to end of programs of any agent.
+        ticked: when the policy's clock last ticked.
+        pressed: calls that gave way to others at their engine, and have not said anything since.
+    """
+
+    def __init__(self, beside: "World | None" = None) -> None:
+        self.arrivals: Iterator[int] = beside.arrivals if beside else count(1)
+        self.tenants: Tenants = beside.tenants if beside else Tenants()
+        self.places: Places = beside.places if beside else Places()
+        self.graphs: Agents = beside.graphs if beside else Agents()
+        self.programs: dict[str, Program] = {}
+        self.active: dict[str, Program] = {}
+        self.held = Held(lambda program: self.graph(program.about.agent), self.tenants)
+        self.tenants.watch(self.held.freed)
+        self.tokens = self.own = self.claimed = self.resting = 0
+        self.peers: dict[str, dict[str, Program]] = {}
+        self.engines: dict[str, int] = {}
+        self.draining: set[str] = set()
+        self.loads: dict[str, EngineLoad] = {}
+        self._hosts: dict[str, int] = {}
+        self.capacity = self.host_tokens = 0
+        self._cost: CostModel | None = beside._cost if beside else None
+        self.learned = LearnedCost()
+        self.queued: deque[float] = deque(maxlen=128)
+        self.computing, self.calls, self.load = 0, 0, Load()
+        self.starting = 0
+        self.usual_jct: float | None = None
+        self.ticked = -1.0
+        self.pressed: set[str] = set()
+        self._passed = self.idle = 0.0
+
+    def pass_time(self, now: float) -> None:
+        """Nothing has changed until `now`."""
+        if now > self._passed:
+            self.load.pass_time(now - self._passed, self.computing > 0)
+            self.idle = 0.0 if self.computing else self.idle + now - self._passed
+        self._passed = now
+
+    # --- engines and what they cost -------------------------------------------------------
+
+    def up(self, engine: str, tokens: int, host_tokens: int) -> None:
+        """Count an engine, as it is from now on."""
+        self.engines[engine], self._hosts[engine] = tokens, host_tokens
+        self.draining.discard(engine)
+        self._sum()
+
+    def down(self, engine: str) -> None:
+        """Count an engine no more."""
+        del self.engines[engine], self._hosts[engine]
+        self.draining.discard(engine)
+        self.loads.pop(engine, None)
+        self._sum()
+
+    def _sum(self) -> None:
+        self.capacity, self.host_tokens = sum(self.engines.values()), sum(self._hosts.values())
+
+    @property
+    def closed(self) -> bool:
+        """Whether no engine takes any program: all that there were are down or drain."""
+        return len(self.draining) == len(self.engines)
+
+    @property
+    def cost(self) -> CostModel:
+        """What computing costs: as it was given, else as it was learned from calls."""
+        return self.learned.model if self._cost is None else self._cost
+
+    @cost.setter
+    def cost(self, cost: CostModel) -> None:
+        self._cost = cost
+
+    def graph(self, agent: str) -> ExecutionGraph:
+        """Return what is known of an agent."""
+        return self.graphs[agent]
+
+    def step_seconds(self, graph: ExecutionGraph) -> float:
+        """Return the seconds of service of an LLM call of an agent; of all agents while it is
+        young."""
+        return graph.step_seconds or self.graphs.step_seconds or 1.0
+
+    # --- calls ----------------------------------------------------------------------------
+
+    def start(self, program: Program, step: StepReady) -> None:
+        """A call of a program goes to its engine."""
+        self.computing += program.active and not program.running
+        self.calls += program.active
+        program.running += 1
+        program.absent_at = inf
+        program.started[step.step] = step
+
+    def stop(self, program: Program, name: str) -> StepReady | None:
+        """A call is over, or given up; return it if it was there."""
+        step = program.started.pop(name, None)
+        if step is not None:
+            self.pressed.discard(name)
+            program.running -= 1
+            self.calls -= program.active
+            self.computing -= program.active and not program.running
+            if not program.running:
+                program.notice = inf
+        return step
+
+    # --- who is held, who is active -------------------------------------------------------
+
+    def submit(self, program: Program) -> None:
+        """A program is new; it is held from now on."""
+        self.programs[program.id] = program
+        self.graphs.enter(program.about.agent)
+        self.places.submit(program)
+        self.tenants.submit(program)
+
+    def hold(self, program: Program, order: Rank, now: float) -> None:
+        """A program is new, or paused. New ones of one agent go by `order`."""
+        if program.active:
+            self._leave(program)
+            program.claim = 0
+        program.held_since = now
+        self.resting += self._rests(program)
+        if program.begun:
+            self.places.hold(program)
+        self.held.add(program, order)
+
+    def _rests(self, program: Program) -> int:
+        """Return the KV tokens that a program that is not active still has."""
+        return 0 if program.active or program.lost or not program.begun else program.own
+
+    def lose(self, program: Program) -> None:
+        """The KV of a program that is held is gone; what it had must be computed again."""
+        self.resting -= self._rests(program)
+        program.lost = program.begun
+        for line in program.lineages.values():
+            line.until = 0.0
+
+    def ended_after(self, jct: float) -> None:
+        """Learn the seconds from a program's submission to its end, over all agents."""
+        usual = jct if self.usual_jct is None else self.usual_jct
+        self.usual_jct = usual + _LEARN * (jct - usual)
+
+    def activate(self, program: Program, now: float) -> None:
+        """A held program's calls go to the engine from now on."""
+        program.late = program.due <= now
+        program.held += now - program.held_since
+        program.due = inf
+        self.places.activate(program)
+        self.resting -= self._rests(program)
+        if not program.begun:
+            program.admitted = now
+        self.held.remove(program)
+        program.active, program.begun, program.marked, program.lost = True, True, False, False
+        self.active[program.id] = program
+        self.peers.setdefault(program.about.agent, {})[program.id] = program
+        self.tenants.activate(program)
+        self.computing += program.running > 0
+        self.calls += program.running
+        self.starting += not program.called
+        self.load.expect(program.adds)
+        self.tokens += program.tokens
+        self.own += program.own
+        self.claimed += program.claim
+
+    def _leave(self, program: Program) -> None:
+        program.active, program.absent_at = False, inf
+        self.load.expect(-program.adds)
+        del self.active[program.id]
+        peers = self.peers[program.about.agent]
+        del peers[program.id]
+        if not peers:
+            del self.peers[program.about.agent]
+        self.computing -= program.running > 0
+        self.calls -= program.running
+        self.starting -= not program.called
+        self.places.deactivate(program)
+        self.tenants.deactivate(program)
+        self.tokens -= program.tokens
+        self.own -= program.own
+        self.claimed -= program.claim
+
+    def reclaim(self, program: Program, claim: int) -> None:
+        """Promise a program another number of KV tokens."""
+        if program.active and claim != program.claim:
+            self.claimed += claim - program.claim
+            self.tenants.reclaim(program, claim - program.claim)
+        program.claim = claim
+
+    def resize(self, program: Program, lineage: Lineage, context: int, shared: int) -> None:
+        """A conversation has so many tokens now, the first `shared` of them not for itself."""
+        change, before = context - lineage.context, lineage.own
+        grown = shared > lineage.shared
+        lineage.context, lineage.shared = context, shared
+        if grown and lineage.siblings is not None:
+            lineage.siblings.shares(lineage)
+        own = lineage.own - before
+        program.tokens += change
+        program.own += own
+        program.peak = max(program.peak, program.own)
+        if program.active:
+            self.tokens += change
+            self.own += own
+        elif program.begun and not program.lost:
+            self.resting += own
+
+    def fork(self, program: Program, parent: Lineage, child: Lineage) -> None:
+        """A conversation begins that goes on from another."""
+        program.join(child)
+        if parent.branches is None:
+            parent.branches = Branches()
+        parent.branches.add(child)
+
+    def drop(self, program: Program, lineage: Lineage) -> None:
+        """A conversation is over. What others go on from is, from now on, the own of the one that
+        shares most of it, and the others share it with that."""
+        before, group, siblings = lineage.shared, lineage.branches, lineage.siblings
+        self.resize(program, lineage, 0, 0)
+        if siblings is not None:
+            siblings.remove(lineage)
+        if not group:
+            return
+        heir = group.largest
+        group.remove(heir)
+        heir.branches = group.merged(heir.branches)
+        if siblings is not None:
+            siblings.add(heir)
+        self.resize(program, heir, heir.context or heir.shared, min(heir.shared, before))
+
+    def end(self, program: Program) -> None:
+        """A program is over."""
+        del self.programs[program.id]
+        self.graphs.leave(program.about.agent)
+        self.pressed.difference_update(program.started)
+        self.places.end(program)
+        if program.active:
+            self._leave(program)
+        else:
+            self.resting -= self._rests(program)
+            self.held.remove(program)
+        self.tenants.end(program)
+
+    def withdraw(self, program: Program) -> None:
+        """A program at a tool boundary goes to another world."""
+        del self.programs[program.id]
+        if program.active:
+            self._leave(program)
+            program.claim = 0
+            return
+        self.held.remove(program)
+        self.resting -= self._rests(program)
+        if program.begun:
+            self.places.unhold(program)
+
+    def accept(self, program: Program, order: Rank) -> None:
+        """A program comes from another world; it is held until it is activated here."""
+        self.programs[program.id] = program
+        self.hold(program, order, program.held_since)
+
+    def reconsider(self, program: Program, order: Rank) -> None:
+        """What is known of a program has changed; a held one is ranked anew, for itself."""
+        if not program.active:
+            self.held.reconsider(program, order)
+
+
+__all__ = ["World"]

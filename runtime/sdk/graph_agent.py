@@ -1,0 +1,36 @@
+"""A declared graph as an agent."""
+
+from typing import Any
+
+from drawloom.graph.declared_graph import Graph
+from drawloom.runtime.execution.agent import Agent
+from drawloom.runtime.execution.program import running
+from drawloom.runtime.scheduler.events import Expected
+
+
+def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
+    """A declared graph as an agent: it is run with its state, and returns it."""
+    graph.check()
+
+    async def run(state: Any) -> Any:
+        program = running()
+        learned = program.live.scheduler.world.graph(graph.name)
+        for (source, target), p in graph.priors().items():
+            if not learned.knows(source, target):
+                learned.declare(source, target, p)
+        kind = graph.state
+        if isinstance(state, dict) and not isinstance(state, kind):
+            state = kind(**state)  # a resumed program's state comes from JSON
+
+        def comes(nodes: float) -> None:
+            program.live.emit(Expected(program.id, nodes))
+
+        return await graph.run(state, learned.observe, comes)
+
+    run.__annotations__ = {"state": graph.state, "return": graph.state}
+    # by this name stored programs of graphs are found again: it stays where the module moves
+    run.__module__, run.__qualname__ = "drawloom.runtime.graphs", f"graph:{graph.name}"
+    return Agent(run, name=graph.name, **options)
+
+
+__all__ = ["graph_agent"]

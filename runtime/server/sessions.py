@@ -1,0 +1,401 @@
+"""Programs that are only seen through their requests.
+
+Every request belongs to a program and is scheduled as one. A client that names its program keeps
+it until it releases it or is silent for `ttl` seconds; a client that names none is recognised by
+what it sends: a request that begins with all that a conversation was told and answered is its next
+turn, and one that begins as it did up to an answer or a call of its belongs to the same program.
+To the scheduler both are one kind of program, and neither is over between two turns.
+
+When is a program over whose client never says so? One with a name after `ttl`: its name may come
+back at any time. One without, when it has been silent for `_OVER` times as long as 99 of 100
+others were before they came back. Until then it counts as a program that waits, as it must: its
+attained service, its calls and its lease are what it is scheduled by. It holds no memory that
+others need for so long: its lease, by what was learned of how soon clients return, ends first, and
+its KV is cache like any other from then on. After that the scheduler observes its end, as it could
+not learn otherwise how many calls such programs make, while it is still known here: who comes back
+after all goes on in the same conversation, as a new program to the scheduler.
+
+A conversation that a client gives up holds nothing either. While a program has had but one at a
+time, a request that is no turn of it takes its place: the lineage goes on from the tokens that both
+begin with, and what followed is the first to be reclaimed. What was given up is put aside, and if
+its client goes on with it all the same, the program has several, each of which is kept.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from drawloom.engine.api.engine import Delta, GenerateRequest, Grammar, Usage
+from drawloom.engine.sequence import SamplingParams
+from drawloom.graph.quantile_sketch import Sketch
+from drawloom.runtime.dispatch.dispatcher import Live
+from drawloom.runtime.execution.budget import Account
+from drawloom.runtime.execution.llm_step import spans
+from drawloom.runtime.scheduler.events import (
+    CLIENT,
+    Forked,
+    LineageEnded,
+    ProgramEnded,
+    ProgramSubmitted,
+    StepFailed,
+    StepFinished,
+    StepReady,
+)
+from drawloom.runtime.server.conversation import Match, PlainRecord, Record, Request
+from drawloom.runtime.server.directory import Caller, Directory, HttpProgram, Lineage
+from drawloom.runtime.server.early_stop import generate_until
+from drawloom.runtime.server.errors import ProgramReleased
+
+AGENT = "http-program"
+"""What the scheduler learns of clients under; who answers what called no tool that we see."""
+_OUTPUT = 256
+_LINEAGES = 8
+_SWEEP_SECONDS = 1.0
+_OVER, _RETURNS = 4.0, 8  # returns that are seen before they say how long one may be silent
+_SILENT, _UNKNOWN = 10.0, 30.0  # seconds; the least, and before that is known
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """Where a request belongs. Its lineage is busy until it is left.
+
+    Attributes:
+        record: what is known of the conversation whose tokens the prompt may begin with.
+        match: how far the request agrees with `record`.
+        parent: the busy conversation that it branches off.
+        instead: it gives up what its lineage holds.
+        tokens: the prompt; filled in before `Programs.ready`.
+    """
+
+    program: HttpProgram
+    lineage: Lineage
+    record: Record | PlainRecord | None
+    match: Match
+    parent: Lineage | None = None
+    instead: bool = False
+    tokens: list[int] = field(default_factory=list)
+
+
+class Programs:
+    """The programs behind a server.
+
+    Args:
+        ttl: seconds for which a silent program is remembered.
+    """
+
+    def __init__(self, live: Live, ttl: float = 300.0) -> None:
+        self.live, self.ttl = live, ttl
+        self.known = Directory()
+        self._steps = self._lineages = 0
+        self._silences = Sketch()
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    async def close(self) -> None:
+        self._sweeper.cancel()
+        await asyncio.gather(self._sweeper, return_exceptions=True)
+        for program in list(self.known):
+            self._end(program)
+        await self.live.settle()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Describe every program for people: identity, state, size and idle time in seconds."""
+        now = time.monotonic()
+        return [
+            {
+                "program_id": program.label,
+                "tenant": program.tenant,
+                "named": program.named,
+                "status": "running" if program.running else "idle",
+                "requests": program.running,
+                "conversations": len(program.conversations),
+                "tokens": sum(lineage.size for lineage in program.conversations),
+                "idle_s": 0.0 if program.running else round(now - program.seen, 3),
+            }
+            for program in self.known
+        ]
+
+    # --- whose request it is --------------------------------------------------------------
+
+    def inside(self, id: str, tenant: str, account: Account) -> Caller:
+        """Return the caller that a program of the runtime is from inside its environment."""
+        program = self.known.inside.get(id)
+        if program is None:
+            program = HttpProgram(id, True, tenant, id, account)
+            self.known.inside[id] = program
+        program.seen = time.monotonic()
+        return Caller(tenant, inside=id)
+
+    def claim(self, caller: Caller, request: Request) -> Place:
+        """Return the place of a request: the lineage that it continues, or a new one.
+
+        A lineage that is busy is continued by nobody else: what begins as it did before is a fork
+        of it. Raises `ProgramReleased` for a caller inside an environment whose program has ended.
+        """
+        program = self.known.find(caller, request)
+        if program is None:
+            if caller.inside is not None:
+                raise ProgramReleased(caller.inside)
+            program = self.known.add(caller)
+        elif not program.named and not program.running:
+            self._silences.observe(time.monotonic() - program.seen)
+        place = self._place(program, request)
+        program.concurrent |= program.running > 0
+        place.lineage.busy = True
+        program.running += 1
+        self.known.busy(program)
+        self._bound()
+        return place
+
+    def _place(self, program: HttpProgram, request: Request) -> Place:
+        found = [
+            (lineage, lineage.record, request.match(lineage.record))
+            for lineage in program.lineages.values()
+            if lineage.record is not None
+        ]
+        found.sort(key=lambda one: one[2].agreed)  # stable: of equals the latest is last
+        idle = [one for one in found if not one[0].busy]
+        live = [one for one in idle if not one[0].aside]
+        for taken in ([o for o in idle if o[2].whole], [o for o in live if o[2].rewritten]):
+            if taken:
+                lineage, record, match = taken[-1]
+                program.returns |= lineage.aside
+                lineage.aside = False
+                return Place(program, lineage, record, match)
+        forked = [one for one in found if one[0].busy and one[2].whole]
+        if forked:
+            parent, record, match = forked[-1]
+            return Place(program, self._lineage(program), record, match, parent)
+        begun: tuple[Record | PlainRecord | None, Match] = (None, Match())
+        if found and found[-1][2].agreed:
+            begun = found[-1][1:]
+        elif not program.named:
+            begun = self.known.alike(program.tenant, request) or begun
+        if live and not program.running and self._gives_up(program, live[-1][2]):
+            return Place(program, live[-1][0], begun[0], begun[1], instead=True)
+        return Place(program, self._lineage(program), begun[0], begun[1])
+
+    @staticmethod
+    def _gives_up(program: HttpProgram, match: Match) -> bool:
+        """Tell whether a request that is no turn of a conversation is what became of it: what
+        begins with an answer of it, or anything in a program that has one at a time."""
+        return program.linear or (match.answers > 0 and not program.returns)
+
+    def _lineage(self, program: HttpProgram) -> Lineage:
+        """Return a new conversation of a program."""
+        self._lineages += 1  # never one name twice: an ended program may still be running
+        lineage = Lineage(f"{program.id}/{self._lineages}")
+        program.lineages[lineage.name] = lineage
+        return lineage
+
+    def ready(self, place: Place, known: int, priority: int, output: int = 0) -> None:
+        """Tell the scheduler of a request whose prompt is there.
+
+        Args:
+            known: so many tokens of the prompt are those of `place.record`.
+            output: how many tokens may come, if that is known.
+
+        Raises `ProgramReleased` for a program that was released meanwhile.
+        """
+        program, live = place.program, self.live
+        self._alive(program)
+        if program.admitted is None and program.account is None:
+            program.admitted = live.expect_admission(program.id)
+            expect = len(place.tokens) + (output or _OUTPUT)
+            live.emit(
+                ProgramSubmitted(program.id, AGENT, program.tenant, priority, expect_tokens=expect)
+            )
+        if (parent := place.parent) is not None:
+            engine = live.engine.info.id
+            live.emit(Forked(program.id, parent.name, place.lineage.name, engine, known))
+
+    def leave(self, place: Place, record: Record | PlainRecord | None = None) -> None:
+        """End a request. `record` is all that the lineage holds now; with None it holds what it
+        held before, and one that held nothing is over."""
+        program, lineage = place.program, place.lineage
+        lineage.busy = False
+        program.running -= 1
+        program.seen = time.monotonic()
+        if record is not None:
+            self.known.forget(program, lineage)
+            if place.instead and not program.ended:
+                self._put_aside(program, lineage.record)
+            lineage.record = record
+        if lineage.record is None or program.ended:
+            program.lineages.pop(lineage.name, None)
+            self.live.emit(LineageEnded(program.id, lineage.name))
+        else:
+            program.lineages[lineage.name] = program.lineages.pop(lineage.name, lineage)
+            self.known.remember(program, lineage)
+            self._forget_some(program)
+        if program.running or program.ended:
+            return
+        if not program.named and not program.lineages:
+            self._end(program)
+            return
+        self.known.idle(program)
+        self._bound()
+
+    def _put_aside(self, program: HttpProgram, record: Record | PlainRecord | None) -> None:
+        """Keep what a conversation was, should its client go on with it after all."""
+        aside = self._lineage(program)
+        aside.record, aside.aside = record, True
+        self.known.remember(program, aside)
+
+    def _bound(self) -> None:
+        """Keep so many programs and no more: of those that are idle the longest silent end."""
+        for program in self.known.surplus():
+            self._end(program)
+
+    def _forget_some(self, program: HttpProgram) -> None:
+        """Keep so many conversations of a program: those that were used last."""
+        idle = [lineage for lineage in program.lineages.values() if not lineage.busy]
+        for lineage in idle[:-_LINEAGES]:
+            del program.lineages[lineage.name]
+            self.known.forget(program, lineage)
+            if not lineage.aside:
+                self.live.emit(LineageEnded(program.id, lineage.name))
+
+    def _rest(self, program: HttpProgram) -> None:
+        """Take a silent program for over, as far as the scheduler is concerned. Its KV stays as
+        long as there is room, and its next turn submits it again."""
+        if program.admitted is not None:
+            program.admitted = None
+            self.live.emit(ProgramEnded(program.id, keep=True))
+
+    @property
+    def _patience(self) -> float:
+        """The seconds of silence after which a program without a name is taken for over."""
+        usual = self._silences.quantile(0.99)
+        if usual is None or self._silences.count < _RETURNS:
+            return _UNKNOWN
+        return max(_SILENT, _OVER * usual)
+
+    def end(self, caller: Caller) -> bool:
+        """End a program: all it held is free. False if the caller has none by that name."""
+        program = self.known.named_by(caller)
+        if program is None or program.account is not None:
+            return False
+        self._end(program)
+        return True
+
+    def _end(self, program: HttpProgram) -> None:
+        self.known.remove(program)
+        program.ended = True
+        if program.account is not None:  # the program goes on, its conversations here do not
+            for lineage in program.lineages:
+                self.live.emit(LineageEnded(program.id, lineage))
+        if program.admitted is not None:
+            program.admitted.cancel()
+            self.live.emit(ProgramEnded(program.id))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self.sweep(time.monotonic())
+
+    def sweep(self, now: float) -> None:
+        """End the programs that have been silent for too long at a time of the monotonic clock."""
+        patience = self._patience
+        for program in list(self.known):
+            silent = 0.0 if program.running else now - program.seen
+            if silent > self.ttl:
+                self._end(program)
+            elif silent > patience and not program.named:
+                self._rest(program)
+
+    # --- one LLM call ---------------------------------------------------------------------
+
+    async def generate(
+        self,
+        place: Place,
+        params: SamplingParams,
+        grammar: Grammar | None,
+        choice: int = 0,
+        enough: Callable[[], bool] = lambda: False,
+        sample: int = 0,
+    ) -> AsyncGenerator[Delta, None]:
+        """Stream one answer, when the scheduler gives leave.
+
+        Args:
+            choice: which of several answers at a time; each but the first has a lineage of its own.
+            enough: the answer ends early when this is true.
+            sample: which of several answers one after the other. With the seed, this or `choice`
+                decides what is drawn, and nothing else: the same request has the same answer.
+
+        Raises:
+            BudgetExceeded: for a program that has a budget, and none of it left.
+            ProgramReleased: for a program that was released meanwhile.
+        """
+        program, live = place.program, self.live
+        if (account := program.account) is not None:
+            account.before_llm()
+            account.usage.llm_calls += 1
+            params = replace(params, max_tokens=max(1, account.output_left(params.max_tokens)))
+        lineage = place.lineage.name if not choice else f"{place.lineage.name}.{choice}"
+        self._steps += 1
+        step = f"{program.id}:{self._steps}"
+        engine, state = live.engine.info.id, f"http|{place.lineage.tool}"
+        place.lineage.tool, place.lineage.kinds = "", []
+        await self._admission(program)
+        start = live.expect_start(step)
+        prompt = len(place.tokens)
+        usage: Usage | None = None
+        live.emit(StepReady(program.id, lineage, step, state, engine, prompt, params.max_tokens))
+        try:
+            priority = await start
+            request = GenerateRequest(
+                step, lineage, tuple(place.tokens), params, priority,
+                program.tenant.encode("utf-8", "surrogatepass"), grammar,
+                noise=str(choice or sample),
+            )  # fmt: skip
+            context = prompt
+            async with aclosing(generate_until(live.engine, request, enough)) as deltas:
+                async for delta in deltas:
+                    usage = delta.usage or usage
+                    context += len(delta.tokens)
+                    await live.heard(program.id, step, context, delta)
+                    yield delta
+            if usage is not None:
+                self._finished(place, lineage, step, state, usage)
+        finally:
+            if usage is None:  # its client is gone, or it failed
+                live.emit(StepFailed(program.id, step))
+            if choice:
+                live.emit(LineageEnded(program.id, lineage))
+
+    async def _admission(self, program: HttpProgram) -> None:
+        """Wait until the scheduler lets a program run. Raises `ProgramReleased` for one that was
+        released meanwhile, and what `Live.drain` was given."""
+        if (admitted := program.admitted) is None:
+            self._alive(program)
+            return
+        await asyncio.wait({admitted})
+        self._alive(program)
+        admitted.result()
+
+    @staticmethod
+    def _alive(program: HttpProgram) -> None:
+        if program.ended:
+            raise ProgramReleased(program.label)
+
+    def _finished(self, place: Place, lineage: str, step: str, state: str, usage: Usage) -> None:
+        if (account := place.program.account) is not None:
+            account.usage.output_tokens += usage.output_tokens
+            account.usage.tokens += usage.prompt_tokens - usage.cached_tokens + usage.output_tokens
+        context = usage.prompt_tokens + usage.output_tokens
+        computed = usage.prompt_tokens - usage.cached_tokens
+        self.live.emit(
+            StepFinished(
+                place.program.id, lineage, step, state, self.live.engine.info.id, context,
+                tuple(place.lineage.kinds) or (CLIENT,), computed, *spans(usage),
+            )
+        )  # fmt: skip
+
+
+__all__ = ["Place", "Programs"]

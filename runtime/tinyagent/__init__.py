@@ -1,0 +1,1 @@
+"""Hold the model that comes with drawloom, and its chat template."""

@@ -1,0 +1,1 @@
+"""Define the sandbox seam: providers, environments, and what tools do in them."""

@@ -1,0 +1,1 @@
+"""Build and speak to the helper that runs in an environment."""

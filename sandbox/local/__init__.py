@@ -1,0 +1,1 @@
+"""Make environments as restricted local processes."""

@@ -1,0 +1,1 @@
+"""Keep environments ready before they are asked for, and put them aside."""

@@ -1,0 +1,1 @@
+"""Make environments that only pass time, for tests and benchmarks."""

@@ -1,0 +1,1 @@
+"""Hold the Triton kernels, and how they are tuned and compiled."""

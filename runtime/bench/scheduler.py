@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from drawloom.runtime.console import output
-from drawloom.runtime.scheduler import Scheduler, make_policy
+from drawloom.runtime.scheduler import Scheduler
 from drawloom.runtime.scheduler.actions import StartStep, Wake
 from drawloom.runtime.scheduler.events import (
     Decoded,
@@ -33,6 +33,7 @@ from drawloom.runtime.scheduler.events import (
     ToolFinished,
     ToolStarted,
 )
+from drawloom.runtime.scheduler.policies import make_policy
 
 _RUNNING, _TOKENS, _CALLS = 256, 150, 40
 _PEAK, _USUAL = 1_000, 590

@@ -35,8 +35,8 @@ from drawloom.runtime.console import output as show
 from drawloom.runtime.console.completion_plot import save_curves
 from drawloom.runtime.dispatch.dispatcher import Live
 from drawloom.runtime.dispatch.event_bus import LocalBus
-from drawloom.runtime.scheduler import make_policy
 from drawloom.runtime.scheduler.cost import CostModel
+from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.report import isolated, programs
 from drawloom.runtime.sim.sim_host import Rooms

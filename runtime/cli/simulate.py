@@ -9,7 +9,7 @@ from rich.table import Table
 from drawloom.errors import ConfigError
 from drawloom.runtime.console import output
 from drawloom.runtime.console.completion_plot import save_lines
-from drawloom.runtime.scheduler import policy_names
+from drawloom.runtime.scheduler.policies import policy_names
 from drawloom.runtime.sim.ablation import ablate
 from drawloom.runtime.sim.coscheduling import compare_units
 from drawloom.runtime.sim.experiment import Scenario, compare, evictions

@@ -1,0 +1,1 @@
+"""Run the same programs under two policies and show the difference."""

@@ -1,7 +1,9 @@
-"""The scheduler core: events in, actions out. No clock, no I/O, no tensor."""
+"""The scheduler: events in, actions out. No clock, no I/O, no tensor.
 
-from drawloom.runtime.scheduler.policies.registry import make_policy, policy_names
+May import the leaf and the graph. Policies (`policies/`) are made by name and handed to it.
+"""
+
 from drawloom.runtime.scheduler.policy import Policy
 from drawloom.runtime.scheduler.scheduler import Scheduler
 
-__all__ = ["Policy", "Scheduler", "make_policy", "policy_names"]
+__all__ = ["Policy", "Scheduler"]

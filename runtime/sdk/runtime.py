@@ -33,9 +33,9 @@ from drawloom.runtime.execution.replay import (
     record_arguments,
     restore_arguments,
 )
-from drawloom.runtime.scheduler import make_policy
 from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.events import ProgramEnded, ProgramSubmitted, TenantShare
+from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.sdk.adoption import adopt, environments_of, lasting, sweep_store
 from drawloom.runtime.sdk.run import Run
 from drawloom.runtime.sdk.sync import SyncUse

@@ -15,8 +15,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 from drawloom.errors import ConfigError, EngineError
-from drawloom.runtime.scheduler import Policy, make_policy, policy_names
+from drawloom.runtime.scheduler import Policy
 from drawloom.runtime.scheduler.events import ToolReady
+from drawloom.runtime.scheduler.policies import make_policy, policy_names
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
 from drawloom.runtime.scheduler.program_state import Program
 from drawloom.runtime.scheduler.state import World

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
-from drawloom.runtime.scheduler import Policy, make_policy
+from drawloom.runtime.scheduler import Policy
+from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.sim.eviction import FrozenDrawloom, accesses, farthest, replay
 from drawloom.runtime.sim.oracle import Clairvoyant
 from drawloom.runtime.sim.report import figures

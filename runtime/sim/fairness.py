@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
-from drawloom.runtime.scheduler import make_policy
+from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.report import quantile
 from drawloom.runtime.sim.sim_program import Ended

@@ -1,0 +1,1 @@
+"""Reach environments on other machines over an MQTT broker."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from drawloom.runtime.scheduler import Scheduler, make_policy, policy_names
+from drawloom.runtime.scheduler import Scheduler
 from drawloom.runtime.scheduler.actions import Action, StartStep, Wake
 from drawloom.runtime.scheduler.events import (
     Decoded,
@@ -23,6 +23,7 @@ from drawloom.runtime.scheduler.events import (
     Tick,
     ToolNamed,
 )
+from drawloom.runtime.scheduler.policies import make_policy, policy_names
 
 from .asking import ask_everything, snapshot
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drawloom.errors import EngineError
-from drawloom.runtime.scheduler import make_policy
+from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.sim.eviction import Access, FrozenDrawloom, accesses, farthest, replay
 from drawloom.runtime.sim.experiment import Scenario, evictions
 from drawloom.runtime.sim.presets import machine

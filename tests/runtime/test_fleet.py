@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from drawloom.errors import ConfigError, EngineError
-from drawloom.runtime.scheduler import make_policy, policy_names
 from drawloom.runtime.scheduler.actions import Action, Admit, MoveKV, ReleaseKV, StartStep
 from drawloom.runtime.scheduler.events import (
     Decoded,
@@ -28,6 +27,7 @@ from drawloom.runtime.scheduler.events import (
     TenantShare,
 )
 from drawloom.runtime.scheduler.multi_engine import ROUTING, Fleet
+from drawloom.runtime.scheduler.policies import make_policy, policy_names
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.sim.experiment import Scenario, compare

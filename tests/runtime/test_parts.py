@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drawloom.runtime.scheduler import Scheduler, make_policy
+from drawloom.runtime.scheduler import Scheduler
 from drawloom.runtime.scheduler.actions import Action, Admit, StartStep
 from drawloom.runtime.scheduler.events import (
     EngineUp,
@@ -22,6 +22,7 @@ from drawloom.runtime.scheduler.events import (
     StepReady,
     Tick,
 )
+from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
 from drawloom.runtime.scheduler.policies.parts.admission import Admission, Cap
 from drawloom.runtime.scheduler.policies.parts.bound import Bound

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.scheduler import Scheduler, make_policy
+from drawloom.runtime.scheduler import Scheduler
 from drawloom.runtime.scheduler.actions import (
     Action,
     Admit,
@@ -28,6 +28,7 @@ from drawloom.runtime.scheduler.events import (
     StepReady,
     Tick,
 )
+from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.scheduler.policies.continuum import best_ttl
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters

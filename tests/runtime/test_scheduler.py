@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from drawloom.errors import ConfigError
 from drawloom.graph.execution_graph import ExecutionGraph
 from drawloom.runtime.bench.scheduler import Shape, held_bytes, measure
-from drawloom.runtime.scheduler import Scheduler, make_policy, policy_names
+from drawloom.runtime.scheduler import Scheduler
 from drawloom.runtime.scheduler.actions import (
     Action,
     Admit,
@@ -54,6 +54,7 @@ from drawloom.runtime.scheduler.events import (
     ToolReady,
     ToolStarted,
 )
+from drawloom.runtime.scheduler.policies import make_policy, policy_names
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.program_state import Program

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drawloom.errors import ConfigError, EngineError
-from drawloom.runtime.scheduler import Policy, make_policy, policy_names
+from drawloom.runtime.scheduler import Policy
 from drawloom.runtime.scheduler.actions import Action
 from drawloom.runtime.scheduler.events import Decoded, Event, Preempted, StepReady
+from drawloom.runtime.scheduler.policies import make_policy, policy_names
 from drawloom.runtime.sim.experiment import Scenario, compare
 from drawloom.runtime.sim.oracle import Clairvoyant, Gittins, fastest, knowable, work_left
 from drawloom.runtime.sim.presets import Machine, machine

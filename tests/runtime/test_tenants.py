@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.scheduler import make_policy
+from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.sim.fairness import (
     CLASSES,
     Saturation,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.scheduler import make_policy, policy_names
+from drawloom.runtime.scheduler.policies import make_policy, policy_names
 from drawloom.runtime.sim.coscheduling import compare_units
 from drawloom.runtime.sim.experiment import Scenario
 from drawloom.runtime.sim.presets import machine

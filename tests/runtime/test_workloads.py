@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.scheduler import make_policy
 from drawloom.runtime.scheduler.cost import CostModel
+from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.sim.experiment import compare, run_one, variants
 from drawloom.runtime.sim.fixed_workloads import FIXED, draw_fixed
 from drawloom.runtime.sim.load_curves import over_load, saturation

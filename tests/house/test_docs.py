@@ -1,0 +1,60 @@
+"""Pages name files that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md")])
+OURS = ("docs", "engine", "examples", "graph", "runtime", "sandbox", "src", "tests", "tools", ".ci")
+_FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+_QUOTED = re.compile(r"`([^`\n]+)`")
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_FILE = re.compile(r"[\w.{}*-][\w./{},*-]*\.(?:py|c|h|md|jinja|toml|txt|png)")
+_FOLDER = re.compile(r"[\w.-][\w./-]*/")
+_MADE = {"tools.py", "demo.html", "demo.png", "config.json"}  # of a user's, or made by a command
+
+
+def _tree() -> set[str]:
+    """Return each file and folder of the repository, and each end of its path."""
+    found = set[str]()
+    for top in OURS:
+        for path in [ROOT / top, *(ROOT / top).rglob("*")]:
+            parts = path.relative_to(ROOT).parts
+            found |= {"/".join(parts[i:]) for i in range(len(parts))}
+    return found | {path.name for path in ROOT.iterdir()}
+
+
+TREE = _tree()
+
+
+def _named(text: str) -> set[str]:
+    """Return the files and folders that a page names in backticks, without what follows a colon."""
+    quoted = {name.partition(":")[0] for name in _QUOTED.findall(_FENCE.sub("", text))}
+    paths = {name for name in quoted if _FILE.fullmatch(name) or _FOLDER.fullmatch(name)}
+    paths |= {name for name in quoted if "/" in name and name.split("/")[0] in OURS}
+    return {name for name in paths if not set(name) & set("*{} <>")} - _MADE
+
+
+def _links(text: str) -> set[str]:
+    return {link for link in _LINK.findall(_FENCE.sub("", text)) if "://" not in link}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    missing = {name for name in _named(page.read_text()) if name.rstrip("/") not in TREE}
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_to_files(page: Path) -> None:
+    links = {link.partition("#")[0] for link in _links(page.read_text())} - {""}
+    assert not {link for link in links if not (page.parent / link).exists()}
+
+
+def test_a_file_that_is_not_there_is_found() -> None:
+    named = _named("`no/such.py`, `docs/none.md:3` and `docs/*.md`; `a.b` is no file")
+    assert named == {"no/such.py", "docs/none.md"}
+    assert not named & TREE
+    assert {"runtime/scheduler/policy.py", "scheduler/policy.py", "policy.py"} <= TREE

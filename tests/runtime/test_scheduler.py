@@ -129,17 +129,20 @@ def test_programs_that_answered_and_may_be_over_hold_up_nobody() -> None:
         _answer(core, f"p{number}", number, 0.5)
 
 
-def test_programs_that_answered_keep_their_places_where_such_go_on() -> None:
+@pytest.mark.parametrize("gap", [1.0, 0.1])
+def test_programs_that_answered_keep_their_places_while_such_go_on(gap: float) -> None:
     core = _core()
     _submit(core, "a")
     for turn in range(10):
-        _answer(core, "a", 2.0 * turn, 1.0)  # goes on after a second
+        _answer(core, "a", (1.0 + gap) * turn, 1.0)
     for name in "bc":
-        _submit(core, name, 20.0)
-        _answer(core, name, 20.0, 0.1)
-    assert _admitted(_submit(core, "d", 20.2)) == []
-    assert _admitted(core.handle(Tick(), 23.0)) == []
-    assert _admitted(core.handle(Tick(), 23.5)) == ["d"]  # after two leases of theirs
+        _submit(core, name, 30.0)
+        _answer(core, name, 30.0, 0.01)
+    _step(core, "a", 300, 30.0)
+    _finish(core, "a", 310, 30.01)
+    assert _admitted(_submit(core, "d", 30.02)) == []
+    assert _admitted(core.handle(Tick(), 30.0 + 2.5 * gap)) == []
+    assert _admitted(core.handle(Tick(), 30.1 + 3.5 * gap)) == ["d"]  # two leases of 1.5 gaps
 
 
 def test_an_idle_engine_takes_more_once_that_is_worth_what_they_displace() -> None:

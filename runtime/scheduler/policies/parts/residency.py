@@ -28,7 +28,8 @@ class Leases(Residency):
     """KV is leased for as long as tools take to return, at the 95th percentile of what was seen
     (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds waste and
     blocks nobody). A program that has waited for some leases gives up its place; one that answered
-    does so at once while none of its agent has gone on after an answer."""
+    does so at once while none of its agent has gone on after an answer, and no later than
+    usual for such."""
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
@@ -46,9 +47,12 @@ class Leases(Residency):
     def absent(self, world: World, program: Program, tools: str | None) -> float | None:
         durations = world.graph(program.about.agent).durations
         late = None if tools is None else durations.quantile(tools, 0.95)
-        if late is None and tools in ANSWERED:
-            return 0.0  # no answer has been gone on with: this one may be the last
-        return self.parameters.absent * self._ttl(late)
+        p = self.parameters
+        if (
+            tools in ANSWERED
+        ):  # this one may be the last, as all are while none has been gone on with
+            return 0.0 if late is None else p.absent * min(p.longest, p.slack * late)
+        return p.absent * self._ttl(late)
 
     def _ttl(self, late: float | None) -> float:
         p = self.parameters

@@ -232,7 +232,7 @@ async def test_caches_are_no_part_of_what_is_kept(provider: Provider) -> None:
 async def test_what_has_written_too_much_is_not_kept(
     provider: Provider, box: LiveSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("docker_snapshots", "process"):
+    for module in ("docker.snapshots", "local.provider"):
         monkeypatch.setattr(f"drawloom.sandbox.{module}.MAX_SNAPSHOT", 1 << 20)
     await box.sh("head -c 3000000 /dev/urandom > large")
     with pytest.raises(SandboxError, match="delete caches"):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from drawloom.errors import ConfigError
 
 CLIENT = "client"  # is waited for where an answer over HTTP asked for no tool
-ANSWERED = ("", CLIENT)  # what a conversation waits for that asked for no tool
 
 
 @dataclass(frozen=True, slots=True)

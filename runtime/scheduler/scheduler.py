@@ -25,7 +25,7 @@ from drawloom.runtime.scheduler.actions import (
 from drawloom.runtime.scheduler.engines import Engines
 from drawloom.runtime.scheduler.env_claims import Equipment
 from drawloom.runtime.scheduler.events import (
-    ANSWERED,
+    CLIENT,
     Decoded,
     EngineDown,
     EngineDrain,
@@ -281,7 +281,7 @@ class Scheduler:
             return []
         if not seconds:
             return self.pause(program, now)
-        leased = 0.0 if tools in ANSWERED else program.until
+        leased = 0.0 if tools == CLIENT else program.until
         program.absent_at = max(now + seconds, leased)
         self._absences.push((program.absent_at, program.id))
         return self._look_after_absent()

@@ -119,7 +119,7 @@ def test_beyond_memory_programs_run_while_the_engine_is_known_to_have_time_to_sp
 def _answer(core: Scheduler, name: str, now: float, seconds: float = 1.0) -> None:
     """A program makes one call, which asks for no tool."""
     _step(core, name, 300, now)
-    _finish(core, name, 310, now + seconds, computed=300)
+    _finish(core, name, 310, now + seconds, "client", computed=300)
 
 
 def test_programs_that_answered_and_may_be_over_hold_up_nobody() -> None:
@@ -139,7 +139,7 @@ def test_programs_that_answered_keep_their_places_while_such_go_on(gap: float) -
         _submit(core, name, 30.0)
         _answer(core, name, 30.0, 0.01)
     _step(core, "a", 300, 30.0)
-    _finish(core, "a", 310, 30.01)
+    _finish(core, "a", 310, 30.01, "client")
     assert _admitted(_submit(core, "d", 30.02)) == []
     assert _admitted(core.handle(Tick(), 30.0 + 2.5 * gap)) == []
     assert _admitted(core.handle(Tick(), 30.1 + 3.5 * gap)) == ["d"]  # two leases of 1.5 gaps

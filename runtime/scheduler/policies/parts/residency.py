@@ -1,6 +1,6 @@
 """How long KV and places are kept while programs wait."""
 
-from drawloom.runtime.scheduler.events import ANSWERED
+from drawloom.runtime.scheduler.events import CLIENT
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
 from drawloom.runtime.scheduler.program_state import Lineage, Program
@@ -48,9 +48,7 @@ class Leases(Residency):
         durations = world.graph(program.about.agent).durations
         late = None if tools is None else durations.quantile(tools, 0.95)
         p = self.parameters
-        if (
-            tools in ANSWERED
-        ):  # this one may be the last, as all are while none has been gone on with
+        if tools == CLIENT:  # this one may be the last, as all are while none has been gone on with
             return 0.0 if late is None else p.absent * min(p.longest, p.slack * late)
         return p.absent * self._ttl(late)
 

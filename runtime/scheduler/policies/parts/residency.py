@@ -28,8 +28,8 @@ class Leases(Residency):
     """KV is leased for as long as tools take to return, at the 95th percentile of what was seen
     (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds waste and
     blocks nobody). A program that has waited for some leases gives up its place; one that answered
-    does so at once while none of its agent has gone on after an answer, and no later than
-    usual for such."""
+    over HTTP does so at once while none of its agent has gone on, and no later than usual for such.
+    """
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters

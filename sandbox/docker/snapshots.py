@@ -115,7 +115,7 @@ class DockerSnapshots:
 
 
 class _Stream:
-    """What docker-py takes for a file: something that gives its pieces."""
+    """Give the pieces of an archive as the file object that docker-py reads."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces

@@ -1,4 +1,4 @@
-"""One Docker container, spoken to through the stream that is attached to it."""
+"""Speak to the helper in a Docker container through its attached stream."""
 
 import asyncio
 import contextlib

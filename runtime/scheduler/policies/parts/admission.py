@@ -89,7 +89,7 @@ class Throughput(Admission):
         before a call has ended.
         """
         load, busy = world.load, self.parameters.busy
-        if not world.computing and not world.starting:
+        if _is_idle(world):
             return busy >= 0 and self._left(world) <= 0
         return load.measured and load.with_more(self._again(world)) <= busy
 
@@ -105,9 +105,9 @@ class Throughput(Admission):
         return there * world.cost.recompute(world.own // len(world.active))
 
     def again(self, world: World) -> float | None:
-        left = self._left(world)
-        idle = not world.computing and not world.starting and self.parameters.busy >= 0
-        return left if idle and left > 0 else None
+        if self.parameters.busy < 0 or not _is_idle(world):
+            return None
+        return self._left(world) or None
 
     def _left(self, world: World) -> float:
         """Return for how many seconds more an idle engine is to wait; 0 for next to nothing."""
@@ -120,6 +120,10 @@ class Throughput(Admission):
 
     def _beyond(self, world: World) -> float:
         return self.parameters.beyond if world.host_tokens else 0.0
+
+
+def _is_idle(world: World) -> bool:
+    return not world.computing and not world.starting
 
 
 __all__ = ["Admission", "Cap", "Throughput"]

@@ -1,8 +1,9 @@
 """Programs that are only seen through their requests.
 
 Every request belongs to a program. A client that names its program keeps it until it releases it
-or is silent for `ttl` seconds; one that names none is recognised by what it sends: a request that begins with all that a conversation was told and answered is its next
-turn, and one that begins as it did up to an answer or a call of its belongs to the same program.
+or is silent for `ttl` seconds; one that names none is recognised by what it sends: a request that
+begins with all that a conversation was told and answered is its next turn, and one that begins as
+it did up to an answer or a call of its belongs to the same program.
 To the scheduler both are one kind of program, and neither is over between two turns.
 
 When is a program over whose client never says so? One with a name after `ttl`: its name may come

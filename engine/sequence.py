@@ -23,7 +23,7 @@ _NUMBERS = {
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are chosen. Temperature 0 is greedy; noise is keyed by seed, stream (the
-    lineage, or `GenerateRequest.noise`) and position.
+    conversation, or `GenerateRequest.noise`) and position.
 
     Args:
         max_tokens: 0 computes the prompt's KV (and `score_from`) and says nothing.
@@ -137,12 +137,12 @@ class Sequence:
     `computed` catching up with `len(tokens)`.
 
     Attributes:
-        noise: the stream of random numbers it takes part in, by default its lineage's.
+        noise: the stream of random numbers it takes part in, by default its conversation's.
         said: of the given tokens, how many at the end were generated before (a resumed call).
         hashes: chained keys of the full blocks of `tokens`, as far as they were needed.
         published: how many of its blocks are known to others by these keys.
         dropped: how many of its first blocks it gave back, behind its sliding window.
-        orphan: its lineage was released while it ran; nothing of it is remembered.
+        orphan: its conversation was released while it ran; nothing of it is remembered.
         loading: copies from host memory that it waits for; while there are any it is parked.
         done: tokens whose KV is known to be there; `computed` also counts what is under way.
         pending: how many of its last tokens are `PENDING`: the steps that say them are under way.
@@ -152,7 +152,7 @@ class Sequence:
     """
 
     id: str
-    lineage: str
+    conversation: str
     tokens: list[int]
     params: SamplingParams
     salt: bytes = b""
@@ -187,7 +187,7 @@ class Sequence:
     noise: str = ""
 
     def __post_init__(self) -> None:
-        self.noise = self.noise or self.lineage
+        self.noise = self.noise or self.conversation
         self.prompt_length = self.prompt_length or len(self.tokens) - self.said
 
     @property

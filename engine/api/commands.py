@@ -25,9 +25,9 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Keep a lineage's KV for `ttl` seconds, if possible; `value` is the seconds that it saves."""
+    """Keep a conversation's KV for `ttl` seconds, if possible, to save `value` seconds."""
 
-    lineage: str
+    conversation: str
     ttl: float
     value: float
 
@@ -36,30 +36,30 @@ class Lease:
 class Renew:
     """Let a lease that holds last `ttl` seconds from now."""
 
-    lineage: str
+    conversation: str
     ttl: float
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The lineage is over. With `evict`, what only it used is free at once."""
+    """The conversation is over. With `evict`, what only it used is free at once."""
 
-    lineage: str
+    conversation: str
     evict: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Demote:
-    """Copy a lineage's KV to host memory and let its device blocks be reclaimed first."""
+    """Copy a conversation's KV to host memory and let its device blocks be reclaimed first."""
 
-    lineage: str
+    conversation: str
 
 
 @dataclass(frozen=True, slots=True)
 class Prefetch:
-    """Load a lineage's KV back from host memory."""
+    """Load a conversation's KV back from host memory."""
 
-    lineage: str
+    conversation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +72,17 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class ToolStarted:
-    """A signal: the lineage waits for a tool, probably for `eta` seconds."""
+    """A signal: the conversation waits for a tool, probably for `eta` seconds."""
 
-    lineage: str
+    conversation: str
     eta: float
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFinished:
-    """A signal: the next call of the lineage is about to come."""
+    """A signal: the next call of the conversation is about to come."""
 
-    lineage: str
+    conversation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +95,23 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A signal: nobody continues the lineage."""
+    """A signal: nobody continues the conversation."""
 
-    lineage: str
+    conversation: str
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Answered with a lineage's tokens and KV as bytes, for `Import` elsewhere."""
+    """Answered with a conversation's tokens and KV as bytes, for `Import` elsewhere."""
 
-    lineage: str
+    conversation: str
 
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """Take over a lineage that another engine of the same model exported."""
+    """Take over a conversation that another engine of the same model exported."""
 
-    lineage: str
+    conversation: str
     data: bytes = field(repr=False)
     salt: bytes = b""
 

@@ -83,16 +83,20 @@ class EngineCore(KVVerbs):
         self._does: dict[type[Any], Callable[[Any], Any]] = {
             do.Submit: lambda c: self.submit(c.request),
             do.Cancel: lambda c: self.cancel(c.request),
-            do.Lease: lambda c: self.cache.lineages.lease(c.lineage, self._clock(), c.ttl, c.value),
-            do.Renew: lambda c: self.cache.lineages.renew(c.lineage, self._clock(), c.ttl),
+            do.Lease: lambda c: self.cache.conversations.lease(
+                c.conversation, self._clock(), c.ttl, c.value
+            ),
+            do.Renew: lambda c: self.cache.conversations.renew(
+                c.conversation, self._clock(), c.ttl
+            ),
             do.Release: self._release,
-            do.Demote: lambda c: self.cache.lineages.demote(c.lineage),
-            do.Prefetch: lambda c: self.cache.lineages.prefetch(c.lineage),
-            do.Fork: lambda c: self.cache.lineages.fork(c.parent, c.child),
+            do.Demote: lambda c: self.cache.conversations.demote(c.conversation),
+            do.Prefetch: lambda c: self.cache.conversations.prefetch(c.conversation),
+            do.Fork: lambda c: self.cache.conversations.fork(c.parent, c.child),
             do.ToolStarted: self._tool_started,
-            do.ToolFinished: lambda c: self.cache.lineages.prefetch(c.lineage),
+            do.ToolFinished: lambda c: self.cache.conversations.prefetch(c.conversation),
             do.Branch: self._branch,
-            do.Done: lambda c: self._release(do.Release(c.lineage)),
+            do.Done: lambda c: self._release(do.Release(c.conversation)),
             do.Export: self._export,
             do.Import: self._import,
             do.UpdateWeights: self._update_weights,
@@ -127,7 +131,7 @@ class EngineCore(KVVerbs):
             raise EngineError(f"request {request.id}: said={request.said} is more than was given")
         seq = Sequence(
             request.id,
-            request.lineage,
+            request.conversation,
             list(request.tokens),
             request.params,
             self._salt(request.salt),
@@ -144,12 +148,12 @@ class EngineCore(KVVerbs):
         )
         for token in request.tokens[prompt:]:
             text.push(token)
-        self._supersede(request.lineage)
-        self.cache.lineages.rewind(request.lineage, seq.tokens)
+        self._supersede(request.conversation)
+        self.cache.conversations.rewind(request.conversation, seq.tokens)
         self.batch.add(seq)
         self._requests[request.id] = Request(seq, request.salt, text, self._clock())
         if not request.params.max_tokens and request.params.score_from < 0:
-            self._extending[request.lineage] = request.id
+            self._extending[request.conversation] = request.id
 
     def _guide(self, request: GenerateRequest) -> Guide | None:
         grammar = request.grammar
@@ -162,9 +166,9 @@ class EngineCore(KVVerbs):
             guide.accept(token)
         return guide
 
-    def _supersede(self, lineage: str) -> None:
-        """What a lineage is being extended by ends where it is; the next one goes on from it."""
-        running = self._extending.pop(lineage, None)
+    def _supersede(self, conversation: str) -> None:
+        """End the extension of a conversation that runs; the next one reuses what it computed."""
+        running = self._extending.pop(conversation, None)
         if running is not None and (delta := self.cancel(running)) is not None:
             self._deltas.append(delta)
 
@@ -198,7 +202,7 @@ class EngineCore(KVVerbs):
         """Schedule and launch the next step, then post-process the last one."""
         began = self._clock()
         with self._fault("ending leases"):
-            self.cache.lineages.expire(began)
+            self.cache.conversations.expire(began)
         self._arrive(0.0)
         plan, gave_way = self._schedule()
         if self._transfer() and plan is not None:
@@ -336,16 +340,16 @@ class EngineCore(KVVerbs):
 
     def _forget(self, seq: Sequence) -> None:
         self._requests.pop(seq.id, None)
-        if self._extending.get(seq.lineage) == seq.id:
-            del self._extending[seq.lineage]
+        if self._extending.get(seq.conversation) == seq.id:
+            del self._extending[seq.conversation]
 
     # --- verbs ----------------------------------------------------------------------------
 
     def _release(self, command: do.Release) -> KVReply:
-        self._supersede(command.lineage)
+        self._supersede(command.conversation)
         for request in self._requests.values():
-            request.seq.orphan |= request.seq.lineage == command.lineage
-        return self.cache.lineages.release(command.lineage, evict=command.evict)
+            request.seq.orphan |= request.seq.conversation == command.conversation
+        return self.cache.conversations.release(command.conversation, evict=command.evict)
 
     def _update_weights(self, command: do.UpdateWeights) -> None:
         """Raises `CheckpointError` or `ConfigError`, and nothing has changed."""

@@ -40,23 +40,27 @@ class KVVerbs(Transfers):
 
     def _tool_started(self, command: do.ToolStarted) -> KVReply:
         """Keep what comes back soon; what stays away longer waits in host memory."""
-        tokens = self.cache.lineages.length(command.lineage)
+        tokens = self.cache.conversations.length(command.conversation)
         value = tokens * self.prefill_seconds
         ttl = min(_LONGEST_LEASE, max(1.0, _ETA_SLACK * command.eta))
         away = 2 * self.copy_seconds * self.cache.blocks_for(tokens)
         if self.info.host_tokens and command.eta > max(1.0, 10 * away):
-            return self.cache.lineages.demote(command.lineage)
-        return self.cache.lineages.lease(command.lineage, self._clock(), ttl, value)
+            return self.cache.conversations.demote(command.conversation)
+        return self.cache.conversations.lease(command.conversation, self._clock(), ttl, value)
 
     def _branch(self, command: do.Branch) -> KVReply:
-        replies = [self.cache.lineages.fork(command.parent, child) for child in command.children]
+        replies = [
+            self.cache.conversations.fork(command.parent, child) for child in command.children
+        ]
         return replies[0] if replies else KVReply(LeaseStatus.ACCEPTED, 0)
 
     def _export(self, command: do.Export) -> bytes:
         windowed = self.cache.window > 0
-        found = None if windowed else self.cache.lineages.contents(command.lineage)
+        found = None if windowed else self.cache.conversations.contents(command.conversation)
         if found is None or self._fingerprint is None or self.asleep:
-            raise EngineError(f"lineage {command.lineage} is unknown here, or not exportable")
+            raise EngineError(
+                f"conversation {command.conversation} is unknown here, or not exportable"
+            )
         self._transfer()
         tokens, places = found
         return pack(self._fingerprint, self.weights, tokens, self._runner.read(places))
@@ -65,7 +69,7 @@ class KVVerbs(Transfers):
         if self._fingerprint is None or self.asleep:
             raise EngineError("this engine takes no KV from elsewhere")
         tokens, data = unpack(self._fingerprint, self.weights, command.data)
-        blocks = self.cache.adopt(command.lineage, tokens, self._salt(command.salt))
+        blocks = self.cache.adopt(command.conversation, tokens, self._salt(command.salt))
         copies = self.cache.drain()
         self._begin(Copies(copies.spills, [], []))  # before it is written over
         try:
@@ -93,7 +97,7 @@ class KVVerbs(Transfers):
             total_blocks=cache.pool.count,
             host_blocks=index.host_used,
             total_host_blocks=index.host_total,
-            lineages=len(cache.lineages),
+            conversations=len(cache.conversations),
             steps=work.steps,
             prompt_tokens=kv.prompt_tokens,
             hit_tokens=kv.hit_tokens,

@@ -77,34 +77,39 @@ class Host(ABC):
         """Carry out a command; its answer, or what it raises."""
         return await asyncio.wrap_future(self._post(command))
 
-    async def lease(self, lineage: str, ttl: float, value: float) -> KVReply:
-        return await self._verb(do.Lease(lineage, ttl, value))
+    async def lease(self, conversation: str, ttl: float, value: float) -> KVReply:
+        return await self._verb(do.Lease(conversation, ttl, value))
 
-    async def release(self, lineage: str, *, evict: bool = True) -> KVReply:
-        return await self._verb(do.Release(lineage, evict))
+    async def release(self, conversation: str, *, evict: bool = True) -> KVReply:
+        return await self._verb(do.Release(conversation, evict))
 
     async def fork(self, parent: str, child: str) -> KVReply:
         return await self._verb(do.Fork(parent, child))
 
-    async def demote(self, lineage: str) -> KVReply:
-        return await self._verb(do.Demote(lineage))
+    async def demote(self, conversation: str) -> KVReply:
+        return await self._verb(do.Demote(conversation))
 
-    async def prefetch(self, lineage: str) -> KVReply:
-        return await self._verb(do.Prefetch(lineage))
+    async def prefetch(self, conversation: str) -> KVReply:
+        return await self._verb(do.Prefetch(conversation))
 
     async def _verb(self, command: do.Command) -> KVReply:
         reply: KVReply = await self.tell(command)
         return reply
 
     async def extend(
-        self, lineage: str, tokens: tuple[int, ...], *, salt: bytes = b"", priority: float = 0.0
+        self,
+        conversation: str,
+        tokens: tuple[int, ...],
+        *,
+        salt: bytes = b"",
+        priority: float = 0.0,
     ) -> KVReply:
-        id = f"extend:{lineage}:{next(self._numbers)}"
+        id = f"extend:{conversation}:{next(self._numbers)}"
         params = SamplingParams(max_tokens=0)
-        request = GenerateRequest(id, lineage, tokens, params, priority, salt)
+        request = GenerateRequest(id, conversation, tokens, params, priority, salt)
         async with aclosing(self.generate(request)) as deltas:
             async for delta in deltas:
-                if delta.lost:  # whoever schedules the lineage may want something else now
+                if delta.lost:  # whoever schedules the conversation may want something else now
                     return KVReply(LeaseStatus.CLIPPED, 0)
                 whole = delta.finish is FinishReason.LENGTH
         if whole:

@@ -2,9 +2,9 @@
 
 When the child dies another is started. Every request that ran there gets a delta that is `lost`,
 and goes on behind the tokens that were already delivered when its next one is asked for: sampling
-noise belongs to (seed, lineage, position), so it says what it would have said. Its KV is computed
-again; leases are gone and answered as missing. A scheduler that watches (`watch`) hears of the
-death first, and may ask for the next deltas in its own order.
+noise belongs to (seed, conversation, position), so it says what it would have said. Its KV is
+computed again; leases are gone and answered as missing. A scheduler that watches (`watch`) hears
+of the death first, and may ask for the next deltas in its own order.
 
 A child that hangs is killed and replaced like one that died: it sends a sign of life every second
 from a thread of its own (`process_worker`), so that a slow step or the loading of a model does not

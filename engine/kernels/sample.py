@@ -1,9 +1,9 @@
 """Choosing the next token of each row, in one kernel: temperature, top-k, top-p and Gumbel noise.
 
-The noise is that of `engine/runners/sampler.py`: a counter-based generator keyed by (seed, lineage,
-position) and the token's id, so that a row says the same in any batch and on any device. A row is
-cut into pieces that run side by side; each offers its best token, as one integer that is greater
-where the value is, to an atomic maximum: deterministic, as no order of the pieces matters.
+The noise is that of `engine/runners/sampler.py`: a counter-based generator keyed by (seed,
+conversation, position) and the token's id, so that a row says the same in any batch and on any
+device. A row is cut into pieces that run side by side; each offers its best token, as one integer
+that is greater where the value is, to an atomic maximum: no order of the pieces matters.
 """
 
 import torch

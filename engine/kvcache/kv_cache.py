@@ -16,7 +16,7 @@ from itertools import islice
 from drawloom.engine.kvcache.copies import Copies
 from drawloom.engine.kvcache.entries import Entry, Match
 from drawloom.engine.kvcache.keys import block_keys, chain, root
-from drawloom.engine.kvcache.leases import Lineages
+from drawloom.engine.kvcache.leases import ConversationLeases
 from drawloom.engine.kvcache.prefix_index import BlockIndex
 from drawloom.engine.kvcache.records import CacheCounters, WriteThrough, common
 from drawloom.engine.sequence import SamplingParams, Sequence
@@ -48,7 +48,7 @@ class KVCache:
         self.index = BlockIndex(blocks, host_blocks, windowed=window > 0)
         self.pool = self.index.pool
         self.counters = CacheCounters()
-        self.lineages = Lineages(
+        self.conversations = ConversationLeases(
             self.index,
             self.counters,
             int(blocks * lease_budget),
@@ -186,7 +186,7 @@ class KVCache:
             elif entry.load is not None:
                 index.wait(entry.load, seq)
             seq.blocks.append(entry.block)
-            index.use(entry, seq.lineage)
+            index.use(entry, seq.conversation)
         if branch is None:
             return []
         target = self._take(self._wish(seq))
@@ -211,7 +211,7 @@ class KVCache:
             counters.hit_host_tokens += host
             counters.hit_tokens += seq.hit - host
             counters.prompt_tokens += len(seq.tokens)
-        self.lineages.began(seq)
+        self.conversations.began(seq)
 
     def grow(self, seq: Sequence, tokens: int) -> bool:
         """Give a sequence blocks for `tokens` tokens in all; False when there are not enough."""
@@ -255,7 +255,7 @@ class KVCache:
                 seq.blocks[at] = entry.block
                 seq.sent = min(seq.sent, at)
             seq.published += 1
-            index.use(entry, seq.lineage)
+            index.use(entry, seq.conversation)
 
     def _leave_window(self, seq: Sequence, tokens: int) -> None:
         first = min(seq.published, self._first_needed(tokens))
@@ -268,7 +268,7 @@ class KVCache:
         """A sequence ends or is preempted: its blocks stay known until somebody needs them. It
         holds none afterwards, whatever fails."""
         try:
-            self.lineages.remember(seq, self._leave_known(seq))
+            self.conversations.remember(seq, self._leave_known(seq))
         finally:
             self._let_go(seq)
 
@@ -288,7 +288,7 @@ class KVCache:
             entry = index.publish(parent, chain(parent, part), part, last)
             if entry.block == last:
                 entries.append(entry)
-                index.use(entry, seq.lineage)
+                index.use(entry, seq.conversation)
         return entries
 
     def _let_go(self, seq: Sequence) -> None:
@@ -313,29 +313,29 @@ class KVCache:
 
     def abandon(self, seq: Sequence) -> None:
         """Take back what a sequence holds and remember nothing of it: `finish` failed."""
-        self.lineages.left(seq)
+        self.conversations.left(seq)
         self._let_go(seq)
 
     def forget_all(self) -> None:
         """Drop everything that no sequence holds (the weights changed)."""
-        self.lineages.clear()
+        self.conversations.clear()
         for entry in list(self.index.known.values()):
             if entry.block < 0 or not self.pool.refs(entry.block):
                 self.index.forget(entry)
 
     def empty_device(self) -> None:
         """Move what nobody holds to host memory, or drop it: the device's memory is about to go."""
-        self.lineages.unlease_all()
+        self.conversations.unlease_all()
         for entry in list(self.index.by_block.values()):
             if entry.block >= 0 and self.pool.refs(entry.block):
                 self.index.forget(entry)
             elif entry.block >= 0 and not entry.dead:
                 self.index.evict(entry)
 
-    def adopt(self, lineage: str, tokens: list[int], salt: bytes) -> list[int]:
-        """Make `tokens` known as a lineage's, as far as there is room without breaking a lease;
-        the blocks to write, from the first. They must be written before the next step."""
-        seq = Sequence(f"import:{lineage}", lineage, tokens, _NO_PARAMS, salt)
+    def adopt(self, conversation: str, tokens: list[int], salt: bytes) -> list[int]:
+        """Make `tokens` known as a conversation's, as far as there is room without breaking a
+        lease; the blocks to write, from the first. They must be written before the next step."""
+        seq = Sequence(f"import:{conversation}", conversation, tokens, _NO_PARAMS, salt)
         room = self.pool.free + len(self.index.lru)
         count = min(len(tokens), room * self.block_size)
         seq.tokens = tokens[:count]
@@ -356,7 +356,7 @@ class KVCache:
         return copies
 
     def saved(self, block: int) -> None:
-        self.lineages.saved(self.index.saved(block))
+        self.conversations.saved(self.index.saved(block))
 
     def loaded(self, block: int) -> None:
         self.index.loaded(block)
@@ -372,7 +372,7 @@ class KVCache:
         for _, block in copies.loads:
             waited |= dict.fromkeys(self.index.load_failed(block))
         for block, _ in copies.saves:
-            self.lineages.not_saved(self.index.save_failed(block))
+            self.conversations.not_saved(self.index.save_failed(block))
         for _, host in copies.spills:
             self.index.spill_failed(host)
         return list(waited)
@@ -381,7 +381,7 @@ class KVCache:
 
     def _take(self, wish: int = -1) -> int:
         while not self.pool.free:
-            if not self.index.evict_oldest() and not self.lineages.break_cheapest():
+            if not self.index.evict_oldest() and not self.conversations.break_cheapest():
                 return -1
         return self.pool.take(wish)
 
@@ -393,7 +393,7 @@ class KVCache:
             for block in seq.blocks[seq.dropped :]:
                 held[block] = held.get(block, 0) + 1
         self.index.check(held, {root(salt) for salt in salts})
-        self.lineages.check()
+        self.conversations.check()
         assert set(self._coming.values()) <= {seq.id for seq in sequences}
 
 

@@ -1,4 +1,4 @@
-"""A lineage's KV as bytes: what one engine exports and another of the same model imports."""
+"""A conversation's KV as bytes: what one engine exports and another of the same model imports."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Callable, Iterator
 
 from drawloom.engine.kvcache.entries import Entry
-from drawloom.engine.kvcache.records import Lineage
+from drawloom.engine.kvcache.records import CachedConversation
 
 _SLACK = 64
 Item = tuple[float, int, str]
@@ -17,7 +17,7 @@ class LeaseOrder:
         records: the conversations by name; a lease ends with the record's version, or with it.
     """
 
-    def __init__(self, records: dict[str, Lineage]) -> None:
+    def __init__(self, records: dict[str, CachedConversation]) -> None:
         self._records = records
         self._by_value: list[Item] = []
         self._by_expiry: list[Item] = []

@@ -11,14 +11,14 @@ from array import array
 from drawloom.engine.kvcache.entries import Entry
 from drawloom.engine.kvcache.lease_order import LeaseOrder
 from drawloom.engine.kvcache.prefix_index import BlockIndex
-from drawloom.engine.kvcache.records import CacheCounters, Lineage, WriteThrough, common
+from drawloom.engine.kvcache.records import CacheCounters, CachedConversation, WriteThrough, common
 from drawloom.engine.sequence import Sequence
 from drawloom.leases import KVReply, LeaseStatus
 
 _SLACK = 64
 
 
-class Lineages:
+class ConversationLeases:
     """What conversations left behind in an index, and for how long it is kept.
 
     Args:
@@ -31,7 +31,7 @@ class Lineages:
     ) -> None:
         self.index, self.counters = index, counters
         self._limit, self._write_through = limit, write_through
-        self._records: dict[str, Lineage] = {}
+        self._records: dict[str, CachedConversation] = {}
         self._leases = LeaseOrder(self._records)
         self._now = 0.0
         self._demoting: dict[Entry, str] = {}
@@ -40,16 +40,16 @@ class Lineages:
     def __len__(self) -> int:
         return len(self._records)
 
-    def length(self, lineage: str) -> int:
+    def length(self, conversation: str) -> int:
         """Tokens of a conversation whose KV was ever computed; 0 if it is unknown."""
-        record = self._records.get(lineage)
+        record = self._records.get(conversation)
         return len(record.tokens) if record else 0
 
     # --- a sequence comes and goes --------------------------------------------------------
 
     def began(self, seq: Sequence) -> None:
-        """A sequence takes its lineage up again; what it lost of it is counted."""
-        record = self._records.get(seq.lineage)
+        """A sequence takes its conversation up again; what it lost of it is counted."""
+        record = self._records.get(seq.conversation)
         if record is None:
             return
         counters = self.counters
@@ -63,7 +63,7 @@ class Lineages:
 
     def left(self, seq: Sequence) -> None:
         """A sequence ended, and nothing of it can be remembered."""
-        record = self._records.get(seq.lineage)
+        record = self._records.get(seq.conversation)
         if record is not None:
             record.active = max(0, record.active - 1)
 
@@ -71,16 +71,16 @@ class Lineages:
         """A sequence ended and left these behind, its computed beginning."""
         if seq.orphan:
             for entry in entries:
-                entry.users.discard(seq.lineage)
+                entry.users.discard(seq.conversation)
             return
-        record = self._records.pop(seq.lineage, None) or Lineage()
-        self._records[seq.lineage] = record  # the last one is the one used last
+        record = self._records.pop(seq.conversation, None) or CachedConversation()
+        self._records[seq.conversation] = record  # the last one is the one used last
         record.active = max(0, record.active - 1)
         mine = set(map(id, entries))
         follows = {entry.parent: entry for entry in entries}
         superseded = [entry for entry in record.entries if id(entry) not in mine]
         for entry in superseded:  # a newer turn took another path
-            self._leave_behind(entry, seq.lineage)
+            self._leave_behind(entry, seq.conversation)
         for entry in reversed(superseded):
             if entry.begins(follows.get(entry.parent)):
                 self.index.retire(entry)
@@ -90,10 +90,10 @@ class Lineages:
             record.tokens = array("i", seq.tokens[: seq.computed])
         record.leased = 0
         for at, entry in enumerate(entries):  # a lease covers a beginning, without gaps
-            if seq.lineage in entry.leases and record.leased == at:
+            if seq.conversation in entry.leases and record.leased == at:
                 record.leased += 1
             else:
-                self.index.unlease(entry, seq.lineage)
+                self.index.unlease(entry, seq.conversation)
         if self._write_through is WriteThrough.ALL:
             self._save(entries)
         if len(self._records) > self._most:
@@ -116,7 +116,7 @@ class Lineages:
             self._drop(name)
         self._most = len(self._records) * 3 // 2 + _SLACK
 
-    def _idle(self, record: Lineage) -> bool:
+    def _idle(self, record: CachedConversation) -> bool:
         return not record.active and not record.leased and record.broken <= self._now
 
     def _lost(self, name: str) -> bool:
@@ -130,14 +130,14 @@ class Lineages:
             entry.users.discard(name)
             self._demoting.pop(entry, None)
 
-    def rewind(self, lineage: str, tokens: list[int]) -> None:
+    def rewind(self, conversation: str, tokens: list[int]) -> None:
         """Give back what a conversation holds behind the tokens that it goes on from.
 
         Its client rewrote what came last, dropped it, or began anew: nobody is expected to ask for
         it again, so it is the first to be reclaimed, last block first, whatever lease it had. It
         is not forgotten before that: some clients do come back.
         """
-        record = self._records.get(lineage)
+        record = self._records.get(conversation)
         if record is None or record.active or self.index.windowed:
             return  # behind a sliding window, blocks leave by themselves
         shared, at, kept = common(tokens, record.tokens), 0, 0
@@ -152,24 +152,25 @@ class Lineages:
         record.leased = min(record.leased, kept)
         del record.tokens[at:]
         for entry in left:
-            self._leave_behind(entry, lineage)
+            self._leave_behind(entry, conversation)
 
-    def _leave_behind(self, entry: Entry, lineage: str) -> None:
+    def _leave_behind(self, entry: Entry, conversation: str) -> None:
         """Give up a block that a conversation has no use for any more."""
         self._demoting.pop(entry, None)
-        self.index.unlease(entry, lineage)
-        entry.users.discard(lineage)
+        self.index.unlease(entry, conversation)
+        entry.users.discard(conversation)
         if not (entry.users or entry.shared):
             self.index.reclaim_next(entry)
 
     # --- verbs for programs ---------------------------------------------------------------
 
-    def lease(self, lineage: str, now: float, ttl: float, value: float) -> KVReply:
-        """Keep a lineage's blocks, if possible, for `ttl` seconds. A new lease replaces the old.
+    def lease(self, conversation: str, now: float, ttl: float, value: float) -> KVReply:
+        """Keep a conversation's blocks, if possible, for `ttl` seconds. A new lease replaces the
+        old.
 
         `value` is the seconds that having them would save; leases are broken by value per block.
         """
-        record = self._records.get(lineage)
+        record = self._records.get(conversation)
         if record is None or not record.entries:
             return KVReply(LeaseStatus.MISSING, 0)
         record.leased = covered = 0
@@ -178,11 +179,11 @@ class Lineages:
                 break
             if not entry.leases and self.index.leased >= self._limit:
                 break
-            self.index.lease(entry, lineage)
+            self.index.lease(entry, conversation)
             self._demoting.pop(entry, None)
             record.leased += 1
             covered += len(entry.tokens)
-        self._leases.add(lineage, now + ttl, value)
+        self._leases.add(conversation, now + ttl, value)
         if self._write_through is WriteThrough.LEASED:
             self._save(record.entries)
         whole = record.leased == len(record.entries)
@@ -190,51 +191,51 @@ class Lineages:
         self.counters.lease_clips += not whole
         return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, covered)
 
-    def renew(self, lineage: str, now: float, ttl: float) -> KVReply:
+    def renew(self, conversation: str, now: float, ttl: float) -> KVReply:
         """Let a lease that holds last until `ttl` seconds from now. `MISSING` if none does."""
-        record = self._records.get(lineage)
+        record = self._records.get(conversation)
         if record is None or not record.leased:
             return KVReply(LeaseStatus.MISSING, 0)
-        self._leases.renew(lineage, now + ttl)
+        self._leases.renew(conversation, now + ttl)
         covered = sum(len(e.tokens) for e in record.entries[: record.leased])
         return KVReply(LeaseStatus.ACCEPTED, covered)
 
-    def release(self, lineage: str, *, evict: bool = True) -> KVReply:
-        """A lineage is over. With `evict`, what only it used is free at once, else when needed."""
-        record = self._records.get(lineage)
+    def release(self, conversation: str, *, evict: bool = True) -> KVReply:
+        """End a conversation. With `evict`, blocks that only it used are free at once."""
+        record = self._records.get(conversation)
         if record is None:
             return KVReply(LeaseStatus.MISSING, 0)
         covered, index = 0, self.index
         for entry in reversed(record.entries):
             covered += len(entry.tokens)
-            index.unlease(entry, lineage)
-            entry.users.discard(lineage)
+            index.unlease(entry, conversation)
+            entry.users.discard(conversation)
             self._demoting.pop(entry, None)
             if not evict or entry.dead or entry.users or entry.shared:
                 continue
             idle = entry.block < 0 or not self.index.pool.refs(entry.block) or entry.saving
             if idle and not index.children.get(entry.key):
                 index.forget(entry)
-        del self._records[lineage]
+        del self._records[conversation]
         return KVReply(LeaseStatus.ACCEPTED, covered)
 
     def fork(self, parent: str, child: str) -> KVReply:
-        """A new lineage that begins as a copy of another; blocks are shared, not copied."""
+        """A new conversation that begins as a copy of another; blocks are shared, not copied."""
         record = self._records.get(parent)
         if record is None:
             return KVReply(LeaseStatus.MISSING, 0)
         if child not in self._records:
-            twin = Lineage(list(record.entries), record.tokens[:])
+            twin = CachedConversation(list(record.entries), record.tokens[:])
             self._records[child] = twin
             for entry in record.entries:
                 self.index.use(entry, child)
         return KVReply(LeaseStatus.ACCEPTED, len(record.tokens))
 
-    def demote(self, lineage: str) -> KVReply:
-        """Copy a lineage to host memory while nobody needs it; then its device blocks are the
+    def demote(self, conversation: str) -> KVReply:
+        """Copy a conversation to host memory while nobody needs it; then its device blocks are the
         first to be reclaimed. `DEFERRED` while it runs; `CLIPPED` when host memory is full, and
         then its lease holds on."""
-        record = self._records.get(lineage)
+        record = self._records.get(conversation)
         if record is None or not self.index.host_total:
             return KVReply(LeaseStatus.MISSING, 0)
         if record.active:
@@ -245,8 +246,8 @@ class Lineages:
             record.leased = 0
             for entry in record.entries:
                 if entry.saving:
-                    self._demoting[entry] = lineage
-                self._give_way(entry, lineage)
+                    self._demoting[entry] = conversation
+                self._give_way(entry, conversation)
         self.counters.demotions += 1
         done = sum(len(entry.tokens) for entry in record.entries[:covered])
         return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, done)
@@ -262,22 +263,22 @@ class Lineages:
 
     def saved(self, entry: Entry) -> None:
         """A block's copy is in host memory; if that was to demote it, it gives way now."""
-        lineage = self._demoting.pop(entry, None)
-        if lineage is not None and not entry.dead:
-            self._give_way(entry, lineage)
+        conversation = self._demoting.pop(entry, None)
+        if conversation is not None and not entry.dead:
+            self._give_way(entry, conversation)
 
     def not_saved(self, entry: Entry) -> None:
         """A block's copy failed: it is not demoted."""
         self._demoting.pop(entry, None)
 
-    def _give_way(self, entry: Entry, lineage: str) -> None:
-        self.index.unlease(entry, lineage, front=True)
+    def _give_way(self, entry: Entry, conversation: str) -> None:
+        self.index.unlease(entry, conversation, front=True)
         self.index.reclaim_next(entry, host=False)
 
-    def prefetch(self, lineage: str) -> KVReply:
-        """Load back what of a lineage is only in host memory, without breaking any lease.
+    def prefetch(self, conversation: str) -> KVReply:
+        """Load back what of a conversation is only in host memory, without breaking any lease.
         `CLIPPED` when there is no room for all of it."""
-        record = self._records.get(lineage)
+        record = self._records.get(conversation)
         if record is None:
             return KVReply(LeaseStatus.MISSING, 0)
         index, covered = self.index, 0
@@ -307,10 +308,10 @@ class Lineages:
         for name in self._leases.expired(now):
             self._unlease(name, self._records[name])
 
-    def contents(self, lineage: str) -> tuple[list[int], list[tuple[int, int]]] | None:
-        """The tokens of a lineage and, block by block, ``(device block, host block)`` of them,
+    def contents(self, conversation: str) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """The tokens of a conversation and, block by block, ``(device block, host block)`` of them,
         either -1; None for one that is unknown or incomplete."""
-        record = self._records.get(lineage)
+        record = self._records.get(conversation)
         if record is None:
             return None
         tokens: list[int] = []
@@ -333,13 +334,13 @@ class Lineages:
         self._break(name, self._records[name])
         return True
 
-    def _break(self, name: str, record: Lineage) -> None:
+    def _break(self, name: str, record: CachedConversation) -> None:
         self.counters.lease_breaks += 1
         self._unlease(name, record, front=True)
         record.broken = record.expires
 
     def clear(self) -> None:
-        """Release every lineage that does not run."""
+        """Release every conversation that does not run."""
         for name in [n for n, r in self._records.items() if not r.active]:
             self.release(name)
 
@@ -347,7 +348,7 @@ class Lineages:
         for name, record in self._records.items():
             self._unlease(name, record)
 
-    def _unlease(self, name: str, record: Lineage, front: bool = False) -> None:
+    def _unlease(self, name: str, record: CachedConversation, front: bool = False) -> None:
         """End a lease, its tail the first to become the least recently used; with `front` all of
         it is reclaimed next, tail first."""
         leased = record.entries[: record.leased]
@@ -363,4 +364,4 @@ class Lineages:
                 assert name in entry.leases or entry.dead or entry.block < 0
 
 
-__all__ = ["Lineages"]
+__all__ = ["ConversationLeases"]

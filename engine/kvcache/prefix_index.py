@@ -76,10 +76,10 @@ class BlockIndex:
         self.children.setdefault(entry.parent, {})[entry.key] = entry
         return entry
 
-    def use(self, entry: Entry, lineage: str) -> None:
-        if lineage not in entry.users:
+    def use(self, entry: Entry, conversation: str) -> None:
+        if conversation not in entry.users:
             entry.shared = entry.shared or bool(entry.users)
-            entry.users.add(lineage)
+            entry.users.add(conversation)
 
     def hold(self, entry: Entry) -> None:
         if not self.pool.refs(entry.block):
@@ -100,19 +100,19 @@ class BlockIndex:
         else:
             self.lru[block] = entry
 
-    def lease(self, entry: Entry, lineage: str) -> None:
+    def lease(self, entry: Entry, conversation: str) -> None:
         if not entry.leases:
             self.leased += 1
             if not self.pool.refs(entry.block):
                 self.leased_idle += 1
                 self.lru.pop(entry.block, None)
-        entry.leases.add(lineage)
+        entry.leases.add(conversation)
 
-    def unlease(self, entry: Entry, lineage: str, front: bool = False) -> None:
-        """End a lineage's lease on a block; with `front` the block is reclaimed next."""
-        if lineage not in entry.leases:
+    def unlease(self, entry: Entry, conversation: str, front: bool = False) -> None:
+        """End a conversation's lease on a block; with `front` the block is reclaimed next."""
+        if conversation not in entry.leases:
             return
-        entry.leases.discard(lineage)
+        entry.leases.discard(conversation)
         if entry.leases:
             return
         self.leased -= 1
@@ -202,8 +202,8 @@ class BlockIndex:
             self.forget(entry)
 
     def _unlease_all(self, entry: Entry) -> None:
-        for lineage in list(entry.leases):
-            self.unlease(entry, lineage)
+        for conversation in list(entry.leases):
+            self.unlease(entry, conversation)
 
     def _leave(self, entry: Entry) -> None:
         self.pool.give_back(entry.block)

@@ -17,7 +17,7 @@ class WriteThrough(Enum):
 
 
 @dataclass(slots=True)
-class Lineage:
+class CachedConversation:
     """What a conversation left behind: its chain of entries and how far it was ever computed.
 
     Its tokens are an array: as a list they would take 36 bytes each. `version` outdates what the
@@ -60,4 +60,4 @@ def common(mine: list[int], theirs: Sequence[int]) -> int:
     return next(n for n in range(length) if mine[n] != theirs[n])
 
 
-__all__ = ["CacheCounters", "Lineage", "WriteThrough", "common"]
+__all__ = ["CacheCounters", "CachedConversation", "WriteThrough", "common"]

@@ -1,8 +1,8 @@
 """Choose tokens: greedy, or by the Gumbel trick with noise that belongs to the request.
 
 The noise of a token depends on (seed, stream, position, token id) and nothing else. The stream is
-the lineage, so what a sequence says does not depend on who shares its batch and forks of one chat
-differ, or one that the request names, so that a request over HTTP repeats.
+the conversation, so what a sequence says does not depend on who shares its batch and forks of one
+chat differ, or one that the request names, so that a request over HTTP repeats.
 """
 
 import math

@@ -12,15 +12,15 @@ from drawloom.environments import Env
 from drawloom.runtime.dispatch.dispatcher import Live
 from drawloom.runtime.execution.llm_step import spans
 from drawloom.runtime.scheduler.events import (
+    ConversationEnded,
     Forked,
-    LineageEnded,
     ProgramEnded,
     ProgramSubmitted,
     StepFinished,
     StepReady,
     ToolNamed,
 )
-from drawloom.runtime.sim.sim_program import Ended, lineage_of
+from drawloom.runtime.sim.sim_program import Ended, conversation_of
 from drawloom.runtime.sim.workload import Job
 
 VOCABULARY = 4_096
@@ -77,15 +77,15 @@ class Player:
         for before in job.after(at):
             await done[before].wait()
         await asyncio.sleep(max((job.calls[n].gap for n in job.after(at)), default=0.0))
-        base, lineage = job.base(at), lineage_of(job.id, call.chat)
+        base, conversation = job.base(at), conversation_of(job.id, call.chat)
         if base >= 0 and job.calls[base].chat != call.chat:
-            parent, engine = lineage_of(job.id, job.calls[base].chat), self.live.engine.info.id
-            self.live.emit(Forked(job.id, parent, lineage, engine))
-            self.live.fork(parent, lineage)
+            parent, engine = conversation_of(job.id, job.calls[base].chat), self.live.engine.info.id
+            self.live.emit(Forked(job.id, parent, conversation, engine))
+            self.live.fork(parent, conversation)
         begin = contexts[base][: call.reuse] if base >= 0 else self._prefix(job)
         new = [self.rng.randrange(3, VOCABULARY) for _ in range(call.prompt - len(begin))]
         tokens, ready = begin + new, self._now()
-        said, usage = await self._generate(job, at, lineage, tokens)
+        said, usage = await self._generate(job, at, conversation, tokens)
         contexts[at] = tokens + said
         left[call.chat] -= 1
         wait = usage.first - self.began - ready
@@ -98,7 +98,7 @@ class Player:
         else:
             result.admission = wait
         if not left[call.chat] and call.chat:
-            self.live.emit(LineageEnded(job.id, lineage))
+            self.live.emit(ConversationEnded(job.id, conversation))
         if call.busy and (env := self.env(job)) is not None:
             self.live.emit(ToolNamed(job.id, call.tool, env.key))
             (await self.live.environments.claim(env, job.id)).box.touched = True
@@ -114,16 +114,16 @@ class Player:
         return known[: job.shared]
 
     async def _generate(
-        self, job: Job, at: int, lineage: str, tokens: list[int]
+        self, job: Job, at: int, conversation: str, tokens: list[int]
     ) -> tuple[list[int], Usage]:
         live, call, engine = self.live, job.calls[at], self.live.engine.info.id
         step, before = f"{job.id}#{at}", job.base(at)
         state = f"{call.site}/{job.calls[before].tool if before >= 0 else ''}"
         start = live.expect_start(step)
-        live.emit(StepReady(job.id, lineage, step, state, engine, len(tokens), call.output))
+        live.emit(StepReady(job.id, conversation, step, state, engine, len(tokens), call.output))
         priority = await start
         params = SamplingParams(max_tokens=call.output, ignore_eos=True)
-        request = GenerateRequest(step, lineage, tuple(tokens), params, priority)
+        request = GenerateRequest(step, conversation, tuple(tokens), params, priority)
         said: list[int] = []
         usage: Usage | None = None
         async for delta in live.engine.generate(request):
@@ -134,7 +134,7 @@ class Player:
         last = at + 1 == len(job.calls)
         live.emit(
             StepFinished(
-                job.id, lineage, step, state, engine, len(tokens) + len(said),
+                job.id, conversation, step, state, engine, len(tokens) + len(said),
                 () if last else (call.tool,), len(tokens) - usage.cached_tokens, *spans(usage),
                 final=last,
             )

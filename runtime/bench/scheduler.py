@@ -20,11 +20,11 @@ from drawloom.runtime.console import output
 from drawloom.runtime.scheduler import Scheduler
 from drawloom.runtime.scheduler.actions import StartStep, Wake
 from drawloom.runtime.scheduler.events import (
+    ConversationEnded,
     Decoded,
     EngineUp,
     Event,
     Forked,
-    LineageEnded,
     ProgramEnded,
     ProgramSubmitted,
     StepFinished,
@@ -125,7 +125,7 @@ class _Load:
                 self.send(ProgramEnded(name))
                 self.submit()
             else:
-                self.send(LineageEnded(name, line))
+                self.send(ConversationEnded(name, line))
                 self.fork(name)
             return
         tool = f"tool{self.rng.randrange(self.shape.tools)}"
@@ -166,7 +166,7 @@ def measure(
     times = sorted(1e3 * load.step() for _ in range(steps))
     return {
         "live": len(load.core.world.programs),
-        "conversations": sum(len(p.lineages) for p in load.core.world.programs.values()),
+        "conversations": sum(len(p.conversations) for p in load.core.world.programs.values()),
         "running": min(running, len(load.started)),
         "median_ms": statistics.median(times),
         "p99_ms": times[int(0.99 * len(times))],

@@ -18,10 +18,10 @@ def run(core: EngineCore) -> None:
         core.step()
 
 
-def first_token(core: EngineCore, lineage: str, tokens: list[int]) -> float:
+def first_token(core: EngineCore, conversation: str, tokens: list[int]) -> float:
     """Seconds from submission to the first token."""
     began = time.perf_counter()
-    core.submit(GenerateRequest(f"{lineage}:{began}", lineage, tuple(tokens), _ONE))
+    core.submit(GenerateRequest(f"{conversation}:{began}", conversation, tuple(tokens), _ONE))
     while core.batch.counters.generated_tokens >= 0:
         deltas = core.step()
         if failed := [delta.error for delta in deltas if delta.error is not None]:

@@ -212,7 +212,7 @@ class Live:
 
     @contextlib.asynccontextmanager
     async def tool_slot(
-        self, program: str, lineage: str, call: str, tool: str
+        self, program: str, conversation: str, call: str, tool: str
     ) -> AsyncIterator[None]:
         """A tool call runs in its environment, when it is its turn where slots are limited."""
         if self._slots is None or self.pool is None:
@@ -222,7 +222,7 @@ class Live:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tools[name] = future
         try:
-            self.emit(ToolReady(program, lineage, name, tool, self.pool.provider.host))
+            self.emit(ToolReady(program, conversation, name, tool, self.pool.provider.host))
             await future
             yield
         finally:
@@ -250,15 +250,15 @@ class Live:
     # --- KV -------------------------------------------------------------------------------
 
     async def _lease(self, action: LeaseKV) -> None:
-        reply = await self.engine.lease(action.lineage, action.ttl, action.value)
+        reply = await self.engine.lease(action.conversation, action.ttl, action.value)
         self._decided(action, answer=reply.status.value, tokens=reply.tokens)
 
     async def _demote(self, action: DemoteKV) -> None:
-        reply = await self.engine.demote(action.lineage)
+        reply = await self.engine.demote(action.conversation)
         self._decided(action, answer=reply.status.value, tokens=reply.tokens)
 
     async def _prefetch(self, action: PrefetchKV) -> None:
-        reply = await self.engine.prefetch(action.lineage)
+        reply = await self.engine.prefetch(action.conversation)
         self._decided(action, answer=reply.status.value, tokens=reply.tokens)
 
     def _wake(self, action: Wake) -> None:
@@ -268,7 +268,7 @@ class Live:
         self._timers.add(loop.call_later(delay, self.emit, Tick()))
 
     async def _release_kv(self, action: ReleaseKV) -> None:
-        await self.engine.release(action.lineage, evict=action.evict)
+        await self.engine.release(action.conversation, evict=action.evict)
 
     def fork(self, parent: str, child: str) -> None:
         self._later(self._fork(parent, child))

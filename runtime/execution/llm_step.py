@@ -184,7 +184,7 @@ class LlmCall:
         moments = ("submitted", "started", "first", "finished")
         times = {name: getattr(usage, name) + shift for name in moments} if usage else {}
         detail = {
-            "lineage": self.name,
+            "conversation": self.name,
             "state": self.state,
             "delta": self.fresh,
             "output": self.output,
@@ -216,7 +216,8 @@ async def record_failure(
     if can_record(error):
         now = time.time()
         detail = {
-            "lineage": name, "delta": fresh, "output": [], "text": "", "calls": [], "times": {},
+            "conversation": name, "delta": fresh, "output": [], "text": "", "calls": [],
+            "times": {},
             "error": record_error(error),
         }  # fmt: skip
         await program.live.store.add_llm(program.id, key, now, now, detail)

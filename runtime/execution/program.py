@@ -12,7 +12,7 @@ from drawloom.errors import ConfigError, ReplayMismatch
 from drawloom.runtime.dispatch.dispatcher import Live
 from drawloom.runtime.execution.agent import Agent
 from drawloom.runtime.execution.budget import Account
-from drawloom.runtime.scheduler.events import LineageEnded
+from drawloom.runtime.scheduler.events import ConversationEnded
 from drawloom.runtime.store.store import StepRow
 from drawloom.tools.chat_template import ChatTemplate
 from drawloom.tools.tool import Tool
@@ -106,12 +106,12 @@ class Program:
     def tool(self, name: str) -> Tool[..., Any] | None:
         return next((t for t in self.agent.tools if t.name == name), None)
 
-    def end_lineage(self, lineage: str) -> None:
-        self.live.emit(LineageEnded(self.id, self.full(lineage)))
+    def end_conversation(self, conversation: str) -> None:
+        self.live.emit(ConversationEnded(self.id, self.full(conversation)))
 
-    def full(self, lineage: str) -> str:
-        """A lineage's name among those of all programs."""
-        return f"{self.id}:{lineage}"
+    def full(self, conversation: str) -> str:
+        """A conversation's name among those of all programs."""
+        return f"{self.id}:{conversation}"
 
     def call_tool(self, tool: Tool[..., Any], arguments: dict[str, Any]) -> Awaitable[Any]:
         """A tool that agent code called itself: `ToolHost`."""

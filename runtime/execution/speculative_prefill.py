@@ -57,12 +57,12 @@ class Ahead:
     def __init__(
         self,
         program: Program,
-        lineage: str,
+        conversation: str,
         calls: Sequence[ToolCall],
         begun: Callable[[list[Message]], Awaitable[list[int]]],
         most: int = MAX_CHARS,
     ) -> None:
-        self._program, self._lineage, self._begun = program, lineage, begun
+        self._program, self._conversation, self._begun = program, conversation, begun
         self.heard = [Heard(call, self._changed, most) for call in calls]
         self._looked = self._sent = 0
         self._task: asyncio.Task[None] | None = None
@@ -101,7 +101,7 @@ class Ahead:
                 self._sent = len(ids)
                 salt = program.agent.tenant.encode()
                 live.note(program.id, "kv.ahead", tokens=len(ids))
-                await live.engine.extend(self._lineage, tuple(ids), salt=salt)
+                await live.engine.extend(self._conversation, tuple(ids), salt=salt)
         except DrawloomError:  # the turn meets the same, and tells it
             self._over = True
         finally:

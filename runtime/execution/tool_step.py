@@ -43,18 +43,18 @@ log = logging.getLogger("drawloom.runtime")
 
 
 async def run_call(
-    program: Program, lineage: str, call: ToolCall, heard: Heard | None = None
+    program: Program, conversation: str, call: ToolCall, heard: Heard | None = None
 ) -> ToolResult:
     """Run what a model asked for. Whatever goes wrong is told to the model, never raised. `heard`
     is told what the model will surely be shown, as soon as that is known."""
-    result = await _result(program, lineage, call, heard)
+    result = await _result(program, conversation, call, heard)
     if heard is not None:
         heard.end(result.content)
     return result
 
 
 async def _result(
-    program: Program, lineage: str, call: ToolCall, heard: Heard | None
+    program: Program, conversation: str, call: ToolCall, heard: Heard | None
 ) -> ToolResult:
     row = _recorded(program, call)
     if row is not None and row.status == "done":
@@ -66,10 +66,10 @@ async def _result(
         return ToolResult(call.id, call.name, valid_text(f"error: {reason}"), ok=False)
     await program.may_begin(row)
     try:
-        value, seconds = await ToolStep(program, lineage, tool, call, row, heard).run()
+        value, seconds = await ToolStep(program, conversation, tool, call, row, heard).run()
     except RowExists:
         await settled(program, call.id)
-        return await _result(program, lineage, call, heard)
+        return await _result(program, conversation, call, heard)
     except _Failed as failure:
         return ToolResult(call.id, call.name, failure.content, False, failure.seconds)
     return ToolResult(call.id, call.name, _cut(render(value), tool), True, seconds)
@@ -121,7 +121,7 @@ class ToolStep:
     def __init__(
         self,
         program: Program,
-        lineage: str,
+        conversation: str,
         tool: Tool[..., Any],
         call: ToolCall,
         row: StepRow | None,
@@ -129,9 +129,9 @@ class ToolStep:
         *,
         direct: bool = False,
     ) -> None:
-        self.program, self.lineage, self.tool, self.call = program, lineage, tool, call
+        self.program, self.conversation, self.tool, self.call = program, conversation, tool, call
         self._row, self._heard, self._direct = row, heard, direct
-        self._intent = {"arguments": describe(call.arguments), "lineage": lineage}
+        self._intent = {"arguments": describe(call.arguments), "conversation": conversation}
         self._progress = Progress(self._mark if self._is_entered_again() else None)
         self._wait = 0.0
         self._box: StepSandbox | None = None
@@ -144,7 +144,7 @@ class ToolStep:
 
     async def _recorded(self, held: contextlib.AsyncExitStack) -> tuple[Any, float]:
         program, tool, call = self.program, self.tool, self.call
-        live, full = program.live, program.full(self.lineage)
+        live, full = program.live, program.full(self.conversation)
         program.account.usage.tool_calls += 1
         if self._row is None:
             try:
@@ -261,7 +261,9 @@ class ToolStep:
 
     async def _slotted(self) -> Any:
         program, call = self.program, self.call
-        slot = program.live.tool_slot(program.id, program.full(self.lineage), call.id, call.kind)
+        slot = program.live.tool_slot(
+            program.id, program.full(self.conversation), call.id, call.kind
+        )
         async with slot:
             return await self._attempts()
 

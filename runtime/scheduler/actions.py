@@ -38,7 +38,7 @@ class LeaseKV:
 
     engine: str
     program: str
-    lineage: str
+    conversation: str
     ttl: float
     value: float
 
@@ -49,7 +49,7 @@ class ReleaseKV:
 
     engine: str
     program: str
-    lineage: str
+    conversation: str
     evict: bool
 
 
@@ -59,7 +59,7 @@ class DemoteKV:
 
     engine: str
     program: str
-    lineage: str
+    conversation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class PrefetchKV:
 
     engine: str
     program: str
-    lineage: str
+    conversation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class MoveKV:
     engine: str
     target: str
     program: str
-    lineage: str
+    conversation: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from drawloom.runtime.scheduler.program_state import Lineage
+    from drawloom.runtime.scheduler.program_state import ConversationState
 
 _SLACK = 64
 
@@ -20,19 +20,19 @@ class Branches:
     __slots__ = ("_heap", "_members", "_numbers")
 
     def __init__(self) -> None:
-        self._members: dict[str, Lineage] = {}
+        self._members: dict[str, ConversationState] = {}
         self._heap: list[tuple[int, int, str]] = []
         self._numbers = count()
 
     def __len__(self) -> int:
         return len(self._members)
 
-    def add(self, line: "Lineage") -> None:
+    def add(self, line: "ConversationState") -> None:
         """Add a branch."""
         self._members[line.id], line.siblings = line, self
         self.shares(line)
 
-    def shares(self, line: "Lineage") -> None:
+    def shares(self, line: "ConversationState") -> None:
         """Note how much a branch shares, should this have become more."""
         heapq.heappush(self._heap, (-line.shared, next(self._numbers), line.id))
         if len(self._heap) > _SLACK + 4 * len(self._members):
@@ -40,13 +40,13 @@ class Branches:
             heapq.heapify(self._heap)
             self._numbers = count(len(self._heap))
 
-    def remove(self, line: "Lineage") -> None:
+    def remove(self, line: "ConversationState") -> None:
         """Remove a branch."""
         del self._members[line.id]
         line.siblings = None
 
     @property
-    def largest(self) -> "Lineage":
+    def largest(self) -> "ConversationState":
         """The branch that shares most; there is one."""
         while True:
             shared, _, name = self._heap[0]

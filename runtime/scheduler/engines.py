@@ -97,14 +97,14 @@ class Engines:
         that is there."""
         if not self.gone:
             return
-        for line in program.lineages.values():
+        for line in program.conversations.values():
             line.engine = self.placed(line.engine)
         for name, step in program.ready.items():
             program.ready[name] = replace(step, engine=self.placed(step.engine))
 
 
 def _engines_of(program: Program) -> set[str]:
-    return {line.engine for line in program.lineages.values()}
+    return {line.engine for line in program.conversations.values()}
 
 
 __all__ = ["Engines"]

@@ -39,7 +39,7 @@ class StepReady:
     """An LLM call has its input: `prompt` tokens in all, at most `output` to come."""
 
     program: str
-    lineage: str
+    conversation: str
     step: str
     state: str
     engine: str
@@ -58,7 +58,7 @@ class StepFinished:
     """
 
     program: str
-    lineage: str
+    conversation: str
     step: str
     state: str
     engine: str
@@ -112,7 +112,7 @@ class ToolReady:
     """A tool call can run: its program has its environment. `call` names it for the `host`."""
 
     program: str
-    lineage: str
+    conversation: str
     call: str
     tool: str
     host: str
@@ -121,7 +121,7 @@ class ToolReady:
 @dataclass(frozen=True, slots=True)
 class ToolStarted:
     program: str
-    lineage: str
+    conversation: str
     tool: str
     env: str | None
 
@@ -129,7 +129,7 @@ class ToolStarted:
 @dataclass(frozen=True, slots=True)
 class ToolFinished:
     program: str
-    lineage: str
+    conversation: str
     tool: str
     seconds: float
 
@@ -147,11 +147,11 @@ class Forked:
 
 
 @dataclass(frozen=True, slots=True)
-class LineageEnded:
+class ConversationEnded:
     """A conversation is over: nobody will continue it."""
 
     program: str
-    lineage: str
+    conversation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +278,7 @@ Event = (
     | ToolStarted
     | ToolFinished
     | Forked
-    | LineageEnded
+    | ConversationEnded
     | ProgramEnded
     | EngineUp
     | EngineDown
@@ -291,6 +291,7 @@ Event = (
 )
 
 __all__ = [
+    "ConversationEnded",
     "Decoded",
     "EngineDown",
     "EngineDrain",
@@ -301,7 +302,6 @@ __all__ = [
     "Forked",
     "HostState",
     "HostUp",
-    "LineageEnded",
     "Preempted",
     "ProgramEnded",
     "ProgramSubmitted",

@@ -8,15 +8,15 @@ from drawloom.graph.state_chain import END
 from drawloom.graph.tool_durations import key_of
 from drawloom.runtime.scheduler.actions import Action, ParkEnvs, RefuseStep, ReleaseKV, StartStep
 from drawloom.runtime.scheduler.events import (
+    ConversationEnded,
     Decoded,
     Forked,
-    LineageEnded,
     Preempted,
     StepFailed,
     StepFinished,
     StepReady,
 )
-from drawloom.runtime.scheduler.program_state import Lineage, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, Program
 
 if TYPE_CHECKING:
     from drawloom.runtime.scheduler.scheduler import Scheduler
@@ -61,30 +61,32 @@ class Calls:
         """A conversation goes on with a call; it is learned how it came to it."""
         self._world.starting -= program.active and not program.called
         program.called = True
-        lineage = program.lineages.get(event.lineage)
-        if lineage is None:
-            lineage = Lineage(event.lineage, event.engine)
-            program.join(lineage)
-        graph, waiting, forecast = self._graph(program), lineage.waiting, lineage.forecast
-        graph.observe(lineage.state, event.state)
-        program.take(lineage)
-        lineage.waiting = lineage.forecast = None
-        lineage.state, lineage.forked = graph.named(event.state), False
-        lineage.calls += (event.step,)
-        program.put(lineage)
+        conversation = program.conversations.get(event.conversation)
+        if conversation is None:
+            conversation = ConversationState(event.conversation, event.engine)
+            program.join(conversation)
+        graph, waiting, forecast = self._graph(program), conversation.waiting, conversation.forecast
+        graph.observe(conversation.state, event.state)
+        program.take(conversation)
+        conversation.waiting = conversation.forecast = None
+        conversation.state, conversation.forked = graph.named(event.state), False
+        conversation.calls += (event.step,)
+        program.put(conversation)
         if waiting is not None:
-            graph.durations.observe(waiting, now - lineage.since)
-            program.gap = now - lineage.since
+            graph.durations.observe(waiting, now - conversation.since)
+            program.gap = now - conversation.since
             if forecast is not None:
-                graph.calibrate(forecast, now - lineage.since, lineage.state)
-        shared = lineage.shared if lineage.context or lineage.shared else graph.shared
-        self._world.resize(program, lineage, event.prompt, min(shared, event.prompt))
-        lineage.prompt = event.prompt
+                graph.calibrate(forecast, now - conversation.since, conversation.state)
+        shared = (
+            conversation.shared if conversation.context or conversation.shared else graph.shared
+        )
+        self._world.resize(program, conversation, event.prompt, min(shared, event.prompt))
+        conversation.prompt = event.prompt
 
     def start(self, program: Program, step: StepReady, now: float) -> StartStep:
         """Give a call of an active program to its engine."""
         self._world.start(program, step)
-        context = program.lineages[step.lineage].context
+        context = program.conversations[step.conversation].context
         program.notice = min(program.notice, context + _NOTICE * self._world.capacity)
         priority = self._policy.priority(self._world, program, step, now)
         return StartStep(step.engine, step.program, step.step, priority)
@@ -92,7 +94,7 @@ class Calls:
     def _stop(self, program: Program, name: str) -> StepReady | None:
         """A call is over, wherever it was; return it if it was anywhere."""
         step = program.ready.pop(name, None) or self._world.stop(program, name)
-        line = program.lineages.get(step.lineage) if step is not None else None
+        line = program.conversations.get(step.conversation) if step is not None else None
         if line is not None:
             line.calls = tuple(call for call in line.calls if call != name)
         return step
@@ -101,35 +103,39 @@ class Calls:
         """Learn from a call that ended, and decide what becomes of its conversation's KV."""
         world, core = self._world, self._core
         program = world.programs.get(event.program)
-        lineage = program.lineages.get(event.lineage) if program else None
-        if program is None or lineage is None:
+        conversation = program.conversations.get(event.conversation) if program else None
+        if program is None or conversation is None:
             return []
-        self._served(program, lineage, event, now)
+        self._served(program, conversation, event, now)
         graph = self._graph(program)
-        shared = lineage.shared
-        if program.steps == 1 and len(program.lineages) == 1:  # what it found was not its own
-            graph.shared = shared = max(0, lineage.prompt - event.computed)
-        world.resize(program, lineage, event.context, min(shared, event.context))
-        program.take(lineage)
-        lineage.since, lineage.waiting = now, key_of(event.calls)
-        program.put(lineage)
-        lineage.forecast = graph.forecast(lineage.state, lineage.waiting) if event.calls else None
+        shared = conversation.shared
+        if program.steps == 1 and len(program.conversations) == 1:  # what it found was not its own
+            graph.shared = shared = max(0, conversation.prompt - event.computed)
+        world.resize(program, conversation, event.context, min(shared, event.context))
+        program.take(conversation)
+        conversation.since, conversation.waiting = now, key_of(event.calls)
+        program.put(conversation)
+        conversation.forecast = (
+            graph.forecast(conversation.state, conversation.waiting) if event.calls else None
+        )
         program.note(lambda: graph.service_left(program.places))
         world.reclaim(program, self._policy.claim(world, program))
         if event.final:
             return []
-        what = self._policy.retain(world, program, lineage, now)
-        actions = core.keep(program, lineage, what, now)
-        if lineage.engine in world.draining:
+        what = self._policy.retain(world, program, conversation, now)
+        actions = core.keep(program, conversation, what, now)
+        if conversation.engine in world.draining:
             return actions + core.engines.boundary(program, now)
         if program.acting and program.active:
             if program.trial and (program.steps >= program.trial or program.shown is not None):
                 actions += core.pause(program, now)
             else:
-                actions += core.expect_back(program, now, lineage.waiting)
+                actions += core.expect_back(program, now, conversation.waiting)
         return actions + core.rebalance(now)
 
-    def _served(self, program: Program, lineage: Lineage, event: StepFinished, now: float) -> None:
+    def _served(
+        self, program: Program, conversation: ConversationState, event: StepFinished, now: float
+    ) -> None:
         world = self._world
         self._stop(program, event.step)
         program.service += event.service
@@ -139,7 +145,7 @@ class Calls:
         world.queued.append(event.queued)
         spent = (
             event.computed, event.seconds,
-            max(0, event.context - lineage.prompt), event.service - event.seconds,
+            max(0, event.context - conversation.prompt), event.service - event.seconds,
         )  # fmt: skip
         world.learned.learn(*spent)
         world.load.observe(program.gap, event.queued + event.service)
@@ -171,16 +177,16 @@ class Calls:
             if step in world.pressed:
                 world.pressed.remove(step)
                 changed = True
-            changed |= self._grown(program, program.lineages[call.lineage], context)
+            changed |= self._grown(program, program.conversations[call.conversation], context)
         return self._core.rebalance(now) if changed else []
 
-    def _grown(self, program: Program, lineage: Lineage, context: int) -> bool:
+    def _grown(self, program: Program, conversation: ConversationState, context: int) -> bool:
         """Count what a running call has said, if it matters."""
         world = self._world
         notice = _NOTICE * world.capacity
-        if context - lineage.context <= notice:
+        if context - conversation.context <= notice:
             return False
-        world.resize(program, lineage, context, lineage.shared)
+        world.resize(program, conversation, context, conversation.shared)
         world.reclaim(program, self._policy.claim(world, program))
         if program.running == 1:  # of several the least is not known
             program.notice = context + notice
@@ -199,8 +205,8 @@ class Calls:
     def forked(self, event: Forked, now: float) -> list[Action]:
         """Begin a conversation that goes on from another."""
         program = self._world.programs.get(event.program)
-        parent = program.lineages.get(event.parent) if program else None
-        if program is None or parent is None or event.child in program.lineages:
+        parent = program.conversations.get(event.parent) if program else None
+        if program is None or parent is None or event.child in program.conversations:
             return []
         program.take(parent)
         state, parent.forked = self._graph(program).forked(parent.state), True
@@ -208,32 +214,34 @@ class Calls:
         program.show()
         there = parent.context or parent.shared
         shared = there if event.shared is None else min(event.shared, there)
-        child = Lineage(event.child, event.engine, state, shared=shared)
+        child = ConversationState(event.child, event.engine, state, shared=shared)
         self._world.fork(program, parent, child)
         return []
 
-    def ended(self, event: LineageEnded, now: float) -> list[Action]:
+    def ended(self, event: ConversationEnded, now: float) -> list[Action]:
         """Forget a conversation that nobody will continue, and its calls."""
         program = self._world.programs.get(event.program)
-        lineage = program.lineages.pop(event.lineage, None) if program else None
-        if program is None or lineage is None:
+        conversation = program.conversations.pop(event.conversation, None) if program else None
+        if program is None or conversation is None:
             return []
-        program.take(lineage)
-        self._world.drop(program, lineage)
-        self._graph(program).observe(lineage.state, END)
-        for name in lineage.calls:  # they were given up: nobody will say that they ended
+        program.take(conversation)
+        self._world.drop(program, conversation)
+        self._graph(program).observe(conversation.state, END)
+        for name in conversation.calls:  # they were given up: nobody will say that they ended
             self._stop(program, name)
-        actions = self.release(program, lineage)
-        if lineage.engine in self._world.draining:
+        actions = self.release(program, conversation)
+        if conversation.engine in self._world.draining:
             return actions + self._core.engines.boundary(program, now)
         return [*actions, *self._core.expect_back(program, now), *self._core.rebalance(now)]
 
-    def release(self, program: Program, lineage: Lineage, keep: bool = False) -> list[Action]:
+    def release(
+        self, program: Program, conversation: ConversationState, keep: bool = False
+    ) -> list[Action]:
         """Give back the KV of a conversation that is over, if it was not lost."""
-        if lineage.engine in self._core.engines.gone:
+        if conversation.engine in self._core.engines.gone:
             return []
         evict = self._policy.evict_at_end and not keep
-        return [ReleaseKV(lineage.engine, program.id, lineage.id, evict)]
+        return [ReleaseKV(conversation.engine, program.id, conversation.id, evict)]
 
     def _graph(self, program: Program) -> ExecutionGraph:
         return self._world.graph(program.about.agent)

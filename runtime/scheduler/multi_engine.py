@@ -228,10 +228,12 @@ class Fleet:
         self._given[source] -= self._sizes[name]
         self._given[target] += self._sizes[name]
         actions = list[Action]()
-        for lineage in program.lineages.values() if program.begun and not program.lost else ():
+        for conversation in (
+            program.conversations.values() if program.begun and not program.lost else ()
+        ):
             if self.routing != "scatter" and program.steps:  # before, there is none
-                actions.append(MoveKV(source, target, name, lineage.id))
-            actions.append(ReleaseKV(source, name, lineage.id, self.policy.evict_at_end))
+                actions.append(MoveKV(source, target, name, conversation.id))
+            actions.append(ReleaseKV(source, name, conversation.id, self.policy.evict_at_end))
         self.engines[source].withdraw(program)
         actions += self.engines[source].rebalance(now)
         actions += self.engines[target].accept(program, target, now)

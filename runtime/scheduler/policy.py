@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 
 from drawloom.runtime.scheduler.events import StepReady, ToolReady
-from drawloom.runtime.scheduler.program_state import Lineage, Program, Rank
+from drawloom.runtime.scheduler.program_state import ConversationState, Program, Rank
 from drawloom.runtime.scheduler.state import World
 
 
@@ -111,7 +111,9 @@ class Policy:
         asked for."""
         return ()
 
-    def paused(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
+    def paused(
+        self, world: World, program: Program, conversation: ConversationState, now: float
+    ) -> Retention:
         """What happens to the KV of a program that was just paused."""
         return None
 
@@ -123,7 +125,9 @@ class Policy:
         """The priority of a tool call at its host; lower goes first, equals by arrival there."""
         return 0.0
 
-    def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
+    def retain(
+        self, world: World, program: Program, conversation: ConversationState, now: float
+    ) -> Retention:
         """What happens to a conversation's KV when an LLM call has ended."""
         return None
 

@@ -16,7 +16,7 @@ _MORE = 0.5  # calls; by less, a declaration is the same
 
 
 @dataclass(slots=True, eq=False)
-class Lineage:
+class ConversationState:
     """A conversation.
 
     Attributes:
@@ -141,7 +141,7 @@ class Program:
     trail: tuple[tuple[float, float], ...] = ()
     stride: int = 1
     notice: float = inf
-    lineages: dict[str, Lineage] = field(default_factory=dict)
+    conversations: dict[str, ConversationState] = field(default_factory=dict)
     envs: frozenset[str] = frozenset()
     _spots: dict[Place, int] | None = None
 
@@ -163,29 +163,29 @@ class Program:
     def places(self) -> Mapping[Place, int]:
         """How many of its conversations are in each place."""
         if self._spots is None:
-            return {line.place: 1 for line in self.lineages.values()}
+            return {line.place: 1 for line in self.conversations.values()}
         return self._spots
 
     # --- its conversations: whoever changes one takes it out, and puts it back ------------
 
-    def join(self, line: Lineage) -> None:
+    def join(self, line: ConversationState) -> None:
         """Add a conversation."""
-        self.lineages[line.id] = line
-        if self._spots is None and len(self.lineages) > 1:
+        self.conversations[line.id] = line
+        if self._spots is None and len(self.conversations) > 1:
             self._spots = {}
-            for other in self.lineages.values():
+            for other in self.conversations.values():
                 self._spots[other.place] = self._spots.get(other.place, 0) + 1
             self.waits += line.waiting is not None
         else:
             self.put(line)
 
-    def put(self, line: Lineage) -> None:
+    def put(self, line: ConversationState) -> None:
         """Count a conversation where it is now."""
         self.waits += line.waiting is not None
         if self._spots is not None:
             self._spots[line.place] = self._spots.get(line.place, 0) + 1
 
-    def take(self, line: Lineage) -> None:
+    def take(self, line: ConversationState) -> None:
         """Do not count a conversation where it was."""
         self.waits -= line.waiting is not None
         if self._spots is not None:
@@ -233,4 +233,4 @@ class Program:
         return env in self.about.envs and env not in self.envs
 
 
-__all__ = ["Lineage", "Program", "Rank"]
+__all__ = ["ConversationState", "Program", "Rank"]

@@ -26,6 +26,7 @@ from drawloom.runtime.scheduler.engines import Engines
 from drawloom.runtime.scheduler.env_claims import Equipment
 from drawloom.runtime.scheduler.events import (
     CLIENT,
+    ConversationEnded,
     Decoded,
     EngineDown,
     EngineDrain,
@@ -36,7 +37,6 @@ from drawloom.runtime.scheduler.events import (
     Forked,
     HostState,
     HostUp,
-    LineageEnded,
     Preempted,
     ProgramEnded,
     ProgramSubmitted,
@@ -53,7 +53,7 @@ from drawloom.runtime.scheduler.events import (
 from drawloom.runtime.scheduler.lazy_heap import Heap
 from drawloom.runtime.scheduler.llm_calls import Calls
 from drawloom.runtime.scheduler.policy import Demote, Drop, Keep, Policy, Retention
-from drawloom.runtime.scheduler.program_state import Lineage, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, Program
 from drawloom.runtime.scheduler.state import World
 
 _GROWTH = 1.1
@@ -85,7 +85,7 @@ class Scheduler:
             Decoded: self.calls.decoded,
             Preempted: self.calls.preempted,
             Forked: self.calls.forked,
-            LineageEnded: self.calls.ended,
+            ConversationEnded: self.calls.ended,
             ToolNamed: self.equipment.named,
             ToolReady: self.equipment.ready,
             ToolStarted: self.equipment.started,
@@ -144,9 +144,9 @@ class Scheduler:
             self.world.graphs.learned(graph)
             self._promise(graph)
         actions: list[Action] = []
-        for lineage in program.lineages.values():
-            graph.observe(lineage.state, END)
-            actions += self.calls.release(program, lineage, event.keep)
+        for conversation in program.conversations.values():
+            graph.observe(conversation.state, END)
+            actions += self.calls.release(program, conversation, event.keep)
         return [*actions, ReleaseEnvs(program.id), *self.rebalance(now)]
 
     def _promise(self, graph: ExecutionGraph) -> None:
@@ -216,9 +216,9 @@ class Scheduler:
         program.trial = 0
         self.hold(program, now)
         actions: list[Action] = []
-        for lineage in program.lineages.values():
-            what = self.policy.paused(self.world, program, lineage, now)
-            actions += self.keep(program, lineage, what, now)
+        for conversation in program.conversations.values():
+            what = self.policy.paused(self.world, program, conversation, now)
+            actions += self.keep(program, conversation, what, now)
         return actions
 
     # --- programs that change their engine ------------------------------------------------
@@ -230,8 +230,8 @@ class Scheduler:
     def accept(self, program: Program, engine: str, now: float) -> list[Action]:
         """A program comes from another engine, its KV on its way if it has any."""
         program.ready = {n: replace(step, engine=engine) for n, step in program.ready.items()}
-        for lineage in program.lineages.values():
-            lineage.engine = engine
+        for conversation in program.conversations.values():
+            conversation.engine = engine
         program.due = self.due(program)
         self.world.accept(program, self.policy.order(self.world, program))
         return [*self.rebalance(now), *self._clock(now)]
@@ -254,12 +254,16 @@ class Scheduler:
             heapq.heappop(self._wakes)
         actions: list[Action] = []
         while self._returns and self._returns[0][0] <= now:
-            _, name, conversation, since = heapq.heappop(self._returns)
+            _, name, key, since = heapq.heappop(self._returns)
             program = self.world.programs.get(name)
-            lineage = program.lineages.get(conversation) if program else None
-            waits = lineage is not None and lineage.waiting is not None and lineage.since == since
-            if lineage is not None and waits and lineage.engine in self.world.engines:
-                actions.append(PrefetchKV(lineage.engine, name, conversation))
+            conversation = program.conversations.get(key) if program else None
+            waits = (
+                conversation is not None
+                and conversation.waiting is not None
+                and conversation.since == since
+            )
+            if conversation is not None and waits and conversation.engine in self.world.engines:
+                actions.append(PrefetchKV(conversation.engine, name, key))
         if self._absence_wake is not None and self._absence_wake <= now:
             actions += self._hold_absent(now) + self.rebalance(now)
         if self._again is not None and self._again <= now:
@@ -305,21 +309,23 @@ class Scheduler:
         program = self.world.programs.get(entry[1])
         return program is not None and program.absent_at == entry[0]
 
-    def keep(self, program: Program, lineage: Lineage, what: Retention, now: float) -> list[Action]:
+    def keep(
+        self, program: Program, conversation: ConversationState, what: Retention, now: float
+    ) -> list[Action]:
         """Say what becomes of a conversation's KV."""
-        engine, name = lineage.engine, program.id
+        engine, name = conversation.engine, program.id
         if isinstance(what, Keep):
-            lineage.until = now + what.ttl
-            program.until = max(program.until, lineage.until)
-            return [LeaseKV(engine, name, lineage.id, what.ttl, what.value)]
+            conversation.until = now + what.ttl
+            program.until = max(program.until, conversation.until)
+            return [LeaseKV(engine, name, conversation.id, what.ttl, what.value)]
         if isinstance(what, Drop):
-            return [ReleaseKV(engine, name, lineage.id, True)]
+            return [ReleaseKV(engine, name, conversation.id, True)]
         if not isinstance(what, Demote):
             return []
-        demote: list[Action] = [DemoteKV(engine, name, lineage.id)]
+        demote: list[Action] = [DemoteKV(engine, name, conversation.id)]
         if what.back is None:
             return demote
-        heapq.heappush(self._returns, (now + what.back, name, lineage.id, lineage.since))
+        heapq.heappush(self._returns, (now + what.back, name, conversation.id, conversation.since))
         return demote + self._wake(now + what.back)
 
     def _tenant_share(self, event: TenantShare, now: float) -> list[Action]:

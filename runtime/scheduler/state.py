@@ -13,7 +13,7 @@ from drawloom.runtime.scheduler.engine_load import Load
 from drawloom.runtime.scheduler.env_capacity import Places
 from drawloom.runtime.scheduler.events import EngineLoad, StepReady
 from drawloom.runtime.scheduler.learned_cost import LearnedCost
-from drawloom.runtime.scheduler.program_state import Lineage, Program, Rank
+from drawloom.runtime.scheduler.program_state import ConversationState, Program, Rank
 from drawloom.runtime.scheduler.tenants import Tenants
 from drawloom.runtime.scheduler.wait_queue import Held
 
@@ -176,7 +176,7 @@ class World:
         """The KV of a program that is held is gone; what it had must be computed again."""
         self.resting -= self._rests(program)
         program.lost = program.begun
-        for line in program.lineages.values():
+        for line in program.conversations.values():
             line.until = 0.0
 
     def ended_after(self, jct: float) -> None:
@@ -230,14 +230,16 @@ class World:
             self.tenants.reclaim(program, claim - program.claim)
         program.claim = claim
 
-    def resize(self, program: Program, lineage: Lineage, context: int, shared: int) -> None:
+    def resize(
+        self, program: Program, conversation: ConversationState, context: int, shared: int
+    ) -> None:
         """A conversation has so many tokens now, the first `shared` of them not for itself."""
-        change, before = context - lineage.context, lineage.own
-        grown = shared > lineage.shared
-        lineage.context, lineage.shared = context, shared
-        if grown and lineage.siblings is not None:
-            lineage.siblings.shares(lineage)
-        own = lineage.own - before
+        change, before = context - conversation.context, conversation.own
+        grown = shared > conversation.shared
+        conversation.context, conversation.shared = context, shared
+        if grown and conversation.siblings is not None:
+            conversation.siblings.shares(conversation)
+        own = conversation.own - before
         program.tokens += change
         program.own += own
         program.peak = max(program.peak, program.own)
@@ -247,20 +249,20 @@ class World:
         elif program.begun and not program.lost:
             self.resting += own
 
-    def fork(self, program: Program, parent: Lineage, child: Lineage) -> None:
+    def fork(self, program: Program, parent: ConversationState, child: ConversationState) -> None:
         """A conversation begins that goes on from another."""
         program.join(child)
         if parent.branches is None:
             parent.branches = Branches()
         parent.branches.add(child)
 
-    def drop(self, program: Program, lineage: Lineage) -> None:
+    def drop(self, program: Program, conversation: ConversationState) -> None:
         """A conversation is over. What others go on from is, from now on, the own of the one that
         shares most of it, and the others share it with that."""
-        before, group, siblings = lineage.shared, lineage.branches, lineage.siblings
-        self.resize(program, lineage, 0, 0)
+        before, group, siblings = conversation.shared, conversation.branches, conversation.siblings
+        self.resize(program, conversation, 0, 0)
         if siblings is not None:
-            siblings.remove(lineage)
+            siblings.remove(conversation)
         if not group:
             return
         heir = group.largest

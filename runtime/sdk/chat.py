@@ -1,4 +1,4 @@
-"""`Chat`: one conversation of a program, and one lineage of KV."""
+"""`Chat`: one conversation of a program, and one conversation of KV."""
 
 import asyncio
 import dataclasses
@@ -54,7 +54,7 @@ class Chat:
         self.turns: list[Turn] = []
 
     @property
-    def lineage(self) -> str:
+    def conversation(self) -> str:
         return self._program.full(self._name)
 
     @property
@@ -95,7 +95,7 @@ class Chat:
         ahead: Ahead | None = None
         if self._streams(calls):
             most = total // len(calls) * CHARS_PER_TOKEN
-            ahead = Ahead(program, self.lineage, calls, self._begun, most)
+            ahead = Ahead(program, self.conversation, calls, self._begun, most)
         jobs = [
             self._early.pop(c.id)
             if c.id in self._early
@@ -137,7 +137,7 @@ class Chat:
         """Say that nobody will continue this conversation: its KV is free at once."""
         for task in self._early.values():
             task.cancel()
-        self._program.end_lineage(self._name)
+        self._program.end_conversation(self._name)
 
     # --- turns ----------------------------------------------------------------------------
 
@@ -301,8 +301,10 @@ class Chat:
         child._ids, child._new = list(self._ids), list(self._new)
         child._early, child.turns = {}, list(self.turns)
         live = self._program.live
-        live.emit(Forked(self._program.id, self.lineage, child.lineage, live.engine.info.id))
-        live.fork(self.lineage, child.lineage)
+        live.emit(
+            Forked(self._program.id, self.conversation, child.conversation, live.engine.info.id)
+        )
+        live.fork(self.conversation, child.conversation)
         return child
 
 

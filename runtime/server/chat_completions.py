@@ -232,13 +232,13 @@ class ChatCompletion:
         stream = self.served.programs.generate(
             self.place, self.params, self.grammar, choice.index, lambda: choice.enough
         )
-        lineage = self.place.lineage
+        conversation = self.place.conversation
         async with aclosing(stream) as deltas:
             async for delta in deltas:
                 known = len(choice.kinds)
                 chunks = choice.feed(delta)
-                lineage.tool = choice.tool or lineage.tool
-                lineage.kinds += choice.kinds[known:]
+                conversation.tool = choice.tool or conversation.tool
+                conversation.kinds += choice.kinds[known:]
                 yield chunks
 
     async def _queue(

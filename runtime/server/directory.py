@@ -30,7 +30,7 @@ class Caller:
 
 
 @dataclass(slots=True, eq=False)
-class Lineage:
+class HttpConversation:
     """One conversation. `record` is what it held at the end of its last request. One that is put
     `aside` was given up for another, as it seemed: it is known, but holds no KV."""
 
@@ -68,7 +68,7 @@ class HttpProgram:
     label: str
     account: Account | None = None
     admitted: asyncio.Future[None] | None = None
-    lineages: dict[str, Lineage] = field(default_factory=dict)
+    conversations: dict[str, HttpConversation] = field(default_factory=dict)
     issued: set[str] = field(default_factory=set)
     running: int = 0
     seen: float = 0.0
@@ -82,9 +82,11 @@ class HttpProgram:
         return not (self.concurrent or self.returns)
 
     @property
-    def conversations(self) -> list[Lineage]:
+    def current_conversations(self) -> list[HttpConversation]:
         """Those that are not put aside."""
-        return [lineage for lineage in self.lineages.values() if not lineage.aside]
+        return [
+            conversation for conversation in self.conversations.values() if not conversation.aside
+        ]
 
 
 class Directory:
@@ -96,7 +98,7 @@ class Directory:
         self._nameless: dict[str, HttpProgram] = {}
         self._idle: dict[HttpProgram, int] = {}  # the longest silent first; tokens of each
         self._tokens = 0
-        self._starts: dict[tuple[str, bytes], dict[str, tuple[HttpProgram, Lineage]]] = {}
+        self._starts: dict[tuple[str, bytes], dict[str, tuple[HttpProgram, HttpConversation]]] = {}
 
     def __len__(self) -> int:
         return len(self.inside) + len(self._named) + len(self._nameless)
@@ -150,8 +152,8 @@ class Directory:
 
     def remove(self, program: HttpProgram) -> None:
         """Forget a program and all its conversations."""
-        for lineage in program.lineages.values():
-            self.forget(program, lineage)
+        for conversation in program.conversations.values():
+            self.forget(program, conversation)
         self.busy(program)
         if program.account is not None:
             self.inside.pop(program.id, None)
@@ -167,7 +169,9 @@ class Directory:
     def idle(self, program: HttpProgram) -> None:
         """Put a program on the list of those that may end."""
         if program.account is None:
-            self._idle[program] = sum(lineage.size for lineage in program.lineages.values())
+            self._idle[program] = sum(
+                conversation.size for conversation in program.conversations.values()
+            )
             self._tokens += self._idle[program]
 
     def surplus(self) -> list[HttpProgram]:
@@ -186,21 +190,21 @@ class Directory:
 
     # --- conversations of nameless programs -----------------------------------------------
 
-    def remember(self, program: HttpProgram, lineage: Lineage) -> None:
+    def remember(self, program: HttpProgram, conversation: HttpConversation) -> None:
         """Make a conversation found by what it holds."""
-        if program.named or lineage.record is None:
+        if program.named or conversation.record is None:
             return
-        start = (program.tenant, lineage.record.start)
-        self._starts.setdefault(start, {})[lineage.name] = (program, lineage)
-        program.issued |= lineage.record.issued
+        start = (program.tenant, conversation.record.start)
+        self._starts.setdefault(start, {})[conversation.name] = (program, conversation)
+        program.issued |= conversation.record.issued
 
-    def forget(self, program: HttpProgram, lineage: Lineage) -> None:
+    def forget(self, program: HttpProgram, conversation: HttpConversation) -> None:
         """Make a conversation found no more."""
-        if program.named or lineage.record is None:
+        if program.named or conversation.record is None:
             return
-        start = (program.tenant, lineage.record.start)
+        start = (program.tenant, conversation.record.start)
         if (found := self._starts.get(start)) is not None:
-            found.pop(lineage.name, None)
+            found.pop(conversation.name, None)
             if not found:
                 del self._starts[start]
 
@@ -210,13 +214,15 @@ class Directory:
                  if line.record is not None and match.agreed]  # fmt: skip
         return max(found, key=lambda one: one[1].agreed) if found else None
 
-    def _alike(self, tenant: str, request: Request) -> list[tuple[HttpProgram, Lineage, Match]]:
+    def _alike(
+        self, tenant: str, request: Request
+    ) -> list[tuple[HttpProgram, HttpConversation, Match]]:
         found = self._starts.get((tenant, request.start), {})
         return [
-            (program, lineage, request.match(lineage.record))
-            for program, lineage in found.values()
-            if lineage.record is not None
+            (program, conversation, request.match(conversation.record))
+            for program, conversation in found.values()
+            if conversation.record is not None
         ]
 
 
-__all__ = ["Caller", "Directory", "HttpProgram", "Lineage"]
+__all__ = ["Caller", "Directory", "HttpConversation", "HttpProgram"]

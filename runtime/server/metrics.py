@@ -79,7 +79,7 @@ class _Snapshot(Collector):
                 "drawloom_kv_blocks_held": stats.held_blocks,
                 "drawloom_kv_blocks_leased": stats.leased_blocks,
                 "drawloom_kv_blocks_host": stats.host_blocks,
-                "drawloom_kv_lineages": stats.lineages,
+                "drawloom_kv_conversations": stats.conversations,
             }
         )
         yield from self._counters(

@@ -16,9 +16,10 @@ not learn otherwise how many calls such programs make, while it is still known h
 after all goes on in the same conversation, as a new program to the scheduler.
 
 A conversation that a client gives up holds nothing either. While a program has had but one at a
-time, a request that is no turn of it takes its place: the lineage goes on from the tokens that both
-begin with, and what followed is the first to be reclaimed. What was given up is put aside, and if
-its client goes on with it all the same, the program has several, each of which is kept.
+time, a request that is no turn of it takes its place: the conversation goes on from the tokens
+that both begin with, and what followed is the first to be reclaimed. What was given up is put
+aside, and if its client goes on with it all the same, the program has several, each of which is
+kept.
 """
 
 import asyncio
@@ -36,8 +37,8 @@ from drawloom.runtime.execution.budget import Account
 from drawloom.runtime.execution.llm_step import spans
 from drawloom.runtime.scheduler.events import (
     CLIENT,
+    ConversationEnded,
     Forked,
-    LineageEnded,
     ProgramEnded,
     ProgramSubmitted,
     StepFailed,
@@ -45,14 +46,14 @@ from drawloom.runtime.scheduler.events import (
     StepReady,
 )
 from drawloom.runtime.server.conversation import Match, PlainRecord, Record, Request
-from drawloom.runtime.server.directory import Caller, Directory, HttpProgram, Lineage
+from drawloom.runtime.server.directory import Caller, Directory, HttpConversation, HttpProgram
 from drawloom.runtime.server.early_stop import generate_until
 from drawloom.runtime.server.errors import ProgramReleased
 
 AGENT = "http-program"
 """What the scheduler learns of clients under; who answers what called no tool that we see."""
 _OUTPUT = 256
-_LINEAGES = 8
+_CONVERSATIONS = 8
 _SWEEP_SECONDS = 1.0
 _OVER, _RETURNS = 4.0, 8  # returns that are seen before they say how long one may be silent
 _SILENT, _UNKNOWN = 10.0, 30.0  # seconds; the least, and before that is known
@@ -60,21 +61,21 @@ _SILENT, _UNKNOWN = 10.0, 30.0  # seconds; the least, and before that is known
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """Where a request belongs. Its lineage is busy until it is left.
+    """Where a request belongs. Its conversation is busy until it is left.
 
     Attributes:
         record: what is known of the conversation whose tokens the prompt may begin with.
         match: how far the request agrees with `record`.
         parent: the busy conversation that it branches off.
-        instead: it gives up what its lineage holds.
+        instead: it gives up what its conversation holds.
         tokens: the prompt; filled in before `Programs.ready`.
     """
 
     program: HttpProgram
-    lineage: Lineage
+    conversation: HttpConversation
     record: Record | PlainRecord | None
     match: Match
-    parent: Lineage | None = None
+    parent: HttpConversation | None = None
     instead: bool = False
     tokens: list[int] = field(default_factory=list)
 
@@ -89,7 +90,7 @@ class Programs:
     def __init__(self, live: Live, ttl: float = 300.0) -> None:
         self.live, self.ttl = live, ttl
         self.known = Directory()
-        self._steps = self._lineages = 0
+        self._steps = self._conversations = 0
         self._silences = Sketch()
         self._sweeper = asyncio.create_task(self._sweep())
 
@@ -113,8 +114,8 @@ class Programs:
                 "named": program.named,
                 "status": "running" if program.running else "idle",
                 "requests": program.running,
-                "conversations": len(program.conversations),
-                "tokens": sum(lineage.size for lineage in program.conversations),
+                "conversations": len(program.current_conversations),
+                "tokens": sum(conversation.size for conversation in program.current_conversations),
                 "idle_s": 0.0 if program.running else round(now - program.seen, 3),
             }
             for program in self.known
@@ -132,10 +133,11 @@ class Programs:
         return Caller(tenant, inside=id)
 
     def claim(self, caller: Caller, request: Request) -> Place:
-        """Return the place of a request: the lineage that it continues, or a new one.
+        """Return the place of a request: the conversation that it continues, or a new one.
 
-        A lineage that is busy is continued by nobody else: what begins as it did before is a fork
-        of it. Raises `ProgramReleased` for a caller inside an environment whose program has ended.
+        A conversation that is busy is continued by nobody else: what begins as it did before is a
+        fork of it. Raises `ProgramReleased` for a caller inside an environment whose program has
+        ended.
         """
         program = self.known.find(caller, request)
         if program is None:
@@ -146,7 +148,7 @@ class Programs:
             self._silences.observe(time.monotonic() - program.seen)
         place = self._place(program, request)
         program.concurrent |= program.running > 0
-        place.lineage.busy = True
+        place.conversation.busy = True
         program.running += 1
         self.known.busy(program)
         self._bound()
@@ -154,23 +156,23 @@ class Programs:
 
     def _place(self, program: HttpProgram, request: Request) -> Place:
         found = [
-            (lineage, lineage.record, request.match(lineage.record))
-            for lineage in program.lineages.values()
-            if lineage.record is not None
+            (conversation, conversation.record, request.match(conversation.record))
+            for conversation in program.conversations.values()
+            if conversation.record is not None
         ]
         found.sort(key=lambda one: one[2].agreed)  # stable: of equals the latest is last
         idle = [one for one in found if not one[0].busy]
         live = [one for one in idle if not one[0].aside]
         for taken in ([o for o in idle if o[2].whole], [o for o in live if o[2].rewritten]):
             if taken:
-                lineage, record, match = taken[-1]
-                program.returns |= lineage.aside
-                lineage.aside = False
-                return Place(program, lineage, record, match)
+                conversation, record, match = taken[-1]
+                program.returns |= conversation.aside
+                conversation.aside = False
+                return Place(program, conversation, record, match)
         forked = [one for one in found if one[0].busy and one[2].whole]
         if forked:
             parent, record, match = forked[-1]
-            return Place(program, self._lineage(program), record, match, parent)
+            return Place(program, self._conversation(program), record, match, parent)
         begun: tuple[Record | PlainRecord | None, Match] = (None, Match())
         if found and found[-1][2].agreed:
             begun = found[-1][1:]
@@ -178,7 +180,7 @@ class Programs:
             begun = self.known.alike(program.tenant, request) or begun
         if live and not program.running and self._gives_up(program, live[-1][2]):
             return Place(program, live[-1][0], begun[0], begun[1], instead=True)
-        return Place(program, self._lineage(program), begun[0], begun[1])
+        return Place(program, self._conversation(program), begun[0], begun[1])
 
     @staticmethod
     def _gives_up(program: HttpProgram, match: Match) -> bool:
@@ -186,12 +188,12 @@ class Programs:
         begins with an answer of it, or anything in a program that has one at a time."""
         return program.linear or (match.answers > 0 and not program.returns)
 
-    def _lineage(self, program: HttpProgram) -> Lineage:
+    def _conversation(self, program: HttpProgram) -> HttpConversation:
         """Return a new conversation of a program."""
-        self._lineages += 1  # never one name twice: an ended program may still be running
-        lineage = Lineage(f"{program.id}/{self._lineages}")
-        program.lineages[lineage.name] = lineage
-        return lineage
+        self._conversations += 1  # never one name twice: an ended program may still be running
+        conversation = HttpConversation(f"{program.id}/{self._conversations}")
+        program.conversations[conversation.name] = conversation
+        return conversation
 
     def ready(self, place: Place, known: int, priority: int, output: int = 0) -> None:
         """Tell the scheduler of a request whose prompt is there.
@@ -212,30 +214,32 @@ class Programs:
             )
         if (parent := place.parent) is not None:
             engine = live.engine.info.id
-            live.emit(Forked(program.id, parent.name, place.lineage.name, engine, known))
+            live.emit(Forked(program.id, parent.name, place.conversation.name, engine, known))
 
     def leave(self, place: Place, record: Record | PlainRecord | None = None) -> None:
-        """End a request. `record` is all that the lineage holds now; with None it holds what it
-        held before, and one that held nothing is over."""
-        program, lineage = place.program, place.lineage
-        lineage.busy = False
+        """End a request. `record` is all that the conversation holds now; with None it holds what
+        it held before, and one that held nothing is over."""
+        program, conversation = place.program, place.conversation
+        conversation.busy = False
         program.running -= 1
         program.seen = time.monotonic()
         if record is not None:
-            self.known.forget(program, lineage)
+            self.known.forget(program, conversation)
             if place.instead and not program.ended:
-                self._put_aside(program, lineage.record)
-            lineage.record = record
-        if lineage.record is None or program.ended:
-            program.lineages.pop(lineage.name, None)
-            self.live.emit(LineageEnded(program.id, lineage.name))
+                self._put_aside(program, conversation.record)
+            conversation.record = record
+        if conversation.record is None or program.ended:
+            program.conversations.pop(conversation.name, None)
+            self.live.emit(ConversationEnded(program.id, conversation.name))
         else:
-            program.lineages[lineage.name] = program.lineages.pop(lineage.name, lineage)
-            self.known.remember(program, lineage)
+            program.conversations[conversation.name] = program.conversations.pop(
+                conversation.name, conversation
+            )
+            self.known.remember(program, conversation)
             self._forget_some(program)
         if program.running or program.ended:
             return
-        if not program.named and not program.lineages:
+        if not program.named and not program.conversations:
             self._end(program)
             return
         self.known.idle(program)
@@ -243,7 +247,7 @@ class Programs:
 
     def _put_aside(self, program: HttpProgram, record: Record | PlainRecord | None) -> None:
         """Keep what a conversation was, should its client go on with it after all."""
-        aside = self._lineage(program)
+        aside = self._conversation(program)
         aside.record, aside.aside = record, True
         self.known.remember(program, aside)
 
@@ -254,12 +258,14 @@ class Programs:
 
     def _forget_some(self, program: HttpProgram) -> None:
         """Keep so many conversations of a program: those that were used last."""
-        idle = [lineage for lineage in program.lineages.values() if not lineage.busy]
-        for lineage in idle[:-_LINEAGES]:
-            del program.lineages[lineage.name]
-            self.known.forget(program, lineage)
-            if not lineage.aside:
-                self.live.emit(LineageEnded(program.id, lineage.name))
+        idle = [
+            conversation for conversation in program.conversations.values() if not conversation.busy
+        ]
+        for conversation in idle[:-_CONVERSATIONS]:
+            del program.conversations[conversation.name]
+            self.known.forget(program, conversation)
+            if not conversation.aside:
+                self.live.emit(ConversationEnded(program.id, conversation.name))
 
     def _rest(self, program: HttpProgram) -> None:
         """Take a silent program for over, as far as the scheduler is concerned. Its KV stays as
@@ -288,8 +294,8 @@ class Programs:
         self.known.remove(program)
         program.ended = True
         if program.account is not None:  # the program goes on, its conversations here do not
-            for lineage in program.lineages:
-                self.live.emit(LineageEnded(program.id, lineage))
+            for conversation in program.conversations:
+                self.live.emit(ConversationEnded(program.id, conversation))
         if program.admitted is not None:
             program.admitted.cancel()
             self.live.emit(ProgramEnded(program.id))
@@ -323,8 +329,8 @@ class Programs:
         """Stream one answer, when the scheduler gives leave.
 
         Args:
-            choice: which of several answers at a time; each but the first has a lineage of its own.
-            enough: the answer ends early when this is true.
+            choice: which of several answers at a time; each but the first has a conversation of
+            its own. enough: the answer ends early when this is true.
             sample: which of several answers one after the other. With the seed, this or `choice`
                 decides what is drawn, and nothing else: the same request has the same answer.
 
@@ -337,20 +343,24 @@ class Programs:
             account.before_llm()
             account.usage.llm_calls += 1
             params = replace(params, max_tokens=max(1, account.output_left(params.max_tokens)))
-        lineage = place.lineage.name if not choice else f"{place.lineage.name}.{choice}"
+        conversation = (
+            place.conversation.name if not choice else f"{place.conversation.name}.{choice}"
+        )
         self._steps += 1
         step = f"{program.id}:{self._steps}"
-        engine, state = live.engine.info.id, f"http|{place.lineage.tool}"
-        place.lineage.tool, place.lineage.kinds = "", []
+        engine, state = live.engine.info.id, f"http|{place.conversation.tool}"
+        place.conversation.tool, place.conversation.kinds = "", []
         await self._admission(program)
         start = live.expect_start(step)
         prompt = len(place.tokens)
         usage: Usage | None = None
-        live.emit(StepReady(program.id, lineage, step, state, engine, prompt, params.max_tokens))
+        live.emit(
+            StepReady(program.id, conversation, step, state, engine, prompt, params.max_tokens)
+        )
         try:
             priority = await start
             request = GenerateRequest(
-                step, lineage, tuple(place.tokens), params, priority,
+                step, conversation, tuple(place.tokens), params, priority,
                 program.tenant.encode("utf-8", "surrogatepass"), grammar,
                 noise=str(choice or sample),
             )  # fmt: skip
@@ -362,12 +372,12 @@ class Programs:
                     await live.heard(program.id, step, context, delta)
                     yield delta
             if usage is not None:
-                self._finished(place, lineage, step, state, usage)
+                self._finished(place, conversation, step, state, usage)
         finally:
             if usage is None:  # its client is gone, or it failed
                 live.emit(StepFailed(program.id, step))
             if choice:
-                live.emit(LineageEnded(program.id, lineage))
+                live.emit(ConversationEnded(program.id, conversation))
 
     async def _admission(self, program: HttpProgram) -> None:
         """Wait until the scheduler lets a program run. Raises `ProgramReleased` for one that was
@@ -384,7 +394,9 @@ class Programs:
         if program.ended:
             raise ProgramReleased(program.label)
 
-    def _finished(self, place: Place, lineage: str, step: str, state: str, usage: Usage) -> None:
+    def _finished(
+        self, place: Place, conversation: str, step: str, state: str, usage: Usage
+    ) -> None:
         if (account := place.program.account) is not None:
             account.usage.output_tokens += usage.output_tokens
             account.usage.tokens += usage.prompt_tokens - usage.cached_tokens + usage.output_tokens
@@ -392,8 +404,8 @@ class Programs:
         computed = usage.prompt_tokens - usage.cached_tokens
         self.live.emit(
             StepFinished(
-                place.program.id, lineage, step, state, self.live.engine.info.id, context,
-                tuple(place.lineage.kinds) or (CLIENT,), computed, *spans(usage),
+                place.program.id, conversation, step, state, self.live.engine.info.id, context,
+                tuple(place.conversation.kinds) or (CLIENT,), computed, *spans(usage),
             )
         )  # fmt: skip
 

@@ -145,12 +145,12 @@ def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
     seen, known, again = set[int](), set[str](), 0
 
     def tell(event: Event, now: float) -> None:
-        cache.lineages.expire(now)
+        cache.conversations.expire(now)
         for action in core.handle(event, now):
             if isinstance(action, LeaseKV):
-                cache.lineages.lease(action.lineage, now, action.ttl, action.value)
+                cache.conversations.lease(action.conversation, now, action.ttl, action.value)
             elif isinstance(action, ReleaseKV):
-                cache.lineages.release(action.lineage, evict=action.evict)
+                cache.conversations.release(action.conversation, evict=action.evict)
 
     for now, what, index in timeline(log):
         a = log[index]

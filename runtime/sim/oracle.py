@@ -16,7 +16,7 @@ import numpy as np
 from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policy import Keep, Policy, Retention
-from drawloom.runtime.scheduler.program_state import Lineage, Program, Rank
+from drawloom.runtime.scheduler.program_state import ConversationState, Program, Rank
 from drawloom.runtime.scheduler.state import World
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.workload import Job
@@ -59,8 +59,10 @@ class Clairvoyant(Policy):
     def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
         return self._work(program)
 
-    def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
-        return Keep(_LEASE, lineage.context)
+    def retain(
+        self, world: World, program: Program, conversation: ConversationState, now: float
+    ) -> Retention:
+        return Keep(_LEASE, conversation.context)
 
 
 class Gittins:

@@ -68,8 +68,8 @@ class Counters:
     context: float = 0.0
 
 
-def sequence(step: str, lineage: str, units: list[int], salt: bytes = b"") -> Sequence:
-    return Sequence(step, lineage, units, SamplingParams(max_tokens=1), salt)
+def sequence(step: str, conversation: str, units: list[int], salt: bytes = b"") -> Sequence:
+    return Sequence(step, conversation, units, SamplingParams(max_tokens=1), salt)
 
 
 __all__ = ["BLOCK", "Counters", "Work", "sequence"]

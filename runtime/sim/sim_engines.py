@@ -60,7 +60,7 @@ class Engines:
         engine = self.all[name]
         if name not in self._touched:
             self._touched[name] = None
-            engine.cache.lineages.expire(self.now)
+            engine.cache.conversations.expire(self.now)
             engine.advance(self.now)
         return engine
 
@@ -104,18 +104,18 @@ class Engines:
 
     # --- from one to another --------------------------------------------------------------
 
-    def move(self, source: str, lineage: str) -> tuple[list[int], float]:
+    def move(self, source: str, conversation: str) -> tuple[list[int], float]:
         """A conversation's KV sets out; what it has, and when it is there. It takes a handshake
         and two copies, out of one device and into another."""
-        found = self.at(source).cache.lineages.contents(lineage)
+        found = self.at(source).cache.conversations.contents(conversation)
         units = found[0] if found is not None else []
         tokens = len(units) * self._machine.unit
         self.moved += tokens
         return units, self.now + _HANDSHAKE + 2 * self._machine.cost.restore(tokens)
 
-    def arrive(self, target: str, lineage: str, units: list[int]) -> None:
+    def arrive(self, target: str, conversation: str, units: list[int]) -> None:
         """It is there, as much of it as finds room."""
-        self.at(target).cache.adopt(lineage, units, b"")
+        self.at(target).cache.adopt(conversation, units, b"")
 
 
 __all__ = ["Engines", "News"]

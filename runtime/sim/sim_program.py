@@ -42,7 +42,7 @@ class Outcome:
     engines: int = 1
 
 
-def lineage_of(program: str, chat: int) -> str:
+def conversation_of(program: str, chat: int) -> str:
     """The name of a program's conversation."""
     return f"{program}.{chat}" if chat else program
 
@@ -134,4 +134,4 @@ class Prompts:
         return known[:size]
 
 
-__all__ = ["Ended", "Outcome", "Prompts", "Running", "lineage_of"]
+__all__ = ["Ended", "Outcome", "Prompts", "Running", "conversation_of"]

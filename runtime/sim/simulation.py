@@ -27,12 +27,12 @@ from drawloom.runtime.scheduler.actions import (
     WarmEnv,
 )
 from drawloom.runtime.scheduler.events import (
+    ConversationEnded,
     Decoded,
     EngineUp,
     Event,
     Expected,
     Forked,
-    LineageEnded,
     Preempted,
     ProgramEnded,
     ProgramSubmitted,
@@ -47,7 +47,7 @@ from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.sim_calls import Work, sequence
 from drawloom.runtime.sim.sim_engines import Engines
 from drawloom.runtime.sim.sim_host import Rooms, SimHost
-from drawloom.runtime.sim.sim_program import Ended, Outcome, Prompts, Running, lineage_of
+from drawloom.runtime.sim.sim_program import Ended, Outcome, Prompts, Running, conversation_of
 from drawloom.runtime.sim.workload import Job
 
 
@@ -233,19 +233,19 @@ class Simulation:
         name, at = which
         running = self._running[name]
         job, call = running.job, running.job.calls[at]
-        lineage = lineage_of(name, call.chat)
+        conversation = conversation_of(name, call.chat)
         if call.chat not in running.chats:
             self._fork(running, job.base(at))
         units, tail = self._prompts.of(running, at)
         self._fresh += self._unit * (len(units) - tail) + call.output
         step = f"{name}#{at}"
         answer = self._prompts.new(call.output)
-        seq, prompt = sequence(step, lineage, units), len(units) * self._unit
+        seq, prompt = sequence(step, conversation, units), len(units) * self._unit
         work = Work(step, seq, prompt, call.output, 0.0, self.now, answer)
         self._steps[step] = _Step(running, at, work, tail)
         state = self._state(job, at)
         most = max(call.output, job.max_tokens)
-        self._tell(StepReady(name, lineage, step, state, self._home, prompt, most))
+        self._tell(StepReady(name, conversation, step, state, self._home, prompt, most))
 
     def _fork(self, running: Running, base: int) -> None:
         """All conversations that go on from a call begin; they are there before any of them speaks.
@@ -255,7 +255,9 @@ class Simulation:
             if job.base(at) == base and call.chat not in running.chats:
                 running.chats.add(call.chat)
                 if base >= 0 and self.knows != "blind":
-                    parent, child = (lineage_of(job.id, c.chat) for c in (job.calls[base], call))
+                    parent, child = (
+                        conversation_of(job.id, c.chat) for c in (job.calls[base], call)
+                    )
                     self._tell(Forked(job.id, parent, child, self._home))
 
     def _finished(self, work: Work) -> None:
@@ -281,7 +283,7 @@ class Simulation:
             self._tell(ProgramEnded(job.id))
             return
         if not running.calls_of[call.chat] and call.chat:
-            self._tell(LineageEnded(job.id, lineage_of(job.id, call.chat)))
+            self._tell(ConversationEnded(job.id, conversation_of(job.id, call.chat)))
         if self.knows == "declared" and call.left is not None:
             self._tell(Expected(job.id, call.left))
         if self.host is not None and job.env and call.busy:
@@ -299,9 +301,9 @@ class Simulation:
         """A call's tool, in the program's environment."""
         assert self.host is not None
         job, call = running.job, running.job.calls[at]
-        lineage, name = lineage_of(job.id, call.chat), f"{job.id}#{at}"
+        conversation, name = conversation_of(job.id, call.chat), f"{job.id}#{at}"
         self._tools[name] = (running, at)
-        event = ToolReady(job.id, lineage, name, call.tool, self.host.name)
+        event = ToolReady(job.id, conversation, name, call.tool, self.host.name)
         self.host.claim(job)
         self.host.when_ready(job, lambda: self._tell(event))
 
@@ -315,8 +317,8 @@ class Simulation:
         queued, service = work.begun - work.ready, self.now - work.begun
         self._tell(
             StepFinished(
-                job.id, lineage_of(job.id, call.chat), work.step, self._state(job, at), self._home,
-                context, calls, computed, seconds, queued, service, last,
+                job.id, conversation_of(job.id, call.chat), work.step, self._state(job, at),
+                self._home, context, calls, computed, seconds, queued, service, last,
             )
         )  # fmt: skip
 
@@ -325,7 +327,7 @@ class Simulation:
     def _start(self, action: StartStep) -> None:
         work = self._steps[action.step].work
         work.priority = action.priority
-        _, there = self._coming.get(work.seq.lineage, ("", self.now))  # its KV is on its way
+        _, there = self._coming.get(work.seq.conversation, ("", self.now))  # its KV is on its way
         if there > self.now:
             self._at(there, self._submit, (action.engine, work))
         else:
@@ -369,31 +371,31 @@ class Simulation:
         )
 
     def _lease(self, action: LeaseKV) -> None:
-        lineages = self.engines.at(action.engine).cache.lineages
-        lineages.lease(action.lineage, self.now, action.ttl, action.value)
+        conversations = self.engines.at(action.engine).cache.conversations
+        conversations.lease(action.conversation, self.now, action.ttl, action.value)
 
     def _release(self, action: ReleaseKV) -> None:
-        lineages = self.engines.at(action.engine).cache.lineages
-        lineages.release(action.lineage, evict=action.evict)
-        if self._coming.get(action.lineage, ("", 0.0))[0] == action.engine:
-            del self._coming[action.lineage]
+        conversations = self.engines.at(action.engine).cache.conversations
+        conversations.release(action.conversation, evict=action.evict)
+        if self._coming.get(action.conversation, ("", 0.0))[0] == action.engine:
+            del self._coming[action.conversation]
 
     def _demote(self, action: DemoteKV) -> None:
-        self.engines.at(action.engine).cache.lineages.demote(action.lineage)
+        self.engines.at(action.engine).cache.conversations.demote(action.conversation)
 
     def _prefetch(self, action: PrefetchKV) -> None:
-        self.engines.at(action.engine).cache.lineages.prefetch(action.lineage)
+        self.engines.at(action.engine).cache.conversations.prefetch(action.conversation)
 
     def _move(self, action: MoveKV) -> None:
-        units, there = self.engines.move(action.engine, action.lineage)
-        self._coming[action.lineage] = (action.target, there)
+        units, there = self.engines.move(action.engine, action.conversation)
+        self._coming[action.conversation] = (action.target, there)
         self._at(there, self._moved, (action, units, there))
 
     def _moved(self, what: tuple[MoveKV, list[int], float]) -> None:
         action, units, there = what
-        if self._coming.get(action.lineage) == (action.target, there):  # it has not ended
-            del self._coming[action.lineage]
-            self.engines.arrive(action.target, action.lineage, units)
+        if self._coming.get(action.conversation) == (action.target, there):  # it has not ended
+            del self._coming[action.conversation]
+            self.engines.arrive(action.target, action.conversation, units)
 
 
 __all__ = ["Simulation"]

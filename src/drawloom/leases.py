@@ -15,7 +15,7 @@ class LeaseStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KVReply:
-    """`tokens` is how much of the lineage, from its beginning, the answer covers."""
+    """`tokens` is how much of the conversation, from its beginning, the answer covers."""
 
     status: LeaseStatus
     tokens: int

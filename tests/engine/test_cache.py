@@ -25,8 +25,8 @@ SALT = b"tenant"
 
 class CacheMachine(RuleBasedStateMachine):
     """An engine core over a small cache in two tiers, tensors moved by the copies of a machine, and
-    a runner that checks every block it reads; lineages that return, fork, lease, move between the
-    tiers and end in any order; copies that fail."""
+    a runner that checks every block it reads; conversations that return, fork, lease, move between
+    the tiers and end in any order; copies that fail."""
 
     window = 0
 
@@ -70,7 +70,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.made += 1
             self.chats[f"chat-{self.made}"] = []
         name = sorted(self.chats)[which % len(self.chats)]
-        if any(s.lineage == name for s in self.core.batch.sequences):
+        if any(s.conversation == name for s in self.core.batch.sequences):
             return
         rng = random.Random(more * 7 + words)
         tokens = self.chats[name] + [rng.randrange(words) for _ in range(more)]
@@ -101,8 +101,8 @@ class CacheMachine(RuleBasedStateMachine):
                 assert delta.error is None, delta.error
                 if delta.finish in (FinishReason.STOP, FinishReason.LENGTH):
                     seq = running.get(delta.request)
-                    if seq is not None and seq.lineage in self.chats:
-                        self.chats[seq.lineage] = seq.tokens
+                    if seq is not None and seq.conversation in self.chats:
+                        self.chats[seq.conversation] = seq.tokens
 
     @rule()
     def step_that_fails(self) -> None:
@@ -168,7 +168,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.cache.lineages._sweep()
+        self.cache.conversations._sweep()
 
     @rule(data=st.data())
     def cancel(self, data: Any) -> None:
@@ -226,9 +226,9 @@ TestCache = CacheMachine.TestCase
 TestWindow = WindowMachine.TestCase
 
 
-def _turn(cache: KVCache, lineage: str, tokens: list[int]) -> Sequence:
+def _turn(cache: KVCache, conversation: str, tokens: list[int]) -> Sequence:
     """Compute a prompt as a batch would, and end."""
-    seq = Sequence(f"{lineage}-{len(tokens)}", lineage, tokens, SamplingParams())
+    seq = Sequence(f"{conversation}-{len(tokens)}", conversation, tokens, SamplingParams())
     copies = cache.start(seq, cache.blocks_for(len(tokens)), False)
     assert copies is not None, "no room"
     for source, _, _ in copies:
@@ -248,7 +248,7 @@ def test_leased_blocks_are_evicted_last() -> None:
     kept, lost = [1] * 15, [2] * 15
     _turn(cache, "kept", kept)
     _turn(cache, "lost", lost)
-    assert cache.lineages.lease("kept", 0.0, 10.0, 1.0).status is LeaseStatus.ACCEPTED
+    assert cache.conversations.lease("kept", 0.0, 10.0, 1.0).status is LeaseStatus.ACCEPTED
     _turn(cache, "other", [3] * 16)
     assert _hit(cache, kept) == 15
     assert _hit(cache, lost) == 0
@@ -257,7 +257,7 @@ def test_leased_blocks_are_evicted_last() -> None:
 def test_a_running_sequence_may_reclaim_every_lease() -> None:
     cache = KVCache(8, SIZE, lease_budget=1.0)
     _turn(cache, "a", [1] * 30)
-    cache.lineages.lease("a", 0.0, 1e9, 1e9)
+    cache.conversations.lease("a", 0.0, 1e9, 1e9)
     _turn(cache, "b", [2] * 31)
     assert cache.counters.lease_breaks == 1
     assert cache.leased_blocks == 0
@@ -267,8 +267,8 @@ def test_the_least_valuable_lease_breaks_first() -> None:
     cache = KVCache(8, SIZE, lease_budget=1.0)
     _turn(cache, "cheap", [1] * 16)
     _turn(cache, "dear", [2] * 16)
-    cache.lineages.lease("cheap", 0.0, 100.0, 1.0)
-    cache.lineages.lease("dear", 0.0, 100.0, 2.0)
+    cache.conversations.lease("cheap", 0.0, 100.0, 1.0)
+    cache.conversations.lease("dear", 0.0, 100.0, 2.0)
     _turn(cache, "new", [3] * 16)
     assert _hit(cache, [2] * 16) == 16
     assert _hit(cache, [1] * 16) == 0
@@ -277,9 +277,9 @@ def test_the_least_valuable_lease_breaks_first() -> None:
 def test_an_expired_lease_protects_nothing() -> None:
     cache = KVCache(8, SIZE, lease_budget=1.0)
     _turn(cache, "a", [1] * 16)
-    cache.lineages.lease("a", 0.0, 1.0, 1.0)
+    cache.conversations.lease("a", 0.0, 1.0, 1.0)
     _turn(cache, "b", [2] * 16)
-    cache.lineages.expire(2.0)
+    cache.conversations.expire(2.0)
     assert cache.leased_blocks == 0
 
 
@@ -287,27 +287,27 @@ def test_leases_that_were_replaced_are_not_kept() -> None:
     cache = KVCache(8, SIZE, lease_budget=1.0)
     _turn(cache, "a", [1] * 16)
     for now in range(1000):
-        cache.lineages.lease("a", float(now), 1e9, 1.0)
-        cache.lineages.renew("a", float(now), 1e9)
-    leases = cache.lineages._leases
+        cache.conversations.lease("a", float(now), 1e9, 1.0)
+        cache.conversations.renew("a", float(now), 1e9)
+    leases = cache.conversations._leases
     assert len(leases._by_value) < 100 and len(leases._by_expiry) < 100
 
 
 def test_leases_over_the_budget_are_clipped_and_say_so() -> None:
     cache = KVCache(8, SIZE, lease_budget=0.5)
     _turn(cache, "a", [1] * 24)
-    reply = cache.lineages.lease("a", 0.0, 1.0, 1.0)
+    reply = cache.conversations.lease("a", 0.0, 1.0, 1.0)
     assert reply.status is LeaseStatus.CLIPPED
     assert reply.tokens == 16
 
 
-def test_release_frees_at_once_what_only_that_lineage_used() -> None:
+def test_release_frees_at_once_what_only_that_conversation_used() -> None:
     cache = KVCache(16, SIZE, lease_budget=1.0)
     shared = [7] * 8
     _turn(cache, "a", shared + [1] * 8)
     _turn(cache, "b", shared + [2] * 8)
     free = cache.pool.free
-    cache.lineages.release("a")
+    cache.conversations.release("a")
     assert cache.pool.free == free + 2
     assert _hit(cache, shared + [2] * 8) == 16
 
@@ -315,7 +315,7 @@ def test_release_frees_at_once_what_only_that_lineage_used() -> None:
 def test_a_newer_turn_supersedes_the_lease_of_the_branch_it_left() -> None:
     cache = KVCache(16, SIZE, lease_budget=1.0)
     _turn(cache, "a", [1] * 16)
-    cache.lineages.lease("a", 0.0, 100.0, 1.0)
+    cache.conversations.lease("a", 0.0, 100.0, 1.0)
     _turn(cache, "a", [1] * 8 + [2] * 8)
     assert cache.leased_blocks == 2
 
@@ -334,12 +334,12 @@ def test_the_unfinished_block_of_a_turn_is_gone_when_a_newer_turn_has_finished_i
     assert _hit(cache, fork) == len(fork)
 
 
-def test_verbs_on_an_unknown_lineage_answer_missing() -> None:
+def test_verbs_on_an_unknown_conversation_answer_missing() -> None:
     cache = KVCache(4, SIZE)
     replies = (
-        cache.lineages.lease("x", 0.0, 1.0, 1.0),
-        cache.lineages.release("x"),
-        cache.lineages.fork("x", "y"),
+        cache.conversations.lease("x", 0.0, 1.0, 1.0),
+        cache.conversations.release("x"),
+        cache.conversations.fork("x", "y"),
     )
     assert {r.status for r in replies} == {LeaseStatus.MISSING}
 
@@ -374,7 +374,7 @@ def test_a_context_of_thousands_of_blocks_is_forgotten() -> None:
     cache = KVCache(2100, SIZE)
     long = list(range(2000 * SIZE))
     _turn(cache, "long", long)
-    cache.lineages.release("long", evict=False)
+    cache.conversations.release("long", evict=False)
     assert _hit(cache, long) == 2000 * SIZE
     cache.forget_all()
     assert _hit(cache, long) == 0

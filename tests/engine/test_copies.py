@@ -48,8 +48,8 @@ def _core(host: int = 40, blocks: int = 12, **options: Any) -> tuple[EngineCore,
     return core, runner
 
 
-def _ask(name: str, lineage: str, tokens: range) -> GenerateRequest:
-    return GenerateRequest(name, lineage, tuple(tokens), SamplingParams(max_tokens=2))
+def _ask(name: str, conversation: str, tokens: range) -> GenerateRequest:
+    return GenerateRequest(name, conversation, tuple(tokens), SamplingParams(max_tokens=2))
 
 
 @pytest.mark.parametrize("early", [True, False])

@@ -32,11 +32,11 @@ def _core(
     return EngineCore(info, cache, runner, NumberTokenizer(), clock=clock or Clock(), **options)
 
 
-def _ask(name: str, count: int, lineage: str = "", **options: Any) -> GenerateRequest:
+def _ask(name: str, count: int, conversation: str = "", **options: Any) -> GenerateRequest:
     params = SamplingParams(**{"max_tokens": 5, **options})
-    offset = 1000 * (sum(map(ord, lineage or name)) % 97)
+    offset = 1000 * (sum(map(ord, conversation or name)) % 97)
     tokens = tuple(range(offset, offset + count))
-    return GenerateRequest(name, lineage or name, tokens, params)
+    return GenerateRequest(name, conversation or name, tokens, params)
 
 
 def _run(core: EngineCore) -> dict[str, list[int]]:
@@ -120,7 +120,7 @@ def test_a_long_tool_sends_the_kv_to_host_memory_and_a_short_one_keeps_it() -> N
     assert core.stats().demotions == 1
     assert core.handle(do.ToolFinished("chat")).tokens == 104
     assert core.handle(do.Done("chat")).status is LeaseStatus.ACCEPTED
-    assert core.stats().lineages == 0
+    assert core.stats().conversations == 0
     assert core.stats().host_blocks == 0
 
 
@@ -200,16 +200,16 @@ def test_ten_times_more_programs_than_memory_at_99_percent_all_finish() -> None:
     assert set(turns.values()) == {4}
     assert fullest > 0.99
     core.cache.check([])
-    assert core.stats().lineages == 0
+    assert core.stats().conversations == 0
 
 
-def test_a_lineage_that_is_released_while_it_runs_leaves_nothing() -> None:
+def test_a_conversation_that_is_released_while_it_runs_leaves_nothing() -> None:
     core = _core()
     core.submit(_ask("a", 40, "chat", max_tokens=10))
     core.step()
     core.handle(do.Release("chat"))
     assert len(_run(core)["a"]) == 10
-    assert core.stats().lineages == 0
+    assert core.stats().conversations == 0
     assert core.cache.available == 64
 
 

@@ -28,10 +28,10 @@ def _prompts(seed: int, count: int, shortest: int = 1, longest: int = 90) -> lis
 
 
 def _ask(
-    name: str, prompt: list[int], lineage: str | None = None, **options: Any
+    name: str, prompt: list[int], conversation: str | None = None, **options: Any
 ) -> GenerateRequest:
     params = SamplingParams(**{"max_tokens": COUNT, "ignore_eos": True, **options})
-    return GenerateRequest(name, lineage or name, tuple(prompt), params)
+    return GenerateRequest(name, conversation or name, tuple(prompt), params)
 
 
 def _check(oracle: Any, prompts: list[list[int]], out: dict[str, list[int]]) -> None:
@@ -235,7 +235,7 @@ def test_scores_survive_preemption(oracle: Any) -> None:
         assert scores[str(index)] == pytest.approx(found, abs=1e-4)
 
 
-def test_a_lineage_moves_to_another_engine(oracle: Any, run_core: Run) -> None:
+def test_a_conversation_moves_to_another_engine(oracle: Any, run_core: Run) -> None:
     if oracle.family == "mistral":
         pytest.skip("behind a sliding window the beginning is gone")
     here, there = oracle.engine(), oracle.engine()

@@ -121,7 +121,7 @@ async def test_leases_are_answered(engine: Host) -> None:
     await engine.release("a")
     await engine.release("b")
     stats = await _settled(engine)
-    assert (stats.leased_blocks, stats.lineages) == (0, 0)
+    assert (stats.leased_blocks, stats.conversations) == (0, 0)
 
 
 async def test_a_request_that_breaks_the_model_harms_no_other(
@@ -173,12 +173,12 @@ async def test_a_prompt_is_extended_scored_and_moved_between_the_tiers(
     wanted = llama.logits([*tokens, 5, 6, 7]).log_softmax(-1)[len(tokens) - 1 :, :]
     assert scores[0] == pytest.approx([wanted[i, 5 + i].item() for i in range(3)], abs=1e-4)
     assert (scores[1], len(scores[2])) == ((), 1)
-    assert (await engine.stats()).lineages == 1
+    assert (await engine.stats()).conversations == 1
     with pytest.raises(EngineError, match="before"):
         await engine.score((), [(1,)])
 
 
-async def test_a_lineage_is_exported_and_imported(engine: Host) -> None:
+async def test_a_conversation_is_exported_and_imported(engine: Host) -> None:
     await _all(engine, _ask("a"))
     data = await engine.tell(do.Export("a"))
     assert (await engine.tell(do.Import("b", data, salt=b"other"))).tokens == 27

@@ -58,9 +58,11 @@ def _covering() -> list[dict[str, Any]]:
 CASES = _covering()
 
 
-async def _say(engine: Host, name: str, lineage: str, tokens: list[int], count: int) -> list[int]:
+async def _say(
+    engine: Host, name: str, conversation: str, tokens: list[int], count: int
+) -> list[int]:
     params = SamplingParams(max_tokens=count, ignore_eos=True)
-    request = GenerateRequest(name, lineage, tuple(tokens), params)
+    request = GenerateRequest(name, conversation, tuple(tokens), params)
     return [t for delta in [d async for d in engine.generate(request)] for t in delta.tokens]
 
 

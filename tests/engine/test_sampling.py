@@ -16,8 +16,8 @@ from drawloom.engine.sequence import SamplingParams, Sequence
 from drawloom.errors import ConfigError, EngineError
 
 
-def _chunk(name: str, params: SamplingParams, position: int = 8, lineage: str = "x") -> Chunk:
-    seq = Sequence(name, lineage, [1] * position, params)
+def _chunk(name: str, params: SamplingParams, position: int = 8, conversation: str = "x") -> Chunk:
+    seq = Sequence(name, conversation, [1] * position, params)
     return Chunk(seq, [1], position - 1, [0], True)
 
 
@@ -35,21 +35,21 @@ def test_noise_does_not_depend_on_the_batch() -> None:
         assert sample(logits[index : index + 1], [chunk])[chunk.seq.id] == together[chunk.seq.id]
 
 
-def test_lineages_and_seeds_differ() -> None:
+def test_conversations_and_seeds_differ() -> None:
     logits = torch.zeros(1, 1000)
     base = _chunk("a", SamplingParams(temperature=1.0, seed=1))
     other = _chunk("a", SamplingParams(temperature=1.0, seed=2))
-    fork = _chunk("a", SamplingParams(temperature=1.0, seed=1), lineage="y")
+    fork = _chunk("a", SamplingParams(temperature=1.0, seed=1), conversation="y")
     tokens = {sample(logits, [c])["a"].token for c in (base, other, fork)}
     assert len(tokens) == 3
 
 
-def test_a_named_stream_of_noise_is_the_same_for_every_lineage() -> None:
+def test_a_named_stream_of_noise_is_the_same_for_every_conversation() -> None:
     logits = torch.zeros(1, 1000)
     params = SamplingParams(temperature=1.0, seed=1)
     tokens = []
-    for lineage, noise in (("x", "0"), ("y", "0"), ("x", "1"), ("x", "")):
-        seq = Sequence("a", lineage, [1] * 8, params, noise=noise)
+    for conversation, noise in (("x", "0"), ("y", "0"), ("x", "1"), ("x", "")):
+        seq = Sequence("a", conversation, [1] * 8, params, noise=noise)
         tokens.append(sample(logits, [Chunk(seq, [1], 7, [0], True)])["a"].token)
     assert tokens[0] == tokens[1]
     assert len(set(tokens)) == 3

@@ -69,10 +69,10 @@ def ask_everything(policy: Policy, world: World, now: float) -> None:
         policy.rank(world, program)
         policy.claim(world, program)
         policy.takes(world, program)
-        for lineage in program.lineages.values():
-            policy.retain(world, program, lineage, now)
-            policy.paused(world, program, lineage, now)
-            policy.tool(world, program, ToolReady(program.id, lineage.id, "c", "t", "h"), now)
+        for conversation in program.conversations.values():
+            policy.retain(world, program, conversation, now)
+            policy.paused(world, program, conversation, now)
+            policy.tool(world, program, ToolReady(program.id, conversation.id, "c", "t", "h"), now)
         for step in [*program.ready.values(), *program.started.values()]:
             policy.priority(world, program, step, now)
     for program in policy.admit(world, now):

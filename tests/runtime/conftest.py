@@ -47,7 +47,7 @@ class ScriptedEngine:
         self.info = EngineInfo("scripted", "scripted", "cpu", 4096, 100_000, 16)
         self.script, self.pause = script, pause
         self.prompts: list[str] = []
-        self.lineages: set[str] = set()
+        self.conversations: set[str] = set()
         self.leased: dict[str, float] = {}
         self.running = 0
         self.failures: list[Exception] = []
@@ -56,7 +56,7 @@ class ScriptedEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
         if self.failures:
             raise self.failures.pop(0)
-        self.lineages.add(request.lineage)
+        self.conversations.add(request.conversation)
         prompt = self.tokenizer.decode(list(request.tokens), special=True)
         self.prompts.append(prompt)
         text = self.script(prompt)
@@ -80,28 +80,33 @@ class ScriptedEngine:
         finally:
             self.running -= 1
 
-    async def lease(self, lineage: str, ttl: float, value: float) -> KVReply:
-        self.leased[lineage] = ttl
+    async def lease(self, conversation: str, ttl: float, value: float) -> KVReply:
+        self.leased[conversation] = ttl
         return KVReply(LeaseStatus.ACCEPTED, 0)
 
-    async def release(self, lineage: str, *, evict: bool = True) -> KVReply:
-        self.lineages.discard(lineage)
-        self.leased.pop(lineage, None)
+    async def release(self, conversation: str, *, evict: bool = True) -> KVReply:
+        self.conversations.discard(conversation)
+        self.leased.pop(conversation, None)
         return KVReply(LeaseStatus.ACCEPTED, 0)
 
     async def fork(self, parent: str, child: str) -> KVReply:
-        if parent in self.lineages:
-            self.lineages.add(child)
+        if parent in self.conversations:
+            self.conversations.add(child)
         return KVReply(LeaseStatus.ACCEPTED, 0)
 
-    async def demote(self, lineage: str) -> KVReply:
+    async def demote(self, conversation: str) -> KVReply:
         return KVReply(LeaseStatus.MISSING, 0)
 
-    async def prefetch(self, lineage: str) -> KVReply:
+    async def prefetch(self, conversation: str) -> KVReply:
         return KVReply(LeaseStatus.MISSING, 0)
 
     async def extend(
-        self, lineage: str, tokens: tuple[int, ...], *, salt: bytes = b"", priority: float = 0.0
+        self,
+        conversation: str,
+        tokens: tuple[int, ...],
+        *,
+        salt: bytes = b"",
+        priority: float = 0.0,
     ) -> KVReply:
         return KVReply(LeaseStatus.ACCEPTED, len(tokens))
 
@@ -128,7 +133,7 @@ async def open_runtime() -> AsyncIterator[Callable[..., object]]:
     for runtime, engine in opened:
         if runtime._live is not None:
             await runtime.__aexit__(None, None, None)
-        assert not engine.lineages, "a conversation was never released"
+        assert not engine.conversations, "a conversation was never released"
         assert engine.running == 0
 
 

@@ -25,8 +25,8 @@ class _Watched:
         engine = runtime.live.engine
         extend = engine.extend
 
-        async def watched(lineage: str, tokens: tuple[int, ...], **options: Any) -> KVReply:
-            reply = await extend(lineage, tokens, **options)
+        async def watched(conversation: str, tokens: tuple[int, ...], **options: Any) -> KVReply:
+            reply = await extend(conversation, tokens, **options)
             self.asked.append(tokens)
             self.more.set()
             return reply

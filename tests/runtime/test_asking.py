@@ -8,13 +8,13 @@ import pytest
 from drawloom.runtime.scheduler import Scheduler
 from drawloom.runtime.scheduler.actions import Action, StartStep, Wake
 from drawloom.runtime.scheduler.events import (
+    ConversationEnded,
     Decoded,
     EngineUp,
     Event,
     Expected,
     Forked,
     HostState,
-    LineageEnded,
     Preempted,
     ProgramEnded,
     ProgramSubmitted,
@@ -111,7 +111,7 @@ class Events:
     def _branch(self) -> Iterator[Event]:
         name = self.random.choice(list(self.lines))
         if len(self.lines[name]) > 2:
-            yield LineageEnded(name, self.lines[name].pop())
+            yield ConversationEnded(name, self.lines[name].pop())
             return
         self.made += 1
         child = f"{name}/{self.made}"
@@ -152,7 +152,7 @@ def test_a_snapshot_sees_what_a_policy_could_change() -> None:
     program = world.programs["p"]
     changes: list[Callable[[], object]] = [
         lambda: setattr(program, "claim", 5),
-        lambda: setattr(program.lineages["p"], "until", 5.0),
+        lambda: setattr(program.conversations["p"], "until", 5.0),
         lambda: world.graph("agent").durations.observe("t", 1.0),
         lambda: world.graph("agent").observe("llm", "end"),
         lambda: world.tenants.serve(program, 1.0),

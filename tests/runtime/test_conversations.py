@@ -238,7 +238,7 @@ def test_a_history_written_anew_is_the_same_conversation(
             answer, job = await server.ask(sent, said, caller, tools=[TOOL])
             if before is not None:
                 known = [*before.prompted.tokens, *before.choices[0].ids]
-                assert job.place.lineage is before.place.lineage
+                assert job.place.conversation is before.place.conversation
                 shown = job.prompted.prompt.text
                 if template not in ("hermes", "mistral") or shown.startswith(
                     before.prompted.prompt.text  # these two write the end of a chat otherwise
@@ -281,7 +281,7 @@ def test_a_thought_that_the_template_leaves_out_is_left_out() -> None:
         answer, first = await server.ask([QUESTION], f"{thought}Here.")
         messages = [QUESTION, answer, {"role": "user", "content": "Why?"}]
         _, second = await server.ask(messages, "Because.")
-        assert second.place.lineage is first.place.lineage
+        assert second.place.conversation is first.place.conversation
         assert second.prompted.known == len(first.prompted.tokens)
         assert "hm" in "".join(first.choices[0].text) and "hm" not in _shown(second)
         assert _shown(second) == second.prompted.prompt.text
@@ -297,7 +297,7 @@ def test_what_follows_a_stop_string_is_not_in_the_next_prompt() -> None:
         answer, first = await server.ask([QUESTION], told, end="Observation: made")
         messages = [QUESTION, answer, {"role": "user", "content": "Observation: 4"}]
         _, second = await server.ask(messages, "So.")
-        assert second.place.lineage is first.place.lineage
+        assert second.place.conversation is first.place.conversation
         assert "made" not in _shown(second)
         assert _shown(second).count("Observation") == 1
         assert second.prompted.known >= len(first.prompted.tokens) + len(TOKENIZER.encode(told))
@@ -314,7 +314,7 @@ def test_a_client_may_put_the_stop_string_back(form: str) -> None:
         messages = [QUESTION, {"role": "assistant", "content": form},
                     {"role": "user", "content": "4"}]  # fmt: skip
         _, second = await server.ask(messages, "So.")
-        assert second.place.lineage is first.place.lineage
+        assert second.place.conversation is first.place.conversation
         await server.programs.close()
 
     _run(talk())
@@ -329,7 +329,7 @@ def test_calls_that_come_back_as_text_are_one_program(template: str) -> None:
         for step in range(3):
             answer, job = await server.ask(messages, f"Step.\n{CALL}", tools=[TOOL])
             if before is not None:
-                assert job.place.lineage is before.place.lineage
+                assert job.place.conversation is before.place.conversation
                 assert job.prompted.known >= len(before.prompted.tokens)
             before, (call,) = job, answer["tool_calls"]
             function = {"name": "get", "arguments": json.loads(call["function"]["arguments"])}
@@ -382,7 +382,7 @@ def test_other_tools_and_another_system_message_are_what_the_model_sees() -> Non
         _, third = await server.ask(messages, "So.", caller, tools=[TOOL])
         assert "Two." in _shown(third) and "One." not in _shown(third)
         assert _shown(third) == third.prompted.prompt.text
-        assert len(second.place.program.lineages) == 1  # none is left behind
+        assert len(second.place.program.conversations) == 1  # none is left behind
         await server.programs.close()
 
     _run(talk())
@@ -409,11 +409,11 @@ def test_any_of_several_choices_may_be_gone_on_from() -> None:
     async def talk() -> None:
         server = _Server("qwen2_5")
         _, first = await server.ask([QUESTION], "same", n=2)
-        record: Any = first.place.lineage.record
+        record: Any = first.place.conversation.record
         assert len(record.answers) == 2
         answer = first.choices[1].message
         _, second = await server.ask([QUESTION, answer, QUESTION], "So.")
-        assert second.place.lineage is first.place.lineage
+        assert second.place.conversation is first.place.conversation
         await server.programs.close()
 
     _run(talk())
@@ -433,10 +433,10 @@ def test_who_asks_again_takes_up_what_broke_off() -> None:
             await anext(stream)
         await stream.aclose()
         _, again = await server.ask(messages, "two")
-        assert job.place.lineage is again.place.lineage is first.place.lineage
+        assert job.place.conversation is again.place.conversation is first.place.conversation
         said = {"role": "assistant", "content": "two"}
         _, after = await server.ask([*messages, said, QUESTION], "three")
-        assert after.place.lineage is first.place.lineage
+        assert after.place.conversation is first.place.conversation
         await server.programs.close()
 
     _run(talk())
@@ -449,16 +449,16 @@ def test_a_named_program_keeps_no_conversation_that_was_superseded() -> None:
         _, again = await server.ask([QUESTION], "two", caller)
         edited = [QUESTION, {"role": "assistant", "content": "what I made of it"}, QUESTION]
         _, other = await server.ask(edited, "three", caller)
-        assert first.place.lineage is again.place.lineage is other.place.lineage
+        assert first.place.conversation is again.place.conversation is other.place.conversation
         assert "what I made of it" in _shown(other) and "one" not in _shown(other)
         branch = [QUESTION, edited[1], {"role": "user", "content": "Or?"}]
         _, sibling = await server.ask(branch, "four", caller)
-        assert sibling.place.lineage is other.place.lineage
+        assert sibling.place.conversation is other.place.conversation
         assert sibling.prompted.known >= len(TOKENIZER.encode("what I made of it"))
         anew = [{"role": "user", "content": "Something else?"}]
         _, last = await server.ask(anew, "five", caller)
-        assert last.place.lineage is other.place.lineage
-        assert last.place.program.conversations == [last.place.lineage]
+        assert last.place.conversation is other.place.conversation
+        assert last.place.program.current_conversations == [last.place.conversation]
         await server.programs.close()
 
     _run(talk())
@@ -470,15 +470,17 @@ def test_a_program_that_goes_on_with_what_it_seemed_to_give_up_has_several_conve
         answer, main = await server.ask([QUESTION], "Let me ask.", caller)
         task = [{"role": "user", "content": "A part of it."}]
         result, part = await server.ask(task, "Done.", caller)
-        assert part.place.lineage is main.place.lineage  # for all that is known, it is given up
+        assert (
+            part.place.conversation is main.place.conversation
+        )  # for all that is known, it is given up
         _, again = await server.ask([QUESTION, answer, QUESTION], "So.", caller)
-        assert again.place.lineage is not main.place.lineage
+        assert again.place.conversation is not main.place.conversation
         assert again.prompted.known >= len(main.prompted.tokens)
         _, other = await server.ask([*task, result, QUESTION], "Done again.", caller)
-        assert other.place.lineage is part.place.lineage
+        assert other.place.conversation is part.place.conversation
         _, third = await server.ask([{"role": "user", "content": "And?"}], "Three.", caller)
-        assert third.place.program.conversations[-1] is third.place.lineage
-        assert len(third.place.program.conversations) == 3
+        assert third.place.program.current_conversations[-1] is third.place.conversation
+        assert len(third.place.program.current_conversations) == 3
         await server.programs.close()
 
     _run(talk())
@@ -493,8 +495,8 @@ def test_requests_at_a_time_are_conversations_of_their_own() -> None:
         for job in jobs:
             await job.whole()
         _, other = await server.ask([QUESTION], "yes", caller)
-        assert len({job.place.lineage.name for job in [*jobs, other]}) == 4
-        assert len(other.place.program.conversations) == 4
+        assert len({job.place.conversation.name for job in [*jobs, other]}) == 4
+        assert len(other.place.program.current_conversations) == 4
         await server.programs.close()
 
     _run(talk())
@@ -508,7 +510,7 @@ def test_an_answer_that_went_on_past_its_end_stays_as_it_was_sampled(template: s
         answer, first = await server.ask([QUESTION], said, end="", finish=FinishReason.LENGTH)
         assert end not in answer["content"]
         _, second = await server.ask([QUESTION, answer, QUESTION], "So.")
-        assert second.place.lineage is first.place.lineage
+        assert second.place.conversation is first.place.conversation
         assert second.prompted.known == len(first.prompted.tokens) + len(TOKENIZER.encode(said))
         await server.programs.close()
 
@@ -523,9 +525,9 @@ def test_a_nameless_client_that_rewrites_its_answers_is_one_program() -> None:
             jobs.append(job)
             said = {"role": "assistant", "content": f"Act {step}"}
             messages = [*messages, said, {"role": "user", "content": f"Observation: {step}"}]
-        assert len({job.place.lineage.name for job in jobs}) == len(server.programs) == 1
+        assert len({job.place.conversation.name for job in jobs}) == len(server.programs) == 1
         _, shorter = await server.ask([*messages[:3], QUESTION], "yes")
-        assert shorter.place.lineage is jobs[0].place.lineage
+        assert shorter.place.conversation is jobs[0].place.conversation
         await server.programs.close()
 
     _run(talk())
@@ -553,7 +555,7 @@ def test_what_is_shared_with_a_busy_conversation_is_known_to_its_fork() -> None:
         jobs = [await ChatCompletion.create(server.served, asked, caller) for _ in range(3)]
         known = [*first.prompted.tokens, *first.choices[0].ids]
         assert jobs[0].place.parent is None
-        assert [job.place.parent for job in jobs[1:]] == [first.place.lineage] * 2
+        assert [job.place.parent for job in jobs[1:]] == [first.place.conversation] * 2
         assert all(job.prompted.tokens[: len(known)] == known for job in jobs)
         for job in jobs:
             await job.whole()

@@ -127,7 +127,7 @@ async def test_programs_say_the_same_and_end_when_the_engine_is_killed(isolated:
     assert [type(event) for event in told] == [EngineDown, EngineUp]
     assert (world.programs, world.own, world.resting, world.capacity) == ({}, 0, 0, 2048)
     stats = await engine.stats()
-    assert (stats.lineages, stats.held_blocks, stats.running) == (0, 0, 0)
+    assert (stats.conversations, stats.held_blocks, stats.running) == (0, 0, 0)
 
 
 async def test_all_programs_hear_why_an_engine_does_not_come_back(

@@ -63,7 +63,7 @@ def test_every_program_ends_and_every_engine_is_left_empty(policy: str, routing:
         assert world.resting == world.computing == 0
     for engine in simulation.engines.all.values():
         engine.cache.check([])
-        assert len(engine.cache.lineages) == 0
+        assert len(engine.cache.conversations) == 0
         assert engine.counters.output > 0
 
 
@@ -378,7 +378,7 @@ class FleetMachine(RuleBasedStateMachine):
                 assert set(program.ready) | set(program.started) == set(calls)
                 assert set(program.started) == {s for s, at in calls.items() if at != "ready"}
                 assert sorted(calls) == sorted(
-                    c for x in program.lineages.values() for c in x.calls
+                    c for x in program.conversations.values() for c in x.calls
                 )
 
     @invariant()

@@ -98,9 +98,9 @@ async def test_with_a_name_or_without_with_tools_or_in_text_the_scheduler_is_tol
             assert graph.durations.known(tool).count == pytest.approx(2, rel=0.1)
             (program,) = server.live.scheduler.world.programs.values()
             assert program.steps == 3 and program.acting
-            (lineage,) = program.lineages.values()
-            assert lineage.waiting == tool and lineage.until > 0
-            assert list(server.live.engine.leased) == [lineage.id]
+            (conversation,) = program.conversations.values()
+            assert conversation.waiting == tool and conversation.until > 0
+            assert list(server.live.engine.leased) == [conversation.id]
             assert (await client.delete(f"/v1/programs/{label}")).status_code == 200
             assert not server.live.scheduler.world.programs
             await client.aclose()

@@ -19,9 +19,9 @@ from drawloom.runtime.scheduler.actions import (
 )
 from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.events import (
+    ConversationEnded,
     EngineUp,
     Forked,
-    LineageEnded,
     ProgramEnded,
     ProgramSubmitted,
     StepFinished,
@@ -48,18 +48,26 @@ class Cluster:
     def submit(self, name: str, now: float = 0.0, **options: Any) -> list[Action]:
         return self.core.handle(ProgramSubmitted(name, "agent", **options), now)
 
-    def ready(self, name: str, prompt: int, now: float = 0.0, lineage: str = "") -> list[Action]:
+    def ready(
+        self, name: str, prompt: int, now: float = 0.0, conversation: str = ""
+    ) -> list[Action]:
         self.steps += 1
         step = f"{name}#{self.steps}"
-        event = StepReady(name, lineage or name, step, "llm", "e", prompt, 10)
+        event = StepReady(name, conversation or name, step, "llm", "e", prompt, 10)
         self.last = step
         return self.core.handle(event, now)
 
     def done(
-        self, name: str, context: int, now: float, step: str = "", lineage: str = "", **more: Any
+        self,
+        name: str,
+        context: int,
+        now: float,
+        step: str = "",
+        conversation: str = "",
+        **more: Any,
     ) -> list[Action]:
         event = StepFinished(
-            name, lineage or name, step or self.last, "llm", "e", context, ("t",),
+            name, conversation or name, step or self.last, "llm", "e", context, ("t",),
             computed=context, **more,
         )  # fmt: skip
         return self.core.handle(event, now)
@@ -219,9 +227,9 @@ def test_thunder_pauses_the_smallest_idle_program_on_its_clock() -> None:
 def test_thunder_marks_everything_that_computes_while_anything_overflows() -> None:
     it = Cluster("thunder", kv=1000)
     steps = {name: it.enter(name, 200) for name in "abc"}
-    it.core.world.programs["a"].lineages["a"].context = 0  # as an estimate that was wrong
+    it.core.world.programs["a"].conversations["a"].context = 0  # as an estimate that was wrong
     it.core.world.resize(
-        it.core.world.programs["a"], it.core.world.programs["a"].lineages["a"], 450, 0
+        it.core.world.programs["a"], it.core.world.programs["a"].conversations["a"], 450, 0
     )
     _tick(it, 5.0)
     for name in "abc":
@@ -247,7 +255,7 @@ def test_thunder_resumes_nobody_into_what_it_pauses_on_the_same_tick() -> None:
     it.submit("new")
     it.ready("new", 50, 1.0)
     it.core.world.resize(
-        it.core.world.programs["big"], it.core.world.programs["big"].lineages["big"], 600, 0
+        it.core.world.programs["big"], it.core.world.programs["big"].conversations["big"], 600, 0
     )
     assert _started(_tick(it, 5.0)) == []  # 600 + 300 + slack overflow: resume, then pause
     assert not it.core.world.programs["idle"].active
@@ -337,16 +345,16 @@ def test_parallel_branches_are_counted_each() -> None:
     it.core.handle(Forked("a", "a", "a.1", "e"), 1.0)
     it.ready("a", 200, 2.0)
     one = it.last
-    it.ready("a", 10_000, 2.0, lineage="a.1")
+    it.ready("a", 10_000, 2.0, conversation="a.1")
     two = it.last
     program = it.core.world.programs["a"]
     assert (program.running, program.tokens) == (2, 10_200)
     it.done("a", 216, 3.0, step=one)
     assert not program.acting  # its sibling still runs
-    it.done("a", 10_010, 4.0, step=two, lineage="a.1")
+    it.done("a", 10_010, 4.0, step=two, conversation="a.1")
     assert program.acting
     assert program.tokens == 10_226
-    it.core.handle(LineageEnded("a", "a.1"), 5.0)
+    it.core.handle(ConversationEnded("a", "a.1"), 5.0)
     assert program.tokens == 216
 
 
@@ -366,10 +374,10 @@ def test_a_branch_that_is_given_up_while_it_computes_leaves_its_program_pausable
     it = Cluster("drawloom", kv=20_000)
     first = it.enter("a", 100)
     it.core.handle(Forked("a", "a", "a.1", "e"), 0.5)
-    it.ready("a", 200, 0.5, lineage="a.1")
+    it.ready("a", 200, 0.5, conversation="a.1")
     program = it.core.world.programs["a"]
     assert program.running == 2
-    it.core.handle(LineageEnded("a", "a.1"), 1.0)  # no StepFinished will come
+    it.core.handle(ConversationEnded("a", "a.1"), 1.0)  # no StepFinished will come
     assert program.running == 1
     it.done("a", 110, 2.0, step=first)
     assert program.acting
@@ -381,8 +389,8 @@ def test_a_held_branch_that_is_given_up_is_not_started_later() -> None:
     it.submit("b", 0.0)
     it.ready("b", 50, 0.0)
     it.core.handle(Forked("b", "b", "b.1", "e"), 0.0)
-    it.ready("b", 60, 0.0, lineage="b.1")
-    it.core.handle(LineageEnded("b", "b.1"), 1.0)
+    it.ready("b", 60, 0.0, conversation="b.1")
+    it.core.handle(ConversationEnded("b", "b.1"), 1.0)
     assert _started(it.core.handle(ProgramEnded("a"), 2.0)) == ["b#2"]
 
 

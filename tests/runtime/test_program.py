@@ -302,7 +302,7 @@ async def test_branches_are_named_by_place_not_by_who_is_first(open_runtime: Any
             await asyncio.sleep(delay)
             chat = Chat().user(f"{delay}")
             await chat.turn()
-            return chat.lineage.split(":")[1]
+            return chat.conversation.split(":")[1]
 
         return await gather(lambda: branch(0.02), lambda: branch(0.0))
 
@@ -316,7 +316,7 @@ async def test_cancelling_frees_everything_at_once(open_runtime: Any) -> None:
     await asyncio.sleep(0.15)
     await run.cancel()
     engine: Any = runtime.live.engine
-    assert (engine.running, engine.lineages) == (0, set())
+    assert (engine.running, engine.conversations) == (0, set())
     with pytest.raises(Cancelled):
         await run.result()
     assert (await runtime.store.program(run.id)).status == "cancelled"

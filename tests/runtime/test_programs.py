@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from drawloom.prompts import Prompt
 from drawloom.runtime.execution.budget import Account, Budget
-from drawloom.runtime.scheduler.events import LineageEnded, ProgramEnded, ProgramSubmitted
+from drawloom.runtime.scheduler.events import ConversationEnded, ProgramEnded, ProgramSubmitted
 from drawloom.runtime.server import directory
 from drawloom.runtime.server import sessions as module
 from drawloom.runtime.server.conversation import (
@@ -44,7 +44,7 @@ class _Live:
     def __init__(self) -> None:
         self.engine = _Engine()
         self.submitted: set[str] = set()
-        self.lineages_ended: set[str] = set()
+        self.conversations_ended: set[str] = set()
 
     def expect_admission(self, program: str) -> asyncio.Future[None]:
         return asyncio.get_event_loop().create_future()
@@ -55,8 +55,8 @@ class _Live:
             self.submitted.add(event.program)
         elif isinstance(event, ProgramEnded):
             self.submitted.discard(event.program)
-        elif isinstance(event, LineageEnded):
-            self.lineages_ended.add(event.lineage)
+        elif isinstance(event, ConversationEnded):
+            self.conversations_ended.add(event.conversation)
 
     async def settle(self) -> None: ...
 
@@ -88,7 +88,7 @@ class _Conversation:
 class ManyClients(RuleBasedStateMachine):
     """Clients of all kinds come, speak, leave, are released, more of them than any bound."""
 
-    bounds: ClassVar = {"_NAMELESS": 3, "_NAMED": 3, "_TOKENS": 10, "_LINEAGES": 2}
+    bounds: ClassVar = {"_NAMELESS": 3, "_NAMED": 3, "_TOKENS": 10, "_CONVERSATIONS": 2}
 
     @initialize()
     def begin(self) -> None:
@@ -96,7 +96,7 @@ class ManyClients(RuleBasedStateMachine):
         asyncio.set_event_loop(self.loop)
         self.patch = pytest.MonkeyPatch()
         for name, bound in self.bounds.items():
-            self.patch.setattr(module if name == "_LINEAGES" else directory, name, bound)
+            self.patch.setattr(module if name == "_CONVERSATIONS" else directory, name, bound)
         self.live: Any = _Live()
 
         async def make() -> Programs:
@@ -182,9 +182,11 @@ class ManyClients(RuleBasedStateMachine):
             return
         for place, _, _ in self.open:
             assert place.program.ended or place.program in list(self.programs.known)
-            assert place.lineage.busy
-        lineages = [place.lineage for place, _, _ in self.open]
-        assert len(set(map(id, lineages))) == len(lineages), "one conversation, two requests"
+            assert place.conversation.busy
+        conversations = [place.conversation for place, _, _ in self.open]
+        assert len(set(map(id, conversations))) == len(conversations), (
+            "one conversation, two requests"
+        )
         ids = [program.id for program in self.programs.known]
         assert len(set(ids)) == len(ids) or any(p.account for p in self.programs.known)
         for named, bound in ((True, directory._NAMED), (False, directory._NAMELESS)):
@@ -192,13 +194,13 @@ class ManyClients(RuleBasedStateMachine):
             running = sum(p.running > 0 for p in alike)
             assert len(alike) <= max(bound, running)
         for program in self.programs.known:
-            idle = [line for line in program.lineages.values() if not line.busy]
-            assert len(idle) <= module._LINEAGES
+            idle = [line for line in program.conversations.values() if not line.busy]
+            assert len(idle) <= module._CONVERSATIONS
         idle_tokens = sum(
             line.size
             for p in self.programs.known
             if not p.running and p.account is None
-            for line in p.lineages.values()
+            for line in p.conversations.values()
         )
         assert idle_tokens <= directory._TOKENS
 
@@ -286,7 +288,7 @@ async def test_text_that_begins_with_what_was_told_is_the_next_turn(told: str) -
     programs.leave(place, PlainRecord(sampled, packed([1, 2]), told=prompt + told))
     for text in (sampled, prompt + told):
         again = programs.claim(Caller(), TextRequest(text + "\nObservation: 4"))
-        assert again.lineage is place.lineage and again.match.whole
+        assert again.conversation is place.conversation and again.match.whole
         programs.leave(again)
     other = programs.claim(Caller(), TextRequest("Question?"))
     assert other.program is not place.program

@@ -206,7 +206,7 @@ async def test_the_branch_that_decided_decides_again(open_runtime: Any, tmp_path
         return await wait(name, 0.1)
 
     async def attempt(branch: Chat) -> str:
-        slow = branch.lineage.endswith(".0")
+        slow = branch.conversation.endswith(".0")
         return await (slowly("slow") if slow else quickly("quick"))
 
     async def body() -> list[Any]:
@@ -219,7 +219,7 @@ async def test_the_branch_that_decided_decides_again(open_runtime: Any, tmp_path
         ]
 
     async def attempt_badly(branch: Chat) -> str:
-        slow = branch.lineage.endswith(".2")
+        slow = branch.conversation.endswith(".2")
         return await wait("bad slow" if slow else "bad", 0.2 if slow else 0.05)
 
     live, replayed = await live_and_replayed(open_runtime, tmp_path, body, [wait])
@@ -539,7 +539,7 @@ async def test_a_step_that_another_executor_did_is_counted_once(
         row = await store.step(program.id, "0#0")
         assert row is not None
         await store.add_llm(program.id, "1#0", row.started, row.started, row.detail)
-        done = {"arguments": {}, "lineage": "", "value": "paid", "ok": True, "seconds": 0.0}
+        done = {"arguments": {}, "conversation": "", "value": "paid", "ok": True, "seconds": 0.0}
         await store.intend(program.id, "call2", "pay", done)
         await store.end_tool(program.id, "call2", done)
         return [turn.text, (await Chat().user("q").turn()).text, await pay()]

@@ -7,7 +7,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from drawloom.engine.config import EngineConfig
-from drawloom.runtime.scheduler.events import LineageEnded, StepReady
+from drawloom.runtime.scheduler.events import ConversationEnded, StepReady
 from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server.app import Server
 from drawloom.runtime.server.chat_completions import ChatCompletion
@@ -94,7 +94,7 @@ def test_a_client_of_one_conversation_at_a_time_holds_one_however_it_treats_its_
                     usage = job.usages()[0]
                     found = min(_common(held[:-1], tokens), usage.prompt_tokens - 1)
                     assert usage.cached_tokens >= found // BLOCK * BLOCK, "what it kept is lost"
-                    assert len(job.place.program.conversations) == 1
+                    assert len(job.place.program.current_conversations) == 1
                     assert _resident(server) <= -(-len(tokens) // BLOCK) + 1
                     (program,) = server.live.scheduler.world.programs.values()
                     assert program.tokens == len(tokens)
@@ -106,8 +106,10 @@ def test_a_client_of_one_conversation_at_a_time_holds_one_however_it_treats_its_
                 history = [*client.messages, {"role": "assistant", "content": said}]
                 client.next(way, said, back)
             if named:
-                assert len({event.lineage for event in told if isinstance(event, StepReady)}) == 1
-                assert not any(isinstance(event, LineageEnded) for event in told)
+                assert (
+                    len({event.conversation for event in told if isinstance(event, StepReady)}) == 1
+                )
+                assert not any(isinstance(event, ConversationEnded) for event in told)
             await server.close()
 
     asyncio.run(talk())
@@ -118,7 +120,7 @@ async def test_a_client_that_rewrites_takes_nothing_from_one_that_waits() -> Non
     async with Runtime(sandbox="none", engine=config, record=False) as runtime:
         server, waiting, rewriting = Server(runtime), _Client("Wait."), _Client("word " * 60)
         first, said = await _ask(server, waiting, Caller(name="waiting"))
-        await server.live.engine.lease(first.place.lineage.name, 0.0, 0.0)  # it ends at once
+        await server.live.engine.lease(first.place.conversation.name, 0.0, 0.0)  # it ends at once
         for turn in range(30):
             await _ask(server, rewriting, Caller(name="rewriting"))
             rewriting.messages[-1] = {"role": "user", "content": f"{turn} " + "word " * 60}

@@ -30,6 +30,7 @@ from drawloom.runtime.scheduler.agent_graphs import Agents
 from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.decayed_rate import Rate
 from drawloom.runtime.scheduler.events import (
+    ConversationEnded,
     Decoded,
     EngineDown,
     EngineDrain,
@@ -40,7 +41,6 @@ from drawloom.runtime.scheduler.events import (
     Forked,
     HostState,
     HostUp,
-    LineageEnded,
     Preempted,
     ProgramEnded,
     ProgramSubmitted,
@@ -239,7 +239,7 @@ def test_an_ended_program_gives_everything_back_in_the_same_instant() -> None:
     _step(core, "p", 100, 1.0)
     core.handle(Forked("p", "p:0", "p:0.0", "e"), 1.5)
     actions = core.handle(ProgramEnded("p"), 2.0)
-    assert {a.lineage for a in actions if isinstance(a, ReleaseKV)} == {"p:0", "p:0.0"}
+    assert {a.conversation for a in actions if isinstance(a, ReleaseKV)} == {"p:0", "p:0.0"}
     assert ReleaseEnvs("p") in actions
     assert core.world.programs == {}
 
@@ -559,7 +559,7 @@ def test_what_branches_share_is_counted_once_whoever_ends_first(data: Any) -> No
             core.handle(Forked("p", name, f"p:{made}", "e"), now)
         elif what == "end":
             del tokens[name]
-            core.handle(LineageEnded("p", name), now)
+            core.handle(ConversationEnded("p", name), now)
         held = {token for line in tokens.values() for token in line}
         assert core.world.own == len(held)
 
@@ -715,7 +715,7 @@ def test_unknown_doubled_and_late_events_are_harmless() -> None:
         ToolStarted("x", "x:0", "t", None),
         ToolFinished("x", "x:0", "t", 1.0),
         Forked("x", "a", "b", "e"),
-        LineageEnded("x", "a"),
+        ConversationEnded("x", "a"),
         ProgramEnded("x"),
     ):
         assert [a for a in core.handle(event, 1.0) if not isinstance(a, StartStep)] == []
@@ -871,8 +871,8 @@ class CoreMachine(RuleBasedStateMachine):
             self._send(Forked(name, f"{name}:0", f"{name}:{chat}", "e"))
             self._send(StepReady(name, f"{name}:{chat}", f"s{chat}", "branch", "e", 10, 10))
             if ends:
-                self._send(LineageEnded(name, f"{name}:{chat}"))
-                self._send(LineageEnded(name, f"{name}:{chat}"))
+                self._send(ConversationEnded(name, f"{name}:{chat}"))
+                self._send(ConversationEnded(name, f"{name}:{chat}"))
 
     @rule(data=st.data())
     def end(self, data: Any) -> None:
@@ -930,12 +930,12 @@ class CoreMachine(RuleBasedStateMachine):
         assert world.resting == sum(p.own for p in held if p.begun and not p.lost)
         assert world.capacity == sum(world.engines.values()) <= KV
         for program in world.programs.values():
-            assert program.own == sum(line.own for line in program.lineages.values())
+            assert program.own == sum(line.own for line in program.conversations.values())
 
     @invariant()
     def conversations_are_counted(self) -> None:
         for program in self.core.world.programs.values():
-            lines = program.lineages.values()
+            lines = program.conversations.values()
             assert program.places == Counter(line.place for line in lines)
             assert program.waits == sum(line.waiting is not None for line in lines)
             calls = Counter(call for line in lines for call in line.calls)

@@ -268,7 +268,7 @@ async def test_turns_of_a_program_go_on_where_it_was(tiny: Any) -> None:
     assert released.json() == {"program_id": "mine", "released": True}
     assert (await client.delete("/v1/programs/mine")).status_code == 404
     await server.live.settle()
-    assert (await server.live.engine.stats()).lineages == 0
+    assert (await server.live.engine.stats()).conversations == 0
 
 
 async def test_a_nameless_client_is_known_by_what_it_sends(tiny: Any) -> None:
@@ -417,7 +417,7 @@ async def test_a_program_that_is_released_ends_what_had_not_begun(tiny: Any) -> 
     with pytest.raises(EngineError, match="released"):
         await anext(programs.generate(place, SamplingParams(max_tokens=2), None))
     other = programs.claim(caller, TextRequest("hello"))
-    assert other.lineage.name != place.lineage.name
+    assert other.conversation.name != place.conversation.name
     programs.leave(place)
     programs.leave(other)
     assert not programs.end(Caller(name="q"))
@@ -450,7 +450,7 @@ async def test_silent_programs_hold_up_nobody() -> None:
             body = _ask(f"other words {index}", max_tokens=3, program_id="p0")
             await client.post("/v1/chat/completions", json=body)
         (p0,) = [p for p in server.programs.known if p.label == "p0"]
-        assert len(p0.lineages) <= 8
+        assert len(p0.conversations) <= 8
 
 
 async def test_sixty_four_streams_at_once(tiny: Any) -> None:
@@ -555,7 +555,7 @@ async def test_what_begins_as_a_busy_conversation_did_is_a_fork_of_it(tiny: Any)
     trunk: Json = {**_ask("Where is it?", max_tokens=6), "program_id": "p"}
     assert (await client.post("/v1/chat/completions", json=trunk)).status_code == 200
     (program,) = programs.known
-    (conversation,) = program.lineages.values()
+    (conversation,) = program.conversations.values()
     record = conversation.record
     said = record.answers[0].message
     ids = [*record.tokens, *record.answers[0].tokens]
@@ -568,19 +568,19 @@ async def test_what_begins_as_a_busy_conversation_did_is_a_fork_of_it(tiny: Any)
         place.tokens = made.tokens
         programs.ready(place, made.known, 0)
         places.append(place)
-    assert places[0].lineage is conversation
+    assert places[0].conversation is conversation
     forks = [event for event in told if isinstance(event, Forked)]
-    children = [place.lineage.name for place in places[1:]]
+    children = [place.conversation.name for place in places[1:]]
     assert [(f.parent, f.child, f.shared) for f in forks] == [
         (conversation.name, child, len(ids)) for child in children
     ]
-    lines = server.live.scheduler.world.programs[program.id].lineages
+    lines = server.live.scheduler.world.programs[program.id].conversations
     for place in places:
         assert place.tokens[: len(ids)] == ids
         params = SamplingParams(max_tokens=2)
         async for _ in programs.generate(place, params, None):
-            if place.lineage is not conversation:
-                assert lines[place.lineage.name].own < len(place.tokens) - len(ids) + 4
+            if place.conversation is not conversation:
+                assert lines[place.conversation.name].own < len(place.tokens) - len(ids) + 4
     for place in places:
         programs.leave(place)
 

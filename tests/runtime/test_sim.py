@@ -55,7 +55,7 @@ def _is_empty(simulation: Simulation) -> None:
         assert (world.tokens, world.own, world.claimed, world.resting) == (0, 0, 0, 0)
     for engine in simulation.engines.all.values():
         engine.cache.check([])
-        assert len(engine.cache.lineages) == 0
+        assert len(engine.cache.conversations) == 0
         assert engine.cache.held_blocks == 0
 
 

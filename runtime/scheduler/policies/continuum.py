@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policies.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Keep, Retention
-from drawloom.runtime.scheduler.program_state import Lineage, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, Program
 from drawloom.runtime.scheduler.state import World
 
 _FIRST = 1e9
@@ -32,20 +32,22 @@ class Continuum(Pinning):
             yield pinned.pop()
 
     def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
-        pinned = now <= program.lineages[step.lineage].until
+        pinned = now <= program.conversations[step.conversation].until
         return program.index - (_FIRST if pinned else 0.0)
 
-    def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
-        samples = world.graph(program.about.agent).durations.samples(lineage.waiting or "")
+    def retain(
+        self, world: World, program: Program, conversation: ConversationState, now: float
+    ) -> Retention:
+        samples = world.graph(program.about.agent).durations.samples(conversation.waiting or "")
         cost = world.cost
-        reload = cost.recompute(lineage.context)
+        reload = cost.recompute(conversation.context)
         if world.host_tokens:
-            reload = min(reload, cost.restore(lineage.context))
+            reload = min(reload, cost.restore(conversation.context))
         queueing = sum(world.queued) / len(world.queued) if world.queued else 0.0
         ttl = best_ttl(samples, queueing + reload) if samples else _DEFAULT
         if ttl <= 0:
             return None
-        return Keep(ttl, lineage.context / (1 + program.index))
+        return Keep(ttl, conversation.context / (1 + program.index))
 
 
 def best_ttl(samples: list[float], benefit: float) -> float:

@@ -17,7 +17,7 @@ from drawloom.runtime.scheduler.policies.parts.order import LeastCost, Order
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policies.parts.residency import Leases, Residency
 from drawloom.runtime.scheduler.policy import Policy, Retention
-from drawloom.runtime.scheduler.program_state import Lineage, Program, Rank
+from drawloom.runtime.scheduler.program_state import ConversationState, Program, Rank
 from drawloom.runtime.scheduler.state import World
 from drawloom.runtime.scheduler.wait_queue import Held, Lane
 
@@ -130,11 +130,15 @@ class Drawloom(Policy):
 
     # --- retention, tools and environments ------------------------------------------------
 
-    def paused(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
+    def paused(
+        self, world: World, program: Program, conversation: ConversationState, now: float
+    ) -> Retention:
         return self._residency.paused(world)
 
-    def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
-        return self._residency.retain(world, program, lineage)
+    def retain(
+        self, world: World, program: Program, conversation: ConversationState, now: float
+    ) -> Retention:
+        return self._residency.retain(world, program, conversation)
 
     def absent(self, world: World, program: Program, tools: str | None) -> float | None:
         return self._residency.absent(world, program, tools)

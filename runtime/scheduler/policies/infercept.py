@@ -10,7 +10,7 @@ the cheaper alternative would. Calls keep their program's place in the queue.
 from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policies.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
-from drawloom.runtime.scheduler.program_state import Lineage, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, Program
 from drawloom.runtime.scheduler.state import World
 
 
@@ -21,13 +21,15 @@ class Infercept(Pinning):
     def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
         return program.index
 
-    def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
-        context, others = lineage.context, max(0, world.tokens - lineage.context)
+    def retain(
+        self, world: World, program: Program, conversation: ConversationState, now: float
+    ) -> Retention:
+        context, others = conversation.context, max(0, world.tokens - conversation.context)
         discard = world.cost.recompute(context) * (context + others) / 2
         swap = 2 * world.cost.restore(context) * others
         if world.host_tokens and swap < discard:
             expected = world.graph(program.about.agent).durations.quantile(
-                lineage.waiting or "", 0.5
+                conversation.waiting or "", 0.5
             )
             if expected is not None and expected * context > swap:
                 return Demote()

@@ -7,7 +7,7 @@ is one step away; how far in seconds says the tool's median. Calls go in order o
 
 from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
 from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
-from drawloom.runtime.scheduler.program_state import Lineage, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, Program
 from drawloom.runtime.scheduler.state import World
 
 _LONG = 600.0
@@ -18,14 +18,16 @@ class Kvflow(RequestLevel):
     name = "kvflow"
     spill = True
 
-    def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
+    def retain(
+        self, world: World, program: Program, conversation: ConversationState, now: float
+    ) -> Retention:
         durations = world.graph(program.about.agent).durations
-        away = durations.quantile(lineage.waiting or "", 0.5)
+        away = durations.quantile(conversation.waiting or "", 0.5)
         away = _UNKNOWN if away is None else away
-        copy = world.cost.restore(lineage.context)
+        copy = world.cost.restore(conversation.context)
         if world.host_tokens and world.tokens > world.capacity and away > 2 * copy:
             return Demote(away - copy)
-        return Keep(_LONG, lineage.context / (1.0 + away))
+        return Keep(_LONG, conversation.context / (1.0 + away))
 
 
 __all__ = ["Kvflow"]

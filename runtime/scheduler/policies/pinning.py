@@ -16,7 +16,7 @@ from drawloom.runtime.scheduler.state import World
 class Pinning(RequestLevel):
     def pause(self, world: World, now: float) -> Iterator[Program]:
         for program in [p for p in world.active.values() if p.acting]:
-            if all(lineage.until <= now for lineage in program.lineages.values()):
+            if all(conversation.until <= now for conversation in program.conversations.values()):
                 yield program
 
     def admit(self, world: World, now: float) -> Iterator[Program]:

@@ -13,7 +13,7 @@ import statistics
 from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policies.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Keep, Retention
-from drawloom.runtime.scheduler.program_state import Lineage, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, Program
 from drawloom.runtime.scheduler.state import World
 
 _ALPHA, _BETA, _GAMMA = 0.3, 0.5, 0.2
@@ -41,17 +41,19 @@ class Saga(Pinning):
         left = max(1.0, expected - program.service)
         return left / max(1.0, program.submitted + 1.5 * expected - now)
 
-    def retain(self, world: World, program: Program, lineage: Lineage, now: float) -> Retention:
-        samples = world.graph(program.about.agent).durations.samples(lineage.waiting or "")
+    def retain(
+        self, world: World, program: Program, conversation: ConversationState, now: float
+    ) -> Retention:
+        samples = world.graph(program.about.agent).durations.samples(conversation.waiting or "")
         late = _late(samples) if samples else _COLD
         used = world.tokens / max(1, world.capacity)
         pressure = max(0.0, (used - _SOFT) / (_HARD - _SOFT))
         ttl = min(late * max(0.0, 1 - 0.5 * pressure), _MOST)
         if ttl <= 0:
             return None
-        reuse = lineage.context / (lineage.context + _OBSERVED)
-        size = lineage.context / max(1, world.capacity)
-        return Keep(ttl, lineage.context * (1 - _BETA * (1 - reuse) - _GAMMA * size))
+        reuse = conversation.context / (conversation.context + _OBSERVED)
+        size = conversation.context / max(1, world.capacity)
+        return Keep(ttl, conversation.context * (1 - _BETA * (1 - reuse) - _GAMMA * size))
 
 
 def _late(samples: list[float]) -> float:

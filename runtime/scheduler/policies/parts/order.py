@@ -40,7 +40,7 @@ class LeastCost(Order):
         """Return the cost of a program, and its `look`."""
         graph = world.graph(program.about.agent)
         whole = self._whole(world, program)
-        if program.begun or len(program.lineages) > 1:
+        if program.begun or len(program.conversations) > 1:
             return whole, 0
         declared = program.expected is not None
         look = graph.told if declared else graph.look
@@ -57,7 +57,7 @@ class LeastCost(Order):
             calls = graph.declared.expected(expected)
             if program.steps <= calls:
                 return max(1.0, calls - program.steps) * world.step_seconds(graph)
-        counted = graph.informed or len(program.lineages) > 1
+        counted = graph.informed or len(program.conversations) > 1
         known = graph.service_left(program.places) if counted else None
         if known is None:
             known = graph.usual_service

@@ -3,14 +3,14 @@
 from drawloom.runtime.scheduler.events import CLIENT
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
-from drawloom.runtime.scheduler.program_state import Lineage, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, Program
 from drawloom.runtime.scheduler.state import World
 
 
 class Residency:
     """Nothing is kept but by the cache's own least-recently-used rule."""
 
-    def retain(self, world: World, program: Program, lineage: Lineage) -> Retention:
+    def retain(self, world: World, program: Program, conversation: ConversationState) -> Retention:
         """Return what happens to a conversation's KV when a call has ended."""
         return None
 
@@ -34,12 +34,12 @@ class Leases(Residency):
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
-    def retain(self, world: World, program: Program, lineage: Lineage) -> Retention:
+    def retain(self, world: World, program: Program, conversation: ConversationState) -> Retention:
         durations = world.graph(program.about.agent).durations
-        late = durations.quantile(lineage.waiting or "", 0.95)
+        late = durations.quantile(conversation.waiting or "", 0.95)
         ttl = self._ttl(late)
-        chance = 0.5 if late is None else durations.chance_within(lineage.waiting or "", ttl)
-        return Keep(ttl, chance * world.cost.recompute(lineage.context))
+        chance = 0.5 if late is None else durations.chance_within(conversation.waiting or "", ttl)
+        return Keep(ttl, chance * world.cost.recompute(conversation.context))
 
     def paused(self, world: World) -> Retention:
         return Demote() if world.host_tokens else None

@@ -27,9 +27,9 @@ def _core(blocks: int = 64, host: int = 0) -> EngineCore:
     return EngineCore(info, cache, QuickRunner(lambda seq: 7, SIZE), NumberTokenizer())
 
 
-def _serve(core: EngineCore, lineage: str, tokens: Iterable[int]) -> None:
+def _serve(core: EngineCore, conversation: str, tokens: Iterable[int]) -> None:
     params = SamplingParams(max_tokens=1)
-    core.submit(GenerateRequest(lineage, lineage, tuple(tokens), params))
+    core.submit(GenerateRequest(conversation, conversation, tuple(tokens), params))
     while core.busy:
         core.step()
 
@@ -59,18 +59,18 @@ def test_one_off_requests_leave_a_bounded_memory(kind: str, host: int) -> None:
     finally:
         tracemalloc.stop()
     core.cache.check([])
-    assert len(core.cache.lineages) <= 2 * (64 + host) + 64
+    assert len(core.cache.conversations) <= 2 * (64 + host) + 64
     assert max(len(entry.users) for entry in core.cache.index.known.values()) <= 2 * 164 + 64
     assert sizes[1] < 1.3 * sizes[0] + 200_000, "as many again take as much again"
 
 
 def test_a_conversation_that_was_dropped_hits_what_is_left_of_it() -> None:
     core, twin = _core(), _core()
-    twin.cache.lineages._most = sys.maxsize  # drops nobody
+    twin.cache.conversations._most = sys.maxsize  # drops nobody
     for engine in (core, twin):
         for n in range(400):
             _serve(engine, f"chat-{n}", range(1000 * (n % 9), 1000 * (n % 9) + 30 + n))
-    assert len(core.cache.lineages) < len(twin.cache.lineages)
+    assert len(core.cache.conversations) < len(twin.cache.conversations)
     for counter in ("hit_tokens", "computed_tokens", "evictions"):
         assert getattr(core.stats(), counter) == getattr(twin.stats(), counter)
 
@@ -85,17 +85,17 @@ def test_whoever_has_a_lease_or_runs_is_not_dropped() -> None:
     core.submit(GenerateRequest("s", "runs-again", tuple(range(100)), params))
     for _ in range(3):
         core.step()
-    core.cache.lineages._sweep()
+    core.cache.conversations._sweep()
     assert core.handle(do.Renew("leased", 1.0)).status is LeaseStatus.ACCEPTED
     core.cancel("r")
     core.cancel("s")
-    assert core.cache.lineages.length("runs") > 0
+    assert core.cache.conversations.length("runs") > 0
 
 
 def test_tokens_of_a_conversation_are_compact() -> None:
     core = _core()
     _serve(core, "chat", range(500))
-    record = core.cache.lineages._records["chat"]
+    record = core.cache.conversations._records["chat"]
     assert isinstance(record.tokens, array)
     assert sys.getsizeof(record.tokens) < 5 * 500
 

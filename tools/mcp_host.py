@@ -118,11 +118,11 @@ class HostServer:
         ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._stop = asyncio.Event()
         self._ended = True
-        self._task = asyncio.create_task(self._live(ready, self._stop))
+        self._task = asyncio.create_task(self._dispatcher(ready, self._stop))
         self._client = await ready
         self._ended = False
 
-    async def _live(self, ready: "asyncio.Future[Any]", stop: asyncio.Event) -> None:
+    async def _dispatcher(self, ready: "asyncio.Future[Any]", stop: asyncio.Event) -> None:
         try:
             async with _client(self._server, self._variables, self._words, self._end) as client:
                 if not ready.done():

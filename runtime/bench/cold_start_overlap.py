@@ -55,14 +55,14 @@ async def measure(docker: str | None, *, fresh: bool, full: bool) -> Waits:
         runs = [await runtime.start(_agent(env, own, fresh=fresh)) for own in several]
         said = await asyncio.gather(*(run.result() for run in runs))
         seconds = clock() - began
-        live = runtime.live
-        await live.settle()
-        assert live.pool is not None
-        counters = live.pool.counters
+        dispatcher = runtime.dispatcher
+        await dispatcher.settle()
+        assert dispatcher.pool is not None
+        counters = dispatcher.pool.counters
         right = sum(t.is_solved_by(a) for o, s in zip(several, said, strict=True)
                     for t, a in zip(o, s, strict=True))  # fmt: skip
         return Waits(
-            live.environments.stall, counters.cold_seconds, live.pool.idle,
+            dispatcher.environments.stall, counters.cold_seconds, dispatcher.pool.idle,
             counters.claims, right, seconds,
         )  # fmt: skip
 

@@ -73,12 +73,12 @@ async def server(requests: int = 200) -> dict[str, float]:
         message = head.encode() + b"\r\n" + body
         reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
         text = runtime.template.render([{"role": "user", "content": "hi"}], [])
-        tokens = tuple(runtime.live.engine.tokenizer.encode(text))
+        tokens = tuple(runtime.dispatcher.engine.tokenizer.encode(text))
         times: dict[str, list[float]] = {"engine": [], "server": []}
         for index in range(requests):
             began = time.perf_counter()
             request = GenerateRequest(f"b{index}", "bench", tokens, SamplingParams(max_tokens=1))
-            async for _ in runtime.live.engine.generate(request):
+            async for _ in runtime.dispatcher.engine.generate(request):
                 pass
             times["engine"].append(time.perf_counter() - began)
             began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Programs of a workload, played against a live loop: random tokens where it says how many, pauses
+"""Programs of a workload, played against a dispatcher: random tokens where it says how many, pauses
 where it had tools."""
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from drawloom.engine.api.engine import GenerateRequest, Usage
 from drawloom.engine.sequence import SamplingParams
 from drawloom.environments import Env
-from drawloom.runtime.dispatch.dispatcher import Live
+from drawloom.runtime.dispatch.dispatcher import Dispatcher
 from drawloom.runtime.execution.llm_step import spans
 from drawloom.runtime.scheduler.events import (
     ConversationEnded,
@@ -27,10 +27,10 @@ VOCABULARY = 4_096
 
 
 class Player:
-    """Plays programs against a live loop, and notes when each step was ready, begun and done."""
+    """Plays programs against a dispatcher, and notes when each step was ready, begun and done."""
 
-    def __init__(self, live: Live, jobs: Sequence[Job]) -> None:
-        self.live, self.jobs = live, jobs
+    def __init__(self, dispatcher: Dispatcher, jobs: Sequence[Job]) -> None:
+        self.dispatcher, self.jobs = dispatcher, jobs
         self.rng = random.Random(1)
         self.ended: list[Ended] = []
         self.fresh = self.recomputed = self.output = 0
@@ -50,9 +50,9 @@ class Player:
         result = Ended(job, self._now())
         env = self.env(job)
         if env is not None:
-            self.live.environments.know(env)
+            self.dispatcher.environments.know(env)
         keys = () if env is None else (env.key,)
-        self.live.emit(ProgramSubmitted(job.id, job.agent, job.tenant, envs=keys))
+        self.dispatcher.emit(ProgramSubmitted(job.id, job.agent, job.tenant, envs=keys))
         done = [asyncio.Event() for _ in job.calls]
         contexts: dict[int, list[int]] = {}
         left = dict.fromkeys((call.chat for call in job.calls), 0)
@@ -63,7 +63,7 @@ class Player:
                 group.create_task(self._call(result, at, done, contexts, left))
         result.ended = self._now()
         self.ended.append(result)
-        self.live.emit(ProgramEnded(job.id))
+        self.dispatcher.emit(ProgramEnded(job.id))
 
     async def _call(
         self,
@@ -79,9 +79,12 @@ class Player:
         await asyncio.sleep(max((job.calls[n].gap for n in job.after(at)), default=0.0))
         base, conversation = job.base(at), conversation_of(job.id, call.chat)
         if base >= 0 and job.calls[base].chat != call.chat:
-            parent, engine = conversation_of(job.id, job.calls[base].chat), self.live.engine.info.id
-            self.live.emit(Forked(job.id, parent, conversation, engine))
-            self.live.fork(parent, conversation)
+            parent, engine = (
+                conversation_of(job.id, job.calls[base].chat),
+                self.dispatcher.engine.info.id,
+            )
+            self.dispatcher.emit(Forked(job.id, parent, conversation, engine))
+            self.dispatcher.fork(parent, conversation)
         begin = contexts[base][: call.reuse] if base >= 0 else self._prefix(job)
         new = [self.rng.randrange(3, VOCABULARY) for _ in range(call.prompt - len(begin))]
         tokens, ready = begin + new, self._now()
@@ -98,15 +101,15 @@ class Player:
         else:
             result.admission = wait
         if not left[call.chat] and call.chat:
-            self.live.emit(ConversationEnded(job.id, conversation))
+            self.dispatcher.emit(ConversationEnded(job.id, conversation))
         if call.busy and (env := self.env(job)) is not None:
-            self.live.emit(ToolNamed(job.id, call.tool, env.key))
-            (await self.live.environments.claim(env, job.id)).box.touched = True
+            self.dispatcher.emit(ToolNamed(job.id, call.tool, env.key))
+            (await self.dispatcher.environments.claim(env, job.id)).box.touched = True
         done[at].set()
 
     def env(self, job: Job) -> Env | None:
         """Where its tools run; None where nothing has environments."""
-        return Env(job.env) if self.live.pool is not None and job.env else None
+        return Env(job.env) if self.dispatcher.pool is not None and job.env else None
 
     def _prefix(self, job: Job) -> list[int]:
         known = self._prefixes.setdefault(job.prefix, [])
@@ -116,23 +119,25 @@ class Player:
     async def _generate(
         self, job: Job, at: int, conversation: str, tokens: list[int]
     ) -> tuple[list[int], Usage]:
-        live, call, engine = self.live, job.calls[at], self.live.engine.info.id
+        dispatcher, call, engine = self.dispatcher, job.calls[at], self.dispatcher.engine.info.id
         step, before = f"{job.id}#{at}", job.base(at)
         state = f"{call.site}/{job.calls[before].tool if before >= 0 else ''}"
-        start = live.expect_start(step)
-        live.emit(StepReady(job.id, conversation, step, state, engine, len(tokens), call.output))
+        start = dispatcher.expect_start(step)
+        dispatcher.emit(
+            StepReady(job.id, conversation, step, state, engine, len(tokens), call.output)
+        )
         priority = await start
         params = SamplingParams(max_tokens=call.output, ignore_eos=True)
         request = GenerateRequest(step, conversation, tuple(tokens), params, priority)
         said: list[int] = []
         usage: Usage | None = None
-        async for delta in live.engine.generate(request):
+        async for delta in dispatcher.engine.generate(request):
             said += delta.tokens
-            await live.heard(job.id, step, len(tokens) + len(said), delta)
+            await dispatcher.heard(job.id, step, len(tokens) + len(said), delta)
             usage = delta.usage or usage
         assert usage is not None
         last = at + 1 == len(job.calls)
-        live.emit(
+        dispatcher.emit(
             StepFinished(
                 job.id, conversation, step, state, engine, len(tokens) + len(said),
                 () if last else (call.tool,), len(tokens) - usage.cached_tokens, *spans(usage),

@@ -33,7 +33,7 @@ from drawloom.runtime.bench.replay_scaling import Replay, mean_gaps, mean_prompt
 from drawloom.runtime.bench.replayer import VOCABULARY, Player
 from drawloom.runtime.console import output as show
 from drawloom.runtime.console.completion_plot import save_curves
-from drawloom.runtime.dispatch.dispatcher import Live
+from drawloom.runtime.dispatch.dispatcher import Dispatcher
 from drawloom.runtime.dispatch.event_bus import LocalBus
 from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.policies import make_policy
@@ -155,7 +155,7 @@ class Bench:
         engine = LocalEngine(self._core(self.kv_tokens, self.host_tokens if chosen.spill else 0))
         store = await asyncio.to_thread(Store, "sqlite://")
         pool = self._pool() if self.replay.environments else None
-        live = Live(chosen, engine, pool, store, LocalBus(), record=False)
+        live = Dispatcher(chosen, engine, pool, store, LocalBus(), record=False)
         live.scheduler.world.cost = self.machine.cost
         player = Player(live, self.drawn)
         began = time.monotonic()

@@ -180,7 +180,7 @@ async def _run(
 
 async def _make_containers(runtime: Runtime, count: int) -> None:
     """Have a container ready for every program before the first arrives, under every policy."""
-    pool = runtime.live.pool
+    pool = runtime.dispatcher.pool
     if pool is not None:
         pool.warm(BOX, count)
         while pool.counts(BOX.key)[0] < count:
@@ -240,8 +240,8 @@ async def _measure(
     ids: list[str],
     answers: tuple[tuple[str, ...], ...],
 ) -> Outcome:
-    live = runtime.live
-    await live.settle()
+    dispatcher = runtime.dispatcher
+    await dispatcher.settle()
     tracks = []
     ttft: list[float] = []
     for id in ids:
@@ -249,17 +249,17 @@ async def _measure(
         tracks.append(make_track(row, steps, await runtime.store.decisions(id)))
         calls = [s for s in steps if s.kind == "llm" and s.detail["times"]]
         ttft += [s.detail["times"]["first"] - s.started for s in calls[1:]]
-    pool = live.pool.counters if live.pool is not None else None
+    pool = dispatcher.pool.counters if dispatcher.pool is not None else None
     return Outcome(
         policy=policy,
         answers=answers,
         solved=sum(_solved(several, said) for several, said in zip(tasks, answers, strict=True)),
         jct=tuple(t.ended - t.created for t in tracks),
         ttft=tuple(ttft),
-        stats=await live.engine.stats(),
+        stats=await dispatcher.engine.stats(),
         env_claims=pool.claims if pool else 0,
         env_warm_claims=pool.warm_claims if pool else 0,
-        env_stall=live.environments.stall,
+        env_stall=dispatcher.environments.stall,
         env_cold=pool.cold_seconds if pool else 0.0,
         env_idle=pool.idle_seconds if pool else 0.0,
         tracks=tuple(tracks),

@@ -1,4 +1,4 @@
-"""The live loop: the scheduler core in front of a real engine and real environments."""
+"""The dispatcher: the scheduler core in front of a real engine and real environments."""
 
 import asyncio
 import contextlib
@@ -58,7 +58,7 @@ _BEAT_TICKS = 10
 _GRAPH_TICKS = 50
 
 
-class Live:
+class Dispatcher:
     """Feeds events to the core and carries out what it decides, on one event loop."""
 
     def __init__(
@@ -353,4 +353,4 @@ class Live:
             await self._keep_graphs()
 
 
-__all__ = ["Live"]
+__all__ = ["Dispatcher"]

@@ -38,7 +38,7 @@ class Choice:
         if isinstance(error, ReplayMismatch | StoreError) or self._program.diverged is not None:
             return
         failed = {} if error is None else {"error": type(error).__name__}
-        store = self._program.live.store
+        store = self._program.dispatcher.store
         await store.add_branch(self._program.id, self.key, self._name, {"branch": branch} | failed)
 
     async def follow(self, tasks: Sequence["asyncio.Task[T]"]) -> "asyncio.Task[T]":

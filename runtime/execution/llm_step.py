@@ -73,7 +73,9 @@ class LlmCall:
         self.params = replace(
             params,
             max_tokens=max(1, account.output_left(params.max_tokens)),
-            show_special=needs_special(self.format, thinks, program.live.engine.tokenizer.hides),
+            show_special=needs_special(
+                self.format, thinks, program.dispatcher.engine.tokenizer.hides
+            ),
         )
         self.clear()
 
@@ -93,29 +95,29 @@ class LlmCall:
         return f"{self.program.id}:{self.key}"
 
     async def run(self) -> Turn:
-        program, live = self.program, self.program.live
+        program, dispatcher = self.program, self.program.dispatcher
         ready = time.time()
-        engine, step = live.engine.info.id, self.step
-        start = live.expect_start(step)
-        live.emit(
+        engine, step = dispatcher.engine.info.id, self.step
+        start = dispatcher.expect_start(step)
+        dispatcher.emit(
             StepReady(
                 program.id, self.program.full(self.name), step, self.state, engine,
                 len(self.prompt), self.params.max_tokens,
             )
         )  # fmt: skip
-        live.note(program.id, "llm.queued", step=self.key)
+        dispatcher.note(program.id, "llm.queued", step=self.key)
         try:
             await self._generate(await start)
             for piece in self.parser.end():
                 self._take(piece)
             await self._record(ready)
         except BaseException:  # also when whoever asked gave up
-            live.emit(StepFailed(program.id, step))
+            dispatcher.emit(StepFailed(program.id, step))
             raise
         context = len(self.prompt) + len(self.output)
         kinds = tuple(c.kind for c in self.calls)
         cached = self.usage.cached_tokens if self.usage else 0
-        live.emit(
+        dispatcher.emit(
             StepFinished(
                 program.id, self.program.full(self.name), step, self.state, engine, context, kinds,
                 len(self.prompt) - cached, *spans(self.usage),
@@ -146,13 +148,13 @@ class LlmCall:
                 self.clear()
 
     async def _stream(self, request: GenerateRequest) -> None:
-        live, prompt = self.program.live, len(self.prompt)
-        async with aclosing(live.engine.generate(request)) as deltas:
+        dispatcher, prompt = self.program.dispatcher, len(self.prompt)
+        async with aclosing(dispatcher.engine.generate(request)) as deltas:
             async for delta in deltas:
                 if not self.output and delta.tokens:
-                    live.note(self.program.id, "llm.decoding", step=self.key)
+                    dispatcher.note(self.program.id, "llm.decoding", step=self.key)
                 self.output += delta.tokens
-                await live.heard(self.program.id, self.step, prompt + len(self.output), delta)
+                await dispatcher.heard(self.program.id, self.step, prompt + len(self.output), delta)
                 self.logprobs += delta.logprobs
                 for piece in self.parser.feed(delta.text):
                     self._take(piece)
@@ -170,9 +172,9 @@ class LlmCall:
             if tool is not None:
                 key = tool.env.key if tool.env else None
                 if key is not None and not tool.fresh and program.owner != program.id:
-                    program.live.environments.claim_early(key, program.owner)
+                    program.dispatcher.environments.claim_early(key, program.owner)
                 else:
-                    program.live.emit(ToolNamed(program.id, tool.name, key))
+                    program.dispatcher.emit(ToolNamed(program.id, tool.name, key))
         elif isinstance(piece, Closed):
             self.calls.append(piece.call)
             self.start_early(piece.call)
@@ -197,12 +199,12 @@ class LlmCall:
             "cached": usage.cached_tokens if usage else 0,
             "times": times,
         }
-        store = self.program.live.store
+        store = self.program.dispatcher.store
         await store.add_llm(self.program.id, self.key, ready, time.time(), detail)
         account.llm_calls += 1  # not before: of a call that has a record the replay counts it
         account.output_tokens += len(self.output)
         account.tokens += len(self.fresh) + len(self.output)
-        self.program.live.note(self.program.id, "llm.finished", step=self.key)
+        self.program.dispatcher.note(self.program.id, "llm.finished", step=self.key)
 
 
 def _fields(call: ToolCall) -> dict[str, Any]:
@@ -220,7 +222,7 @@ async def record_failure(
             "times": {},
             "error": record_error(error),
         }  # fmt: skip
-        await program.live.store.add_llm(program.id, key, now, now, detail)
+        await program.dispatcher.store.add_llm(program.id, key, now, now, detail)
 
 
 def replay_turn(program: Program, row: StepRow, fresh: list[int]) -> Turn:

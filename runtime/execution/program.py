@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from drawloom.errors import ConfigError, ReplayMismatch
-from drawloom.runtime.dispatch.dispatcher import Live
+from drawloom.runtime.dispatch.dispatcher import Dispatcher
 from drawloom.runtime.execution.agent import Agent
 from drawloom.runtime.execution.budget import Account
 from drawloom.runtime.scheduler.events import ConversationEnded
@@ -52,7 +52,7 @@ class Program:
 
     id: str
     agent: Agent[..., Any]
-    live: Live
+    dispatcher: Dispatcher
     template: ChatTemplate
     account: Account
     replay: dict[str, StepRow] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Program:
         return next((t for t in self.agent.tools if t.name == name), None)
 
     def end_conversation(self, conversation: str) -> None:
-        self.live.emit(ConversationEnded(self.id, self.full(conversation)))
+        self.dispatcher.emit(ConversationEnded(self.id, self.full(conversation)))
 
     def full(self, conversation: str) -> str:
         """A conversation's name among those of all programs."""

@@ -51,7 +51,7 @@ def check_prompt(program: "Program", row: StepRow, fresh: list[int]) -> None:
     """Compare what an LLM call adds to its conversation with its record. Raises
     `ReplayMismatch`."""
     if row.detail["delta"] != fresh:
-        text = program.live.engine.tokenizer.decode
+        text = program.dispatcher.engine.tokenizer.decode
         recorded, now = text(row.detail["delta"], special=True), text(fresh, special=True)
         raise program.mismatch(row.key, f"its prompt differs: {difference(recorded, now)}")
 
@@ -106,7 +106,7 @@ def replay_direct(program: "Program", tool: Tool[..., Any], row: StepRow) -> Any
 async def settled(program: "Program", key: str) -> StepRow:
     """Wait for the outcome of a step that another executor has begun. Raises `StoreError` when
     there is none for long."""
-    store = program.live.store
+    store = program.dispatcher.store
     for _ in range(int(_PARKED_SECONDS / _POLL_SECONDS)):
         row = await store.step(program.id, key)
         if row is not None and row.status == "done":

@@ -84,13 +84,13 @@ class Ahead:
         return not self._over and size - self._looked >= _CHARS
 
     def _changed(self) -> None:
-        if self._task is None and self._news() and self._program.live.runs(self._program.id):
+        if self._task is None and self._news() and self._program.dispatcher.runs(self._program.id):
             self._task = self._program.spawn(self._extend())
 
     async def _extend(self) -> None:
-        program, live = self._program, self._program.live
+        program, dispatcher = self._program, self._program.dispatcher
         try:
-            while self._news() and live.runs(program.id):
+            while self._news() and dispatcher.runs(program.id):
                 known = self._known()
                 self._looked = sum(len(heard.text) for heard in known)
                 ids = await self._begun([heard.message for heard in known])
@@ -100,8 +100,8 @@ class Ahead:
                     continue
                 self._sent = len(ids)
                 salt = program.agent.tenant.encode()
-                live.note(program.id, "kv.ahead", tokens=len(ids))
-                await live.engine.extend(self._conversation, tuple(ids), salt=salt)
+                dispatcher.note(program.id, "kv.ahead", tokens=len(ids))
+                await dispatcher.engine.extend(self._conversation, tuple(ids), salt=salt)
         except DrawloomError:  # the turn meets the same, and tells it
             self._over = True
         finally:

@@ -144,16 +144,18 @@ class ToolStep:
 
     async def _recorded(self, held: contextlib.AsyncExitStack) -> tuple[Any, float]:
         program, tool, call = self.program, self.tool, self.call
-        live, full = program.live, program.full(self.conversation)
+        dispatcher, full = program.dispatcher, program.full(self.conversation)
         program.account.usage.tool_calls += 1
         if self._row is None:
             try:
-                await live.store.intend(program.id, call.id, tool.name, self._intent)
+                await dispatcher.store.intend(program.id, call.id, tool.name, self._intent)
             except RowExists:  # its replay counts it
                 program.account.usage.tool_calls -= 1
                 raise
-        live.emit(ToolStarted(program.id, full, tool.name, tool.env.key if tool.env else None))
-        live.note(program.id, "tool.started", tool=tool.name, step=call.id)
+        dispatcher.emit(
+            ToolStarted(program.id, full, tool.name, tool.env.key if tool.env else None)
+        )
+        dispatcher.note(program.id, "tool.started", tool=tool.name, step=call.id)
         began = time.monotonic()
         value, error, outcome = None, None, dict[str, Any]()
         try:
@@ -170,12 +172,12 @@ class ToolStep:
         if not self._direct:
             content = _error_text(error) if error else _cut(render(value), tool)
             outcome["content"] = encode(content)
-        await live.store.end_tool(program.id, call.id, self._intent | outcome)
+        await dispatcher.store.end_tool(program.id, call.id, self._intent | outcome)
         if self._box is not None:
             with contextlib.suppress(SandboxDied):  # the next call of the program will say so
                 await self._box.forget()
-        live.emit(ToolFinished(program.id, full, tool.name, seconds))
-        live.note(program.id, "tool.finished", tool=tool.name, step=call.id, ok=error is None)
+        dispatcher.emit(ToolFinished(program.id, full, tool.name, seconds))
+        dispatcher.note(program.id, "tool.finished", tool=tool.name, step=call.id, ok=error is None)
         if error is not None:
             raise _Failed(error, seconds)
         return value, seconds
@@ -209,7 +211,7 @@ class ToolStep:
         """A command that was in flight must not go on behind what follows."""
         env, program = self.tool.env, self.program
         assert env is not None
-        async with program.live.environments.use(env, program.owner) as claimed:
+        async with program.dispatcher.environments.use(env, program.owner) as claimed:
             step = self._in_step(claimed.box)
             for name, _ in env.beside:
                 await step.beside(name).end_commands()
@@ -221,14 +223,14 @@ class ToolStep:
 
     def _is_entered_again(self) -> bool:
         """Whether a resumed program might enter this call's code again, unless it is marked."""
-        tool, pool = self.tool, self.program.live.pool
+        tool, pool = self.tool, self.program.dispatcher.pool
         if tool.env is None or tool.fresh or tool.idempotent or pool is None:
             return False
         return pool.provider.keeps_running
 
     async def _mark(self) -> None:
         detail = self._intent | {"acted": True}
-        await self.program.live.store.note_intent(self.program.id, self.call.id, detail)
+        await self.program.dispatcher.store.note_intent(self.program.id, self.call.id, detail)
 
     async def _anywhere(self, held: contextlib.AsyncExitStack) -> Any:
         """In an environment, and in another one when that dies, where nothing is lost by it: the
@@ -236,7 +238,7 @@ class ToolStep:
         tool, program = self.tool, self.program
         if tool.env is None:
             return await self._attempts()
-        environments = program.live.environments
+        environments = program.dispatcher.environments
         for _ in range(_HOSTS):
             asked = time.monotonic()
             owner = program.id if tool.fresh else program.owner
@@ -261,7 +263,7 @@ class ToolStep:
 
     async def _slotted(self) -> Any:
         program, call = self.program, self.call
-        slot = program.live.tool_slot(
+        slot = program.dispatcher.tool_slot(
             program.id, program.full(self.conversation), call.id, call.kind
         )
         async with slot:

@@ -5,7 +5,7 @@ from typing import Any
 
 from drawloom.environments import Env
 from drawloom.errors import SandboxError
-from drawloom.runtime.dispatch.dispatcher import Live
+from drawloom.runtime.dispatch.dispatcher import Dispatcher
 from drawloom.runtime.dispatch.env_leases import program_of
 from drawloom.runtime.execution.agent import Agent
 from drawloom.runtime.store.store import StepRow
@@ -14,27 +14,29 @@ from drawloom.sandbox.pool.orphans import sweep
 log = logging.getLogger("drawloom.runtime")
 
 
-async def sweep_store(live: Live) -> None:
+async def sweep_store(dispatcher: Dispatcher) -> None:
     """Remove what a killed owner of this store left behind and no program can come back to."""
-    pool = live.pool
+    pool = dispatcher.pool
     if pool is None:
         return
-    wanted, running = set(), await live.store.open_programs()
-    for lease in await live.store.leases():
+    wanted, running = set(), await dispatcher.store.open_programs()
+    for lease in await dispatcher.store.leases():
         if program_of(lease.program) in running:
             wanted.add(lease.sandbox)
         else:
-            await live.store.unlease(lease.program)
+            await dispatcher.store.unlease(lease.program)
     for removed in await sweep(pool.provider, wanted):
         log.info("removed environment %s, left by an earlier process", removed)
 
 
-async def adopt(live: Live, agent: Agent[..., Any], id: str, replay: dict[str, StepRow]) -> bool:
+async def adopt(
+    dispatcher: Dispatcher, agent: Agent[..., Any], id: str, replay: dict[str, StepRow]
+) -> bool:
     """Take over the program's environments; whether calls in flight there may go on.
 
     A call without a lease never began. Raises `SandboxError` when files are lost.
     """
-    leases = [row for row in await live.store.leases() if program_of(row.program) == id]
+    leases = [row for row in await dispatcher.store.leases() if program_of(row.program) == id]
     if {row.env for row in leases} - {env.key for env in lasting(agent)}:
         raise SandboxError(
             f"program {id} cannot be resumed: it ran in an environment that its agent no "
@@ -44,8 +46,8 @@ async def adopt(live: Live, agent: Agent[..., Any], id: str, replay: dict[str, S
         for env in lasting(agent):
             rows = [r.sandbox for r in leases if (r.program, r.env) == (owner, env.key)]
             if rows:
-                await live.environments.adopt(env, owner, rows)
-        await live.environments.adopted(owner)
+                await dispatcher.environments.adopt(env, owner, rows)
+        await dispatcher.environments.adopted(owner)
     names = {t.name for t in agent.tools if t.env is not None and not t.fresh}
     ran = [s for s in replay.values() if s.name in names and s.status == "done"]
     if not leases and any(s.detail.get("ok") for s in ran):
@@ -53,7 +55,7 @@ async def adopt(live: Live, agent: Agent[..., Any], id: str, replay: dict[str, S
             f"program {id} cannot be resumed: its environment was removed, and the files that "
             "its steps wrote with it"
         )
-    pool = live.pool
+    pool = dispatcher.pool
     return not leases or (pool is not None and pool.provider.keeps_running)
 
 

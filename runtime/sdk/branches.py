@@ -66,7 +66,7 @@ async def best_of(
     place, branches, owner = scope.next(), chat.fork(n), program.owner
     scopes = [scope.branch(f"{place}.{i}", world=fork_env) for i in range(n)]
     choice = Choice(program, f"best{place}", "best_of", scopes)
-    environments = program.live.environments
+    environments = program.dispatcher.environments
     worlds = [f"{program.id}@{s.world}" for s in scopes] if fork_env else []
     if fork_env:
         await environments.fork(owner, worlds)

@@ -211,7 +211,7 @@ class Chat:
     async def _tokenise(self, new: list[Message]) -> tuple[Prompt, list[int]]:
         if not new:
             raise ConfigError("nothing is new in this chat: add .user(…) or .run(calls) first")
-        template, tokenizer = self._program.template, self._program.live.engine.tokenizer
+        template, tokenizer = self._program.template, self._program.dispatcher.engine.tokenizer
         said, closed, schemas = bool(self._ids), self._closed, self._schemas
         now = self._program.now
 
@@ -226,7 +226,7 @@ class Chat:
 
     async def _room(self) -> int:
         """Return how many tokens the results of the next calls may have."""
-        about, answer = self._program.live.engine.info, self._program.agent.max_tokens
+        about, answer = self._program.dispatcher.engine.info, self._program.agent.max_tokens
         known = len(self._ids)
         texts = [str(message.get("content") or "") for message in self._new]
         if not known:
@@ -240,7 +240,7 @@ class Chat:
     def _count(self, text: str) -> int:
         """How many tokens a text has as the content of a message."""
         content = Prompt(text, ((0, len(text)),))
-        return len(self._program.live.engine.tokenizer.encode(content))
+        return len(self._program.dispatcher.engine.tokenizer.encode(content))
 
     def _streams(self, calls: Sequence[ToolCall]) -> bool:
         """Whether what these calls say can be computed before they end."""
@@ -250,7 +250,7 @@ class Chat:
 
     async def _begun(self, results: list[Message]) -> list[int]:
         """All tokens so far, and those that the next prompt surely adds."""
-        template, tokenizer = self._program.template, self._program.live.engine.tokenizer
+        template, tokenizer = self._program.template, self._program.dispatcher.engine.tokenizer
         new, closed, now = [*self._new, *results], self._closed, self._program.now
 
         def work() -> list[int]:
@@ -300,11 +300,13 @@ class Chat:
         child._speaking = False
         child._ids, child._new = list(self._ids), list(self._new)
         child._early, child.turns = {}, list(self.turns)
-        live = self._program.live
-        live.emit(
-            Forked(self._program.id, self.conversation, child.conversation, live.engine.info.id)
+        dispatcher = self._program.dispatcher
+        dispatcher.emit(
+            Forked(
+                self._program.id, self.conversation, child.conversation, dispatcher.engine.info.id
+            )
         )
-        live.fork(self.conversation, child.conversation)
+        dispatcher.fork(self.conversation, child.conversation)
         return child
 
 

@@ -14,7 +14,7 @@ def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
 
     async def run(state: Any) -> Any:
         program = running()
-        learned = program.live.scheduler.world.graph(graph.name)
+        learned = program.dispatcher.scheduler.world.graph(graph.name)
         for (source, target), p in graph.priors().items():
             if not learned.knows(source, target):
                 learned.declare(source, target, p)
@@ -23,7 +23,7 @@ def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
             state = kind(**state)  # a resumed program's state comes from JSON
 
         def comes(nodes: float) -> None:
-            program.live.emit(Expected(program.id, nodes))
+            program.dispatcher.emit(Expected(program.id, nodes))
 
         return await graph.run(state, learned.observe, comes)
 

@@ -20,7 +20,7 @@ from drawloom.errors import (
 from drawloom.ids import new_id
 from drawloom.runtime.console.timeline import RESUMED
 from drawloom.runtime.dispatch.backends import TINY, model_folder, open_engine, open_provider
-from drawloom.runtime.dispatch.dispatcher import Live
+from drawloom.runtime.dispatch.dispatcher import Dispatcher
 from drawloom.runtime.dispatch.env_leases import program_of
 from drawloom.runtime.dispatch.event_bus import EventBus, LocalBus
 from drawloom.runtime.execution.agent import Agent
@@ -120,15 +120,15 @@ class Runtime(SyncUse):
                 )
         self._runs: dict[str, Run[Any]] = {}
         self._resuming: set[str] = set()
-        self._live: Live | None = None
+        self._dispatcher: Dispatcher | None = None
         self.bus: EventBus = LocalBus()
 
     @property
-    def live(self) -> Live:
+    def dispatcher(self) -> Dispatcher:
         """Engine, pool, store and scheduler of a runtime that is open."""
-        if self._live is None:
+        if self._dispatcher is None:
             raise ConfigError("this runtime is not open: async with Runtime(…) as rt")
-        return self._live
+        return self._dispatcher
 
     @property
     def template(self) -> ChatTemplate:
@@ -139,7 +139,7 @@ class Runtime(SyncUse):
 
     @property
     def store(self) -> Store:
-        return self.live.store
+        return self.dispatcher.store
 
     async def __aenter__(self) -> "Runtime":
         async with contextlib.AsyncExitStack() as undo:
@@ -151,21 +151,21 @@ class Runtime(SyncUse):
             pool = self._open_pool(provider) if provider is not None else None
             if pool is not None:
                 undo.push_async_callback(pool.close)
-            live = Live(
+            dispatcher = Dispatcher(
                 self._policy, engine, pool, store, self.bus, self._record, self._tool_slots,
                 self._memory,
             )  # fmt: skip
-            undo.push_async_callback(live.close)
+            undo.push_async_callback(dispatcher.close)
             if self._cost is not None:
-                live.scheduler.world.cost = self._cost
+                dispatcher.scheduler.world.cost = self._cost
             for share in self._tenants:
-                live.emit(share)
-            await live.remember()
-            self._live = live
+                dispatcher.emit(share)
+            await dispatcher.remember()
+            self._dispatcher = dispatcher
             if provider is not None:
                 doors = provider.doors = Doors(self)
                 undo.push_async_callback(doors.close_all)
-            await sweep_store(self.live)
+            await sweep_store(self.dispatcher)
             self._undo = undo.pop_all()
         return self
 
@@ -179,7 +179,7 @@ class Runtime(SyncUse):
             await run.cancel()
         await self.bus.close()
         await self._undo.aclose()
-        self._live = None
+        self._dispatcher = None
 
     def running(self, program: str) -> Program | None:
         """A program that runs here now."""
@@ -204,7 +204,7 @@ class Runtime(SyncUse):
             "tenant": agent.tenant,
             "priority": agent.priority,
             "model": self._model if isinstance(self._model, str) else None,
-            "sandbox": self.live.pool.provider.name if self.live.pool else "none",
+            "sandbox": self.dispatcher.pool.provider.name if self.dispatcher.pool else "none",
         }
         await self.store.add_program(id, agent.name, agent.entry, arguments, options)
         return self._launch(id, agent, given, named, {})
@@ -241,7 +241,7 @@ class Runtime(SyncUse):
         if row.status == "failed":
             await ask_again(self.store, id, replay)
         try:
-            adopted = await adopt(self.live, agent, id, replay)
+            adopted = await adopt(self.dispatcher, agent, id, replay)
         except SandboxError as error:
             await self.store.set_program(id, status="failed", error=str(error), ended=time.time())
             for lease in await self.store.leases():
@@ -277,13 +277,15 @@ class Runtime(SyncUse):
         adopted: bool = False,
         began: float | None = None,
     ) -> Run[R]:
-        program = Program(id, agent, self.live, self.template, Account(agent.budget), replay)
+        program = Program(id, agent, self.dispatcher, self.template, Account(agent.budget), replay)
         program.adopted, program.began = adopted, began
         for env in environments_of(agent):
-            self.live.environments.know(env)
+            self.dispatcher.environments.know(env)
         shared = {env.key for env in lasting(agent)}
-        self.live.environments.only_fresh(id, {e.key for e in environments_of(agent)} - shared)
-        learned = self.live.scheduler.world.graph(agent.name)
+        self.dispatcher.environments.only_fresh(
+            id, {e.key for e in environments_of(agent)} - shared
+        )
+        learned = self.dispatcher.scheduler.world.graph(agent.name)
         for tool in agent.tools:
             if tool.expect is not None:
                 learned.durations.expect(tool.name, tool.expect)
@@ -298,13 +300,13 @@ class Runtime(SyncUse):
 
     async def _program(self, program: Program, body: Callable[[], Awaitable[R]]) -> R:
         status, result, words = "failed", None, None
-        live, agent = self.live, program.agent
+        dispatcher, agent = self.dispatcher, program.agent
         try:
             await self._admission(program)
             began = program.began = program.began or time.time()
             again = {"error": None, "ended": None}
             await self.store.set_program(program.id, status="running", started=began, **again)
-            live.note(program.id, "program.started")
+            dispatcher.note(program.id, "program.started")
             async with _deadline(agent.budget.seconds):
                 value = await body()
             if program.diverged is not None:
@@ -319,20 +321,20 @@ class Runtime(SyncUse):
                 words = f"{type(error).__name__}: {error}"
                 raise
             status, words = "interrupted", f"{type(diverged).__name__}: {diverged}"
-            live.environments.keep(program.id)
+            dispatcher.environments.keep(program.id)
             raise diverged from None
         finally:
             self._runs.pop(program.id, None)
             await asyncio.shield(self._end(program, status, result, words))
 
     async def _admission(self, program: Program) -> None:
-        live, agent = self.live, program.agent
-        admitted = live.expect_admission(program.id)
+        dispatcher, agent = self.dispatcher, program.agent
+        admitted = dispatcher.expect_admission(program.id)
         deadline = time.monotonic() + agent.deadline if agent.deadline is not None else None
-        envs = tuple(e.key for e in environments_of(agent)) if live.pool is not None else ()
+        envs = tuple(e.key for e in environments_of(agent)) if dispatcher.pool is not None else ()
         shared = {e.key for e in lasting(agent)}
-        live.note(program.id, "program.submitted")
-        live.emit(
+        dispatcher.note(program.id, "program.submitted")
+        dispatcher.emit(
             ProgramSubmitted(
                 program.id, agent.name, agent.tenant, agent.priority, deadline, envs,
                 agent.expect_tokens, fresh=tuple(key for key in envs if key not in shared),
@@ -349,16 +351,16 @@ class Runtime(SyncUse):
         try:
             await self.store.set_program(program.id, **values)
         finally:
-            self.live.emit(ProgramEnded(program.id))
-            await self.live.settle()
-            self.live.note(program.id, "program.ended", status=status, error=words)
+            self.dispatcher.emit(ProgramEnded(program.id))
+            await self.dispatcher.settle()
+            self.dispatcher.note(program.id, "program.ended", status=status, error=words)
 
     @contextlib.asynccontextmanager
     async def sandbox(self, env: Env) -> AsyncIterator[Sandbox]:
         """An environment for code outside of programs, destroyed after it. Raises `SandboxError`
         when there can be none."""
-        self.live.environments.know(env)
-        async with self.live.environments.fresh(env, new_id("host")) as claimed:
+        self.dispatcher.environments.know(env)
+        async with self.dispatcher.environments.fresh(env, new_id("host")) as claimed:
             yield claimed.box
 
     # --- what a runtime owns --------------------------------------------------------------

@@ -82,16 +82,18 @@ class Server:
             trust_priority: believe the priority that a request gives itself.
             ttl: seconds for which a silent named program is kept.
         """
-        live = runtime.live
-        info = replace(live.engine.info, model=name or Path(live.engine.info.model).name)
-        self.live, self.info = live, info
+        dispatcher = runtime.dispatcher
+        info = replace(
+            dispatcher.engine.info, model=name or Path(dispatcher.engine.info.model).name
+        )
+        self.dispatcher, self.info = dispatcher, info
         self._trust_priority = trust_priority
-        self.programs = Programs(live, ttl)
+        self.programs = Programs(dispatcher, ttl)
         self.timings = Timings(info)
         self.served = Served(
             info.model,
             runtime.template,
-            live.engine.tokenizer,
+            dispatcher.engine.tokenizer,
             self.programs,
             self.timings,
             info.max_context,
@@ -171,7 +173,7 @@ class Server:
         Returns:
             Whether all of them ended by themselves.
         """
-        self.live.drain(shutting_down)
+        self.dispatcher.drain(shutting_down)
         return await self.drain.drain(seconds)
 
     async def _unless_gone(self, request: Request, work: Awaitable[T]) -> T:
@@ -265,13 +267,13 @@ class Server:
         if self.drain.draining:
             return JSONResponse({"status": "draining"}, 503)
         try:
-            stats = await self.live.engine.stats()
+            stats = await self.dispatcher.engine.stats()
         except EngineClosed as error:
             return JSONResponse({"status": "failed", "error": str(error)}, 503)
         return JSONResponse({"status": "asleep" if stats.asleep else "ok"})
 
     async def _metrics(self, request: Request) -> Response:
-        stats = await self.live.engine.stats()
+        stats = await self.dispatcher.engine.stats()
         page = render(self.timings, self.info, stats, len(self.programs))
         return Response(page, media_type="text/plain; version=0.0.4")
 

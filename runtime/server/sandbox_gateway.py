@@ -122,8 +122,8 @@ class Door:
 
     def program(self, box: str) -> Caller | None:
         """Return the caller that the program is which has an environment."""
-        live = self._runtime.live
-        holder = live.environments.holder(box)
+        dispatcher = self._runtime.dispatcher
+        holder = dispatcher.environments.holder(box)
         run = self._runtime.running(holder) if holder is not None else None
         if run is None:
             return None

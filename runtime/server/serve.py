@@ -188,7 +188,7 @@ async def _engine_failure(server: Server) -> EngineClosed:
     while True:
         await asyncio.sleep(_CHECK_SECONDS)
         try:
-            await server.live.engine.stats()
+            await server.dispatcher.engine.stats()
         except EngineClosed as error:
             return error
 
@@ -211,7 +211,7 @@ def _announce(server: Server, listener: socket.socket, access: Access) -> None:
     host, port = listener.getsockname()[:2]
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     url = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
-    for line in describe(server.live.engine.info, server.live.scheduler.policy.name):
+    for line in describe(server.dispatcher.engine.info, server.dispatcher.scheduler.policy.name):
         output.note(line)
     key = "with a key" if access.keys else "no key is asked for"
     output.note(f"{server.served.model} at {url}/v1 ({key})")

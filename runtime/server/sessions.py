@@ -32,7 +32,7 @@ from typing import Any
 from drawloom.engine.api.engine import Delta, GenerateRequest, Grammar, Usage
 from drawloom.engine.sequence import SamplingParams
 from drawloom.graph.quantile_sketch import Sketch
-from drawloom.runtime.dispatch.dispatcher import Live
+from drawloom.runtime.dispatch.dispatcher import Dispatcher
 from drawloom.runtime.execution.budget import Account
 from drawloom.runtime.execution.llm_step import spans
 from drawloom.runtime.scheduler.events import (
@@ -87,8 +87,8 @@ class Programs:
         ttl: seconds for which a silent program is remembered.
     """
 
-    def __init__(self, live: Live, ttl: float = 300.0) -> None:
-        self.live, self.ttl = live, ttl
+    def __init__(self, dispatcher: Dispatcher, ttl: float = 300.0) -> None:
+        self.dispatcher, self.ttl = dispatcher, ttl
         self.known = Directory()
         self._steps = self._conversations = 0
         self._silences = Sketch()
@@ -102,7 +102,7 @@ class Programs:
         await asyncio.gather(self._sweeper, return_exceptions=True)
         for program in list(self.known):
             self._end(program)
-        await self.live.settle()
+        await self.dispatcher.settle()
 
     def describe(self) -> list[dict[str, Any]]:
         """Describe every program for people: identity, state, size and idle time in seconds."""
@@ -162,8 +162,8 @@ class Programs:
         ]
         found.sort(key=lambda one: one[2].agreed)  # stable: of equals the latest is last
         idle = [one for one in found if not one[0].busy]
-        live = [one for one in idle if not one[0].aside]
-        for taken in ([o for o in idle if o[2].whole], [o for o in live if o[2].rewritten]):
+        present = [one for one in idle if not one[0].aside]
+        for taken in ([o for o in idle if o[2].whole], [o for o in present if o[2].rewritten]):
             if taken:
                 conversation, record, match = taken[-1]
                 program.returns |= conversation.aside
@@ -178,8 +178,8 @@ class Programs:
             begun = found[-1][1:]
         elif not program.named:
             begun = self.known.alike(program.tenant, request) or begun
-        if live and not program.running and self._gives_up(program, live[-1][2]):
-            return Place(program, live[-1][0], begun[0], begun[1], instead=True)
+        if present and not program.running and self._gives_up(program, present[-1][2]):
+            return Place(program, present[-1][0], begun[0], begun[1], instead=True)
         return Place(program, self._conversation(program), begun[0], begun[1])
 
     @staticmethod
@@ -204,17 +204,17 @@ class Programs:
 
         Raises `ProgramReleased` for a program that was released meanwhile.
         """
-        program, live = place.program, self.live
+        program, dispatcher = place.program, self.dispatcher
         self._alive(program)
         if program.admitted is None and program.account is None:
-            program.admitted = live.expect_admission(program.id)
+            program.admitted = dispatcher.expect_admission(program.id)
             expect = len(place.tokens) + (output or _OUTPUT)
-            live.emit(
+            dispatcher.emit(
                 ProgramSubmitted(program.id, AGENT, program.tenant, priority, expect_tokens=expect)
             )
         if (parent := place.parent) is not None:
-            engine = live.engine.info.id
-            live.emit(Forked(program.id, parent.name, place.conversation.name, engine, known))
+            engine = dispatcher.engine.info.id
+            dispatcher.emit(Forked(program.id, parent.name, place.conversation.name, engine, known))
 
     def leave(self, place: Place, record: Record | PlainRecord | None = None) -> None:
         """End a request. `record` is all that the conversation holds now; with None it holds what
@@ -230,7 +230,7 @@ class Programs:
             conversation.record = record
         if conversation.record is None or program.ended:
             program.conversations.pop(conversation.name, None)
-            self.live.emit(ConversationEnded(program.id, conversation.name))
+            self.dispatcher.emit(ConversationEnded(program.id, conversation.name))
         else:
             program.conversations[conversation.name] = program.conversations.pop(
                 conversation.name, conversation
@@ -265,14 +265,14 @@ class Programs:
             del program.conversations[conversation.name]
             self.known.forget(program, conversation)
             if not conversation.aside:
-                self.live.emit(ConversationEnded(program.id, conversation.name))
+                self.dispatcher.emit(ConversationEnded(program.id, conversation.name))
 
     def _rest(self, program: HttpProgram) -> None:
         """Take a silent program for over, as far as the scheduler is concerned. Its KV stays as
         long as there is room, and its next turn submits it again."""
         if program.admitted is not None:
             program.admitted = None
-            self.live.emit(ProgramEnded(program.id, keep=True))
+            self.dispatcher.emit(ProgramEnded(program.id, keep=True))
 
     @property
     def _patience(self) -> float:
@@ -295,10 +295,10 @@ class Programs:
         program.ended = True
         if program.account is not None:  # the program goes on, its conversations here do not
             for conversation in program.conversations:
-                self.live.emit(ConversationEnded(program.id, conversation))
+                self.dispatcher.emit(ConversationEnded(program.id, conversation))
         if program.admitted is not None:
             program.admitted.cancel()
-            self.live.emit(ProgramEnded(program.id))
+            self.dispatcher.emit(ProgramEnded(program.id))
 
     async def _sweep(self) -> None:
         while True:
@@ -338,7 +338,7 @@ class Programs:
             BudgetExceeded: for a program that has a budget, and none of it left.
             ProgramReleased: for a program that was released meanwhile.
         """
-        program, live = place.program, self.live
+        program, dispatcher = place.program, self.dispatcher
         if (account := program.account) is not None:
             account.before_llm()
             account.usage.llm_calls += 1
@@ -348,13 +348,13 @@ class Programs:
         )
         self._steps += 1
         step = f"{program.id}:{self._steps}"
-        engine, state = live.engine.info.id, f"http|{place.conversation.tool}"
+        engine, state = dispatcher.engine.info.id, f"http|{place.conversation.tool}"
         place.conversation.tool, place.conversation.kinds = "", []
         await self._admission(program)
-        start = live.expect_start(step)
+        start = dispatcher.expect_start(step)
         prompt = len(place.tokens)
         usage: Usage | None = None
-        live.emit(
+        dispatcher.emit(
             StepReady(program.id, conversation, step, state, engine, prompt, params.max_tokens)
         )
         try:
@@ -365,23 +365,23 @@ class Programs:
                 noise=str(choice or sample),
             )  # fmt: skip
             context = prompt
-            async with aclosing(generate_until(live.engine, request, enough)) as deltas:
+            async with aclosing(generate_until(dispatcher.engine, request, enough)) as deltas:
                 async for delta in deltas:
                     usage = delta.usage or usage
                     context += len(delta.tokens)
-                    await live.heard(program.id, step, context, delta)
+                    await dispatcher.heard(program.id, step, context, delta)
                     yield delta
             if usage is not None:
                 self._finished(place, conversation, step, state, usage)
         finally:
             if usage is None:  # its client is gone, or it failed
-                live.emit(StepFailed(program.id, step))
+                dispatcher.emit(StepFailed(program.id, step))
             if choice:
-                live.emit(ConversationEnded(program.id, conversation))
+                dispatcher.emit(ConversationEnded(program.id, conversation))
 
     async def _admission(self, program: HttpProgram) -> None:
         """Wait until the scheduler lets a program run. Raises `ProgramReleased` for one that was
-        released meanwhile, and what `Live.drain` was given."""
+        released meanwhile, and what `Dispatcher.drain` was given."""
         if (admitted := program.admitted) is None:
             self._alive(program)
             return
@@ -402,10 +402,10 @@ class Programs:
             account.usage.tokens += usage.prompt_tokens - usage.cached_tokens + usage.output_tokens
         context = usage.prompt_tokens + usage.output_tokens
         computed = usage.prompt_tokens - usage.cached_tokens
-        self.live.emit(
+        self.dispatcher.emit(
             StepFinished(
-                place.program.id, conversation, step, state, self.live.engine.info.id, context,
-                tuple(place.conversation.kinds) or (CLIENT,), computed, *spans(usage),
+                place.program.id, conversation, step, state, self.dispatcher.engine.info.id,
+                context, tuple(place.conversation.kinds) or (CLIENT,), computed, *spans(usage),
             )
         )  # fmt: skip
 

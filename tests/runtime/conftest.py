@@ -131,7 +131,7 @@ async def open_runtime() -> AsyncIterator[Callable[..., object]]:
 
     yield make
     for runtime, engine in opened:
-        if runtime._live is not None:
+        if runtime._dispatcher is not None:
             await runtime.__aexit__(None, None, None)
         assert not engine.conversations, "a conversation was never released"
         assert engine.running == 0

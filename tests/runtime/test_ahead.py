@@ -22,7 +22,7 @@ class _Watched:
     def __init__(self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[tuple[int, ...]] = []
         self.more = asyncio.Event()
-        engine = runtime.live.engine
+        engine = runtime.dispatcher.engine
         extend = engine.extend
 
         async def watched(conversation: str, tokens: tuple[int, ...], **options: Any) -> KVReply:
@@ -149,7 +149,7 @@ async def test_of_several_calls_those_that_ended_and_the_first_that_has_not_are_
 
         ids = await runtime.run(reader)
         asked = watched.asked[-1]
-        text = runtime.live.engine.tokenizer.decode(list(asked))
+        text = runtime.dispatcher.engine.tokenizer.decode(list(asked))
     assert ids[: len(asked)] == asked
     assert "A short answer." in text and "line 30" in text
 
@@ -162,7 +162,7 @@ async def test_nothing_is_computed_for_a_program_that_is_paused(
 
         @tool
         async def report() -> AsyncIterator[str]:
-            (program,) = runtime.live.scheduler.world.programs.values()
+            (program,) = runtime.dispatcher.scheduler.world.programs.values()
             program.marked = True
             for line in _LINES:
                 yield line
@@ -229,7 +229,7 @@ async def test_a_streaming_tool_is_a_plain_function_elsewhere() -> None:
 
 def test_nothing_new_is_not_looked_at_twice() -> None:
     class Idle:
-        class live:
+        class dispatcher:
             @staticmethod
             def runs(program: str) -> bool:
                 raise AssertionError("asked although nothing is new")

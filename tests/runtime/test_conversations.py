@@ -64,8 +64,8 @@ TEMPLATES = {
 }
 
 
-class _Live:
-    """Takes the place of the live loop; nothing runs."""
+class _Dispatcher:
+    """Takes the place of the dispatcher; nothing runs."""
 
     class engine:
         class info:
@@ -97,8 +97,8 @@ class _Server:
     """A server of one model that says what a test wants."""
 
     def __init__(self, template: str, reasoning: bool = False) -> None:
-        live: Any = _Live()
-        self.programs = _Scripted(live)
+        dispatcher: Any = _Dispatcher()
+        self.programs = _Scripted(dispatcher)
         self.end = ENDS[template]
         info = EngineInfo("e", "m", "cpu", 1 << 20, 1 << 20, 16)
         self.served = Served(

@@ -85,14 +85,14 @@ async def _until(true: Callable[[], Any]) -> None:
 
 def _told(runtime: Runtime) -> list[Any]:
     """Note what the core hears of its engine from now on."""
-    told, emit = list[Any](), runtime.live.emit
+    told, emit = list[Any](), runtime.dispatcher.emit
 
     def noted(event: Any) -> None:
         if isinstance(event, EngineDown | EngineUp):
             told.append(event)
         emit(event)
 
-    runtime.live.emit = noted  # type: ignore[method-assign]
+    runtime.dispatcher.emit = noted  # type: ignore[method-assign]
     return told
 
 
@@ -113,7 +113,11 @@ async def isolated(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Runtime]:
 async def test_programs_say_the_same_and_end_when_the_engine_is_killed(isolated: Runtime) -> None:
     names = [f"n{i}" for i in range(8)]
     wanted = await asyncio.gather(*(isolated.run(talker, name) for name in names))
-    told, engine, world = _told(isolated), isolated.live.engine, isolated.live.scheduler.world
+    told, engine, world = (
+        _told(isolated),
+        isolated.dispatcher.engine,
+        isolated.dispatcher.scheduler.world,
+    )
     runs = [await isolated.start(talker, name) for name in names]
     await _until(lambda: world.calls > 2)
     os.kill(engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
@@ -137,14 +141,14 @@ async def test_all_programs_hear_why_an_engine_does_not_come_back(
     monkeypatch.setattr(process_engine, "_STARTS", 2)
     monkeypatch.setattr(subprocess, "Popen", lambda command, **more: real(["false"], **more))
     runs = [await isolated.start(talker, f"n{i}") for i in range(8)]
-    await _until(lambda: isolated.live.scheduler.world.calls > 2)
-    os.kill(isolated.live.engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    await _until(lambda: isolated.dispatcher.scheduler.world.calls > 2)
+    os.kill(isolated.dispatcher.engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     async with asyncio.timeout(120):
         ends = await asyncio.gather(*(run.result() for run in runs), return_exceptions=True)
         with pytest.raises(EngineClosed, match="did not start"):
             await isolated.run(talker, "late")
     assert {type(end) for end in ends} == {EngineClosed}
-    assert isolated.live.scheduler.world.programs == {}
+    assert isolated.dispatcher.scheduler.world.programs == {}
 
 
 async def test_a_call_that_was_lost_goes_on_only_when_its_program_is_admitted_again() -> None:
@@ -176,7 +180,7 @@ async def test_a_program_that_ends_while_the_engine_is_down_leaves_nothing() -> 
         await asyncio.sleep(0)
         await run.cancel()
         engine.live_again(1000)
-        world = runtime.live.scheduler.world
+        world = runtime.dispatcher.scheduler.world
         assert (world.programs, world.own, world.resting, engine.resumed) == ({}, 0, 0, [])
 
 

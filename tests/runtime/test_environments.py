@@ -45,27 +45,27 @@ async def test_a_program_goes_on_with_the_files_of_what_was_put_aside(
         rows: list[list[str]] = []
 
         async def leased() -> None:
-            await runtime.live.settle()
+            await runtime.dispatcher.settle()
             rows.append([row.sandbox for row in await runtime.store.leases()])
 
         @agent(tools=[put, get])
         async def keeper() -> list[Any]:
             first = await put("one")
-            (program,) = runtime.live.scheduler.world.programs
+            (program,) = runtime.dispatcher.scheduler.world.programs
             park = ParkEnvs("host", program)
-            runtime.live._park(park)
+            runtime.dispatcher._park(park)
             await leased()
             second, text = await get()  # it is held still: aside again after use
-            runtime.live.environments.back(program)
+            runtime.dispatcher.environments.back(program)
             third, again = await get()  # nobody waits until it is aside
             await leased()
             return [len({first, second, third}), text, again]
 
         assert await runtime.run(keeper) == [3, "one", "one"]
         assert [[is_snapshot(id) for id in several] for several in rows] == [[True], [False]]
-        await runtime.live.settle()
+        await runtime.dispatcher.settle()
         assert await runtime.store.leases() == []
-        pool = runtime.live.environments.pool
+        pool = runtime.dispatcher.environments.pool
         assert pool is not None
         assert (pool.there, pool.counters.parked, pool.counters.restored) == (0, 2, 2)
         assert await pool.provider.snapshots() == []
@@ -76,9 +76,9 @@ async def test_nothing_is_put_aside_while_something_runs_in_it() -> None:
 
         @tool(env=ENV)
         async def slow(box: Sandbox) -> str:
-            (program,) = runtime.live.scheduler.world.programs
-            runtime.live._park(ParkEnvs("host", program))
-            await runtime.live.settle()
+            (program,) = runtime.dispatcher.scheduler.world.programs
+            runtime.dispatcher._park(ParkEnvs("host", program))
+            await runtime.dispatcher.settle()
             return (await box.sh("echo still here")).text
 
         @agent(tools=[put, slow, get])

@@ -236,7 +236,7 @@ class FleetMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now, self.made = 0.0, 0
-        self.live: set[str] = set()
+        self.dispatcher: set[str] = set()
         self.steps: dict[str, str] = {}
         self.homes: dict[str, str] = {}
         self.up: dict[str, str] = {}
@@ -295,7 +295,7 @@ class FleetMachine(RuleBasedStateMachine):
         assert self.twin.handle(event, self.now) == actions
         for action in actions:
             if isinstance(action, StartStep):
-                assert action.program in self.live
+                assert action.program in self.dispatcher
                 assert self.steps.pop(action.step) == "ready"
                 assert self.up[action.engine] == "up"
                 self.steps[action.step] = action.engine
@@ -312,7 +312,7 @@ class FleetMachine(RuleBasedStateMachine):
     def submit(self, tokens: int, tenant: str) -> None:
         self.made += 1
         name = f"p{self.made}"
-        self.live.add(name)
+        self.dispatcher.add(name)
         self._send(ProgramSubmitted(name, f"agent-{tokens % 3}", tenant, expect_tokens=tokens))
         self.steps[f"{name}#0"] = "ready"
         self._send(StepReady(name, name, f"{name}#0", "llm", "?", tokens % 900 + 1, 10))
@@ -335,9 +335,9 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def end(self, data: Any) -> None:
-        if self.live:
-            name = data.draw(st.sampled_from(sorted(self.live)))
-            self.live.discard(name)
+        if self.dispatcher:
+            name = data.draw(st.sampled_from(sorted(self.dispatcher)))
+            self.dispatcher.discard(name)
             self.steps = {s: at for s, at in self.steps.items() if s.partition("#")[0] != name}
             self.homes.pop(name, None)
             self._send(ProgramEnded(name))
@@ -348,7 +348,7 @@ class FleetMachine(RuleBasedStateMachine):
         if not hasattr(self, "fleet"):
             return
         found = [name for core in self.fleet.engines.values() for name in core.world.programs]
-        assert sorted(found) == sorted(self.live)
+        assert sorted(found) == sorted(self.dispatcher)
         for name, core in self.fleet.engines.items():
             assert all(self.fleet._homes[p] == name for p in core.world.programs)
             assert all(p.lane is not None for p in core.world.held.programs.values())
@@ -398,7 +398,7 @@ class FleetMachine(RuleBasedStateMachine):
         cores = self.fleet.engines.values()
         if self.fleet.policy.period is not None:
             return True
-        return not self.live or any(core.world.active for core in cores)
+        return not self.dispatcher or any(core.world.active for core in cores)
 
 
 FleetMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -59,8 +59,8 @@ async def test_branches_begin_with_the_program_s_files_and_the_best_one_s_remain
         assert text == f"base\nbranch{best}\n"
         assert after == seen["boxes"][best] != before
         assert len({before, *seen["boxes"]}) == 4
-        assert runtime.live.pool is not None
-        provider = runtime.live.pool.provider
+        assert runtime.dispatcher.pool is not None
+        provider = runtime.dispatcher.pool.provider
         assert await provider.snapshots() == []
         assert await runtime.store.leases() == []
         left = {box.id for box in await provider.owned()}
@@ -152,9 +152,9 @@ async def test_a_branch_that_fails_and_a_program_that_is_cancelled_leave_nothing
     run = await runtime.start(solver, True)
     await inside.wait()
     await run.cancel()
-    await runtime.live.settle()
+    await runtime.dispatcher.settle()
     assert (provider.kept, await runtime.store.leases()) == ({}, [])
-    assert runtime.live.pool is not None and runtime.live.pool.claimed == 0
+    assert runtime.dispatcher.pool is not None and runtime.dispatcher.pool.claimed == 0
 
 
 async def test_where_places_are_limited_it_is_refused(open_runtime: Any) -> None:

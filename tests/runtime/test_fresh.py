@@ -40,8 +40,8 @@ async def test_calls_of_a_fresh_tool_see_nothing_of_each_other(
         found = await runtime.run(tries)
         assert len({id for id, _ in found}) == 3
         assert {seen for _, seen in found} == {""}
-        assert runtime.live.pool is not None
-        assert runtime.live.pool.claimed == 0
+        assert runtime.dispatcher.pool is not None
+        assert runtime.dispatcher.pool.claimed == 0
         assert await runtime.store.leases() == []
 
 
@@ -77,9 +77,9 @@ async def test_a_fresh_environment_is_claimed_when_the_tool_is_named(open_runtim
     kinds = [kind for kind, _ in events if kind in ("env.claimed", "tool.started")]
     assert kinds[0] == "env.claimed", "as the name was decoded, before the call was whole"
     assert len(set(names)) == len(names) >= 2
-    assert runtime.live.pool is not None
-    await runtime.live.settle()
-    assert runtime.live.pool.claimed == 0
+    assert runtime.dispatcher.pool is not None
+    await runtime.dispatcher.settle()
+    assert runtime.dispatcher.pool.claimed == 0
 
 
 async def test_an_early_claim_that_nobody_used_goes_back(open_runtime: Any) -> None:
@@ -95,7 +95,7 @@ async def test_an_early_claim_that_nobody_used_goes_back(open_runtime: Any) -> N
 
     runtime: Runtime = await open_runtime(lambda _: _says("attempt", text="a"), sandbox=provider)
     await runtime.run(refuses)
-    pool = runtime.live.pool
+    pool = runtime.dispatcher.pool
     assert pool is not None and pool.claimed == 0
     assert len(provider.live) == sum(pool.counts(ENV.key)[:1])
 

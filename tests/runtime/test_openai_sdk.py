@@ -219,7 +219,7 @@ async def test_none_is_text_even_of_a_model_that_writes_a_call(open_runtime: Any
         for said in await _both(client, _ask(tools=TOOLS, tool_choice="none")):
             assert said[:3] == (f"Well. {CALLS}", [], "stop")
         await _both(client, _ask(tools=TOOLS))
-        assert len(set(runtime.live.engine.prompts)) == 1  # one conversation keeps one prompt
+        assert len(set(runtime.dispatcher.engine.prompts)) == 1  # one conversation keeps one prompt
 
 
 @pytest.mark.parametrize("choice", [None, "auto"])

@@ -262,11 +262,11 @@ async def test_one_that_lost_its_store_leaves_the_next_owner_s_environments(
             await program.result()
     assert [row.status for row in await second.programs()] == ["running"]
     assert await second.leases() == [lease]
-    assert first._live is None
+    assert first._dispatcher is None
     await second.close()
     async with Runtime(store=url, sandbox="process") as third:
-        assert third.live.pool is not None
-        assert [box.id for box in await third.live.pool.provider.owned()] == [lease.sandbox]
+        assert third.dispatcher.pool is not None
+        assert [box.id for box in await third.dispatcher.pool.provider.owned()] == [lease.sandbox]
         await (await third.resume(run, program.id)).cancel()
 
 

@@ -109,7 +109,7 @@ def _forget() -> None:
 async def test_results_go_back_to_the_model_in_order(open_runtime: Any) -> None:
     runtime: Runtime = await open_runtime(once(call("look", what="a"), call("change", what="b")))
     assert await runtime.run(loop, "q") == ["seen a", "changed b", "end"]
-    assert "seen a" in runtime.live.engine.prompts[-1]  # type: ignore[attr-defined]
+    assert "seen a" in runtime.dispatcher.engine.prompts[-1]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ async def test_steps_hold_what_was_sampled(open_runtime: Any) -> None:
     run = await runtime.start(loop, "q")
     await run.result()
     (step,) = await runtime.store.steps(run.id)
-    assert runtime.live.engine.tokenizer.decode(step.detail["output"]) == "42"
+    assert runtime.dispatcher.engine.tokenizer.decode(step.detail["output"]) == "42"
     assert step.detail["delta"]
     assert step.detail["state"].startswith("loop:")
 
@@ -270,7 +270,7 @@ async def test_forks_continue_separately_and_best_of_takes_the_best(open_runtime
     texts = iter(["start", "a", "aaaa", "aa"])
     runtime: Runtime = await open_runtime(lambda prompt: next(texts))
     assert await runtime.run(choose) == 4
-    assert all("start" in p for p in runtime.live.engine.prompts[1:])  # type: ignore[attr-defined]
+    assert all("start" in p for p in runtime.dispatcher.engine.prompts[1:])  # type: ignore[attr-defined]
 
 
 async def test_best_of_stops_the_others_as_soon_as_one_is_good_enough(open_runtime: Any) -> None:
@@ -315,7 +315,7 @@ async def test_cancelling_frees_everything_at_once(open_runtime: Any) -> None:
     run = await runtime.start(loop, "q")
     await asyncio.sleep(0.15)
     await run.cancel()
-    engine: Any = runtime.live.engine
+    engine: Any = runtime.dispatcher.engine
     assert (engine.running, engine.conversations) == (0, set())
     with pytest.raises(Cancelled):
         await run.result()
@@ -339,7 +339,7 @@ async def test_a_program_that_raises_is_recorded_and_harms_no_other(open_runtime
 
 async def test_an_engine_failure_is_tried_once_more(open_runtime: Any) -> None:
     runtime: Runtime = await open_runtime(lambda prompt: "fine")
-    engine: Any = runtime.live.engine
+    engine: Any = runtime.dispatcher.engine
     engine.failures = [EngineError("out of memory")]
     assert await runtime.run(loop, "q") == ["fine"]
     engine.failures = [EngineError("out of memory")] * 2
@@ -355,11 +355,11 @@ async def test_a_program_that_outlives_a_failed_call_is_at_a_tool_boundary(
         chat = Chat().user("q")
         with contextlib.suppress(EngineError):
             await chat.turn()
-        (found,) = runtime.live.scheduler.world.programs.values()
+        (found,) = runtime.dispatcher.scheduler.world.programs.values()
         return found.acting
 
     runtime: Runtime = await open_runtime(lambda prompt: "fine")
-    engine: Any = runtime.live.engine
+    engine: Any = runtime.dispatcher.engine
     engine.failures = [EngineError("out of memory")] * 2
     assert await runtime.run(patient)
 
@@ -372,8 +372,8 @@ async def test_a_call_that_its_agent_gave_up_while_it_was_held_is_forgotten(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.05):
                 await Chat().user("q").turn()
-        (found,) = runtime.live.scheduler.world.programs.values()
-        return found.acting and not runtime.live._started
+        (found,) = runtime.dispatcher.scheduler.world.programs.values()
+        return found.acting and not runtime.dispatcher._started
 
     runtime: Runtime = await open_runtime(lambda prompt: "fine", pause=60.0)
     assert await runtime.run(hasty)
@@ -388,14 +388,14 @@ async def test_the_scheduler_hears_once_of_all_that_an_engine_step_said(
 
     runtime: Runtime = await open_runtime(lambda prompt: "a b c d e f g h", pause=0.02)
     heard = list[Decoded]()
-    emit = runtime.live.emit
+    emit = runtime.dispatcher.emit
 
     def listen(event: Any) -> None:
         if isinstance(event, Decoded):
             heard.append(event)
         emit(event)
 
-    monkeypatch.setattr(runtime.live, "emit", listen)
+    monkeypatch.setattr(runtime.dispatcher, "emit", listen)
     await runtime.run(talks, 8)
     alone, one = len(heard), heard[0].calls[0]
     assert alone >= 2
@@ -412,16 +412,16 @@ async def test_the_scheduler_hears_of_a_call_that_gives_way_and_of_its_going_on(
     open_runtime: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime: Runtime = await open_runtime(lambda prompt: "a b c d e f g h")
-    engine: Any = runtime.live.engine
+    engine: Any = runtime.dispatcher.engine
     engine.gives_way = True
-    emit, pressed = runtime.live.emit, list[tuple[str, int]]()
+    emit, pressed = runtime.dispatcher.emit, list[tuple[str, int]]()
 
     def listen(event: Any) -> None:
         emit(event)
         if isinstance(event, Decoded | Preempted):
-            pressed.append((type(event).__name__, len(runtime.live.scheduler.world.pressed)))
+            pressed.append((type(event).__name__, len(runtime.dispatcher.scheduler.world.pressed)))
 
-    monkeypatch.setattr(runtime.live, "emit", listen)
+    monkeypatch.setattr(runtime.dispatcher, "emit", listen)
     assert await runtime.run(loop, "q") == ["a b c d e f g h"]
     assert pressed[:3] == [("Decoded", 0), ("Preempted", 1), ("Decoded", 0)]
 
@@ -452,7 +452,7 @@ async def test_misuse_is_refused_with_advice(open_runtime: Any) -> None:
     with pytest.raises(ConfigError, match="two tools"):
         agent(tools=[look, look])(loop.fn)
     with pytest.raises(ConfigError, match="choose auto"):
-        async with Runtime(runtime.live.engine, sandbox="magic"):
+        async with Runtime(runtime.dispatcher.engine, sandbox="magic"):
             pass
 
 
@@ -505,7 +505,7 @@ async def test_a_declared_graph_runs_and_feeds_the_same_execution_graph(open_run
     runtime: Runtime = await open_runtime(lambda prompt: "words")
     result = await runtime.run(graph_agent(graph), Notes("looms"))
     assert result.text == "words!"
-    learned = runtime.live.scheduler.world.graph("notes")
+    learned = runtime.dispatcher.scheduler.world.graph("notes")
     assert learned.following("draft")["polish"] > 0.5
     assert any("draft" in state and ":" in state for state in learned.nx)
 

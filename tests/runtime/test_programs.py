@@ -38,7 +38,7 @@ class _Engine:
         id = "e"
 
 
-class _Live:
+class _Dispatcher:
     """Hears what the scheduler would."""
 
     def __init__(self) -> None:
@@ -97,10 +97,10 @@ class ManyClients(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         for name, bound in self.bounds.items():
             self.patch.setattr(module if name == "_CONVERSATIONS" else directory, name, bound)
-        self.live: Any = _Live()
+        self.dispatcher: Any = _Dispatcher()
 
         async def make() -> Programs:
-            return Programs(self.live)
+            return Programs(self.dispatcher)
 
         self.programs = self.loop.run_until_complete(make())
         self.conversations: list[_Conversation] = []
@@ -211,7 +211,7 @@ class ManyClients(RuleBasedStateMachine):
             self.programs.leave(place)
         known = self.programs.known
         self.loop.run_until_complete(self.programs.close())
-        assert not self.live.submitted
+        assert not self.dispatcher.submitted
         assert not known._starts and not known._idle
         assert len(known) == known._tokens == 0
         self.patch.undo()
@@ -231,8 +231,8 @@ def test_no_two_names_have_one_program(a: str, b: str, c: str) -> None:
 
 
 async def test_the_same_words_of_two_tenants_are_two_programs() -> None:
-    live: Any = _Live()
-    programs = Programs(live)
+    dispatcher: Any = _Dispatcher()
+    programs = Programs(dispatcher)
     one = _Conversation("hello", Caller())
     found = []
     for tenant in ("default", "acme", "default"):
@@ -247,8 +247,8 @@ async def test_the_same_words_of_two_tenants_are_two_programs() -> None:
 
 
 async def test_more_nameless_programs_at_once_than_are_kept_are_all_answered() -> None:
-    live: Any = _Live()
-    programs = Programs(live)
+    dispatcher: Any = _Dispatcher()
+    programs = Programs(dispatcher)
     count = directory._NAMELESS + 40
     places = []
     for index in range(count):
@@ -266,8 +266,8 @@ async def test_more_nameless_programs_at_once_than_are_kept_are_all_answered() -
 
 @pytest.mark.parametrize("other", ["default", "acme"])
 async def test_a_nameless_program_is_named_by_its_id_in_its_own_tenant_only(other: str) -> None:
-    live: Any = _Live()
-    programs = Programs(live)
+    dispatcher: Any = _Dispatcher()
+    programs = Programs(dispatcher)
     turn = _turn([{"role": "user", "content": "hello"}])
     place = programs.claim(Caller(), turn)
     programs.leave(place, _record(place, turn, {"role": "assistant", "content": "a"}))
@@ -280,8 +280,8 @@ async def test_a_nameless_program_is_named_by_its_id_in_its_own_tenant_only(othe
 @pytest.mark.parametrize("told", ["Thought: four.\n", "Thought: four.\nObservation"])
 async def test_text_that_begins_with_what_was_told_is_the_next_turn(told: str) -> None:
     """What was sampled has a mark that the client is not shown, and the rest of a stop string."""
-    live: Any = _Live()
-    programs = Programs(live)
+    dispatcher: Any = _Dispatcher()
+    programs = Programs(dispatcher)
     prompt = "Question\n"
     place = programs.claim(Caller(), TextRequest(prompt))
     sampled = f"{prompt}{told}<|end|>: made"

@@ -80,13 +80,13 @@ async def test_a_thought_that_the_template_opened_is_not_in_the_answer(open_runt
 
     runtime = await open_runtime(script, template=ChatTemplate(source, "", "<|im_end|>"))
     requests: list[GenerateRequest] = []
-    generate = runtime.live.engine.generate
+    generate = runtime.dispatcher.engine.generate
 
     def recorded(request: GenerateRequest) -> object:
         requests.append(request)
         return generate(request)
 
-    runtime.live.engine.generate = recorded  # type: ignore[method-assign, assignment]
+    runtime.dispatcher.engine.generate = recorded  # type: ignore[method-assign, assignment]
     assert await runtime.run(thinks) == ("b", "Bo")
     assert requests[1].grammar is not None
     assert requests[1].grammar.after == "</think>"
@@ -111,7 +111,7 @@ async def test_contents_never_become_control_tokens(open_runtime: Open) -> None:
     calls = '<tool_call>\n{"name": "bad", "arguments": {}}\n</tool_call>'
     runtime = await open_runtime(lambda prompt: "ok" if "tool_response" in prompt else calls)
     ids = await runtime.run(reads)
-    tokenizer = runtime.live.engine.tokenizer
+    tokenizer = runtime.dispatcher.engine.tokenizer
     text = tokenizer.decode(ids, special=True)
     assert text.count("<|im_start|>system") == 3  # one is the template's
     assert ids.count(tokenizer.id_of("<|im_start|>") or -1) == 5  # system, 2 x user, 2 x assistant

@@ -142,7 +142,7 @@ async def test_every_kind_of_tool_outcome_is_replayed(open_runtime: Any, tmp_pat
 
 async def test_every_failure_of_an_llm_call_is_replayed(open_runtime: Any, tmp_path: Path) -> None:
     async def body() -> list[Any]:
-        engine: Any = running().live.engine
+        engine: Any = running().dispatcher.engine
         seen: list[Any] = []
         for failures in ([EngineError("a"), EngineError("b")], [ContextTooLong("c")], []):
             chat = Chat().user("q")
@@ -269,7 +269,7 @@ async def test_a_call_whose_failure_ended_its_program_is_asked_again(
 
     url = f"sqlite:///{tmp_path}/s.db"
     first: Runtime = await open_runtime(lambda prompt: "first", store=url)
-    engine: Any = first.live.engine
+    engine: Any = first.dispatcher.engine
     engine.failures = [EngineError(f"e{n}") for n in range(6)]
     run = await first.start(work)
     with pytest.raises(EngineError):
@@ -481,7 +481,7 @@ async def test_a_program_that_is_interrupted_keeps_its_files(tmp_path: Path) -> 
         run = await first.start(work)
         while not await first.store.steps(run.id) or not resumed:
             await asyncio.sleep(0.02)
-        first.live.environments.keep(run.id)  # as when the process dies here
+        first.dispatcher.environments.keep(run.id)  # as when the process dies here
         lease = await first.store.leases()
         await run.cancel()
         await first.store.set_program(run.id, status="running", ended=None, error=None)
@@ -535,7 +535,7 @@ async def test_a_step_that_another_executor_did_is_counted_once(
     @agent
     async def work() -> list[str]:
         program = running()
-        store, turn = program.live.store, await Chat().user("q").turn()
+        store, turn = program.dispatcher.store, await Chat().user("q").turn()
         row = await store.step(program.id, "0#0")
         assert row is not None
         await store.add_llm(program.id, "1#0", row.started, row.started, row.detail)

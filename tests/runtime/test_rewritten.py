@@ -52,13 +52,13 @@ async def _ask(server: Server, client: _Client, caller: Caller) -> tuple[ChatCom
     request = ChatRequest.model_validate(asked)
     job = await ChatCompletion.create(server.served, request, caller)
     answer = await job.whole()
-    await server.live.settle()
+    await server.dispatcher.settle()
     return job, str(answer["choices"][0]["message"]["content"])
 
 
 def _resident(server: Server) -> int:
     """Blocks of the device that belong to conversations that are not over."""
-    engine: Any = server.live.engine
+    engine: Any = server.dispatcher.engine
     known = engine._core.cache.index.known.values()
     return sum(bool(entry.users) and entry.block >= 0 for entry in known)
 
@@ -84,8 +84,8 @@ def test_a_client_of_one_conversation_at_a_time_holds_one_however_it_treats_its_
             server = Server(runtime)
             caller = Caller(name="p" if named else None)
             client, held, history = _Client("What is there?"), list[int](), list[Json]()
-            told, emit = list[Any](), server.live.emit
-            server.live.emit = lambda event: (told.append(event), emit(event))[1]  # type: ignore
+            told, emit = list[Any](), server.dispatcher.emit
+            server.dispatcher.emit = lambda event: (told.append(event), emit(event))[1]  # type: ignore
             for way, back in ways:
                 known = len(server.programs)
                 job, said = await _ask(server, client, caller)
@@ -96,7 +96,7 @@ def test_a_client_of_one_conversation_at_a_time_holds_one_however_it_treats_its_
                     assert usage.cached_tokens >= found // BLOCK * BLOCK, "what it kept is lost"
                     assert len(job.place.program.current_conversations) == 1
                     assert _resident(server) <= -(-len(tokens) // BLOCK) + 1
-                    (program,) = server.live.scheduler.world.programs.values()
+                    (program,) = server.dispatcher.scheduler.world.programs.values()
                     assert program.tokens == len(tokens)
                 else:  # what shares no answer may be another's, for all that can be known
                     shared = history[: _common(history, client.messages)]
@@ -120,7 +120,9 @@ async def test_a_client_that_rewrites_takes_nothing_from_one_that_waits() -> Non
     async with Runtime(sandbox="none", engine=config, record=False) as runtime:
         server, waiting, rewriting = Server(runtime), _Client("Wait."), _Client("word " * 60)
         first, said = await _ask(server, waiting, Caller(name="waiting"))
-        await server.live.engine.lease(first.place.conversation.name, 0.0, 0.0)  # it ends at once
+        await server.dispatcher.engine.lease(
+            first.place.conversation.name, 0.0, 0.0
+        )  # it ends at once
         for turn in range(30):
             await _ask(server, rewriting, Caller(name="rewriting"))
             rewriting.messages[-1] = {"role": "user", "content": f"{turn} " + "word " * 60}

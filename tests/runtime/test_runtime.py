@@ -23,7 +23,7 @@ async def test_a_second_runtime_on_the_same_store_is_refused_and_harms_nothing(
         with pytest.raises(StoreError, match="in use by process"):
             async with Runtime(sandbox="none", store=url):
                 pass
-        assert (await runtime.live.engine.stats()).running == 0
+        assert (await runtime.dispatcher.engine.stats()).running == 0
     async with Runtime(sandbox="none", store=url):
         pass
 
@@ -36,8 +36,8 @@ async def test_without_docker_auto_falls_back_and_docker_says_so(
         async with Runtime(sandbox="docker"):
             pass
     async with Runtime(sandbox="auto") as runtime:
-        assert runtime.live.pool is not None
-        provider: Provider = runtime.live.pool.provider
+        assert runtime.dispatcher.pool is not None
+        provider: Provider = runtime.dispatcher.pool.provider
         assert provider.name == "process"
         task = tasks.make_task(random.Random(1), family="read", held_out=True)
         assert await runtime.run(solve, [task.question], task.files) == [task.answer]
@@ -52,14 +52,14 @@ async def test_what_a_killed_owner_left_is_swept(tmp_path: Path) -> None:
         "from drawloom.runtime.demo.tasks import BOX\n"
         "async def main():\n"
         f"    async with Runtime(sandbox='process', store={url!r}) as rt:\n"
-        "        await rt.live.pool.claim(BOX, 'nobody')\n"
+        "        await rt.dispatcher.pool.claim(BOX, 'nobody')\n"
         "        os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())\n"
     )
     subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
     async with Runtime(sandbox="process", store=url) as runtime:
-        assert runtime.live.pool is not None
-        assert await runtime.live.pool.provider.owned() == []
+        assert runtime.dispatcher.pool is not None
+        assert await runtime.dispatcher.pool.provider.owned() == []
 
 
 async def test_what_is_declared_is_used_until_it_was_seen() -> None:
@@ -73,13 +73,13 @@ async def test_what_is_declared_is_used_until_it_was_seen() -> None:
 
     async with Runtime(sandbox="process") as runtime:
         run = await runtime.start(idle)
-        assert runtime.live.scheduler.world.graph("idle").forecast(
+        assert runtime.dispatcher.scheduler.world.graph("idle").forecast(
             "s", "work"
         ).seconds_p50 == pytest.approx(7.0, rel=0.02)
         await run.result()
         assert work.env is not None
-        assert runtime.live.pool is not None
-        assert sum(runtime.live.pool.counts(work.env.key)) == 2
+        assert runtime.dispatcher.pool is not None
+        assert sum(runtime.dispatcher.pool.counts(work.env.key)) == 2
 
 
 async def test_a_tenant_has_no_more_programs_at_a_time_than_it_may() -> None:
@@ -151,7 +151,7 @@ async def test_no_more_containers_than_there_may_be_and_nobody_waits_for_ever() 
 
     async with Runtime(sandbox="process", containers=2) as runtime:
         done = await asyncio.gather(*(runtime.run(busy) for _ in range(6)))
-        pool = runtime.live.pool
+        pool = runtime.dispatcher.pool
         assert pool is not None
         assert pool.there <= 2
         assert pool.counters.claims == 6

@@ -207,8 +207,8 @@ async def test_what_waits_for_the_scheduler_is_refused_and_what_runs_ends(
     open_runtime: Any,
 ) -> None:
     runtime = await open_runtime(lambda prompt: "yes", policy="static-cap:1")
-    server, world = Server(runtime), runtime.live.scheduler.world
-    engine, may_end = runtime.live.engine, asyncio.Event()
+    server, world = Server(runtime), runtime.dispatcher.scheduler.world
+    engine, may_end = runtime.dispatcher.engine, asyncio.Event()
     generate = engine.generate
 
     async def gated(request: Any) -> AsyncIterator[Any]:
@@ -257,9 +257,9 @@ async def test_a_program_that_waits_to_begin_ends_when_its_runtime_drains(
     first = await runtime.start(stays)
     await begun.wait()
     second = await runtime.start(stays)
-    while not runtime.live.scheduler.world.held.programs:
+    while not runtime.dispatcher.scheduler.world.held.programs:
         await asyncio.sleep(0)
-    runtime.live.drain(lambda: EngineClosed("it stops"))
+    runtime.dispatcher.drain(lambda: EngineClosed("it stops"))
     with pytest.raises(EngineClosed, match="it stops"):
         await second.result()
     may_end.set()
@@ -271,8 +271,11 @@ async def test_priority_is_ignored_unless_it_is_trusted(open_runtime: Any) -> No
         runtime = await open_runtime(lambda prompt: "yes")
         server = Server(runtime, trust_priority=trusted)
         told: list[Any] = []
-        emit = runtime.live.emit
-        runtime.live.emit = lambda event, told=told, emit=emit: (told.append(event), emit(event))
+        emit = runtime.dispatcher.emit
+        runtime.dispatcher.emit = lambda event, told=told, emit=emit: (
+            told.append(event),
+            emit(event),
+        )
         transport = httpx.ASGITransport(server.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             answer = await client.post("/v1/chat/completions", json={**SHORT, "priority": 7})

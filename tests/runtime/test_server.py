@@ -67,7 +67,7 @@ async def tiny() -> AsyncIterator[tuple[httpx.AsyncClient, Server]]:
         _serving(runtime, name="tiny") as both,
     ):
         yield both
-        stats = await runtime.live.engine.stats()
+        stats = await runtime.dispatcher.engine.stats()
         assert stats.running == stats.waiting == 0
 
 
@@ -108,7 +108,7 @@ async def _chunks(client: httpx.AsyncClient, body: Json, path: str = "chat/compl
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
 async def test_a_client_sees_nothing_of_a_call_that_gives_way(scripted: Any, path: str) -> None:
     client, server = await scripted(lambda prompt: "one two three four five six")
-    engine: Any = server.live.engine
+    engine: Any = server.dispatcher.engine
     ask = {"prompt": "q"} if path == "completions" else _ask("q")
     body, streams = {**ask, "max_tokens": 40, "stream": True}, []
     for gives_way in (False, True):
@@ -267,8 +267,8 @@ async def test_turns_of_a_program_go_on_where_it_was(tiny: Any) -> None:
     released = await client.post("/programs/release", json={"program_id": "mine"})
     assert released.json() == {"program_id": "mine", "released": True}
     assert (await client.delete("/v1/programs/mine")).status_code == 404
-    await server.live.settle()
-    assert (await server.live.engine.stats()).conversations == 0
+    await server.dispatcher.settle()
+    assert (await server.dispatcher.engine.stats()).conversations == 0
 
 
 async def test_a_nameless_client_is_known_by_what_it_sends(tiny: Any) -> None:
@@ -281,7 +281,7 @@ async def test_a_nameless_client_is_known_by_what_it_sends(tiny: Any) -> None:
     assert second["program_id"] == first["program_id"] != other["program_id"]
     hit = second["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert hit >= first["usage"]["prompt_tokens"]
-    known = server.live.scheduler.world.programs
+    known = server.dispatcher.scheduler.world.programs
     assert set(known) == {first["program_id"], other["program_id"]}
     assert known[first["program_id"]].steps == 2
     assert not any(program.running for program in known.values())
@@ -356,12 +356,12 @@ async def test_a_client_that_leaves_frees_what_it_held(scripted: Any) -> None:
             break
     with pytest.raises(httpx.ReadTimeout):
         await client.post("/v1/chat/completions", json=_ask(max_tokens=4000), timeout=0.3)
-    known = server.live.scheduler.world.programs
+    known = server.dispatcher.scheduler.world.programs
     for _ in range(200):
-        if server.live.engine.running == 0 and all(p.acting for p in known.values()):
+        if server.dispatcher.engine.running == 0 and all(p.acting for p in known.values()):
             break
         await asyncio.sleep(0.02)
-    assert server.live.engine.running == 0
+    assert server.dispatcher.engine.running == 0
     assert all(program.acting for program in known.values())
 
 
@@ -373,7 +373,7 @@ async def test_a_client_that_leaves_a_later_turn_frees_what_it_held(scripted: An
     turn["program_id"] = first["program_id"]
     with pytest.raises(httpx.ReadTimeout):
         await client.post("/v1/chat/completions", json=turn, timeout=0.3)
-    (program,) = server.live.scheduler.world.programs.values()
+    (program,) = server.dispatcher.scheduler.world.programs.values()
     for _ in range(200):
         if program.acting:
             break
@@ -404,7 +404,7 @@ async def test_a_client_that_leaves_before_it_reads_anything_frees_what_it_held(
         await asyncio.Event().wait()  # its socket takes nothing
 
     await server.app(scope, receive, send)
-    assert server.live.engine.running == 0
+    assert server.dispatcher.engine.running == 0
 
 
 async def test_a_program_that_is_released_ends_what_had_not_begun(tiny: Any) -> None:
@@ -431,7 +431,7 @@ async def test_a_program_that_is_released_while_its_prompt_is_made_never_begins(
     with pytest.raises(EngineError, match="released"):
         programs.ready(place, 0, 0)
     programs.leave(place)
-    assert not server.live.scheduler.world.programs
+    assert not server.dispatcher.scheduler.world.programs
 
 
 async def test_silent_programs_hold_up_nobody() -> None:
@@ -504,7 +504,7 @@ async def test_what_makes_no_sense_is_refused_with_words(
         error = answer.json()["error"]
         assert words in error["message"]
         assert error["param"] == param
-    assert not server.live.scheduler.world.programs
+    assert not server.dispatcher.scheduler.world.programs
 
 
 async def test_bodies_that_are_no_json_or_too_large_are_refused(tiny: Any) -> None:
@@ -539,13 +539,13 @@ async def test_metrics_have_our_names_and_those_that_dashboards_know(tiny: Any) 
 
 def _told(server: Any) -> list[Any]:
     """What the scheduler is told from now on."""
-    told, emit = list[Any](), server.live.emit
+    told, emit = list[Any](), server.dispatcher.emit
 
     def both(event: Any) -> None:
         told.append(event)
         emit(event)
 
-    server.live.emit = both
+    server.dispatcher.emit = both
     return told
 
 
@@ -574,7 +574,7 @@ async def test_what_begins_as_a_busy_conversation_did_is_a_fork_of_it(tiny: Any)
     assert [(f.parent, f.child, f.shared) for f in forks] == [
         (conversation.name, child, len(ids)) for child in children
     ]
-    lines = server.live.scheduler.world.programs[program.id].conversations
+    lines = server.dispatcher.scheduler.world.programs[program.id].conversations
     for place in places:
         assert place.tokens[: len(ids)] == ids
         params = SamplingParams(max_tokens=2)

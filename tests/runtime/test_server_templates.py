@@ -65,7 +65,7 @@ async def test_a_json_answer_with_a_name_is_an_answer(open_runtime: Open, tools:
 
 async def test_contents_never_become_control_tokens(open_runtime: Open) -> None:
     runtime = await open_runtime(lambda prompt: "ok")
-    engine = runtime.live.engine
+    engine = runtime.dispatcher.engine
     start, generate = engine.tokenizer.id_of("<|im_start|>"), engine.generate
     asked: list[int] = []
 

@@ -75,7 +75,7 @@ async def test_no_output_of_a_tool_is_too_long_for_the_context(
 
 async def test_others_are_served_while_what_is_new_is_counted(open_runtime: Any) -> None:
     runtime: Runtime = await open_runtime(lambda _: "done")
-    tokenizer = runtime.live.engine.tokenizer
+    tokenizer = runtime.dispatcher.engine.tokenizer
     encode, counting, may_end = tokenizer.encode, asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 

@@ -2,7 +2,7 @@
 
 import os
 
-# spinning OpenMP threads cost 4-100x when another process wants the core (engines.md §4.4)
+# spinning OpenMP threads cost 4-100x when another process wants the core
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # a primitive of oneDNN for each pair of row count and weight shape, kept by oneDNN and by ideep
 # under it: 0.56 MiB a pair and 1024 of them (torch 2.13), which is a slow climb of 560 MiB. 128 are

@@ -194,12 +194,11 @@ class EngineConfig:
         weights: ``dense``, or ``int8``: one byte a weight with a scale for each output, activations
             quantised a token at a time (CPU; 2-3x quicker products, a little less exact).
         host_tokens: tokens of KV that host memory holds behind the device's; 0 is no such tier.
-        write_through: what is copied there before it has to be: ``never``, ``leased`` or ``all``.
         max_batch_tokens: tokens one step computes at most (prefill is cut to fit); 0 is 512 on a
             CPU and 8,192 on a GPU.
         max_sequences: sequences running at a time; 0 is 64 on a CPU and 256 on a GPU.
         lease_budget: largest share of the blocks under lease.
-        threads: compute threads on a CPU; one is best for decoding, engines.md §4.4.
+        threads: compute threads on a CPU; one is best for decoding.
         deterministic: log-probabilities are the same bits whatever else is in the batch and however
             the prompt is cut; slower.
     """
@@ -211,7 +210,6 @@ class EngineConfig:
     kv_tokens: int = 0
     kv_memory: float = 0.85
     host_tokens: int = 0
-    write_through: str = "leased"
     max_batch_tokens: int = 0
     max_sequences: int = 0
     lease_budget: float = 0.75
@@ -228,8 +226,6 @@ class EngineConfig:
             raise ConfigError(f"dtype {self.dtype!r}: choose auto, float32 or bfloat16")
         if self.weights not in ("dense", "int8"):
             raise ConfigError(f"weights {self.weights!r}: choose dense or int8")
-        if self.write_through not in ("never", "leased", "all"):
-            raise ConfigError(f"write_through {self.write_through!r}: never, leased or all")
         if self.weights == "int8" and self.deterministic:
             raise ConfigError("the deterministic mode is for dense weights")
 

@@ -1,8 +1,7 @@
 """What an engine is told: frozen, serialisable, one dataclass a verb.
 
 The same commands drive a core in a thread and one in a child process. Verbs about KV are answered
-with a `KVReply`. The four signals say what the program does, for an engine whose owner leaves the
-decision to it; the scheduler of the runtime decides itself and uses the verbs.
+with a `KVReply`.
 """
 
 from dataclasses import dataclass, field
@@ -33,14 +32,6 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Renew:
-    """Let a lease that holds last `ttl` seconds from now."""
-
-    conversation: str
-    ttl: float
-
-
-@dataclass(frozen=True, slots=True)
 class Release:
     """The conversation is over. With `evict`, what only it used is free at once."""
 
@@ -68,36 +59,6 @@ class Fork:
 
     parent: str
     child: str
-
-
-@dataclass(frozen=True, slots=True)
-class ToolStarted:
-    """A signal: the conversation waits for a tool, probably for `eta` seconds."""
-
-    conversation: str
-    eta: float
-
-
-@dataclass(frozen=True, slots=True)
-class ToolFinished:
-    """A signal: the next call of the conversation is about to come."""
-
-    conversation: str
-
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """A signal: `children` continue `parent`."""
-
-    parent: str
-    children: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A signal: nobody continues the conversation."""
-
-    conversation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,29 +103,34 @@ class Stats:
 
 
 Command = (
-    Submit | Cancel | Lease | Renew | Release | Demote | Prefetch | Fork
-    | ToolStarted | ToolFinished | Branch | Done
-    | Export | Import | UpdateWeights | Sleep | Wake | Stats
-)  # fmt: skip
+    Submit
+    | Cancel
+    | Lease
+    | Release
+    | Demote
+    | Prefetch
+    | Fork
+    | Export
+    | Import
+    | UpdateWeights
+    | Sleep
+    | Wake
+    | Stats
+)
 
 __all__ = [
-    "Branch",
     "Cancel",
     "Command",
     "Demote",
-    "Done",
     "Export",
     "Fork",
     "Import",
     "Lease",
     "Prefetch",
     "Release",
-    "Renew",
     "Sleep",
     "Stats",
     "Submit",
-    "ToolFinished",
-    "ToolStarted",
     "UpdateWeights",
     "Wake",
 ]

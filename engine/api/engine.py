@@ -3,7 +3,7 @@
 import math
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.engine.text.tokenizer import Tokenizer
@@ -236,14 +236,6 @@ class Restarting(Protocol):
         ...
 
 
-class ProgramEngine(Engine, Protocol):
-    """What an embedded engine can do beyond the seam; a remote one cannot."""
-
-    async def tell(self, command: Any) -> Any:
-        """Carry out one of `drawloom.engine.api.commands` and answer it."""
-        ...
-
-
 __all__ = [
     "Delta",
     "Engine",
@@ -251,7 +243,6 @@ __all__ = [
     "EngineStats",
     "GenerateRequest",
     "Grammar",
-    "ProgramEngine",
     "Restarting",
     "Usage",
 ]

@@ -86,17 +86,10 @@ class EngineCore(KVVerbs):
             do.Lease: lambda c: self.cache.conversations.lease(
                 c.conversation, self._clock(), c.ttl, c.value
             ),
-            do.Renew: lambda c: self.cache.conversations.renew(
-                c.conversation, self._clock(), c.ttl
-            ),
             do.Release: self._release,
             do.Demote: lambda c: self.cache.conversations.demote(c.conversation),
             do.Prefetch: lambda c: self.cache.conversations.prefetch(c.conversation),
             do.Fork: lambda c: self.cache.conversations.fork(c.parent, c.child),
-            do.ToolStarted: self._tool_started,
-            do.ToolFinished: lambda c: self.cache.conversations.prefetch(c.conversation),
-            do.Branch: self._branch,
-            do.Done: lambda c: self._release(do.Release(c.conversation)),
             do.Export: self._export,
             do.Import: self._import,
             do.UpdateWeights: self._update_weights,

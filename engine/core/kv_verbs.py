@@ -1,4 +1,4 @@
-"""Verbs about the KV of programs, which need no step: signals, branches, moving it elsewhere."""
+"""Verbs about the KV of programs, which need no step."""
 
 from collections.abc import Callable
 
@@ -11,9 +11,6 @@ from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.kvcache.kv_export import Fingerprint, pack, unpack
 from drawloom.errors import EngineError
 from drawloom.leases import KVReply, LeaseStatus
-
-_ETA_SLACK = 1.5
-_LONGEST_LEASE = 60.0
 
 
 class KVVerbs(Transfers):
@@ -37,22 +34,6 @@ class KVVerbs(Transfers):
     def _salt(self, salt: bytes) -> bytes:
         """KV of other weights is other KV."""
         return self.weights.encode() + b"\0" + salt if self.weights else salt
-
-    def _tool_started(self, command: do.ToolStarted) -> KVReply:
-        """Keep what comes back soon; what stays away longer waits in host memory."""
-        tokens = self.cache.conversations.length(command.conversation)
-        value = tokens * self.prefill_seconds
-        ttl = min(_LONGEST_LEASE, max(1.0, _ETA_SLACK * command.eta))
-        away = 2 * self.copy_seconds * self.cache.blocks_for(tokens)
-        if self.info.host_tokens and command.eta > max(1.0, 10 * away):
-            return self.cache.conversations.demote(command.conversation)
-        return self.cache.conversations.lease(command.conversation, self._clock(), ttl, value)
-
-    def _branch(self, command: do.Branch) -> KVReply:
-        replies = [
-            self.cache.conversations.fork(command.parent, child) for child in command.children
-        ]
-        return replies[0] if replies else KVReply(LeaseStatus.ACCEPTED, 0)
 
     def _export(self, command: do.Export) -> bytes:
         windowed = self.cache.window > 0

@@ -12,7 +12,6 @@ from drawloom.engine.config import EngineConfig, ModelConfig
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.kvcache.kv_export import Fingerprint
-from drawloom.engine.kvcache.records import WriteThrough
 from drawloom.engine.models import checkpoint
 from drawloom.engine.runners.cpu_runner import ModelRunner, pick_device
 from drawloom.engine.text.grammar import LLGuidance
@@ -81,7 +80,6 @@ def build(
         config.lease_budget,
         host_blocks=config.host_blocks,
         window=spec.window,
-        write_through=WriteThrough(config.write_through),
     )
     core = EngineCore(
         EngineInfo(

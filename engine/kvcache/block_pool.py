@@ -12,7 +12,7 @@ class BlockPool:
 
     A sequence may reserve an extent: neighbouring free blocks that others avoid while they can,
     so that its blocks stay consecutive and a CPU reads its keys as one view instead of gathering
-    them (engines.md §4.4: up to 8x). A reservation holds nothing: under pressure it is ignored.
+    them (up to 8x faster). A reservation holds nothing: under pressure it is ignored.
     """
 
     def __init__(self, count: int) -> None:

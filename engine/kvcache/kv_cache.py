@@ -2,7 +2,7 @@
 
 The last, partly filled block of a finished sequence is known like a full one; whoever continues
 from it gets a copy (copy-on-write). What is only in host memory is loaded back before a sequence
-runs, while it is parked (engines.md §6.3); no step waits for it.
+runs, while it is parked; no step waits for it.
 
 Blocks are reclaimed in this order: free; unleased, least recently used first; expired leases;
 leases by value per block, lowest first. A block that a sequence holds is never reclaimed, and a
@@ -18,7 +18,7 @@ from drawloom.engine.kvcache.entries import Entry, Match
 from drawloom.engine.kvcache.keys import block_keys, chain, root
 from drawloom.engine.kvcache.leases import ConversationLeases
 from drawloom.engine.kvcache.prefix_index import BlockIndex
-from drawloom.engine.kvcache.records import CacheCounters, WriteThrough, common
+from drawloom.engine.kvcache.records import CacheCounters, common
 from drawloom.engine.sequence import SamplingParams, Sequence
 
 _BRANCHES_SEARCHED = 16
@@ -32,6 +32,7 @@ class KVCache:
         lease_budget: largest share of the device's blocks under lease.
         host_blocks: blocks of host memory behind the device's.
         window: tokens that a token attends to, itself included; 0 is all.
+        save_leased: copy leased blocks to host memory before their eviction requires it.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class KVCache:
         *,
         host_blocks: int = 0,
         window: int = 0,
-        write_through: WriteThrough = WriteThrough.LEASED,
+        save_leased: bool = True,
     ) -> None:
         self.block_size, self.window = block_size, window
         self.index = BlockIndex(blocks, host_blocks, windowed=window > 0)
@@ -52,7 +53,7 @@ class KVCache:
             self.index,
             self.counters,
             int(blocks * lease_budget),
-            write_through if host_blocks else WriteThrough.NEVER,
+            save_leased and host_blocks > 0,
         )
         self._coming: dict[bytes, str] = {}
 
@@ -397,4 +398,4 @@ class KVCache:
         assert set(self._coming.values()) <= {seq.id for seq in sequences}
 
 
-__all__ = ["CacheCounters", "KVCache", "WriteThrough"]
+__all__ = ["CacheCounters", "KVCache"]

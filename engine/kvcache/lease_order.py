@@ -34,12 +34,6 @@ class LeaseOrder:
             self._push(self._by_value, (density, record.version, name))
             self._push(self._by_expiry, (expires, record.version, name))
 
-    def renew(self, name: str, expires: float) -> None:
-        """Let a lease that holds last until another time."""
-        record = self._records[name]
-        record.expires = expires
-        self._push(self._by_expiry, (expires, record.version, name))
-
     def expired(self, now: float) -> Iterator[str]:
         """Yield the conversations whose lease's time is over, each of which is to end it."""
         while self._by_expiry and self._by_expiry[0][0] <= now:

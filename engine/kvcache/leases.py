@@ -3,7 +3,7 @@
 A *lease* is an attribute of kept blocks, not a lock: it ends with its time, is broken by value
 per block when nothing else is left to reclaim, and never keeps a running sequence waiting. With
 host memory behind the device, a conversation may also be demoted while nobody needs it, and
-prefetched before it returns (engines.md §6.3).
+prefetched before it returns.
 """
 
 from array import array
@@ -11,7 +11,7 @@ from array import array
 from drawloom.engine.kvcache.entries import Entry
 from drawloom.engine.kvcache.lease_order import LeaseOrder
 from drawloom.engine.kvcache.prefix_index import BlockIndex
-from drawloom.engine.kvcache.records import CacheCounters, CachedConversation, WriteThrough, common
+from drawloom.engine.kvcache.records import CacheCounters, CachedConversation, common
 from drawloom.engine.sequence import Sequence
 from drawloom.leases import KVReply, LeaseStatus
 
@@ -23,14 +23,14 @@ class ConversationLeases:
 
     Args:
         limit: most blocks under lease.
-        write_through: which blocks are copied to host memory before they have to be.
+        save_leased: copy leased blocks to host memory before their eviction requires it.
     """
 
     def __init__(
-        self, index: BlockIndex, counters: CacheCounters, limit: int, write_through: WriteThrough
+        self, index: BlockIndex, counters: CacheCounters, limit: int, save_leased: bool
     ) -> None:
         self.index, self.counters = index, counters
-        self._limit, self._write_through = limit, write_through
+        self._limit, self._save_leased = limit, save_leased
         self._records: dict[str, CachedConversation] = {}
         self._leases = LeaseOrder(self._records)
         self._now = 0.0
@@ -39,11 +39,6 @@ class ConversationLeases:
 
     def __len__(self) -> int:
         return len(self._records)
-
-    def length(self, conversation: str) -> int:
-        """Tokens of a conversation whose KV was ever computed; 0 if it is unknown."""
-        record = self._records.get(conversation)
-        return len(record.tokens) if record else 0
 
     # --- a sequence comes and goes --------------------------------------------------------
 
@@ -94,8 +89,6 @@ class ConversationLeases:
                 record.leased += 1
             else:
                 self.index.unlease(entry, seq.conversation)
-        if self._write_through is WriteThrough.ALL:
-            self._save(entries)
         if len(self._records) > self._most:
             self._sweep()
 
@@ -184,21 +177,12 @@ class ConversationLeases:
             record.leased += 1
             covered += len(entry.tokens)
         self._leases.add(conversation, now + ttl, value)
-        if self._write_through is WriteThrough.LEASED:
+        if self._save_leased:
             self._save(record.entries)
         whole = record.leased == len(record.entries)
         self.counters.lease_grants += 1
         self.counters.lease_clips += not whole
         return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, covered)
-
-    def renew(self, conversation: str, now: float, ttl: float) -> KVReply:
-        """Let a lease that holds last until `ttl` seconds from now. `MISSING` if none does."""
-        record = self._records.get(conversation)
-        if record is None or not record.leased:
-            return KVReply(LeaseStatus.MISSING, 0)
-        self._leases.renew(conversation, now + ttl)
-        covered = sum(len(e.tokens) for e in record.entries[: record.leased])
-        return KVReply(LeaseStatus.ACCEPTED, covered)
 
     def release(self, conversation: str, *, evict: bool = True) -> KVReply:
         """End a conversation. With `evict`, blocks that only it used are free at once."""

@@ -3,17 +3,8 @@
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
 from drawloom.engine.kvcache.entries import Entry
-
-
-class WriteThrough(Enum):
-    """Which blocks are copied to host memory before they have to be."""
-
-    NEVER = "never"
-    LEASED = "leased"
-    ALL = "all"
 
 
 @dataclass(slots=True)
@@ -60,4 +51,4 @@ def common(mine: list[int], theirs: Sequence[int]) -> int:
     return next(n for n in range(length) if mine[n] != theirs[n])
 
 
-__all__ = ["CacheCounters", "CachedConversation", "WriteThrough", "common"]
+__all__ = ["CacheCounters", "CachedConversation", "common"]

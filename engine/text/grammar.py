@@ -1,7 +1,7 @@
 """Grammars: what an answer must look like, enforced token by token.
 
 llguidance compiles a grammar in about a millisecond and says in some 60 microseconds which of
-32,000 tokens may follow (engines.md §3).
+32,000 tokens may follow.
 """
 
 import json

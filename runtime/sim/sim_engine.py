@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator
 
 from drawloom.engine.kvcache.kv_cache import KVCache
-from drawloom.engine.kvcache.records import WriteThrough
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.sim_calls import BLOCK, Counters, Work
 
@@ -40,7 +39,7 @@ class SimEngine:
         host_blocks = machine.host_tokens // size if host else 0
         self.cache = KVCache(
             machine.kv_tokens // size, BLOCK, 1.0,
-            host_blocks=host_blocks, write_through=WriteThrough.NEVER,
+            host_blocks=host_blocks, save_leased=False,
         )  # fmt: skip
         self.cache.index.spill = spill
         self._waiting: list[tuple[float, int, Work]] = []

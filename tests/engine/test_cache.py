@@ -12,7 +12,6 @@ from drawloom.engine.api.engine import EngineInfo, GenerateRequest
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.kvcache.kv_export import Fingerprint
-from drawloom.engine.kvcache.records import WriteThrough
 from drawloom.engine.runners.mock_runner import NumberTokenizer, hashed
 from drawloom.engine.runners.mock_tiers import TensorRunner
 from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence, Status
@@ -36,15 +35,32 @@ class CacheMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.made = 0
 
-    @initialize(host=st.sampled_from([0, 5, 9, 18, 36, 72]), delay=st.integers(0, 3),
-                through=st.sampled_from(list(WriteThrough)), spill=st.booleans(),
-                ahead=st.booleans(), paged=st.booleans(), early=st.booleans())  # fmt: skip
+    @initialize(
+        host=st.sampled_from([0, 5, 9, 18, 36, 72]),
+        delay=st.integers(0, 3),
+        save_leased=st.booleans(),
+        spill=st.booleans(),
+        ahead=st.booleans(),
+        paged=st.booleans(),
+        early=st.booleans(),
+    )
     def begin(
-        self, host: int, delay: int, through: WriteThrough, spill: bool, ahead: bool,
-        paged: bool, early: bool,
-    ) -> None:  # fmt: skip
+        self,
+        host: int,
+        delay: int,
+        save_leased: bool,
+        spill: bool,
+        ahead: bool,
+        paged: bool,
+        early: bool,
+    ) -> None:
         self.cache = KVCache(
-            18, SIZE, lease_budget=0.5, host_blocks=host, write_through=through, window=self.window
+            18,
+            SIZE,
+            lease_budget=0.5,
+            host_blocks=host,
+            save_leased=save_leased,
+            window=self.window,
         )
         self.cache.index.spill = spill
         self.runner = TensorRunner(
@@ -140,9 +156,7 @@ class CacheMachine(RuleBasedStateMachine):
             name = data.draw(st.sampled_from(sorted(self.chats)))
             self.core.handle(do.Lease(name, ttl, value))
 
-    @rule(data=st.data(), kind=st.sampled_from(
-        [do.Demote, do.Prefetch, do.ToolFinished, lambda n: do.Renew(n, 2.0),
-         lambda n: do.ToolStarted(n, 0.5), lambda n: do.ToolStarted(n, 20.0)]))  # fmt: skip
+    @rule(data=st.data(), kind=st.sampled_from([do.Demote, do.Prefetch]))
     def verb(self, data: Any, kind: Any) -> None:
         if self.chats:
             name = data.draw(st.sampled_from(sorted(self.chats)))
@@ -163,7 +177,7 @@ class CacheMachine(RuleBasedStateMachine):
             if len(self.chats) > 7:
                 return
             self.made += 1
-            self.core.handle(do.Branch(name, (f"chat-{self.made}",)))
+            self.core.handle(do.Fork(name, f"chat-{self.made}"))
             self.chats[f"chat-{self.made}"] = list(self.chats[name])
 
     @rule()
@@ -288,7 +302,6 @@ def test_leases_that_were_replaced_are_not_kept() -> None:
     _turn(cache, "a", [1] * 16)
     for now in range(1000):
         cache.conversations.lease("a", float(now), 1e9, 1.0)
-        cache.conversations.renew("a", float(now), 1e9)
     leases = cache.conversations._leases
     assert len(leases._by_value) < 100 and len(leases._by_expiry) < 100
 
@@ -321,11 +334,13 @@ def test_a_newer_turn_supersedes_the_lease_of_the_branch_it_left() -> None:
 
 
 def test_the_unfinished_block_of_a_turn_is_gone_when_a_newer_turn_has_finished_it() -> None:
-    cache = KVCache(18, SIZE, lease_budget=0.5, host_blocks=18, write_through=WriteThrough.ALL)
+    cache = KVCache(18, SIZE, lease_budget=0.5, host_blocks=18)
     tokens, fork = list(range(2 * SIZE + 1)), list(range(SIZE + 1))
     _turn(cache, "other", fork)
+    cache.conversations.lease("other", 0.0, 1e6, 1.0)
     for end in range(SIZE + 1, len(tokens) + 1):
         _turn(cache, "mine", tokens[:end])
+        cache.conversations.lease("mine", 0.0, 1e6, 1.0)
         for block, _ in cache.drain().saves:
             cache.saved(block)
     # two full blocks, the last token's, and the unfinished one that the other conversation is at
@@ -354,9 +369,14 @@ def test_tenants_do_not_share_blocks() -> None:
 def test_blocks_imported_with_a_salt_under_new_weights_belong_to_both() -> None:
     machine = CacheMachine()
     machine.begin(
-        host=0, delay=0, through=WriteThrough.NEVER, spill=False, ahead=False, paged=False,
+        host=0,
+        delay=0,
+        save_leased=False,
+        spill=False,
+        ahead=False,
+        paged=False,
         early=False,
-    )  # fmt: skip
+    )
     core, tokens = machine.core, (0, 1, 2, 2, 1, 0, 2, 0, 1)
     core.handle(do.UpdateWeights("v1", tensors={}))
     core.submit(GenerateRequest("request", "mine", tokens, SamplingParams(max_tokens=0)))

@@ -16,7 +16,6 @@ from drawloom.engine.kvcache.copies import Copies, runs
 from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.kvcache.kv_export import Fingerprint
 from drawloom.engine.kvcache.kv_memory import HostTier, KVStore
-from drawloom.engine.kvcache.records import WriteThrough
 from drawloom.engine.runners.mock_runner import NumberTokenizer, hashed
 from drawloom.engine.runners.mock_tiers import TensorRunner
 from drawloom.engine.sequence import FinishReason, SamplingParams
@@ -39,10 +38,9 @@ def test_merged_copies_do_what_the_copies_do_one_by_one(pairs: list[tuple[int, i
 
 
 def _core(host: int = 40, blocks: int = 12, **options: Any) -> tuple[EngineCore, TensorRunner]:
-    through = options.pop("through", WriteThrough.LEASED)
     runner = TensorRunner(hashed(50), SIZE, blocks, host, **options)
     info = EngineInfo("e", "mock", "cpu", blocks * SIZE, blocks * SIZE, SIZE, host * SIZE)
-    cache = KVCache(blocks, SIZE, host_blocks=host, write_through=through)
+    cache = KVCache(blocks, SIZE, host_blocks=host)
     marks = Fingerprint(1, 1, 1, 1 << 30, "", "int64", SIZE, "mock")
     core = EngineCore(info, cache, runner, NumberTokenizer(), max_tokens=64, fingerprint=marks)
     return core, runner
@@ -57,8 +55,9 @@ def test_imported_kv_is_saved_after_it_is_written(run_core: Run, early: bool) ->
     source, _ = _core()
     source.submit(_ask("a", "chat", range(30)))
     run_core(source)
-    core, _ = _core(through=WriteThrough.ALL, early=early)
+    core, _ = _core(early=early)
     core.handle(do.Import("chat", source.handle(do.Export("chat"))))
+    core.handle(do.Lease("chat", 60.0, 1.0))
     run_core(core)
     core.handle(do.Sleep())  # what is on the device only is lost
     core.handle(do.Wake())
@@ -71,7 +70,7 @@ def test_kv_that_cannot_be_written_is_not_known(run_core: Run) -> None:
     source, _ = _core()
     source.submit(_ask("a", "chat", range(30)))
     run_core(source)
-    core, runner = _core(through=WriteThrough.ALL)
+    core, runner = _core()
 
     def broken(blocks: Any, data: Any) -> None:
         raise RuntimeError("no")
@@ -168,7 +167,7 @@ def test_a_conversation_that_was_spilled_says_what_it_said(
     """Host memory of 1/4 to 1 of the device's: spills take each other's places between two
     steps."""
     tokens = 256
-    core = llama.engine(kv_tokens=tokens, host_tokens=tokens // share, write_through="never")
+    core = llama.engine(kv_tokens=tokens, host_tokens=tokens // share)
     prompts = {name: [3 + (7 * n + at * at) % 250 for at in range(230)]
                for n, name in enumerate(("mine", "stranger"))}  # fmt: skip
     said = {}

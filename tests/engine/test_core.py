@@ -108,18 +108,18 @@ def test_a_newer_extension_supersedes_the_one_that_runs() -> None:
     assert core.stats().hit_tokens >= 16
 
 
-def test_a_long_tool_sends_the_kv_to_host_memory_and_a_short_one_keeps_it() -> None:
+def test_a_leased_conversation_is_demoted_and_prefetched() -> None:
     core = _core(host=64)
     core.submit(_ask("a", 100, "chat"))
     _run(core)
-    assert core.handle(do.ToolStarted("chat", 0.2)).status is LeaseStatus.ACCEPTED
+    assert core.handle(do.Lease("chat", 60.0, 1.0)).status is LeaseStatus.ACCEPTED
     assert core.stats().leased_blocks == 7
-    assert core.handle(do.ToolStarted("chat", 30.0)).status is LeaseStatus.ACCEPTED
+    assert core.handle(do.Demote("chat")).status is LeaseStatus.ACCEPTED
     _run(core)
     assert core.stats().leased_blocks == 0
     assert core.stats().demotions == 1
-    assert core.handle(do.ToolFinished("chat")).tokens == 104
-    assert core.handle(do.Done("chat")).status is LeaseStatus.ACCEPTED
+    assert core.handle(do.Prefetch("chat")).tokens == 104
+    assert core.handle(do.Release("chat")).status is LeaseStatus.ACCEPTED
     assert core.stats().conversations == 0
     assert core.stats().host_blocks == 0
 
@@ -140,20 +140,19 @@ def test_a_broken_lease_whose_program_comes_back_is_regretted() -> None:
     assert core.stats().regret_tokens > 50
 
 
-def test_a_renewed_lease_outlives_its_first_end() -> None:
+def test_a_replaced_lease_outlives_its_first_end() -> None:
     clock = Clock()
     core = _core(clock=clock)
     core.submit(_ask("a", 100, "chat"))
     _run(core)
     core.handle(do.Lease("chat", 1.0, 1.0))
-    core.handle(do.Renew("chat", 5.0))
+    core.handle(do.Lease("chat", 5.0, 1.0))
     clock.now = 3.0
     core.step()
     assert core.stats().leased_blocks == 7
     clock.now = 6.0
     core.step()
     assert core.stats().leased_blocks == 0
-    assert core.handle(do.Renew("chat", 5.0)).status is LeaseStatus.MISSING
 
 
 def test_a_parked_sequence_holds_up_nobody() -> None:
@@ -189,7 +188,7 @@ def test_ten_times_more_programs_than_memory_at_99_percent_all_finish() -> None:
             name = delta.request.split("-")[0]
             turns[name] += 1
             if turns[name] == 4:
-                core.handle(do.Done(name))
+                core.handle(do.Release(name))
             else:
                 core.handle(do.Lease(name, 1e6, 1.0))
                 length = 150 + 20 * turns[name]

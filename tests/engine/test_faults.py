@@ -9,7 +9,6 @@ from drawloom.engine.api import commands as do
 from drawloom.engine.api.engine import Delta, EngineInfo, GenerateRequest, Grammar
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.kvcache.kv_cache import KVCache
-from drawloom.engine.kvcache.records import WriteThrough
 from drawloom.engine.runners.mock_runner import NumberTokenizer, hashed
 from drawloom.engine.runners.mock_tiers import TensorRunner
 from drawloom.engine.sequence import FinishReason, SamplingParams
@@ -38,7 +37,7 @@ class Guides:
 def _core(ahead: bool) -> EngineCore:
     runner = TensorRunner(hashed(50), SIZE, 30, 60, ahead=ahead, delay=1)
     info = EngineInfo("e", "mock", "cpu", 120, 120, SIZE, 240)
-    cache = KVCache(30, SIZE, host_blocks=60, write_through=WriteThrough.ALL)
+    cache = KVCache(30, SIZE, host_blocks=60)
     return EngineCore(
         info, cache, runner, NumberTokenizer(), max_tokens=20, max_sequences=4, grammars=Guides()
     )
@@ -101,6 +100,9 @@ def _serve(core: EngineCore) -> dict[str, list[Delta]]:
     """Two rounds of requests, what the first left behind being in host memory only."""
     _submit(core)
     first = _run(core)
+    for n in range(5):
+        core.handle(do.Lease(f"chat-{n}", 60.0, 1.0))
+    first |= _run(core)
     core.handle(do.Sleep())
     core.handle(do.Wake())
     _submit(core)

@@ -101,7 +101,8 @@ def test_the_runner_copes_with_everything_at_once(llama: Any, run_core: Run) -> 
         core = load(str(llama.folder), EngineConfig(kv_tokens=1024, max_sequences=5), runner=runner)
         core.submit(_ask("root", _prompt(5, 21), 3))
         said = run_core(core)
-        core.handle(do.Branch("root", ("a", "b")))
+        core.handle(do.Fork("root", "a"))
+        core.handle(do.Fork("root", "b"))
         tokens = [*_prompt(5, 21), *said["root"]]
         core.submit(_ask("a", [*tokens, 9, 8], temperature=1.0, top_k=20, seed=3))
         core.submit(

@@ -86,10 +86,11 @@ def test_whoever_has_a_lease_or_runs_is_not_dropped() -> None:
     for _ in range(3):
         core.step()
     core.cache.conversations._sweep()
-    assert core.handle(do.Renew("leased", 1.0)).status is LeaseStatus.ACCEPTED
+    assert core.stats().leased_blocks == 3
+    assert core.handle(do.Release("leased")).status is LeaseStatus.ACCEPTED
     core.cancel("r")
     core.cancel("s")
-    assert core.cache.conversations.length("runs") > 0
+    assert core.handle(do.Release("runs")).tokens > 0
 
 
 def test_tokens_of_a_conversation_are_compact() -> None:

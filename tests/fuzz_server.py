@@ -25,7 +25,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-sys.path.insert(0, str(Path(__file__).parent / "runtime"))
+sys.path.insert(0, str(Path(__file__).parent / "runtime" / "server"))
 import hostile as bodies  # type: ignore[import-not-found]
 
 _MOST_MEGABYTES = 96

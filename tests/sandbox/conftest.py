@@ -14,7 +14,7 @@ from drawloom.sandbox.api.sandbox import LiveSandbox
 from drawloom.sandbox.docker.demo_image import BOX
 from drawloom.sandbox.local.provider import ProcessProvider
 
-from .mosquitto import Mosquitto
+from .remote.mosquitto import Mosquitto
 
 ENV = Env(BOX, memory="64m", pids=40, output_cap=4096)
 Opener = Callable[[], Awaitable[Provider]]

@@ -21,8 +21,7 @@ from drawloom.sandbox.helper.build import helper_path
 from drawloom.sandbox.local import provider as process
 from drawloom.sandbox.local.cgroups import Cgroup, make_cgroup
 from drawloom.sandbox.local.provider import ProcessProvider
-
-from .conftest import ENV, put_probe
+from tests.sandbox.conftest import ENV, put_probe
 
 _USER = 12345
 

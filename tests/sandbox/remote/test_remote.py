@@ -31,8 +31,8 @@ from drawloom.sandbox.remote.lease import helper_ttl, silence
 from drawloom.sandbox.remote.messages import Request, pack
 from drawloom.sandbox.remote.provider import RemoteProvider
 from drawloom.sandbox.testing.fake import FakeProvider
+from tests.sandbox.conftest import ENV
 
-from .conftest import ENV
 from .mosquitto import Mosquitto, Wire
 
 _LEASE = 1.5
@@ -486,7 +486,7 @@ async def test_a_wrong_password_is_refused_and_tenants_cannot_reach_each_other(
     """The broker is configured as docs/mosquitto/ shows it."""
     monkeypatch.setattr(host_registry, "CONNECT_SECONDS", 1.0)
     monkeypatch.setattr(host_registry, "_HOST_SECONDS", 1.0)
-    shown = Path(__file__).parents[2] / "docs" / "mosquitto" / "acl"
+    shown = Path(__file__).parents[3] / "docs" / "mosquitto" / "acl"
     (tmp_path / "acl").write_text(shown.read_text())
     passwords = tmp_path / "passwords"
     for user in ("lab", "lab-host", "web"):

@@ -21,8 +21,7 @@ from drawloom.runtime.dispatch.backends import tiny_model
 from drawloom.runtime.scheduler.events import EngineDown, EngineUp
 from drawloom.runtime.server.app import Server
 from drawloom.tools.chat_template import ChatTemplate
-
-from .conftest import ScriptedEngine
+from tests.fakes.scripted_engine import ScriptedEngine
 
 _TURNS, _WORDS = 3, 30
 

@@ -16,7 +16,7 @@ from drawloom.runtime.dispatch.backends import tiny_model
 from drawloom.tools.chat_template import ChatTemplate
 
 Open = Callable[..., Awaitable[Runtime]]
-_FOLDER = Path(__file__).parents[1] / "tools" / "templates"
+_FOLDER = Path(__file__).parents[2] / "tools" / "templates"
 _CALL = '<tool_call>\n{"name": "look", "arguments": {"what": "a"}}\n</tool_call>'
 
 

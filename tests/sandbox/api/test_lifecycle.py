@@ -9,8 +9,7 @@ from drawloom.errors import SandboxDied
 from drawloom.ids import new_id
 from drawloom.sandbox.api.provider import Provider
 from drawloom.sandbox.testing.fake import FakeProvider
-
-from .conftest import ENV
+from tests.sandbox.conftest import ENV
 
 
 async def _lives(made: Provider) -> None:

@@ -26,8 +26,8 @@ from drawloom.sandbox.remote.messages import OwnerStatus, Request, pack
 from drawloom.sandbox.remote.owner_session import Owner, Owners
 from drawloom.sandbox.remote.provider import RemoteProvider
 from drawloom.sandbox.testing.fake import FakeProvider
+from tests.sandbox.conftest import ENV
 
-from .conftest import ENV
 from .mosquitto import Mosquitto
 
 _LEASE = 1.5

@@ -7,8 +7,7 @@ import pytest
 from drawloom.errors import SandboxError
 from drawloom.sandbox.api.provider import Provider
 from drawloom.sandbox.api.sandbox import LiveSandbox
-
-from .conftest import ENV
+from tests.sandbox.conftest import ENV
 
 _SERVER = "n=0; while :; do n=$((n+1)); echo line $n; [ -e ask ] && mv ask answer; sleep 0.01; done"
 

@@ -29,8 +29,7 @@ from drawloom.runtime.execution.program import running
 from drawloom.runtime.store.store import Store
 from drawloom.tools import jinja
 from drawloom.tools.chat_template import ChatTemplate
-
-from .conftest import call
+from tests.fakes.scripted_engine import call
 
 Body = Callable[[], Awaitable[Any]]
 

@@ -28,7 +28,7 @@ from drawloom.tools.chat_template import ChatTemplate
 from drawloom.tools.tool_call import new_call_id
 
 Json = dict[str, Any]
-_FOLDER = Path(__file__).parent.parent / "tools" / "templates"
+_FOLDER = Path(__file__).parents[2] / "tools" / "templates"
 ENDS = {
     "qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>", "hermes": "<|im_end|>",
     "smollm2": "<|im_end|>", "llama3_2": "<|eot_id|>", "mistral": "</s>",

@@ -14,7 +14,7 @@ from drawloom.runtime.server.app import Server
 from drawloom.tools.chat_template import ChatTemplate
 
 Open = Callable[..., Awaitable[Runtime]]
-_FOLDER = Path(__file__).parents[1] / "tools" / "templates"
+_FOLDER = Path(__file__).parents[2] / "tools" / "templates"
 _TOOL: dict[str, Any] = {
     "type": "function",
     "function": {"name": "get", "parameters": {"type": "object"}},

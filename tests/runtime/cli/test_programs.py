@@ -37,7 +37,7 @@ async def test_a_damaged_store_is_called_damaged_by_every_command(tmp_path: Path
     (tmp_path / "s.db").write_bytes(bytes(range(256)) * 80)
     url = f"sqlite:///{tmp_path}/s.db"
     options = programs.Options("tinyagent", url, "drawloom", "none", EngineOptions())
-    agent = f"{Path(__file__).with_name('killed_agent.py')}:alarm"
+    agent = f"{Path(__file__).parents[2] / 'scenarios' / 'killed_agent.py'}:alarm"
     for command in (
         programs.ps(url, 10, True),
         programs.trace("p1", url, True),

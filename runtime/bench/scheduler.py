@@ -74,7 +74,7 @@ class _Load:
         self.wakes: list[float] = []
         self.spent = 0.0
         self.send(EngineUp("e", running * _USUAL))  # so that so many fit
-        while len(self.core.world.programs) < shape.live:
+        while len(self.core.state.programs) < shape.live:
             self.submit()
 
     def send(self, event: Event) -> None:
@@ -165,8 +165,8 @@ def measure(
         load.step()
     times = sorted(1e3 * load.step() for _ in range(steps))
     return {
-        "live": len(load.core.world.programs),
-        "conversations": sum(len(p.conversations) for p in load.core.world.programs.values()),
+        "live": len(load.core.state.programs),
+        "conversations": sum(len(p.conversations) for p in load.core.state.programs.values()),
         "running": min(running, len(load.started)),
         "median_ms": statistics.median(times),
         "p99_ms": times[int(0.99 * len(times))],

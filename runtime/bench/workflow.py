@@ -156,7 +156,7 @@ class Bench:
         store = await asyncio.to_thread(Store, "sqlite://")
         pool = self._pool() if self.replay.environments else None
         live = Dispatcher(chosen, engine, pool, store, LocalBus(), record=False)
-        live.scheduler.world.cost = self.machine.cost
+        live.scheduler.state.cost = self.machine.cost
         player = Player(live, self.drawn)
         began = time.monotonic()
         idle = asyncio.create_task(_leased(engine))

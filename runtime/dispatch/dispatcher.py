@@ -151,7 +151,7 @@ class Dispatcher:
         next delta may be asked for.
         """
         if delta.lost:
-            found = self.scheduler.world.programs.get(program)
+            found = self.scheduler.state.programs.get(program)
             if found is not None and step in found.ready:
                 await self.expect_start(step)
         elif delta.preempted:
@@ -170,7 +170,7 @@ class Dispatcher:
     def runs(self, program: str) -> bool:
         """Whether a program's calls go to the engine: it is admitted and neither paused nor about
         to be."""
-        found = self.scheduler.world.active.get(program)
+        found = self.scheduler.state.active.get(program)
         return found is not None and not found.marked
 
     def note(self, program: str, kind: str, **detail: Any) -> None:
@@ -312,11 +312,11 @@ class Dispatcher:
             except (KeyError, TypeError, ValueError) as error:
                 log.warning("what was learned of agent %s cannot be read: %r", agent, error)
                 continue
-            self.scheduler.world.graphs[agent] = graph
+            self.scheduler.state.graphs[agent] = graph
             self._kept[agent] = graph.changes
 
     async def _keep_graphs(self) -> None:
-        graphs = self.scheduler.world.graphs
+        graphs = self.scheduler.state.graphs
         changed = {a: g for a, g in graphs.items() if g.changes != self._kept.get(a, 0)}
         await self.store.save_graphs({agent: graph.saved() for agent, graph in changed.items()})
         self._kept |= {agent: graph.changes for agent, graph in changed.items()}
@@ -327,7 +327,7 @@ class Dispatcher:
             try:
                 await self.store.flush()
                 if not tick % _BEAT_TICKS:
-                    await self.store.beat(active=bool(self.scheduler.world.programs))
+                    await self.store.beat(active=bool(self.scheduler.state.programs))
                 if not tick % _GRAPH_TICKS:
                     await self._keep_graphs()
             except StoreInUse as lost:

@@ -20,34 +20,34 @@ class Engines:
     """
 
     def __init__(self, core: "Scheduler") -> None:
-        self._core, self._world = core, core.world
+        self._core, self._state = core, core.state
         self.longest: dict[str, int] = {}
         self.gone: set[str] = set()
 
     def up(self, event: EngineUp, now: float) -> list[Action]:
         """Count an engine that is there, or has another size now, or does not drain any more."""
-        drained = event.engine in self._world.draining
-        self._world.up(event.engine, event.kv_tokens, event.host_tokens)
+        drained = event.engine in self._state.draining
+        self._state.up(event.engine, event.kv_tokens, event.host_tokens)
         self.longest[event.engine] = event.longest
         self.gone.discard(event.engine)
         actions = list[Action]()
-        for program in list(self._world.active.values()) if drained else ():
+        for program in list(self._state.active.values()) if drained else ():
             actions += self._core.resume(program, now)
         return actions + self._core.rebalance(now)
 
     def load(self, event: EngineLoad, now: float) -> list[Action]:
         """Note how busy an engine is."""
-        if event.engine not in self._world.engines:
+        if event.engine not in self._state.engines:
             return []
-        self._world.loads[event.engine] = event
+        self._state.loads[event.engine] = event
         return self._core.rebalance(now)
 
     def drain(self, event: EngineDrain, now: float) -> list[Action]:
         """Give no more calls to an engine. Its programs are held, each when no call of it runs."""
-        if event.engine not in self._world.engines:
+        if event.engine not in self._state.engines:
             return []
-        self._world.draining.add(event.engine)
-        for program in list(self._world.active.values()):
+        self._state.draining.add(event.engine)
+        for program in list(self._state.active.values()):
             if event.engine in _engines_of(program):
                 self._hold(program, now)
         return self._core.rebalance(now)
@@ -66,31 +66,31 @@ class Engines:
         """Forget an engine. Its programs are held without their KV, the calls that ran there with
         them: they are started again where there is an engine for them. Whoever waits for one may
         say meanwhile that it failed."""
-        engine, world = event.engine, self._world
-        if engine not in world.engines:
+        engine, state = event.engine, self._state
+        if engine not in state.engines:
             return []
-        world.down(engine)
+        state.down(engine)
         self.longest.pop(engine, None)
         self.gone.add(engine)
-        for program in list(world.programs.values()):
-            if engine not in _engines_of(program) and not world.closed:
+        for program in list(state.programs.values()):
+            if engine not in _engines_of(program) and not state.closed:
                 continue
             for name in [n for n, step in program.started.items() if step.engine == engine]:
-                if (step := world.stop(program, name)) is not None:
+                if (step := state.stop(program, name)) is not None:
                     program.ready[name] = step
             if program.active:
                 self._core.hold(program, now)
             elif program.ready:
                 self._core.wait(program)
-            world.lose(program)
+            state.lose(program)
         return self._core.rebalance(now)
 
     def placed(self, engine: str) -> str:
         """Return where a call for an engine goes: to another one if it is gone."""
         if engine not in self.gone:
             return engine
-        world = self._world
-        return next((name for name in world.engines if name not in world.draining), engine)
+        state = self._state
+        return next((name for name in state.engines if name not in state.draining), engine)
 
     def settle(self, program: Program) -> None:
         """A program is about to run: what it has to do at engines that are gone, it does at one

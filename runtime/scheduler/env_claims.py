@@ -18,43 +18,43 @@ class Equipment:
     """Keeps the books of environments."""
 
     def __init__(self, core: "Scheduler") -> None:
-        self._core, self._world, self._policy = core, core.world, core.policy
+        self._core, self._state, self._policy = core, core.state, core.policy
 
     def named(self, event: ToolNamed, now: float) -> list[Action]:
         """Claim the environment of a tool whose name was decoded."""
-        program = self._world.programs.get(event.program)
+        program = self._state.programs.get(event.program)
         if program is None or event.env is None or not self._policy.claim_early:
             return []
         if event.env in program.envs and event.env not in program.about.fresh:
             return []
-        self._world.places.took(program, event.env, now)
+        self._state.places.took(program, event.env, now)
         claim = ClaimEnv(self._host_of(event.env), program.id, event.env)
         return [claim, *self._core.rebalance(now)]
 
     def started(self, event: ToolStarted, now: float) -> list[Action]:
         """Note that a program has its environment."""
-        program = self._world.programs.get(event.program)
+        program = self._state.programs.get(event.program)
         if program is None or event.env is None or event.env in program.envs:
             return []  # or it was claimed when its tool was named
-        self._world.places.took(program, event.env, now)
+        self._state.places.took(program, event.env, now)
         return self._core.rebalance(now)
 
     def ready(self, event: ToolReady, now: float) -> list[Action]:
         """Give a tool call to its host."""
-        program = self._world.programs.get(event.program)
+        program = self._state.programs.get(event.program)
         if program is None:
             return []
-        priority = self._policy.tool(self._world, program, event, now)
+        priority = self._policy.tool(self._state, program, event, now)
         return [StartTool(event.host, program.id, event.call, priority)]
 
     def up(self, event: HostUp, now: float) -> list[Action]:
         """Count the room of a host."""
-        self._world.places.up(event)
+        self._state.places.up(event)
         return self._core.rebalance(now)
 
     def state(self, event: HostState, now: float) -> list[Action]:
         """Note what a host has ready."""
-        self._world.places.state(event)
+        self._state.places.state(event)
         return self._core.rebalance(now)
 
     def furnish(self, program: Program, now: float) -> list[Action]:
@@ -64,19 +64,19 @@ class Equipment:
             return []
         envs = [env for env in program.about.envs if env not in program.envs]
         for env in envs:
-            self._world.places.took(program, env, now)
+            self._state.places.took(program, env, now)
         return [ClaimEnv(program.host, program.id, env) for env in envs]
 
     def pools(self, now: float) -> list[Action]:
         """Say how many environments of each key are to be ready, where that has changed. Rates
         fade: so of the others some are looked at again each time, in turn."""
-        places, actions = self._world.places, list[Action]()
+        places, actions = self._state.places, list[Action]()
         if not places.hosts:
             return actions
         changed, places.changed = places.changed, set()
         for env in sorted(changed.union(islice(places.targets, _AGAIN))):
             before = places.targets.pop(env, 0)  # what is set again goes last
-            wanted = self._policy.warm(self._world, env, now)
+            wanted = self._policy.warm(self._state, env, now)
             if wanted:
                 places.targets[env] = wanted
             if wanted != before:
@@ -84,7 +84,7 @@ class Equipment:
         return actions
 
     def _host_of(self, env: str) -> str:
-        host = self._world.places.hosts.get(env)
+        host = self._state.places.hosts.get(env)
         return host.host if host is not None else ""
 
 

@@ -28,14 +28,14 @@ class Calls:
     """Keeps the books of conversations and their calls."""
 
     def __init__(self, core: "Scheduler") -> None:
-        self._core, self._world, self._policy = core, core.world, core.policy
+        self._core, self._state, self._policy = core, core.state, core.policy
 
     # --- one call -------------------------------------------------------------------------
 
     def ready(self, event: StepReady, now: float) -> list[Action]:
         """Start a call that has its input, or hold it with its program."""
-        world, core = self._world, self._core
-        program = world.programs.get(event.program)
+        state, core = self._state, self._core
+        program = state.programs.get(event.program)
         if program is None or event.step in program.started or event.step in program.ready:
             return []
         if event.engine in core.engines.gone:
@@ -44,7 +44,7 @@ class Calls:
         if room and event.prompt >= room:  # it would be held for ever
             return [RefuseStep(event.engine, program.id, event.step, event.prompt, room)]
         self._speaks(program, event, now)
-        if program.active and event.engine not in world.draining:
+        if program.active and event.engine not in state.draining:
             return [self.start(program, event, now)]
         if program.begun and not program.active and not program.ready:
             program.held_since = now  # from now on it waits for a place
@@ -53,13 +53,13 @@ class Calls:
         if program.active:
             return core.engines.boundary(program, now)
         core.wait(program)
-        host = world.places.park(program) if self._policy.parks else None
+        host = state.places.park(program) if self._policy.parks else None
         aside: list[Action] = [ParkEnvs(host, program.id)] if host is not None else []
         return [*aside, *core.rebalance(now)]
 
     def _speaks(self, program: Program, event: StepReady, now: float) -> None:
         """A conversation goes on with a call; it is learned how it came to it."""
-        self._world.starting -= program.active and not program.called
+        self._state.starting -= program.active and not program.called
         program.called = True
         conversation = program.conversations.get(event.conversation)
         if conversation is None:
@@ -80,20 +80,20 @@ class Calls:
         shared = (
             conversation.shared if conversation.context or conversation.shared else graph.shared
         )
-        self._world.resize(program, conversation, event.prompt, min(shared, event.prompt))
+        self._state.resize(program, conversation, event.prompt, min(shared, event.prompt))
         conversation.prompt = event.prompt
 
     def start(self, program: Program, step: StepReady, now: float) -> StartStep:
         """Give a call of an active program to its engine."""
-        self._world.start(program, step)
+        self._state.start(program, step)
         context = program.conversations[step.conversation].context
-        program.notice = min(program.notice, context + _NOTICE * self._world.capacity)
-        priority = self._policy.priority(self._world, program, step, now)
+        program.notice = min(program.notice, context + _NOTICE * self._state.capacity)
+        priority = self._policy.priority(self._state, program, step, now)
         return StartStep(step.engine, step.program, step.step, priority)
 
     def _stop(self, program: Program, name: str) -> StepReady | None:
         """A call is over, wherever it was; return it if it was anywhere."""
-        step = program.ready.pop(name, None) or self._world.stop(program, name)
+        step = program.ready.pop(name, None) or self._state.stop(program, name)
         line = program.conversations.get(step.conversation) if step is not None else None
         if line is not None:
             line.calls = tuple(call for call in line.calls if call != name)
@@ -101,8 +101,8 @@ class Calls:
 
     def finished(self, event: StepFinished, now: float) -> list[Action]:
         """Learn from a call that ended, and decide what becomes of its conversation's KV."""
-        world, core = self._world, self._core
-        program = world.programs.get(event.program)
+        state, core = self._state, self._core
+        program = state.programs.get(event.program)
         conversation = program.conversations.get(event.conversation) if program else None
         if program is None or conversation is None:
             return []
@@ -111,7 +111,7 @@ class Calls:
         shared = conversation.shared
         if program.steps == 1 and len(program.conversations) == 1:  # what it found was not its own
             graph.shared = shared = max(0, conversation.prompt - event.computed)
-        world.resize(program, conversation, event.context, min(shared, event.context))
+        state.resize(program, conversation, event.context, min(shared, event.context))
         program.take(conversation)
         conversation.since, conversation.waiting = now, key_of(event.calls)
         program.put(conversation)
@@ -119,12 +119,12 @@ class Calls:
             graph.forecast(conversation.state, conversation.waiting) if event.calls else None
         )
         program.note(lambda: graph.service_left(program.places))
-        world.reclaim(program, self._policy.claim(world, program))
+        state.reclaim(program, self._policy.claim(state, program))
         if event.final:
             return []
-        what = self._policy.retain(world, program, conversation, now)
+        what = self._policy.retain(state, program, conversation, now)
         actions = core.keep(program, conversation, what, now)
-        if conversation.engine in world.draining:
+        if conversation.engine in state.draining:
             return actions + core.engines.boundary(program, now)
         if program.acting and program.active:
             if program.trial and (program.steps >= program.trial or program.shown is not None):
@@ -136,28 +136,28 @@ class Calls:
     def _served(
         self, program: Program, conversation: ConversationState, event: StepFinished, now: float
     ) -> None:
-        world = self._world
+        state = self._state
         self._stop(program, event.step)
         program.service += event.service
-        world.tenants.serve(program, event.service)
+        state.tenants.serve(program, event.service)
         program.steps += 1
         program.called_until = now
-        world.queued.append(event.queued)
+        state.queued.append(event.queued)
         spent = (
             event.computed, event.seconds,
             max(0, event.context - conversation.prompt), event.service - event.seconds,
         )  # fmt: skip
-        world.learned.learn(*spent)
-        world.load.observe(program.gap, event.queued + event.service)
+        state.learned.learn(*spent)
+        state.load.observe(program.gap, event.queued + event.service)
 
     def failed(self, event: StepFailed, now: float) -> list[Action]:
         """Forget a call that nobody waits for any more."""
-        program = self._world.programs.get(event.program)
+        program = self._state.programs.get(event.program)
         if program is None:
             return []
         step = self._stop(program, event.step)
         program.called_until = now
-        if step is not None and step.engine in self._world.draining:
+        if step is not None and step.engine in self._state.draining:
             return self._core.engines.boundary(program, now)
         return [*self._core.expect_back(program, now), *self._core.rebalance(now)]
 
@@ -166,45 +166,45 @@ class Calls:
     def decoded(self, event: Decoded, now: float) -> list[Action]:
         """Let the books follow calls while they run, once they have said so much that it matters;
         what they said in all is known when they end."""
-        world = self._world
-        programs, gave_way, changed = world.programs, bool(world.pressed), False
+        state = self._state
+        programs, gave_way, changed = state.programs, bool(state.pressed), False
         for name, step, context in event.calls:
             program = programs.get(name)
             if program is None or (context <= program.notice and not gave_way):
                 continue
             if (call := program.started.get(step)) is None:
                 continue
-            if step in world.pressed:
-                world.pressed.remove(step)
+            if step in state.pressed:
+                state.pressed.remove(step)
                 changed = True
             changed |= self._grown(program, program.conversations[call.conversation], context)
         return self._core.rebalance(now) if changed else []
 
     def _grown(self, program: Program, conversation: ConversationState, context: int) -> bool:
         """Count what a running call has said, if it matters."""
-        world = self._world
-        notice = _NOTICE * world.capacity
+        state = self._state
+        notice = _NOTICE * state.capacity
         if context - conversation.context <= notice:
             return False
-        world.resize(program, conversation, context, conversation.shared)
-        world.reclaim(program, self._policy.claim(world, program))
+        state.resize(program, conversation, context, conversation.shared)
+        state.reclaim(program, self._policy.claim(state, program))
         if program.running == 1:  # of several the least is not known
             program.notice = context + notice
         return True
 
     def preempted(self, event: Preempted, now: float) -> list[Action]:
         """Note a call that gave way to others."""
-        program = self._world.programs.get(event.program)
+        program = self._state.programs.get(event.program)
         if program is None or event.step not in program.started:
             return []
-        self._world.pressed.add(event.step)
+        self._state.pressed.add(event.step)
         return self._core.rebalance(now)
 
     # --- conversations --------------------------------------------------------------------
 
     def forked(self, event: Forked, now: float) -> list[Action]:
         """Begin a conversation that goes on from another."""
-        program = self._world.programs.get(event.program)
+        program = self._state.programs.get(event.program)
         parent = program.conversations.get(event.parent) if program else None
         if program is None or parent is None or event.child in program.conversations:
             return []
@@ -215,22 +215,22 @@ class Calls:
         there = parent.context or parent.shared
         shared = there if event.shared is None else min(event.shared, there)
         child = ConversationState(event.child, event.engine, state, shared=shared)
-        self._world.fork(program, parent, child)
+        self._state.fork(program, parent, child)
         return []
 
     def ended(self, event: ConversationEnded, now: float) -> list[Action]:
         """Forget a conversation that nobody will continue, and its calls."""
-        program = self._world.programs.get(event.program)
+        program = self._state.programs.get(event.program)
         conversation = program.conversations.pop(event.conversation, None) if program else None
         if program is None or conversation is None:
             return []
         program.take(conversation)
-        self._world.drop(program, conversation)
+        self._state.drop(program, conversation)
         self._graph(program).observe(conversation.state, END)
         for name in conversation.calls:  # they were given up: nobody will say that they ended
             self._stop(program, name)
         actions = self.release(program, conversation)
-        if conversation.engine in self._world.draining:
+        if conversation.engine in self._state.draining:
             return actions + self._core.engines.boundary(program, now)
         return [*actions, *self._core.expect_back(program, now), *self._core.rebalance(now)]
 
@@ -244,7 +244,7 @@ class Calls:
         return [ReleaseKV(conversation.engine, program.id, conversation.id, evict)]
 
     def _graph(self, program: Program) -> ExecutionGraph:
-        return self._world.graph(program.about.agent)
+        return self._state.graph(program.about.agent)
 
 
 __all__ = ["Calls"]

@@ -80,7 +80,7 @@ class Fleet:
         for_all = self._everywhere.get(type(event))
         if for_all is not None:
             actions = for_all(event, now)
-            self._backlog = {name for name, one in self.engines.items() if one.world.held.programs}
+            self._backlog = {name for name, one in self.engines.items() if one.state.held.programs}
             return actions + self._leave(now) + self._steal(now)
         if isinstance(event, ProgramSubmitted):
             self._settle(event)
@@ -112,20 +112,20 @@ class Fleet:
         """Whether others of a tenant with limits may run elsewhere, now that this one stops."""
         if not isinstance(event, ProgramEnded | StepFinished):
             return False
-        world = self.engines[self._homes[event.program]].world
-        program = world.programs.get(event.program)
-        return program is not None and world.tenants.of(program).limited
+        state = self.engines[self._homes[event.program]].state
+        program = state.programs.get(event.program)
+        return program is not None and state.tenants.of(program).limited
 
     def _look(self, name: str) -> None:
-        held = self.engines[name].world.held.programs
+        held = self.engines[name].state.held.programs
         (self._backlog.add if held else self._backlog.discard)(name)
 
     # --- engines and what they share ------------------------------------------------------
 
     def _engine_up(self, event: EngineUp, now: float) -> list[Action]:
         if event.engine not in self.engines:
-            beside = next((one.world for one in self.engines.values()), None)
-            self.engines[event.engine] = Scheduler(self.policy, beside)
+            shared_with = next((one.state for one in self.engines.values()), None)
+            self.engines[event.engine] = Scheduler(self.policy, shared_with)
             self._given[event.engine] = 0
         return self.engines[event.engine].handle(event, now)
 
@@ -137,7 +137,7 @@ class Fleet:
     @property
     def _open(self) -> list[str]:
         """Engines that take programs."""
-        return [name for name, one in self.engines.items() if not one.world.closed]
+        return [name for name, one in self.engines.items() if not one.state.closed]
 
     def _leave(self, now: float) -> list[Action]:
         """Programs leave engines that are down or drain for one that is there; what is down and
@@ -146,14 +146,14 @@ class Fleet:
         if not there or len(there) == len(self.engines):
             return actions
         for name in sorted(self.engines.keys() - there):
-            world = self.engines[name].world
-            for program in list(world.held.programs.values()):
+            state = self.engines[name].state
+            for program in list(state.held.programs.values()):
                 if not program.running:
                     actions += self._move(program, min(there, key=self._load), now)
-            if not world.engines and not world.programs:
+            if not state.engines and not state.programs:
                 del self.engines[name], self._given[name]
                 self._backlog.discard(name)
-                world.tenants.unwatch(world.held.freed)
+                state.tenants.unwatch(state.held.freed)
         return actions
 
     def _shared(self, event: Event, now: float) -> list[Action]:
@@ -174,26 +174,26 @@ class Fleet:
         if not self.engines:
             raise EngineError(f"program {event.program} has nowhere to go: no engine is up")
         home = min(self._open or self.engines, key=self._share)
-        world = self.engines[home].world
-        usual = world.graph(event.agent).usual_peak
-        guess = event.expect_tokens or int(_GUESS * world.capacity)
+        state = self.engines[home].state
+        usual = state.graph(event.agent).usual_peak
+        guess = event.expect_tokens or int(_GUESS * state.capacity)
         self._sizes[event.program] = guess if usual is None else usual
         self._homes[event.program] = home
         self._given[home] += self._sizes[event.program]
 
     def _share(self, name: str) -> float:
-        return self._given[name] / max(1, self.engines[name].world.capacity)
+        return self._given[name] / max(1, self.engines[name].state.capacity)
 
     def _load(self, name: str) -> float:
-        world = self.engines[name].world
-        return world.tokens / max(1, world.capacity)
+        state = self.engines[name].state
+        return state.tokens / max(1, state.capacity)
 
     def _waiting(self, name: str) -> tuple[int, str]:
-        return len(self.engines[name].world.held.programs), name
+        return len(self.engines[name].state.held.programs), name
 
     def _place(self, event: StepReady, home: str, now: float) -> tuple[str, list[Action]]:
         """Where a call goes: home, or with its program to where there is less to do."""
-        program = self.engines[home].world.programs[event.program]
+        program = self.engines[home].state.programs[event.program]
         if self.routing == "sticky" or not program.active or not program.acting:
             return home, []
         load = self._load(home)
@@ -212,9 +212,9 @@ class Fleet:
             return actions
         while self._backlog and (idle := set(self._open) - self._backlog):
             victim = max(self._backlog, key=self._waiting)
-            program = self.engines[victim].world.held.first
+            program = self.engines[victim].state.held.first
             thief = min(idle, key=lambda n: (self._load(n), n))
-            if program is None or not self.policy.takes(self.engines[thief].world, program):
+            if program is None or not self.policy.takes(self.engines[thief].state, program):
                 break
             actions += self._move(program, thief, now)
             if not program.active:

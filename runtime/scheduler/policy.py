@@ -1,6 +1,6 @@
 """What a policy decides.
 
-The core keeps the books and asks; a policy answers from the world and the time. This base class
+The core keeps the books and asks; a policy answers from the state and the time. This base class
 is the policy of a request-level server: everybody runs, calls go in order of arrival, nothing is
 kept but by the cache's own least-recently-used rule. Each policy overrides what it is about, on
 one page. `runtime/scheduler/policies/registry.py` knows them by name.
@@ -12,7 +12,7 @@ from math import inf
 
 from drawloom.runtime.scheduler.events import StepReady, ToolReady
 from drawloom.runtime.scheduler.program_state import ConversationState, Program, Rank
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,82 +59,84 @@ class Policy:
     parks = False
     period: float | None = None
 
-    def order(self, world: World, program: Program) -> Rank:
+    def order(self, state: SchedulerState, program: Program) -> Rank:
         """The order of an agent's new programs, asked for again when a program has said more of
         itself: its first prompt, the calls it expects."""
         return (float(program.index),)
 
-    def rank(self, world: World, program: Program) -> Rank:
+    def rank(self, state: SchedulerState, program: Program) -> Rank:
         """The order of held programs of all agents; the least is admitted first. Of new programs
         of one agent it must say what `order` says."""
         return (float(program.index),)
 
-    def admit(self, world: World, now: float) -> Iterable[Program]:
+    def admit(self, state: SchedulerState, now: float) -> Iterable[Program]:
         """The held programs that may run now. The core makes each active before it asks on."""
-        while (program := world.held.first) is not None:
+        while (program := state.held.first) is not None:
             yield program
 
-    def takes(self, world: World, program: Program) -> bool:
+    def takes(self, state: SchedulerState, program: Program) -> bool:
         """Whether a program that another engine holds would run here at once. Where nobody is held
         back this is not asked."""
         return True
 
-    def look(self, world: World, program: Program) -> int:
+    def look(self, state: SchedulerState, program: Program) -> int:
         """Return after how many calls a program about to run is held again; 0 is never."""
         return 0
 
-    def due(self, world: World, program: Program) -> float:
+    def due(self, state: SchedulerState, program: Program) -> float:
         """Return the seconds for which a program may be held before it is due."""
         return inf
 
-    def absent(self, world: World, program: Program, tools: str | None) -> float | None:
+    def absent(self, state: SchedulerState, program: Program, tools: str | None) -> float | None:
         """Return after how many seconds without a call a program is held, whose last call asked
         for `tools`, if that is known; None is never."""
         return None
 
-    def again(self, world: World) -> float | None:
+    def again(self, state: SchedulerState) -> float | None:
         """Return after how many seconds more programs may be admitted if nothing happens before;
         None if that does not depend on time."""
         return None
 
-    def adds(self, world: World, program: Program) -> float:
+    def adds(self, state: SchedulerState, program: Program) -> float:
         """Return the share of the engine's time that a program about to run will take."""
         return 0.0
 
-    def claim(self, world: World, program: Program) -> int:
+    def claim(self, state: SchedulerState, program: Program) -> int:
         """The KV tokens that a program is promised. Asked when it becomes active, after each of
         its calls, and when its agent's history has grown."""
         return 0
 
-    def pause(self, world: World, now: float) -> Iterable[Program]:
+    def pause(self, state: SchedulerState, now: float) -> Iterable[Program]:
         """The active programs whose next calls are held from now on; each is before the next is
         asked for."""
         return ()
 
     def paused(
-        self, world: World, program: Program, conversation: ConversationState, now: float
+        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
     ) -> Retention:
         """What happens to the KV of a program that was just paused."""
         return None
 
-    def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
+    def priority(
+        self, state: SchedulerState, program: Program, step: StepReady, now: float
+    ) -> float:
         """Of an LLM call at the engine; lower goes first, equals in order of arrival there."""
         return 0.0
 
-    def tool(self, world: World, program: Program, event: ToolReady, now: float) -> float:
+    def tool(self, state: SchedulerState, program: Program, event: ToolReady, now: float) -> float:
         """The priority of a tool call at its host; lower goes first, equals by arrival there."""
         return 0.0
 
     def retain(
-        self, world: World, program: Program, conversation: ConversationState, now: float
+        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
     ) -> Retention:
         """What happens to a conversation's KV when an LLM call has ended."""
         return None
 
-    def tick(self, world: World, now: float) -> None:
+    def tick(self, state: SchedulerState, now: float) -> None:
         """Every `period` seconds, before `pause` and `admit` are asked."""
 
-    def warm(self, world: World, env: str, now: float) -> int:
+    def warm(self, state: SchedulerState, env: str, now: float) -> int:
         """How many environments of a key to keep ready, beside those in use."""
         return 0
 

@@ -54,20 +54,20 @@ from drawloom.runtime.scheduler.lazy_heap import Heap
 from drawloom.runtime.scheduler.llm_calls import Calls
 from drawloom.runtime.scheduler.policy import Demote, Drop, Keep, Policy, Retention
 from drawloom.runtime.scheduler.program_state import ConversationState, Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 _GROWTH = 1.1
 _SLACK = 64
 
 
 class Scheduler:
-    """Keeps the world of one engine, asks the policy; `beside` is another engine's world."""
+    """Keeps the state of one engine, asks the policy; `shared_with` is another engine's state."""
 
-    def __init__(self, policy: Policy, beside: World | None = None) -> None:
+    def __init__(self, policy: Policy, shared_with: "SchedulerState | None" = None) -> None:
         self.policy = policy
-        self.world = World(beside)
-        self.world.held.rank = lambda program: self.policy.rank(self.world, program)
-        self.world.held.due_at = self.due
+        self.state = SchedulerState(shared_with)
+        self.state.held.rank = lambda program: self.policy.rank(self.state, program)
+        self.state.held.due_at = self.due
         self._promised: dict[str, int] = {}
         self._next_tick: float | None = None
         self._wakes: list[float] = []
@@ -103,37 +103,37 @@ class Scheduler:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """What to do about an event at time `now` (seconds; never goes back)."""
-        self.world.pass_time(now)
+        self.state.pass_time(now)
         return self._handlers[type(event)](event, now)
 
     # --- programs -------------------------------------------------------------------------
 
     def _submitted(self, event: ProgramSubmitted, now: float) -> list[Action]:
-        if event.program in self.world.programs:
+        if event.program in self.state.programs:
             return []
-        program = Program(event, next(self.world.arrivals), now)
+        program = Program(event, next(self.state.arrivals), now)
         program.say(event.expect_steps)
-        self.world.submit(program)
+        self.state.submit(program)
         self.hold(program, now)
         return [*self.rebalance(now), *self._clock(now)]
 
     def _expected(self, event: Expected, now: float) -> list[Action]:
-        program = self.world.programs.get(event.program)
+        program = self.state.programs.get(event.program)
         if program is None:
             return []
         program.say(event.steps)
-        self.world.reconsider(program, self.policy.order(self.world, program))
+        self.state.reconsider(program, self.policy.order(self.state, program))
         return self.rebalance(now)
 
     def _program_ended(self, event: ProgramEnded, now: float) -> list[Action]:
-        program = self.world.programs.get(event.program)
+        program = self.state.programs.get(event.program)
         if program is None:
             return []
-        self.world.end(program)
-        graph = self.world.graph(program.about.agent)
+        self.state.end(program)
+        graph = self.state.graph(program.about.agent)
         if program.peak:
             span = now - program.admitted
-            self.world.ended_after(now - program.submitted)
+            self.state.ended_after(now - program.submitted)
             graph.finished(
                 program.peak, program.service, span, program.steps, program.trail, program.shown,
                 program.outgrew,
@@ -141,7 +141,7 @@ class Scheduler:
             graph.took(now - program.submitted)
             if program.expected is not None:
                 graph.declared.observe(program.expected, program.steps)
-            self.world.graphs.learned(graph)
+            self.state.graphs.learned(graph)
             self._promise(graph)
         actions: list[Action] = []
         for conversation in program.conversations.values():
@@ -156,25 +156,25 @@ class Scheduler:
         if graph.programs < known.get(graph.agent, 0) * _GROWTH + 1:
             return
         known[graph.agent] = graph.programs
-        for program in self.world.peers.get(graph.agent, {}).values():
-            self.world.reclaim(program, self.policy.claim(self.world, program))
-        if len(known) > _SLACK + 2 * len(self.world.graphs):
-            self._promised = {a: n for a, n in known.items() if a in self.world.graphs}
+        for program in self.state.peers.get(graph.agent, {}).values():
+            self.state.reclaim(program, self.policy.claim(self.state, program))
+        if len(known) > _SLACK + 2 * len(self.state.graphs):
+            self._promised = {a: n for a, n in known.items() if a in self.state.graphs}
 
     def rebalance(self, now: float) -> list[Action]:
         """Pause and admit programs, after anything that may have changed which of them run."""
-        world, actions = self.world, list[Action]()
-        for program in self.policy.pause(world, now):
+        state, actions = self.state, list[Action]()
+        for program in self.policy.pause(state, now):
             actions += self.pause(program, now)
-        if not world.closed:
-            for program in self.policy.admit(world, now):
+        if not state.closed:
+            for program in self.policy.admit(state, now):
                 actions += self._activate(program, now)
             actions += self._look_again(now)
         return actions + self.equipment.pools(now)
 
     def _look_again(self, now: float) -> list[Action]:
         """Ask for a tick when more programs may be admitted, though nothing else happens."""
-        seconds = None if self.world.held.first is None else self.policy.again(self.world)
+        seconds = None if self.state.held.first is None else self.policy.again(self.state)
         at = None if seconds is None else now + seconds
         if at is None or (self._again is not None and self._again <= at):
             return []
@@ -183,11 +183,11 @@ class Scheduler:
 
     def _activate(self, program: Program, now: float) -> list[Action]:
         actions: list[Action] = [] if program.begun else [Admit(program.id)]
-        program.trial = self.policy.look(self.world, program)
-        program.claim = self.policy.claim(self.world, program)
-        program.adds = self.policy.adds(self.world, program)
+        program.trial = self.policy.look(self.state, program)
+        program.claim = self.policy.claim(self.state, program)
+        program.adds = self.policy.adds(self.state, program)
         self.engines.settle(program)
-        self.world.activate(program, now)
+        self.state.activate(program, now)
         actions += self.expect_back(program, now)
         return [*actions, *self.equipment.furnish(program, now), *self.resume(program, now)]
 
@@ -198,18 +198,18 @@ class Scheduler:
 
     def due(self, program: Program) -> float:
         """Return the time at which a held program is due, by what is known of its agent now."""
-        return program.held_since + max(0.0, self.policy.due(self.world, program) - program.held)
+        return program.held_since + max(0.0, self.policy.due(self.state, program) - program.held)
 
     def hold(self, program: Program, now: float) -> None:
         """Hold a program, new or active, from now on."""
         program.held_since = now
         program.due = self.due(program)
-        self.world.hold(program, self.policy.order(self.world, program), now)
+        self.state.hold(program, self.policy.order(self.state, program), now)
 
     def wait(self, program: Program) -> None:
         """Let a held program compete, whose calls have become others."""
-        self.world.reconsider(program, self.policy.order(self.world, program))
-        self.world.held.wait(program)
+        self.state.reconsider(program, self.policy.order(self.state, program))
+        self.state.held.wait(program)
 
     def pause(self, program: Program, now: float) -> list[Action]:
         """Hold an active program."""
@@ -217,7 +217,7 @@ class Scheduler:
         self.hold(program, now)
         actions: list[Action] = []
         for conversation in program.conversations.values():
-            what = self.policy.paused(self.world, program, conversation, now)
+            what = self.policy.paused(self.state, program, conversation, now)
             actions += self.keep(program, conversation, what, now)
         return actions
 
@@ -225,7 +225,7 @@ class Scheduler:
 
     def withdraw(self, program: Program) -> None:
         """A program leaves, at a tool boundary; it goes on at another engine."""
-        self.world.withdraw(program)
+        self.state.withdraw(program)
 
     def accept(self, program: Program, engine: str, now: float) -> list[Action]:
         """A program comes from another engine, its KV on its way if it has any."""
@@ -233,14 +233,14 @@ class Scheduler:
         for conversation in program.conversations.values():
             conversation.engine = engine
         program.due = self.due(program)
-        self.world.accept(program, self.policy.order(self.world, program))
+        self.state.accept(program, self.policy.order(self.state, program))
         return [*self.rebalance(now), *self._clock(now)]
 
     # --- time -----------------------------------------------------------------------------
 
     def _clock(self, now: float) -> list[Action]:
         """Ask for the policy's next tick, if it has a clock and there is anything to do."""
-        if self.policy.period is None or self._next_tick is not None or not self.world.programs:
+        if self.policy.period is None or self._next_tick is not None or not self.state.programs:
             return []
         self._next_tick = now + self.policy.period
         return self._wake(self._next_tick)
@@ -255,14 +255,14 @@ class Scheduler:
         actions: list[Action] = []
         while self._returns and self._returns[0][0] <= now:
             _, name, key, since = heapq.heappop(self._returns)
-            program = self.world.programs.get(name)
+            program = self.state.programs.get(name)
             conversation = program.conversations.get(key) if program else None
             waits = (
                 conversation is not None
                 and conversation.waiting is not None
                 and conversation.since == since
             )
-            if conversation is not None and waits and conversation.engine in self.world.engines:
+            if conversation is not None and waits and conversation.engine in self.state.engines:
                 actions.append(PrefetchKV(conversation.engine, name, key))
         if self._absence_wake is not None and self._absence_wake <= now:
             actions += self._hold_absent(now) + self.rebalance(now)
@@ -270,8 +270,8 @@ class Scheduler:
             self._again = None
             actions += self.rebalance(now)
         if self._next_tick is not None and self._next_tick <= now:
-            self._next_tick, self.world.ticked = None, now
-            self.policy.tick(self.world, now)
+            self._next_tick, self.state.ticked = None, now
+            self.policy.tick(self.state, now)
             actions += self.rebalance(now)
         return actions + self._clock(now)
 
@@ -280,7 +280,7 @@ class Scheduler:
         call asked for `tools`, if that is known; other conversations of it may wait for longer."""
         if not (program.acting and program.active):
             return []
-        seconds = self.policy.absent(self.world, program, tools)
+        seconds = self.policy.absent(self.state, program, tools)
         if seconds is None:
             return []
         if not seconds:
@@ -302,11 +302,11 @@ class Scheduler:
         """Hold the programs that have been absent for too long."""
         actions, self._absence_wake = list[Action](), None
         while (first := self._absences.least) is not None and first[0] <= now:
-            actions += self.pause(self.world.programs[first[1]], now)
+            actions += self.pause(self.state.programs[first[1]], now)
         return actions + self._look_after_absent()
 
     def _is_absent(self, entry: tuple[float, str]) -> bool:
-        program = self.world.programs.get(entry[1])
+        program = self.state.programs.get(entry[1])
         return program is not None and program.absent_at == entry[0]
 
     def keep(
@@ -329,7 +329,7 @@ class Scheduler:
         return demote + self._wake(now + what.back)
 
     def _tenant_share(self, event: TenantShare, now: float) -> list[Action]:
-        self.world.tenants.share(event)
+        self.state.tenants.share(event)
         return self.rebalance(now)
 
 

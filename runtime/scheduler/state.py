@@ -20,9 +20,9 @@ from drawloom.runtime.scheduler.wait_queue import Held
 _LEARN = 0.05
 
 
-class World:
-    """Kept by the core, read by policies. What several engines' worlds share, they have of the one
-    that they are made `beside`: tenants, environments, graphs and the count of arrivals.
+class SchedulerState:
+    """Kept by the core, read by policies. What several engines' states share, they have of the one
+    that they are made `shared_with`: tenants, environments, graphs and the count of arrivals.
 
     Attributes:
         programs: all that are not over.
@@ -52,11 +52,11 @@ class World:
         pressed: calls that gave way to others at their engine, and have not said anything since.
     """
 
-    def __init__(self, beside: "World | None" = None) -> None:
-        self.arrivals: Iterator[int] = beside.arrivals if beside else count(1)
-        self.tenants: Tenants = beside.tenants if beside else Tenants()
-        self.places: Places = beside.places if beside else Places()
-        self.graphs: Agents = beside.graphs if beside else Agents()
+    def __init__(self, shared_with: "SchedulerState | None" = None) -> None:
+        self.arrivals: Iterator[int] = shared_with.arrivals if shared_with else count(1)
+        self.tenants: Tenants = shared_with.tenants if shared_with else Tenants()
+        self.places: Places = shared_with.places if shared_with else Places()
+        self.graphs: Agents = shared_with.graphs if shared_with else Agents()
         self.programs: dict[str, Program] = {}
         self.active: dict[str, Program] = {}
         self.held = Held(lambda program: self.graph(program.about.agent), self.tenants)
@@ -68,7 +68,7 @@ class World:
         self.loads: dict[str, EngineLoad] = {}
         self._hosts: dict[str, int] = {}
         self.capacity = self.host_tokens = 0
-        self._cost: CostModel | None = beside._cost if beside else None
+        self._cost: CostModel | None = shared_with._cost if shared_with else None
         self.learned = LearnedCost()
         self.queued: deque[float] = deque(maxlen=128)
         self.computing, self.calls, self.load = 0, 0, Load()
@@ -286,7 +286,7 @@ class World:
         self.tenants.end(program)
 
     def withdraw(self, program: Program) -> None:
-        """A program at a tool boundary goes to another world."""
+        """A program at a tool boundary goes to another state."""
         del self.programs[program.id]
         if program.active:
             self._leave(program)
@@ -298,7 +298,7 @@ class World:
             self.places.unhold(program)
 
     def accept(self, program: Program, order: Rank) -> None:
-        """A program comes from another world; it is held until it is activated here."""
+        """A program comes from another state; it is held until it is activated here."""
         self.programs[program.id] = program
         self.hold(program, order, program.held_since)
 
@@ -308,4 +308,4 @@ class World:
             self.held.reconsider(program, order)
 
 
-__all__ = ["World"]
+__all__ = ["SchedulerState"]

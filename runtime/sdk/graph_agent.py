@@ -14,7 +14,7 @@ def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
 
     async def run(state: Any) -> Any:
         program = running()
-        learned = program.dispatcher.scheduler.world.graph(graph.name)
+        learned = program.dispatcher.scheduler.state.graph(graph.name)
         for (source, target), p in graph.priors().items():
             if not learned.knows(source, target):
                 learned.declare(source, target, p)

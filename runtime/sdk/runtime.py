@@ -157,7 +157,7 @@ class Runtime(SyncUse):
             )  # fmt: skip
             undo.push_async_callback(dispatcher.close)
             if self._cost is not None:
-                dispatcher.scheduler.world.cost = self._cost
+                dispatcher.scheduler.state.cost = self._cost
             for share in self._tenants:
                 dispatcher.emit(share)
             await dispatcher.remember()
@@ -285,7 +285,7 @@ class Runtime(SyncUse):
         self.dispatcher.environments.only_fresh(
             id, {e.key for e in environments_of(agent)} - shared
         )
-        learned = self.dispatcher.scheduler.world.graph(agent.name)
+        learned = self.dispatcher.scheduler.state.graph(agent.name)
         for tool in agent.tools:
             if tool.expect is not None:
                 learned.durations.expect(tool.name, tool.expect)

@@ -11,7 +11,7 @@ from drawloom.runtime.scheduler.policies.parts.order import LeastCost, Order
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policies.parts.residency import Residency
 from drawloom.runtime.scheduler.program_state import Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 from drawloom.runtime.sim.experiment import Scenario, simulate
 from drawloom.runtime.sim.report import figures
 from drawloom.runtime.sim.sim_program import Outcome
@@ -20,17 +20,17 @@ from drawloom.runtime.sim.sim_program import Outcome
 class NoLook(LeastCost):
     """`LeastCost` without looks: a new program runs to its end."""
 
-    def look(self, world: World, program: Program) -> int:
+    def look(self, state: SchedulerState, program: Program) -> int:
         return 0
 
-    def cost(self, world: World, program: Program) -> float:
-        return self._whole(world, program)
+    def cost(self, state: SchedulerState, program: Program) -> float:
+        return self._whole(state, program)
 
 
 class NoPause(Throughput):
     """`Throughput` that pauses nobody when memory overflows."""
 
-    def overflows(self, world: World) -> bool:
+    def overflows(self, state: SchedulerState) -> bool:
         return False
 
 

@@ -28,7 +28,7 @@ from drawloom.runtime.scheduler.events import (
 )
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
 from drawloom.runtime.scheduler.program_state import Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.sim_calls import BLOCK, Work, sequence
 from drawloom.runtime.sim.workload import Job
@@ -73,11 +73,11 @@ def accesses(log: Sequence[tuple[Work, Job, int]], unit: int) -> list[Access]:
 class FrozenDrawloom(Drawloom):
     """`drawloom`'s retention under another's order: everybody runs."""
 
-    def admit(self, world: World, now: float) -> Iterator[Program]:
-        while (program := world.held.first) is not None:
+    def admit(self, state: SchedulerState, now: float) -> Iterator[Program]:
+        while (program := state.held.first) is not None:
             yield program
 
-    def pause(self, world: World, now: float) -> Iterator[Program]:
+    def pause(self, state: SchedulerState, now: float) -> Iterator[Program]:
         return iter(())
 
 
@@ -138,7 +138,7 @@ def farthest(log: Sequence[Access], capacity: int) -> int:
 def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
     """Units prefilled again by the engine's cache under a policy's retention."""
     core = Scheduler(policy)
-    core.world.cost = machine.cost
+    core.state.cost = machine.cost
     core.handle(EngineUp(_ENGINE, machine.kv_tokens), 0.0)
     cache = KVCache(machine.kv_tokens // (machine.unit * BLOCK), BLOCK, 1.0)
     running: dict[int, EngineSequence] = {}

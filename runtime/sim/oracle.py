@@ -17,7 +17,7 @@ from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policy import Keep, Policy, Retention
 from drawloom.runtime.scheduler.program_state import ConversationState, Program, Rank
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.workload import Job
 
@@ -37,30 +37,32 @@ class Clairvoyant(Policy):
         left = self._left[program.id]
         return left[min(program.steps, len(left) - 1)]
 
-    def order(self, world: World, program: Program) -> Rank:
+    def order(self, state: SchedulerState, program: Program) -> Rank:
         return (self._work(program),)
 
-    def rank(self, world: World, program: Program) -> Rank:
+    def rank(self, state: SchedulerState, program: Program) -> Rank:
         return (self._work(program),)
 
-    def admit(self, world: World, now: float) -> Iterator[Program]:
-        while (program := world.held.first) is not None:
-            if not self.takes(world, program):
+    def admit(self, state: SchedulerState, now: float) -> Iterator[Program]:
+        while (program := state.held.first) is not None:
+            if not self.takes(state, program):
                 return
             yield program
 
-    def takes(self, world: World, program: Program) -> bool:
-        need = self.claim(world, program)
-        return not world.active or world.claimed + need <= _FULL * world.capacity
+    def takes(self, state: SchedulerState, program: Program) -> bool:
+        need = self.claim(state, program)
+        return not state.active or state.claimed + need <= _FULL * state.capacity
 
-    def claim(self, world: World, program: Program) -> int:
+    def claim(self, state: SchedulerState, program: Program) -> int:
         return self._jobs[program.id].peak
 
-    def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
+    def priority(
+        self, state: SchedulerState, program: Program, step: StepReady, now: float
+    ) -> float:
         return self._work(program)
 
     def retain(
-        self, world: World, program: Program, conversation: ConversationState, now: float
+        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
     ) -> Retention:
         return Keep(_LEASE, conversation.context)
 

@@ -130,7 +130,7 @@ class Simulation:
         for name in self.engines.all:
             self._tell(EngineUp(name, room, self._memory, room))
         for core in self.cores if self._calibrated else ():
-            core.world.cost = self.machine.cost
+            core.state.cost = self.machine.cost
         if self.host is not None:
             self._tell(self.host.up)
         for job in self.jobs:
@@ -162,7 +162,7 @@ class Simulation:
         return list(one.engines.values()) if isinstance(one, Fleet) else [one]
 
     def _stuck(self) -> str:
-        held = sum(len(core.world.held.programs) for core in self.cores)
+        held = sum(len(core.state.held.programs) for core in self.cores)
         return (
             f"after {self.now:,.0f} s nothing can happen any more: {len(self._done)} programs of "
             f"{len(self.jobs)} are done, {held} are held, {self.engines.waiting} calls wait"

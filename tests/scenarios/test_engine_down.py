@@ -112,23 +112,23 @@ async def isolated(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Runtime]:
 async def test_programs_say_the_same_and_end_when_the_engine_is_killed(isolated: Runtime) -> None:
     names = [f"n{i}" for i in range(8)]
     wanted = await asyncio.gather(*(isolated.run(talker, name) for name in names))
-    told, engine, world = (
+    told, engine, state = (
         _told(isolated),
         isolated.dispatcher.engine,
-        isolated.dispatcher.scheduler.world,
+        isolated.dispatcher.scheduler.state,
     )
     runs = [await isolated.start(talker, name) for name in names]
-    await _until(lambda: world.calls > 2)
+    await _until(lambda: state.calls > 2)
     os.kill(engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     await _until(lambda: told)
     assert isinstance(told[0], EngineDown)
-    assert (world.calls, world.active, world.capacity) == (0, {}, 0)
+    assert (state.calls, state.active, state.capacity) == (0, {}, 0)
     runs.append(await isolated.start(talker, "n0"))  # one that comes meanwhile
     async with asyncio.timeout(300):
         answers = [await run.result() for run in runs]
     assert answers == [*wanted, wanted[0]]
     assert [type(event) for event in told] == [EngineDown, EngineUp]
-    assert (world.programs, world.own, world.resting, world.capacity) == ({}, 0, 0, 2048)
+    assert (state.programs, state.own, state.resting, state.capacity) == ({}, 0, 0, 2048)
     stats = await engine.stats()
     assert (stats.conversations, stats.held_blocks, stats.running) == (0, 0, 0)
 
@@ -140,14 +140,14 @@ async def test_all_programs_hear_why_an_engine_does_not_come_back(
     monkeypatch.setattr(process_engine, "_STARTS", 2)
     monkeypatch.setattr(subprocess, "Popen", lambda command, **more: real(["false"], **more))
     runs = [await isolated.start(talker, f"n{i}") for i in range(8)]
-    await _until(lambda: isolated.dispatcher.scheduler.world.calls > 2)
+    await _until(lambda: isolated.dispatcher.scheduler.state.calls > 2)
     os.kill(isolated.dispatcher.engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     async with asyncio.timeout(120):
         ends = await asyncio.gather(*(run.result() for run in runs), return_exceptions=True)
         with pytest.raises(EngineClosed, match="did not start"):
             await isolated.run(talker, "late")
     assert {type(end) for end in ends} == {EngineClosed}
-    assert isolated.dispatcher.scheduler.world.programs == {}
+    assert isolated.dispatcher.scheduler.state.programs == {}
 
 
 async def test_a_call_that_was_lost_goes_on_only_when_its_program_is_admitted_again() -> None:
@@ -179,8 +179,8 @@ async def test_a_program_that_ends_while_the_engine_is_down_leaves_nothing() -> 
         await asyncio.sleep(0)
         await run.cancel()
         engine.live_again(1000)
-        world = runtime.dispatcher.scheduler.world
-        assert (world.programs, world.own, world.resting, engine.resumed) == ({}, 0, 0, [])
+        state = runtime.dispatcher.scheduler.state
+        assert (state.programs, state.own, state.resting, engine.resumed) == ({}, 0, 0, [])
 
 
 async def test_a_stream_over_http_goes_on_where_its_engine_died() -> None:

@@ -14,7 +14,7 @@ from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policies.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Keep, Retention
 from drawloom.runtime.scheduler.program_state import ConversationState, Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 _FIRST = 1e9
 _DEFAULT = 2.0
@@ -24,26 +24,28 @@ class Continuum(Pinning):
     name = "continuum"
     spill = True
 
-    def pause(self, world: World, now: float) -> Iterator[Program]:
-        yield from super().pause(world, now)
-        head = next((p for p in world.held.ranked() if p.ready), None)
-        pinned = sorted((p for p in world.active.values() if p.acting), key=lambda p: p.index)
-        while head and pinned and world.tokens + head.tokens > world.capacity:
+    def pause(self, state: SchedulerState, now: float) -> Iterator[Program]:
+        yield from super().pause(state, now)
+        head = next((p for p in state.held.ranked() if p.ready), None)
+        pinned = sorted((p for p in state.active.values() if p.acting), key=lambda p: p.index)
+        while head and pinned and state.tokens + head.tokens > state.capacity:
             yield pinned.pop()
 
-    def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
+    def priority(
+        self, state: SchedulerState, program: Program, step: StepReady, now: float
+    ) -> float:
         pinned = now <= program.conversations[step.conversation].until
         return program.index - (_FIRST if pinned else 0.0)
 
     def retain(
-        self, world: World, program: Program, conversation: ConversationState, now: float
+        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
     ) -> Retention:
-        samples = world.graph(program.about.agent).durations.samples(conversation.waiting or "")
-        cost = world.cost
+        samples = state.graph(program.about.agent).durations.samples(conversation.waiting or "")
+        cost = state.cost
         reload = cost.recompute(conversation.context)
-        if world.host_tokens:
+        if state.host_tokens:
             reload = min(reload, cost.restore(conversation.context))
-        queueing = sum(world.queued) / len(world.queued) if world.queued else 0.0
+        queueing = sum(state.queued) / len(state.queued) if state.queued else 0.0
         ttl = best_ttl(samples, queueing + reload) if samples else _DEFAULT
         if ttl <= 0:
             return None

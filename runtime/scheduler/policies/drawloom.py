@@ -18,7 +18,7 @@ from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policies.parts.residency import Leases, Residency
 from drawloom.runtime.scheduler.policy import Policy, Retention
 from drawloom.runtime.scheduler.program_state import ConversationState, Program, Rank
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 from drawloom.runtime.scheduler.wait_queue import Held, Lane
 
 _CLASS, _TIE = 1e9, 1e-6
@@ -62,55 +62,57 @@ class Drawloom(Policy):
         )  # fmt: skip
         self._order, self._admission, self._residency, self._bound, self._housing = self.parts
 
-    def order(self, world: World, program: Program) -> Rank:
+    def order(self, state: SchedulerState, program: Program) -> Rank:
         declared = program.expected or 0.0
-        calls = world.graph(program.about.agent).declared.expected(declared)
+        calls = state.graph(program.about.agent).declared.expected(declared)
         return -program.about.priority, calls, program.own, program.index
 
-    def rank(self, world: World, program: Program) -> Rank:
-        cost = self._order.cost(world, program)
+    def rank(self, state: SchedulerState, program: Program) -> Rank:
+        cost = self._order.cost(state, program)
         return -program.about.priority, cost, program.own, program.index
 
-    def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
+    def priority(
+        self, state: SchedulerState, program: Program, step: StepReady, now: float
+    ) -> float:
         first = program.trial or program.late  # a short look, or held for long enough
-        cost = -1.0 if first else self._order.cost(world, program)
+        cost = -1.0 if first else self._order.cost(state, program)
         return cost + _TIE * program.index - _CLASS * program.about.priority
 
-    def due(self, world: World, program: Program) -> float:
-        return self._bound.due(world, program)
+    def due(self, state: SchedulerState, program: Program) -> float:
+        return self._bound.due(state, program)
 
     # --- admission ------------------------------------------------------------------------
 
-    def admit(self, world: World, now: float) -> Iterator[Program]:
-        while (program := self._next(world, now)) is not None:
-            if not self._housing.fits(world, program, now):
-                program = self._housing.instead(world)
-            if program is None or not self.takes(world, program):
+    def admit(self, state: SchedulerState, now: float) -> Iterator[Program]:
+        while (program := self._next(state, now)) is not None:
+            if not self._housing.fits(state, program, now):
+                program = self._housing.instead(state)
+            if program is None or not self.takes(state, program):
                 return
             yield program
 
-    def takes(self, world: World, program: Program) -> bool:
-        return self._admission.fits(world, program, self.look(world, program))
+    def takes(self, state: SchedulerState, program: Program) -> bool:
+        return self._admission.fits(state, program, self.look(state, program))
 
-    def look(self, world: World, program: Program) -> int:
-        return self._order.look(world, program) if world.active else 0
+    def look(self, state: SchedulerState, program: Program) -> int:
+        return self._order.look(state, program) if state.active else 0
 
-    def claim(self, world: World, program: Program) -> int:
-        return self._admission.claim(world, program, program.trial)
+    def claim(self, state: SchedulerState, program: Program) -> int:
+        return self._admission.claim(state, program, program.trial)
 
-    def again(self, world: World) -> float | None:
-        return self._admission.again(world)
+    def again(self, state: SchedulerState) -> float | None:
+        return self._admission.again(state)
 
-    def adds(self, world: World, program: Program) -> float:
-        return self._admission.adds(world, program)
+    def adds(self, state: SchedulerState, program: Program) -> float:
+        return self._admission.adds(state, program)
 
-    def _next(self, world: World, now: float) -> Program | None:
+    def _next(self, state: SchedulerState, now: float) -> Program | None:
         """Return the first, unless its tenant is too far ahead of another that waits."""
-        first, needy = self._turn(world.held, now), world.held.neediest
+        first, needy = self._turn(state.held, now), state.held.neediest
         if first is None or needy is None:
             return first
-        ahead = world.tenants.of(first).attained - needy.tenant.attained
-        if ahead <= self.parameters.fair * world.tenants.usual:
+        ahead = state.tenants.of(first).attained - needy.tenant.attained
+        if ahead <= self.parameters.fair * state.tenants.usual:
             return first
         other = self._turn(needy, now)
         behind = other is None or other.about.priority < first.about.priority
@@ -121,35 +123,35 @@ class Drawloom(Policy):
         due = held.due
         return due if due is not None and due.due <= now else held.first
 
-    def pause(self, world: World, now: float) -> Iterator[Program]:
-        while len(world.active) > 1 and self._admission.overflows(world):
-            acting = [p for p in world.active.values() if p.acting and not p.trial]
+    def pause(self, state: SchedulerState, now: float) -> Iterator[Program]:
+        while len(state.active) > 1 and self._admission.overflows(state):
+            acting = [p for p in state.active.values() if p.acting and not p.trial]
             if not acting:
                 return
-            yield max(acting, key=lambda p: self.rank(world, p))
+            yield max(acting, key=lambda p: self.rank(state, p))
 
     # --- retention, tools and environments ------------------------------------------------
 
     def paused(
-        self, world: World, program: Program, conversation: ConversationState, now: float
+        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
     ) -> Retention:
-        return self._residency.paused(world)
+        return self._residency.paused(state)
 
     def retain(
-        self, world: World, program: Program, conversation: ConversationState, now: float
+        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
     ) -> Retention:
-        return self._residency.retain(world, program, conversation)
+        return self._residency.retain(state, program, conversation)
 
-    def absent(self, world: World, program: Program, tools: str | None) -> float | None:
-        return self._residency.absent(world, program, tools)
+    def absent(self, state: SchedulerState, program: Program, tools: str | None) -> float | None:
+        return self._residency.absent(state, program, tools)
 
-    def tool(self, world: World, program: Program, event: ToolReady, now: float) -> float:
+    def tool(self, state: SchedulerState, program: Program, event: ToolReady, now: float) -> float:
         """The shortest expected goes first."""
-        usual = world.graph(program.about.agent).durations.quantile(event.tool, 0.5)
+        usual = state.graph(program.about.agent).durations.quantile(event.tool, 0.5)
         return self.parameters.unknown if usual is None else usual
 
-    def warm(self, world: World, env: str, now: float) -> int:
-        return self._housing.warm(world, env, now)
+    def warm(self, state: SchedulerState, env: str, now: float) -> int:
+        return self._housing.warm(state, env, now)
 
 
 __all__ = ["Drawloom"]

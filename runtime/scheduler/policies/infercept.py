@@ -11,24 +11,26 @@ from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policies.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
 from drawloom.runtime.scheduler.program_state import ConversationState, Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Infercept(Pinning):
     name = "infercept"
     spill = True
 
-    def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
+    def priority(
+        self, state: SchedulerState, program: Program, step: StepReady, now: float
+    ) -> float:
         return program.index
 
     def retain(
-        self, world: World, program: Program, conversation: ConversationState, now: float
+        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
     ) -> Retention:
-        context, others = conversation.context, max(0, world.tokens - conversation.context)
-        discard = world.cost.recompute(context) * (context + others) / 2
-        swap = 2 * world.cost.restore(context) * others
-        if world.host_tokens and swap < discard:
-            expected = world.graph(program.about.agent).durations.quantile(
+        context, others = conversation.context, max(0, state.tokens - conversation.context)
+        discard = state.cost.recompute(context) * (context + others) / 2
+        swap = 2 * state.cost.restore(context) * others
+        if state.host_tokens and swap < discard:
+            expected = state.graph(program.about.agent).durations.quantile(
                 conversation.waiting or "", 0.5
             )
             if expected is not None and expected * context > swap:

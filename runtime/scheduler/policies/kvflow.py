@@ -8,7 +8,7 @@ is one step away; how far in seconds says the tool's median. Calls go in order o
 from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
 from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
 from drawloom.runtime.scheduler.program_state import ConversationState, Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 _LONG = 600.0
 _UNKNOWN = 5.0
@@ -19,13 +19,13 @@ class Kvflow(RequestLevel):
     spill = True
 
     def retain(
-        self, world: World, program: Program, conversation: ConversationState, now: float
+        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
     ) -> Retention:
-        durations = world.graph(program.about.agent).durations
+        durations = state.graph(program.about.agent).durations
         away = durations.quantile(conversation.waiting or "", 0.5)
         away = _UNKNOWN if away is None else away
-        copy = world.cost.restore(conversation.context)
-        if world.host_tokens and world.tokens > world.capacity and away > 2 * copy:
+        copy = state.cost.restore(conversation.context)
+        if state.host_tokens and state.tokens > state.capacity and away > 2 * copy:
             return Demote(away - copy)
         return Keep(_LONG, conversation.context / (1.0 + away))
 

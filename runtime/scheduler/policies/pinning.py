@@ -10,25 +10,25 @@ from collections.abc import Iterator
 
 from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
 from drawloom.runtime.scheduler.program_state import Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Pinning(RequestLevel):
-    def pause(self, world: World, now: float) -> Iterator[Program]:
-        for program in [p for p in world.active.values() if p.acting]:
+    def pause(self, state: SchedulerState, now: float) -> Iterator[Program]:
+        for program in [p for p in state.active.values() if p.acting]:
             if all(conversation.until <= now for conversation in program.conversations.values()):
                 yield program
 
-    def admit(self, world: World, now: float) -> Iterator[Program]:
-        waiting = [p for p in world.held.ranked() if p.ready]
+    def admit(self, state: SchedulerState, now: float) -> Iterator[Program]:
+        waiting = [p for p in state.held.ranked() if p.ready]
         for program in waiting:
-            if not self.takes(world, program):
+            if not self.takes(state, program):
                 return
             yield program
 
-    def takes(self, world: World, program: Program) -> bool:
-        computing = any(p.running for p in world.active.values())
-        fits = world.tokens + program.tokens <= world.capacity
+    def takes(self, state: SchedulerState, program: Program) -> bool:
+        computing = any(p.running for p in state.active.values())
+        fits = state.tokens + program.tokens <= state.capacity
         return bool(program.ready) and (fits or not computing)
 
 

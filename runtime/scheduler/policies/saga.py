@@ -14,7 +14,7 @@ from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policies.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Keep, Retention
 from drawloom.runtime.scheduler.program_state import ConversationState, Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 _ALPHA, _BETA, _GAMMA = 0.3, 0.5, 0.2
 _SOFT, _HARD = 0.7, 0.9
@@ -28,31 +28,33 @@ class Saga(Pinning):
     spill = True
     evict_at_end = True
 
-    def priority(self, world: World, program: Program, step: StepReady, now: float) -> float:
-        tenants = {p.about.tenant for p in world.active.values()}
+    def priority(
+        self, state: SchedulerState, program: Program, step: StepReady, now: float
+    ) -> float:
+        tenants = {p.about.tenant for p in state.active.values()}
         if len(tenants) < 2:
             return 0.0
-        mine = (p for p in world.active.values() if p.about.tenant == program.about.tenant)
-        return -sum(self._urgency(world, p, now) for p in mine)
+        mine = (p for p in state.active.values() if p.about.tenant == program.about.tenant)
+        return -sum(self._urgency(state, p, now) for p in mine)
 
-    def _urgency(self, world: World, program: Program, now: float) -> float:
-        services = world.graph(program.about.agent).services
+    def _urgency(self, state: SchedulerState, program: Program, now: float) -> float:
+        services = state.graph(program.about.agent).services
         expected = statistics.fmean(services) if services else 60.0
         left = max(1.0, expected - program.service)
         return left / max(1.0, program.submitted + 1.5 * expected - now)
 
     def retain(
-        self, world: World, program: Program, conversation: ConversationState, now: float
+        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
     ) -> Retention:
-        samples = world.graph(program.about.agent).durations.samples(conversation.waiting or "")
+        samples = state.graph(program.about.agent).durations.samples(conversation.waiting or "")
         late = _late(samples) if samples else _COLD
-        used = world.tokens / max(1, world.capacity)
+        used = state.tokens / max(1, state.capacity)
         pressure = max(0.0, (used - _SOFT) / (_HARD - _SOFT))
         ttl = min(late * max(0.0, 1 - 0.5 * pressure), _MOST)
         if ttl <= 0:
             return None
         reuse = conversation.context / (conversation.context + _OBSERVED)
-        size = conversation.context / max(1, world.capacity)
+        size = conversation.context / max(1, state.capacity)
         return Keep(ttl, conversation.context * (1 - _BETA * (1 - reuse) - _GAMMA * size))
 
 

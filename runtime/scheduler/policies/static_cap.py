@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from drawloom.runtime.scheduler.policy import Policy
 from drawloom.runtime.scheduler.program_state import Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class StaticCap(Policy):
@@ -21,12 +21,12 @@ class StaticCap(Policy):
         self.programs = int(programs)
         self.name = f"static-cap:{self.programs}"
 
-    def admit(self, world: World, now: float) -> Iterator[Program]:
-        while len(world.active) < self.programs and (program := world.held.first) is not None:
+    def admit(self, state: SchedulerState, now: float) -> Iterator[Program]:
+        while len(state.active) < self.programs and (program := state.held.first) is not None:
             yield program
 
-    def takes(self, world: World, program: Program) -> bool:
-        return len(world.active) < self.programs
+    def takes(self, state: SchedulerState, program: Program) -> bool:
+        return len(state.active) < self.programs
 
 
 __all__ = ["StaticCap"]

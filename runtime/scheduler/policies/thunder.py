@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from drawloom.runtime.scheduler.policy import Policy
 from drawloom.runtime.scheduler.program_state import Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 _TICK, _SLACK, _PATIENCE = 5.0, 100, 1800.0
 
@@ -33,27 +33,27 @@ class Thunder(Policy):
     def __init__(self) -> None:
         self._swept, self._resumed = -1.0, list[Program]()
 
-    def _budget(self, world: World) -> float:
-        return world.capacity
+    def _budget(self, state: SchedulerState) -> float:
+        return state.capacity
 
-    def _used(self, world: World, now: float, decay: bool = False) -> float:
+    def _used(self, state: SchedulerState, now: float, decay: bool = False) -> float:
         used = 0.0
-        for program in world.active.values():
+        for program in state.active.values():
             idle = now - program.called_until if decay and program.acting else 0.0
             used += program.tokens * 2.0**-idle + _SLACK
         return used
 
-    def pause(self, world: World, now: float) -> Iterator[Program]:
-        for program in [p for p in world.active.values() if p.marked and p.acting]:
+    def pause(self, state: SchedulerState, now: float) -> Iterator[Program]:
+        for program in [p for p in state.active.values() if p.marked and p.acting]:
             yield program
-        if world.ticked != now or self._swept == now:
+        if state.ticked != now or self._swept == now:
             return
-        self._swept, self._resumed = now, self._choose(world, now)
-        used = self._used(world, now) + sum(p.tokens + _SLACK for p in self._resumed)
-        if used <= self.threshold * self._budget(world):
+        self._swept, self._resumed = now, self._choose(state, now)
+        used = self._used(state, now) + sum(p.tokens + _SLACK for p in self._resumed)
+        if used <= self.threshold * self._budget(state):
             return
-        for program in sorted(world.active.values(), key=_smallest):
-            if used <= self.target * self._budget(world):
+        for program in sorted(state.active.values(), key=_smallest):
+            if used <= self.target * self._budget(state):
                 return
             if program.acting:
                 used -= program.tokens + _SLACK
@@ -61,20 +61,20 @@ class Thunder(Policy):
             else:
                 program.marked = True  # frees nothing yet, so all of them get marked
 
-    def admit(self, world: World, now: float) -> Iterator[Program]:
+    def admit(self, state: SchedulerState, now: float) -> Iterator[Program]:
         if self._resumed:
             resumed, self._resumed = self._resumed, []
             yield from resumed
-        first = world.held.first
-        if first is None or not first.ready or first.begun or self._crowd(world):
+        first = state.held.first
+        if first is None or not first.ready or first.begun or self._crowd(state):
             return
-        if self._room(world, now) >= first.tokens + _SLACK:
+        if self._room(state, now) >= first.tokens + _SLACK:
             yield first
 
-    def _choose(self, world: World, now: float) -> list[Program]:
+    def _choose(self, state: SchedulerState, now: float) -> list[Program]:
         """Return those that a tick resumes."""
-        room, found = self._room(world, now, self.decay), list[Program]()
-        for program in sorted(world.held.ranked(), key=_turn):
+        room, found = self._room(state, now, self.decay), list[Program]()
+        for program in sorted(state.held.ranked(), key=_turn):
             late = bool(program.ready) and now - program.held_since >= _PATIENCE
             need = program.tokens + _SLACK
             if need <= room or late:
@@ -82,17 +82,17 @@ class Thunder(Policy):
                 found.append(program)
         return found
 
-    def _room(self, world: World, now: float, decay: bool = False) -> float:
-        return self.resume * self._budget(world) - self._used(world, now, decay)
+    def _room(self, state: SchedulerState, now: float, decay: bool = False) -> float:
+        return self.resume * self._budget(state) - self._used(state, now, decay)
 
-    def takes(self, world: World, program: Program) -> bool:
+    def takes(self, state: SchedulerState, program: Program) -> bool:
         """New ones go straight in; who is paused waits for the clock."""
-        room = self._room(world, world.ticked) >= program.tokens + _SLACK
+        room = self._room(state, state.ticked) >= program.tokens + _SLACK
         return room and bool(program.ready) and not program.begun
 
-    def _crowd(self, world: World) -> bool:
+    def _crowd(self, state: SchedulerState) -> bool:
         """Whether more than one program is held."""
-        return len(world.programs) - len(world.active) > 1
+        return len(state.programs) - len(state.active) > 1
 
 
 class ThunderDecay(Thunder):
@@ -113,8 +113,8 @@ class ThunderDynamo(Thunder):
         if host != 1.0:
             self.name = f"thunder-dynamo:{host:g}"
 
-    def _budget(self, world: World) -> float:
-        return world.capacity + self._host * world.host_tokens
+    def _budget(self, state: SchedulerState) -> float:
+        return state.capacity + self._host * state.host_tokens
 
 
 def _smallest(program: Program) -> tuple[bool, int, int]:

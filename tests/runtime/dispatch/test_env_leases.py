@@ -51,7 +51,7 @@ async def test_a_program_goes_on_with_the_files_of_what_was_put_aside(
         @agent(tools=[put, get])
         async def keeper() -> list[Any]:
             first = await put("one")
-            (program,) = runtime.dispatcher.scheduler.world.programs
+            (program,) = runtime.dispatcher.scheduler.state.programs
             park = ParkEnvs("host", program)
             runtime.dispatcher._park(park)
             await leased()
@@ -76,7 +76,7 @@ async def test_nothing_is_put_aside_while_something_runs_in_it() -> None:
 
         @tool(env=ENV)
         async def slow(box: Sandbox) -> str:
-            (program,) = runtime.dispatcher.scheduler.world.programs
+            (program,) = runtime.dispatcher.scheduler.state.programs
             runtime.dispatcher._park(ParkEnvs("host", program))
             await runtime.dispatcher.settle()
             return (await box.sh("echo still here")).text

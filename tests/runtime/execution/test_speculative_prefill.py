@@ -162,7 +162,7 @@ async def test_nothing_is_computed_for_a_program_that_is_paused(
 
         @tool
         async def report() -> AsyncIterator[str]:
-            (program,) = runtime.dispatcher.scheduler.world.programs.values()
+            (program,) = runtime.dispatcher.scheduler.state.programs.values()
             program.marked = True
             for line in _LINES:
                 yield line

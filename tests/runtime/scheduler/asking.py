@@ -8,7 +8,7 @@ import numpy as np
 
 from drawloom.runtime.scheduler import Policy
 from drawloom.runtime.scheduler.events import ToolReady
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 # What is worked out when it is asked for, and is the same whenever that is: not a change.
 _CACHES = {
@@ -17,7 +17,7 @@ _CACHES = {
     "Look": {"_costs"},
     "LearnedCost": {"_model"},
     "Program": {"due", "lane", "offer"},
-    "World": {"held"},
+    "SchedulerState": {"held"},
 }
 
 
@@ -57,29 +57,29 @@ def _fields(value: Any, seen: dict[int, int]) -> dict[str, Any]:
     return {"": kind} | {name: _plain(getattr(value, name), seen) for name in kept}
 
 
-def ask_everything(policy: Policy, world: World, now: float) -> None:
+def ask_everything(policy: Policy, state: SchedulerState, now: float) -> None:
     """Ask for every decision that can be asked for at this moment, and carry out none."""
-    for program in world.programs.values():
-        policy.order(world, program)
-        policy.look(world, program)
-        policy.due(world, program)
-        policy.adds(world, program)
-        policy.again(world)
-        policy.absent(world, program, None)
-        policy.rank(world, program)
-        policy.claim(world, program)
-        policy.takes(world, program)
+    for program in state.programs.values():
+        policy.order(state, program)
+        policy.look(state, program)
+        policy.due(state, program)
+        policy.adds(state, program)
+        policy.again(state)
+        policy.absent(state, program, None)
+        policy.rank(state, program)
+        policy.claim(state, program)
+        policy.takes(state, program)
         for conversation in program.conversations.values():
-            policy.retain(world, program, conversation, now)
-            policy.paused(world, program, conversation, now)
-            policy.tool(world, program, ToolReady(program.id, conversation.id, "c", "t", "h"), now)
+            policy.retain(state, program, conversation, now)
+            policy.paused(state, program, conversation, now)
+            policy.tool(state, program, ToolReady(program.id, conversation.id, "c", "t", "h"), now)
         for step in [*program.ready.values(), *program.started.values()]:
-            policy.priority(world, program, step, now)
-    for program in policy.admit(world, now):
+            policy.priority(state, program, step, now)
+    for program in policy.admit(state, now):
         del program  # only the first: the next is asked for when this one is active
         break
-    for env in world.places.wanted:
-        policy.warm(world, env, now)
+    for env in state.places.wanted:
+        policy.warm(state, env, now)
 
 
 __all__ = ["ask_everything", "snapshot"]

@@ -58,9 +58,9 @@ def test_every_program_ends_and_every_engine_is_left_empty(policy: str, routing:
     assert sorted(e.job.id for e in outcome.ended) == sorted(j.id for j in JOBS)
     assert outcome.counters.output == sum(c.output for j in JOBS for c in j.calls)
     for core in simulation.cores:
-        world = core.world
-        assert (world.programs, world.tokens, world.own, world.claimed) == ({}, 0, 0, 0)
-        assert world.resting == world.computing == 0
+        state = core.state
+        assert (state.programs, state.tokens, state.own, state.claimed) == ({}, 0, 0, 0)
+        assert state.resting == state.computing == 0
     for engine in simulation.engines.all.values():
         engine.cache.check([])
         assert len(engine.cache.conversations) == 0
@@ -150,7 +150,7 @@ def test_an_engine_with_nothing_to_do_takes_what_another_holds() -> None:
     for name in ("p", "q", "r", "s"):  # two run, two are held
         _submit(fleet, name)
         _ready(fleet, name)
-    held = [n for core in fleet.engines.values() for n in core.world.held.programs]
+    held = [n for core in fleet.engines.values() for n in core.state.held.programs]
     assert sorted(held) == ["r", "s"]
     busy = fleet._homes["r"]
     (other,) = {"a", "b"} - {busy}
@@ -276,7 +276,7 @@ class FleetMachine(RuleBasedStateMachine):
     def loaded(self, engine: str, queued: int) -> None:
         self._send(EngineLoad(engine, queued, 1, KV))
         if engine in self.up:
-            assert self.fleet.engines[engine].world.loads[engine].queued == queued
+            assert self.fleet.engines[engine].state.loads[engine].queued == queued
 
     @rule(data=st.data())
     def given_up(self, data: Any) -> None:
@@ -347,33 +347,33 @@ class FleetMachine(RuleBasedStateMachine):
     def a_program_is_at_one_engine(self) -> None:
         if not hasattr(self, "fleet"):
             return
-        found = [name for core in self.fleet.engines.values() for name in core.world.programs]
+        found = [name for core in self.fleet.engines.values() for name in core.state.programs]
         assert sorted(found) == sorted(self.dispatcher)
         for name, core in self.fleet.engines.items():
-            assert all(self.fleet._homes[p] == name for p in core.world.programs)
-            assert all(p.lane is not None for p in core.world.held.programs.values())
-            sizes = [self.fleet._sizes[p] for p in core.world.programs]
+            assert all(self.fleet._homes[p] == name for p in core.state.programs)
+            assert all(p.lane is not None for p in core.state.held.programs.values())
+            sizes = [self.fleet._sizes[p] for p in core.state.programs]
             assert self.fleet._given[name] == sum(sizes)
 
     @invariant()
     def books_are_kept_at_every_engine(self) -> None:
         for core in self.fleet.engines.values() if hasattr(self, "fleet") else ():
-            active = core.world.active.values()
-            assert core.world.tokens == sum(p.tokens for p in active)
-            assert core.world.own == sum(p.own for p in active)
-            assert core.world.claimed == sum(p.claim for p in active)
-            assert core.world.computing == sum(p.running > 0 for p in active)
-            held = core.world.held.programs.values()
-            assert core.world.resting == sum(p.own for p in held if p.begun and not p.lost)
-            assert core.world.calls == sum(p.running for p in active)
-            assert core.world.capacity == KV * len(core.world.engines)
-            assert core.world.host_tokens == self.memory * len(core.world.engines)
+            active = core.state.active.values()
+            assert core.state.tokens == sum(p.tokens for p in active)
+            assert core.state.own == sum(p.own for p in active)
+            assert core.state.claimed == sum(p.claim for p in active)
+            assert core.state.computing == sum(p.running > 0 for p in active)
+            held = core.state.held.programs.values()
+            assert core.state.resting == sum(p.own for p in held if p.begun and not p.lost)
+            assert core.state.calls == sum(p.running for p in active)
+            assert core.state.capacity == KV * len(core.state.engines)
+            assert core.state.host_tokens == self.memory * len(core.state.engines)
 
     @invariant()
     def no_call_is_lost(self) -> None:
         """Each is where its program is: it runs there, or is held."""
         for core in self.fleet.engines.values() if hasattr(self, "fleet") else ():
-            for program in core.world.programs.values():
+            for program in core.state.programs.values():
                 calls = {s: at for s, at in self.steps.items() if s.partition("#")[0] == program.id}
                 assert set(program.ready) | set(program.started) == set(calls)
                 assert set(program.started) == {s for s, at in calls.items() if at != "ready"}
@@ -384,13 +384,13 @@ class FleetMachine(RuleBasedStateMachine):
     @invariant()
     def engines_are_known_while_they_are_up_or_somebody_waits_for_one(self) -> None:
         if hasattr(self, "fleet"):
-            worlds = {name: core.world for name, core in self.fleet.engines.items()}
-            assert {name for name, world in worlds.items() if world.engines} == set(self.up)
-            assert {n for n, w in worlds.items() if n in w.draining} == {
+            states = {name: core.state for name, core in self.fleet.engines.items()}
+            assert {name for name, state in states.items() if state.engines} == set(self.up)
+            assert {n for n, w in states.items() if n in w.draining} == {
                 name for name, how in self.up.items() if how == "drains"
             }
             if "up" in self.up.values():
-                assert set(worlds) == set(self.up)
+                assert set(states) == set(self.up)
                 assert self.running_somewhere()
 
     def running_somewhere(self) -> bool:
@@ -398,7 +398,7 @@ class FleetMachine(RuleBasedStateMachine):
         cores = self.fleet.engines.values()
         if self.fleet.policy.period is not None:
             return True
-        return not self.dispatcher or any(core.world.active for core in cores)
+        return not self.dispatcher or any(core.state.active for core in cores)
 
 
 FleetMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -41,7 +41,7 @@ class Cluster:
     def __init__(self, policy: str, kv: int = 1000, host: int = 0) -> None:
         full = Parameters(busy=-1.0)  # memory alone says how many run
         self.core = Scheduler(Drawloom(full) if policy == "drawloom" else make_policy(policy))
-        self.core.world.cost = CostModel(prefill=0.01, copy=0.0001)
+        self.core.state.cost = CostModel(prefill=0.01, copy=0.0001)
         self.core.handle(EngineUp("e", kv, host), 0.0)
         self.steps = 0
 
@@ -138,11 +138,11 @@ def test_what_is_pinned_cannot_be_taken_while_something_computes() -> None:
 def test_continuum_unpins_the_latest_for_the_first_that_waits_but_not_what_computes() -> None:
     it = _pinned("continuum")
     assert _started(it.ready("c", 200, 1.1)) == [it.last]
-    assert sorted(it.core.world.active) == ["b", "c"]
+    assert sorted(it.core.state.active) == ["b", "c"]
     assert _started(it.ready("a", 510, 1.2)) == []  # b and c compute: nobody can be unpinned
     it.done("c", 210, 1.3, step="c#3")
-    assert "c" not in it.core.world.active  # pinned, and arrived after a
-    assert "a" in it.core.world.active
+    assert "c" not in it.core.state.active  # pinned, and arrived after a
+    assert "a" in it.core.state.active
 
 
 def test_a_bound_on_calls_is_an_argument_of_every_policy_that_knows_requests() -> None:
@@ -217,24 +217,24 @@ def test_thunder_pauses_the_smallest_idle_program_on_its_clock() -> None:
     for name, tokens in (("big", 400), ("small", 200)):
         it.enter(name, tokens)
         it.done(name, tokens + 200, 1.0)
-    assert it.core.world.programs["small"].active  # over the top, but the clock has not ticked
+    assert it.core.state.programs["small"].active  # over the top, but the clock has not ticked
     _tick(it, 5.0)
-    assert not it.core.world.programs["small"].active
-    assert it.core.world.programs["big"].active
+    assert not it.core.state.programs["small"].active
+    assert it.core.state.programs["big"].active
     assert _started(it.ready("small", 410, 6.0)) == []
 
 
 def test_thunder_marks_everything_that_computes_while_anything_overflows() -> None:
     it = Cluster("thunder", kv=1000)
     steps = {name: it.enter(name, 200) for name in "abc"}
-    it.core.world.programs["a"].conversations["a"].context = 0  # as an estimate that was wrong
-    it.core.world.resize(
-        it.core.world.programs["a"], it.core.world.programs["a"].conversations["a"], 450, 0
+    it.core.state.programs["a"].conversations["a"].context = 0  # as an estimate that was wrong
+    it.core.state.resize(
+        it.core.state.programs["a"], it.core.state.programs["a"].conversations["a"], 450, 0
     )
     _tick(it, 5.0)
     for name in "abc":
         it.done(name, 210, 6.0, step=steps[name])
-    assert not it.core.world.active
+    assert not it.core.state.active
 
 
 def test_thunder_passes_over_who_does_not_fit() -> None:
@@ -254,11 +254,11 @@ def test_thunder_resumes_nobody_into_what_it_pauses_on_the_same_tick() -> None:
     it.done("idle", 300, 1.0)
     it.submit("new")
     it.ready("new", 50, 1.0)
-    it.core.world.resize(
-        it.core.world.programs["big"], it.core.world.programs["big"].conversations["big"], 600, 0
+    it.core.state.resize(
+        it.core.state.programs["big"], it.core.state.programs["big"].conversations["big"], 600, 0
     )
     assert _started(_tick(it, 5.0)) == []  # 600 + 300 + slack overflow: resume, then pause
-    assert not it.core.world.programs["idle"].active
+    assert not it.core.state.programs["idle"].active
     assert _started(_tick(it, 10.0)) == [it.last]
 
 
@@ -268,7 +268,7 @@ def test_thunder_in_dynamo_counts_host_memory_pauses_at_a_threshold_and_resumes_
         it.enter("a", 300)
         it.done("a", tokens, 0.5)
         _tick(it, 1.0)
-        return it.core.world.programs["a"].active
+        return it.core.state.programs["a"].active
 
     assert active(0, 840)
     assert not active(0, 860)  # with 100 of slack over 0.95
@@ -291,9 +291,9 @@ def test_a_cap_in_drawlooms_order_runs_so_many_and_prefers_who_is_nearly_done() 
         it.submit(name, expect_steps=calls)
         assert _started(it.ready(name, 100)) == []
     it.done("first", 110, 1.0, step="first#1")
-    assert set(it.core.world.active) == {"first"}  # between calls it keeps its place
+    assert set(it.core.state.active) == {"first"}  # between calls it keeps its place
     it.core.handle(ProgramEnded("first"), 2.0)
-    assert set(it.core.world.active) == {"short"}
+    assert set(it.core.state.active) == {"short"}
 
 
 def test_thunder_with_decay_counts_idle_programs_for_less() -> None:
@@ -316,7 +316,7 @@ def test_a_little_overflow_does_not_pause_everybody() -> None:
         it.ready(name, 95)
     for number, name in enumerate("abcdefghij"):
         it.done(name, 106, 1.0, step=f"{name}#{number + 1}")
-    assert len(it.core.world.active) == 9  # one is enough
+    assert len(it.core.state.active) == 9  # one is enough
 
 
 def test_a_program_whose_call_failed_or_whose_client_left_frees_everything() -> None:
@@ -326,7 +326,7 @@ def test_a_program_whose_call_failed_or_whose_client_left_frees_everything() -> 
     actions = it.core.handle(ProgramEnded("a"), 1.0)  # no StepFinished ever came
     assert _kinds(actions, ReleaseKV) == [ReleaseKV("e", "a", "a", True)]
     assert Admit("b") in actions
-    assert it.core.world.tokens == 0
+    assert it.core.state.tokens == 0
 
 
 def test_a_held_program_that_goes_is_not_started_later() -> None:
@@ -347,7 +347,7 @@ def test_parallel_branches_are_counted_each() -> None:
     one = it.last
     it.ready("a", 10_000, 2.0, conversation="a.1")
     two = it.last
-    program = it.core.world.programs["a"]
+    program = it.core.state.programs["a"]
     assert (program.running, program.tokens) == (2, 10_200)
     it.done("a", 216, 3.0, step=one)
     assert not program.acting  # its sibling still runs
@@ -367,7 +367,7 @@ def test_a_prompt_larger_than_the_machine_is_refused_at_once(policy: str) -> Non
     (refused,) = it.ready("huge", 1000, 1.0)
     assert refused == RefuseStep("e", "huge", it.last, 1000, 1000)
     it.core.handle(ProgramEnded("huge"), 1.1)
-    assert set(it.core.world.programs) == {"a"}
+    assert set(it.core.state.programs) == {"a"}
 
 
 def test_a_branch_that_is_given_up_while_it_computes_leaves_its_program_pausable() -> None:
@@ -375,7 +375,7 @@ def test_a_branch_that_is_given_up_while_it_computes_leaves_its_program_pausable
     first = it.enter("a", 100)
     it.core.handle(Forked("a", "a", "a.1", "e"), 0.5)
     it.ready("a", 200, 0.5, conversation="a.1")
-    program = it.core.world.programs["a"]
+    program = it.core.state.programs["a"]
     assert program.running == 2
     it.core.handle(ConversationEnded("a", "a.1"), 1.0)  # no StepFinished will come
     assert program.running == 1
@@ -399,7 +399,7 @@ def test_a_call_that_is_announced_twice_is_started_once() -> None:
     step = it.enter("a", 100)
     again = StepReady("a", "a", step, "llm", "e", 100, 10)
     assert it.core.handle(again, 0.1) == []
-    assert it.core.world.programs["a"].running == 1
+    assert it.core.state.programs["a"].running == 1
 
 
 def test_tokens_that_programs_share_are_counted_once() -> None:
@@ -410,8 +410,8 @@ def test_tokens_that_programs_share_are_counted_once() -> None:
     it.ready("b", 600, 1.0)
     found = StepFinished("b", "b", it.last, "llm", "e", 610, ("t",), computed=100)
     it.core.handle(found, 2.0)
-    world = it.core.world
-    assert (world.tokens, world.own) == (1220, 610 + 110)
+    state = it.core.state
+    assert (state.tokens, state.own) == (1220, 610 + 110)
 
 
 def test_programs_come_back_by_event_and_not_by_clock() -> None:
@@ -433,7 +433,7 @@ def test_nobody_is_overtaken_for_ever() -> None:
         now += 1
     it.core.handle(ProgramSubmitted("run", "huge", expect_tokens=900), now)
     it.ready("run", 900, now)
-    it.core.world.graph("slow").finished(900, 500.0, 10.0)
+    it.core.state.graph("slow").finished(900, 500.0, 10.0)
     it.core.handle(ProgramSubmitted("long", "slow", expect_tokens=900), now)
     it.core.handle(ProgramSubmitted("later", "agent"), now + 5)
     ended = it.core.handle(ProgramEnded("run"), now + 6)
@@ -441,5 +441,5 @@ def test_nobody_is_overtaken_for_ever() -> None:
     it.core.handle(ProgramSubmitted("run2", "huge", expect_tokens=900), now + 7)
     it.submit("young", now + 120)
     it.core.handle(ProgramEnded("later"), now + 120)
-    assert it.core.world.programs["long"].active  # ... but not for more than 10 spans
-    assert not it.core.world.programs["young"].active
+    assert it.core.state.programs["long"].active  # ... but not for more than 10 spans
+    assert not it.core.state.programs["young"].active

@@ -69,7 +69,7 @@ class Line:
         )
 
     def program(self, name: str) -> Program:
-        return self.core.world.programs[name]
+        return self.core.state.programs[name]
 
     def finish(self, name: str, calls: int, **options: Any) -> None:
         """A program of so many calls, from submission to end."""
@@ -104,7 +104,7 @@ def test_a_tool_longer_than_its_lease_gives_its_place_up_and_has_it_back_with_it
     assert _started(it.send(Tick())) == []  # two leases of an unknown tool are not over
     it.now = 62.0
     assert _started(it.send(Tick())) == ["waits"]
-    assert it.core.world.claimed == it.program("waits").claim  # it is promised nothing
+    assert it.core.state.claimed == it.program("waits").claim  # it is promised nothing
     it.now = 3600.0
     assert _started(it.ready("asks", 120)) == []
     it.send(ProgramEnded("waits"))
@@ -130,10 +130,10 @@ def test_who_has_nothing_to_run_is_not_admitted() -> None:
     it.done("asks")
     it.now = 100.0
     it.send(Tick())
-    assert set(it.core.world.active) == {"first"}
+    assert set(it.core.state.active) == {"first"}
     it.send(ProgramEnded("first"))
-    assert not it.core.world.active  # it still waits for its human
-    assert it.core.world.held.first is None
+    assert not it.core.state.active  # it still waits for its human
+    assert it.core.state.held.first is None
     assert _started(it.ready("asks", 120)) == ["asks"]
 
 
@@ -182,23 +182,23 @@ def test_programs_that_wait_for_humans_do_not_keep_the_others_out(host: bool) ->
 @given(st.data())
 def test_once_a_program_is_due_none_of_its_priority_goes_before_it(data: Any) -> None:
     it = Line(Drawloom(replace(FULL, patience=2.0, patience_unknown=30.0, shortest=0.5)))
-    world, activate = it.core.world, it.core.world.activate
+    state, activate = it.core.state, it.core.state.activate
 
     def checked(program: Program, now: float) -> None:
-        for other in world.held.programs.values():
+        for other in state.held.programs.values():
             same = other.about.priority == program.about.priority
-            due = max(other.due, world.held.due_at(other))
+            due = max(other.due, state.held.due_at(other))
             if other is not program and same and other.competes and due <= now:
                 assert program.due <= now
                 assert (program.due, program.index) < (other.due, other.index)
         activate(program, now)
 
-    world.activate = checked  # type: ignore[method-assign]
+    state.activate = checked  # type: ignore[method-assign]
     made, calling = 0, set[str]()
     for _ in range(data.draw(st.integers(10, 60))):
         it.now += data.draw(st.sampled_from([0.0, 1.0, 5.0, 40.0]))
         what = data.draw(st.sampled_from(["new", "new", "call", "answer", "end", "wait"]))
-        begun = sorted(p.id for p in world.programs.values() if p.begun)
+        begun = sorted(p.id for p in state.programs.values() if p.begun)
         if what == "new":
             made += 1
             agent = data.draw(st.sampled_from(["a", "b", f"unknown{made}"]))
@@ -235,7 +235,7 @@ def test_who_is_due_is_not_hidden_by_one_that_nobody_knows() -> None:
         it.submit(f"small{number}")
         it.ready(f"small{number}", 10)
         it.now += 1.0
-        (name,) = it.core.world.active
+        (name,) = it.core.state.active
         it.send(ProgramEnded(name))
     assert it.program("big").active
     assert it.now < 60.0  # five times what such programs take
@@ -260,13 +260,13 @@ def test_who_declares_more_with_each_call_is_not_believed() -> None:
     for number in range(10):
         it.finish(f"usual{number}", 20)
     it.submit("raises", expect_steps=2.0)
-    cost = it.core.policy.rank(it.core.world, it.program("raises"))[1]
+    cost = it.core.policy.rank(it.core.state, it.program("raises"))[1]
     assert cost == pytest.approx(2.0)
     for _ in range(4):
         it.ready("raises")
         it.done("raises")
         it.send(Expected("raises", 2.0))
-    cost = it.core.policy.rank(it.core.world, it.program("raises"))[1]
+    cost = it.core.policy.rank(it.core.state, it.program("raises"))[1]
     assert cost == pytest.approx(20.0)
 
 
@@ -283,7 +283,7 @@ def test_two_tiny_programs_do_not_say_that_all_are_tiny() -> None:
     for number in range(50):
         it.submit(f"p{number}", expect_tokens=None)
     peaks = KV // 8  # as the policy guesses of an agent of which it knows nothing
-    assert len(it.core.world.active) <= 2 * KV / peaks
+    assert len(it.core.state.active) <= 2 * KV / peaks
 
 
 def test_fewer_run_where_peaks_differ() -> None:
@@ -297,7 +297,7 @@ def test_fewer_run_where_peaks_differ() -> None:
             it.send(ProgramEnded(f"p{number}"))
         for number in range(50):
             it.submit(f"q{number}", expect_tokens=200)
-        counts.append(len(it.core.world.active))
+        counts.append(len(it.core.state.active))
     assert counts[1] < counts[0]
 
 
@@ -310,7 +310,7 @@ def test_what_many_programs_showed_outweighs_what_one_says_of_itself() -> None:
         it.send(ProgramEnded(f"p{number}"))
     for number in range(20):
         it.submit(f"q{number}")
-    assert len(it.core.world.active) > 5
+    assert len(it.core.state.active) > 5
 
 
 # --- compositions -------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ def test_a_cap_and_no_admission_are_what_they_say() -> None:
         it = Line(Drawloom(FULL, admission=admission))
         for number in range(7):
             it.submit(f"p{number}")
-        assert len(it.core.world.active) == several
+        assert len(it.core.state.active) == several
 
 
 def test_parameters_of_another_kind_are_refused() -> None:
@@ -366,8 +366,8 @@ def test_asking_changes_nothing(part: str) -> None:
     for number in range(4):
         it.submit(f"p{number}", expect_steps=float(number + 1), envs=("env",) if number else ())
         it.ready(f"p{number}")
-    world, policy, now = it.core.world, it.core.policy, it.now + 1.0
-    before = snapshot(world)
-    ask_everything(policy, world, now)
-    next(iter(policy.pause(world, now)), None)
-    assert snapshot(world) == before
+    state, policy, now = it.core.state, it.core.policy, it.now + 1.0
+    before = snapshot(state)
+    ask_everything(policy, state, now)
+    next(iter(policy.pause(state, now)), None)
+    assert snapshot(state) == before

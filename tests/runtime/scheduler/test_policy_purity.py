@@ -126,9 +126,9 @@ def test_asking_a_policy_changes_nothing_that_it_sees(policy: str) -> None:
         core, events = Scheduler(make_policy(policy)), Events(seed)
         for event in events:
             events.heard(core.handle(event, events.now))
-            before = snapshot(core.world)
-            ask_everything(core.policy, core.world, events.now)
-            assert snapshot(core.world) == before
+            before = snapshot(core.state)
+            ask_everything(core.policy, core.state, events.now)
+            assert snapshot(core.state) == before
 
 
 @pytest.mark.parametrize("policy", [*policy_names(), "static-cap:2"])
@@ -140,7 +140,7 @@ def test_a_core_whose_policy_was_asked_does_what_another_does(policy: str) -> No
             actions = core.handle(event, events.now)
             assert actions == twin.handle(event, events.now)
             events.heard(actions)
-            ask_everything(core.policy, core.world, events.now)
+            ask_everything(core.policy, core.state, events.now)
 
 
 def test_a_snapshot_sees_what_a_policy_could_change() -> None:
@@ -148,19 +148,19 @@ def test_a_snapshot_sees_what_a_policy_could_change() -> None:
     core.handle(EngineUp("e", KV), 0.0)
     core.handle(ProgramSubmitted("p", "agent"), 0.0)
     core.handle(StepReady("p", "p", "s", "llm", "e", 100, 9), 0.0)
-    world = core.world
-    program = world.programs["p"]
+    state = core.state
+    program = state.programs["p"]
     changes: list[Callable[[], object]] = [
         lambda: setattr(program, "claim", 5),
         lambda: setattr(program.conversations["p"], "until", 5.0),
-        lambda: world.graph("agent").durations.observe("t", 1.0),
-        lambda: world.graph("agent").observe("llm", "end"),
-        lambda: world.tenants.serve(program, 1.0),
-        lambda: world.places.wanted.update(env=1),
-        lambda: world.graph("other"),
+        lambda: state.graph("agent").durations.observe("t", 1.0),
+        lambda: state.graph("agent").observe("llm", "end"),
+        lambda: state.tenants.serve(program, 1.0),
+        lambda: state.places.wanted.update(env=1),
+        lambda: state.graph("other"),
     ]
     for change in changes:
-        before = snapshot(world)
-        assert snapshot(world) == before
+        before = snapshot(state)
+        assert snapshot(state) == before
         change()
-        assert snapshot(world) != before
+        assert snapshot(state) != before

@@ -26,7 +26,7 @@ def _core() -> Scheduler:
     10 or 200 calls of a second each."""
     core = Scheduler(Drawloom(FULL))
     core.handle(EngineUp("e", int(2.5 * PEAK)), 0.0)
-    graph = core.world.graph("wide")
+    graph = core.state.graph("wide")
     _branches(graph)
     for number in range(20):
         calls = 10 if number % 2 else 200
@@ -67,10 +67,10 @@ def _fork(core: Scheduler, name: str, branches: int) -> list[Action]:
 def test_a_look_takes_the_memory_of_a_look() -> None:
     core = _core()
     _submit(core, "first")
-    assert core.world.programs["first"].claim == PEAK  # nobody waits for it: no look
+    assert core.state.programs["first"].claim == PEAK  # nobody waits for it: no look
     _submit(core, "second")
     _submit(core, "third")
-    looked = [core.world.programs[name] for name in ("second", "third")]
+    looked = [core.state.programs[name] for name in ("second", "third")]
     assert [(p.active, p.trial, p.claim) for p in looked] == [(True, 1, 0)] * 2
 
 
@@ -79,7 +79,7 @@ def test_where_nobody_waits_it_goes_on_at_its_next_call_and_is_promised_what_is_
     _submit(core, "first")
     _submit(core, "second")
     _plan(core, "second")
-    program = core.world.programs["second"]
+    program = core.state.programs["second"]
     assert (program.active, program.trial, program.claim) == (False, 0, 0)
     core.handle(StepReady("second", "second", "second#1", "work", "e", 20, 5), 3.0)
     assert (program.active, program.trial, program.claim) == (True, 0, PEAK)
@@ -93,19 +93,19 @@ def test_what_shows_that_it_is_large_waits_for_what_is_small() -> None:
     core.handle(ProgramSubmitted("more", "plain", expect_tokens=2 * PEAK), 0.0)
     for name in ("large", "small", "next"):
         _plan(core, name)
-    held = core.world.held.programs
+    held = core.state.held.programs
     assert set(held) == {"large", "small", "next", "more"}
     assert _fork(core, "large", 20) == []
     assert _fork(core, "small", 2) == []
-    costs = {name: core.policy.rank(core.world, held[name])[1] for name in ("large", "small")}
+    costs = {name: core.policy.rank(core.state, held[name])[1] for name in ("large", "small")}
     assert costs["large"] == pytest.approx(20.0, rel=0.1)
     assert costs["small"] == pytest.approx(2.0, rel=0.3)
     core.handle(ProgramEnded("running"), 4.0)
-    assert set(core.world.active) == {"more"}
+    assert set(core.state.active) == {"more"}
     actions = core.handle(ProgramEnded("more"), 5.0)
     started = [action.program for action in actions if isinstance(action, StartStep)]
     assert started == ["small"] * 2 + ["large"] * 20
-    assert set(core.world.active) == {"small", "large"}  # the third has nothing to run
+    assert set(core.state.active) == {"small", "large"}  # the third has nothing to run
 
 
 @pytest.mark.parametrize(("says", "looks"), [(True, True), (False, False)])
@@ -114,13 +114,13 @@ def test_declared_programs_are_looked_at_where_they_say_more_on_their_way(
 ) -> None:
     core = Scheduler(Drawloom(FULL))
     core.handle(EngineUp("e", 10 * PEAK), 0.0)
-    graph = core.world.graph("wide")
+    graph = core.state.graph("wide")
     for number in range(20):
         outgrew = 0.1 + number % 2 if says else 1.0
         graph.finished(PEAK, 100.0 * outgrew, 100.0, 50, shown=(1, 1.0), outgrew=outgrew)
     _submit(core, "first", 50.0)
     _submit(core, "second", 50.0)
-    assert (core.world.programs["second"].trial == 1) is looks
+    assert (core.state.programs["second"].trial == 1) is looks
 
 
 def test_what_declared_programs_say_first_and_last_is_learned() -> None:
@@ -129,13 +129,13 @@ def test_what_declared_programs_say_first_and_last_is_learned() -> None:
     _submit(core, "p", 40.0)
     _plan(core, "p")
     core.handle(Expected("p", 9.0), 3.0)
-    program = core.world.programs["p"]
+    program = core.state.programs["p"]
     assert (program.said, program.expected, program.outgrew) == (40.0, 10.0, 0.25)
     assert program.shown == (1, 0.0)
     core.handle(Expected("p", 19.0), 4.0)
     assert program.outgrew == 0.5
     core.handle(ProgramEnded("p"), 5.0)
-    assert core.world.graph("wide").told.saved() == [(1, 0.0, 0.5)]
+    assert core.state.graph("wide").told.saved() == [(1, 0.0, 0.5)]
 
 
 def test_branches_before_the_first_call_show_nothing() -> None:
@@ -143,18 +143,18 @@ def test_branches_before_the_first_call_show_nothing() -> None:
     _submit(core, "p")
     core.handle(StepReady("p", "p", "p#0", "plan", "e", 10, 5), 1.0)
     core.handle(Forked("p", "p", "p.1", "e"), 1.0)
-    assert core.world.programs["p"].shown is None
+    assert core.state.programs["p"].shown is None
 
 
 def test_a_look_ends_when_there_are_branches_however_few_calls_there_were() -> None:
     core = _core()
-    graph = core.world.graph("wide")
+    graph = core.state.graph("wide")
     for _ in range(40):
         graph.finished(PEAK, 100.0, 100.0, 50, shown=(5, 1.0))
     core.handle(ProgramSubmitted("running", "plain", expect_tokens=PEAK), 0.0)
     graph.finished(PEAK, 10.0, 100.0, 50, shown=(5, 1.0))
     _submit(core, "p")
-    program = core.world.programs["p"]
+    program = core.state.programs["p"]
     assert program.trial == 5
     _plan(core, "p")
     assert program.trial == 5

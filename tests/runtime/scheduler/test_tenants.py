@@ -80,7 +80,7 @@ def test_without_a_second_tenant_the_short_ones_go_first_for_long() -> None:
     line.submit("a", "brief")
     line.submit("a", "long")
     for _ in range(50):
-        assert line.core.world.programs[line.admitted[0]].about.agent == "brief"
+        assert line.core.state.programs[line.admitted[0]].about.agent == "brief"
         line.submit("a", "brief")
         line.run(1.0)
 
@@ -162,7 +162,7 @@ def test_tenants_that_left_are_forgotten_once_they_are_level() -> None:
     for number in range(100):
         line.submit(f"t{number}", "same")
         line.run(1.0)
-    assert len(line.core.world.tenants._known) < 5
+    assert len(line.core.state.tenants._known) < 5
 
 
 @pytest.mark.parametrize(

@@ -355,7 +355,7 @@ async def test_a_program_that_outlives_a_failed_call_is_at_a_tool_boundary(
         chat = Chat().user("q")
         with contextlib.suppress(EngineError):
             await chat.turn()
-        (found,) = runtime.dispatcher.scheduler.world.programs.values()
+        (found,) = runtime.dispatcher.scheduler.state.programs.values()
         return found.acting
 
     runtime: Runtime = await open_runtime(lambda prompt: "fine")
@@ -372,7 +372,7 @@ async def test_a_call_that_its_agent_gave_up_while_it_was_held_is_forgotten(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.05):
                 await Chat().user("q").turn()
-        (found,) = runtime.dispatcher.scheduler.world.programs.values()
+        (found,) = runtime.dispatcher.scheduler.state.programs.values()
         return found.acting and not runtime.dispatcher._started
 
     runtime: Runtime = await open_runtime(lambda prompt: "fine", pause=60.0)
@@ -419,7 +419,7 @@ async def test_the_scheduler_hears_of_a_call_that_gives_way_and_of_its_going_on(
     def listen(event: Any) -> None:
         emit(event)
         if isinstance(event, Decoded | Preempted):
-            pressed.append((type(event).__name__, len(runtime.dispatcher.scheduler.world.pressed)))
+            pressed.append((type(event).__name__, len(runtime.dispatcher.scheduler.state.pressed)))
 
     monkeypatch.setattr(runtime.dispatcher, "emit", listen)
     assert await runtime.run(loop, "q") == ["a b c d e f g h"]
@@ -505,7 +505,7 @@ async def test_a_declared_graph_runs_and_feeds_the_same_execution_graph(open_run
     runtime: Runtime = await open_runtime(lambda prompt: "words")
     result = await runtime.run(graph_agent(graph), Notes("looms"))
     assert result.text == "words!"
-    learned = runtime.dispatcher.scheduler.world.graph("notes")
+    learned = runtime.dispatcher.scheduler.state.graph("notes")
     assert learned.following("draft")["polish"] > 0.5
     assert any("draft" in state and ":" in state for state in learned.nx)
 

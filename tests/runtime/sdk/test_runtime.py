@@ -73,7 +73,7 @@ async def test_what_is_declared_is_used_until_it_was_seen() -> None:
 
     async with Runtime(sandbox="process") as runtime:
         run = await runtime.start(idle)
-        assert runtime.dispatcher.scheduler.world.graph("idle").forecast(
+        assert runtime.dispatcher.scheduler.state.graph("idle").forecast(
             "s", "work"
         ).seconds_p50 == pytest.approx(7.0, rel=0.02)
         await run.result()

@@ -281,7 +281,7 @@ async def test_a_nameless_client_is_known_by_what_it_sends(tiny: Any) -> None:
     assert second["program_id"] == first["program_id"] != other["program_id"]
     hit = second["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert hit >= first["usage"]["prompt_tokens"]
-    known = server.dispatcher.scheduler.world.programs
+    known = server.dispatcher.scheduler.state.programs
     assert set(known) == {first["program_id"], other["program_id"]}
     assert known[first["program_id"]].steps == 2
     assert not any(program.running for program in known.values())
@@ -356,7 +356,7 @@ async def test_a_client_that_leaves_frees_what_it_held(scripted: Any) -> None:
             break
     with pytest.raises(httpx.ReadTimeout):
         await client.post("/v1/chat/completions", json=_ask(max_tokens=4000), timeout=0.3)
-    known = server.dispatcher.scheduler.world.programs
+    known = server.dispatcher.scheduler.state.programs
     for _ in range(200):
         if server.dispatcher.engine.running == 0 and all(p.acting for p in known.values()):
             break
@@ -373,7 +373,7 @@ async def test_a_client_that_leaves_a_later_turn_frees_what_it_held(scripted: An
     turn["program_id"] = first["program_id"]
     with pytest.raises(httpx.ReadTimeout):
         await client.post("/v1/chat/completions", json=turn, timeout=0.3)
-    (program,) = server.dispatcher.scheduler.world.programs.values()
+    (program,) = server.dispatcher.scheduler.state.programs.values()
     for _ in range(200):
         if program.acting:
             break
@@ -431,7 +431,7 @@ async def test_a_program_that_is_released_while_its_prompt_is_made_never_begins(
     with pytest.raises(EngineError, match="released"):
         programs.ready(place, 0, 0)
     programs.leave(place)
-    assert not server.dispatcher.scheduler.world.programs
+    assert not server.dispatcher.scheduler.state.programs
 
 
 async def test_silent_programs_hold_up_nobody() -> None:
@@ -504,7 +504,7 @@ async def test_what_makes_no_sense_is_refused_with_words(
         error = answer.json()["error"]
         assert words in error["message"]
         assert error["param"] == param
-    assert not server.dispatcher.scheduler.world.programs
+    assert not server.dispatcher.scheduler.state.programs
 
 
 async def test_bodies_that_are_no_json_or_too_large_are_refused(tiny: Any) -> None:
@@ -574,7 +574,7 @@ async def test_what_begins_as_a_busy_conversation_did_is_a_fork_of_it(tiny: Any)
     assert [(f.parent, f.child, f.shared) for f in forks] == [
         (conversation.name, child, len(ids)) for child in children
     ]
-    lines = server.dispatcher.scheduler.world.programs[program.id].conversations
+    lines = server.dispatcher.scheduler.state.programs[program.id].conversations
     for place in places:
         assert place.tokens[: len(ids)] == ids
         params = SamplingParams(max_tokens=2)

@@ -94,15 +94,15 @@ async def test_with_a_name_or_without_with_tools_or_in_text_the_scheduler_is_tol
             client, server, told = await serve(said)
             label = await _agent(client, name, said is CALL)
             runs.append(_events(told, tool, state))
-            graph = server.dispatcher.scheduler.world.graphs[AGENT]
+            graph = server.dispatcher.scheduler.state.graphs[AGENT]
             assert graph.durations.known(tool).count == pytest.approx(2, rel=0.1)
-            (program,) = server.dispatcher.scheduler.world.programs.values()
+            (program,) = server.dispatcher.scheduler.state.programs.values()
             assert program.steps == 3 and program.acting
             (conversation,) = program.conversations.values()
             assert conversation.waiting == tool and conversation.until > 0
             assert list(server.dispatcher.engine.leased) == [conversation.id]
             assert (await client.delete(f"/v1/programs/{label}")).status_code == 200
-            assert not server.dispatcher.scheduler.world.programs
+            assert not server.dispatcher.scheduler.state.programs
             await client.aclose()
     assert runs[0] == runs[1] == runs[2] == runs[3]
     kinds = [one[0] for one in runs[0]]
@@ -114,11 +114,11 @@ async def test_a_nameless_program_that_is_silent_for_much_longer_than_others_is_
 ) -> None:
     client, server, told = await serve(TEXT)
     label = await _agent(client, None, False, turns=12)
-    graph, now = server.dispatcher.scheduler.world.graphs[AGENT], time.monotonic()
+    graph, now = server.dispatcher.scheduler.state.graphs[AGENT], time.monotonic()
     server.programs.sweep(now + 9)  # others came back at once, but nobody is that impatient
-    assert server.dispatcher.scheduler.world.programs and not graph.programs
+    assert server.dispatcher.scheduler.state.programs and not graph.programs
     server.programs.sweep(now + 11)
-    assert not server.dispatcher.scheduler.world.programs
+    assert not server.dispatcher.scheduler.state.programs
     assert graph.programs == 1 and [calls for calls, _, _ in graph.sizes] == [12]
     assert [event.keep for event in told if isinstance(event, ProgramEnded)] == [True]
     assert [program.label for program in server.programs.known] == [label]
@@ -135,11 +135,11 @@ async def test_before_any_came_back_nobody_is_over_soon_and_a_name_keeps_its_pro
     await _agent(client, "job", False, turns=1)
     now = time.monotonic()
     server.programs.sweep(now + 29)
-    assert len(server.dispatcher.scheduler.world.programs) == 2
+    assert len(server.dispatcher.scheduler.state.programs) == 2
     server.programs.sweep(now + 31)
-    assert list(server.dispatcher.scheduler.world.programs) == ["default:job"]
+    assert list(server.dispatcher.scheduler.state.programs) == ["default:job"]
     server.programs.sweep(now + 301)
-    assert not server.dispatcher.scheduler.world.programs
+    assert not server.dispatcher.scheduler.state.programs
     await client.aclose()
 
 
@@ -159,5 +159,5 @@ async def test_who_comes_back_after_it_was_over_goes_on_and_is_waited_for_longer
     assert len(labels) == 1
     ends = [isinstance(event, ProgramEnded) for event in told]
     assert sum(ends) == 9  # when eight had come back after a minute it was known that they do
-    assert len(server.dispatcher.scheduler.world.programs) == 1
+    assert len(server.dispatcher.scheduler.state.programs) == 1
     await client.aclose()

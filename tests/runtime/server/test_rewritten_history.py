@@ -96,7 +96,7 @@ def test_a_client_of_one_conversation_at_a_time_holds_one_however_it_treats_its_
                     assert usage.cached_tokens >= found // BLOCK * BLOCK, "what it kept is lost"
                     assert len(job.place.program.current_conversations) == 1
                     assert _resident(server) <= -(-len(tokens) // BLOCK) + 1
-                    (program,) = server.dispatcher.scheduler.world.programs.values()
+                    (program,) = server.dispatcher.scheduler.state.programs.values()
                     assert program.tokens == len(tokens)
                 else:  # what shares no answer may be another's, for all that can be known
                     shared = history[: _common(history, client.messages)]

@@ -44,7 +44,7 @@ async def test_an_agent_inside_asks_the_runtime_s_model_without_a_network(
     async def outer() -> list[Any]:
         first = json.loads(await inner(_ask("hello")))
         both = await asyncio.gather(*(inner(_ask(f"hello {n}")) for n in range(2)))
-        seen.append(tuple(runtime.dispatcher.scheduler.world.programs))
+        seen.append(tuple(runtime.dispatcher.scheduler.state.programs))
         again = json.loads(await inner(f"kill -9 -1; {_ask('once more')}"))
         return [first, *map(json.loads, both), again]
 

@@ -207,7 +207,7 @@ async def test_what_waits_for_the_scheduler_is_refused_and_what_runs_ends(
     open_runtime: Any,
 ) -> None:
     runtime = await open_runtime(lambda prompt: "yes", policy="static-cap:1")
-    server, world = Server(runtime), runtime.dispatcher.scheduler.world
+    server, state = Server(runtime), runtime.dispatcher.scheduler.state
     engine, may_end = runtime.dispatcher.engine, asyncio.Event()
     generate = engine.generate
 
@@ -225,17 +225,17 @@ async def test_what_waits_for_the_scheduler_is_refused_and_what_runs_ends(
             return asyncio.create_task(client.post("/v1/chat/completions", json=body))
 
         runs = ask("first")
-        while not world.calls:
+        while not state.calls:
             await asyncio.sleep(0)
         held = [ask("second"), ask("third", stream=True)]
-        while len(world.held.programs) < 2:
+        while len(state.held.programs) < 2:
             await asyncio.sleep(0)
         stopping = asyncio.create_task(server.stop(60))
         for refused in held:
             answer = await refused
             assert (answer.status_code, "server_shutting_down" in answer.text) == (503, True)
         assert not runs.done() and not stopping.done()
-        assert (world.closed, world.held.programs.keys() & {"first"}) == (True, set())
+        assert (state.closed, state.held.programs.keys() & {"first"}) == (True, set())
         may_end.set()
         assert (await runs).json()["choices"][0]["message"]["content"] == "yes"
         assert await stopping, "all ended by themselves"
@@ -257,7 +257,7 @@ async def test_a_program_that_waits_to_begin_ends_when_its_runtime_drains(
     first = await runtime.start(stays)
     await begun.wait()
     second = await runtime.start(stays)
-    while not runtime.dispatcher.scheduler.world.held.programs:
+    while not runtime.dispatcher.scheduler.state.held.programs:
         await asyncio.sleep(0)
     runtime.dispatcher.drain(lambda: EngineClosed("it stops"))
     with pytest.raises(EngineClosed, match="it stops"):

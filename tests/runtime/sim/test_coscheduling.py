@@ -150,10 +150,10 @@ def test_everybody_ends_under_every_policy_and_gives_everything_back(
     simulation = Simulation(H200, make_policy(policy), jobs, host=True, rooms=rooms)
     outcome = simulation.run()
     assert len(outcome.ended) == len(jobs)
-    world = simulation.cores[0].world
-    assert not world.programs
-    assert sum(world.places.housed.values()) == world.computing == 0
-    assert world.places.resting == {}
+    state = simulation.cores[0].state
+    assert not state.programs
+    assert sum(state.places.housed.values()) == state.computing == 0
+    assert state.places.resting == {}
     counters = outcome.host
     assert counters is not None
     assert counters.ran == pytest.approx(3.0 * (sum(steps) - len(steps)))

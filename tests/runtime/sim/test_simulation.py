@@ -50,9 +50,9 @@ def _outcome(ran: tuple[Simulation, Outcome]) -> Outcome:
 
 def _is_empty(simulation: Simulation) -> None:
     for core in simulation.cores:
-        world = core.world
-        assert not world.programs
-        assert (world.tokens, world.own, world.claimed, world.resting) == (0, 0, 0, 0)
+        state = core.state
+        assert not state.programs
+        assert (state.tokens, state.own, state.claimed, state.resting) == (0, 0, 0, 0)
     for engine in simulation.engines.all.values():
         engine.cache.check([])
         assert len(engine.cache.conversations) == 0
@@ -207,8 +207,8 @@ def test_programs_of_many_conversations_end_and_leave_nothing(knows: str, host: 
     outcome = simulation.run()
     assert len(outcome.ended) == len(jobs)
     assert outcome.counters.output == sum(c.output for j in jobs for c in j.calls)
-    world = simulation.cores[0].world
-    assert (world.tokens, world.own, world.claimed, world.resting) == (0, 0, 0, 0)
+    state = simulation.cores[0].state
+    assert (state.tokens, state.own, state.claimed, state.resting) == (0, 0, 0, 0)
     _is_empty(simulation)
     for ended in outcome.ended:
         assert ended.jct >= 0.97 * isolated(SMALL, [ended.job])[ended.job.id]

@@ -113,7 +113,7 @@ def test_costs_are_learned_unless_the_scheduler_is_told(calibrated: bool) -> Non
         engine, make_policy("drawloom"), scenario.draw(0), True, calibrated=calibrated
     )
     simulation.run()
-    cost = simulation.cores[0].world.cost
+    cost = simulation.cores[0].state.cost
     assert cost.copy == (engine.cost.copy if calibrated else CostModel().copy)
     assert cost.prefill < CostModel().prefill  # learned from what ended
 

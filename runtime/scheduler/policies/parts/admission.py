@@ -2,7 +2,7 @@
 
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.program_state import Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 _INSTANT = 1e-6  # seconds
 
@@ -10,23 +10,23 @@ _INSTANT = 1e-6  # seconds
 class Admission:
     """Everybody runs."""
 
-    def claim(self, world: World, program: Program, look: int) -> int:
+    def claim(self, state: SchedulerState, program: Program, look: int) -> int:
         """Return the KV tokens that a program is promised, which runs for `look` calls first."""
         return 0
 
-    def fits(self, world: World, program: Program, look: int) -> bool:
+    def fits(self, state: SchedulerState, program: Program, look: int) -> bool:
         """Return whether one more program may run."""
         return True
 
-    def adds(self, world: World, program: Program) -> float:
+    def adds(self, state: SchedulerState, program: Program) -> float:
         """Return the share of the engine's time that one more program is expected to take."""
         return 0.0
 
-    def again(self, world: World) -> float | None:
+    def again(self, state: SchedulerState) -> float | None:
         """Return after how many seconds more programs may run, if nothing else happens."""
         return None
 
-    def overflows(self, world: World) -> bool:
+    def overflows(self, state: SchedulerState) -> bool:
         """Return whether fewer programs should run."""
         return False
 
@@ -41,8 +41,8 @@ class Cap(Admission):
     def __init__(self, programs: int) -> None:
         self.programs = programs
 
-    def fits(self, world: World, program: Program, look: int) -> bool:
-        return len(world.active) < self.programs
+    def fits(self, state: SchedulerState, program: Program, look: int) -> bool:
+        return len(state.active) < self.programs
 
 
 class Throughput(Admission):
@@ -58,72 +58,72 @@ class Throughput(Admission):
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
-    def claim(self, world: World, program: Program, look: int) -> int:
+    def claim(self, state: SchedulerState, program: Program, look: int) -> int:
         if look:
             return program.own  # it is held again before it has grown
-        graph, p = world.graph(program.about.agent), self.parameters
-        guess = program.about.expect_tokens or p.guess * world.capacity
+        graph, p = state.graph(program.about.agent), self.parameters
+        guess = program.about.expect_tokens or p.guess * state.capacity
         count = graph.programs
         seen = count * (graph.usual_peak or 0)
         return max(program.own, int((p.believed * guess + seen) / (p.believed + count)))
 
-    def fits(self, world: World, program: Program, look: int) -> bool:
-        if not world.active:
+    def fits(self, state: SchedulerState, program: Program, look: int) -> bool:
+        if not state.active:
             return True
-        if world.pressed:
+        if state.pressed:
             return False  # those that run have no room as it is
-        graph = world.graph(program.about.agent)
-        if graph.forks and world.calls >= self.parameters.wide:
+        graph = state.graph(program.about.agent)
+        if graph.forks and state.calls >= self.parameters.wide:
             return False  # branches share their KV, so memory does not bound their calls
-        spread = graph.peak_spread * (len(world.active) + 1) ** 0.5
+        spread = graph.peak_spread * (len(state.active) + 1) ** 0.5
         margin = graph.shared + self.parameters.deviations * spread
-        wanted = world.claimed + self.claim(world, program, look) + margin
-        room = (self.parameters.full + self._beyond(world)) * world.capacity
-        return wanted <= room or self._pays(world)
+        wanted = state.claimed + self.claim(state, program, look) + margin
+        room = (self.parameters.full + self._beyond(state)) * state.capacity
+        return wanted <= room or self._pays(state)
 
-    def _pays(self, world: World) -> bool:
+    def _pays(self, state: SchedulerState) -> bool:
         """Return whether the engine has time for one more program beyond memory.
 
         An idle one has, once it was idle for as long as it takes to compute what the program
         displaces: a moment between two calls is not worth that. Of a busy one nothing is known
         before a call has ended.
         """
-        load, busy = world.load, self.parameters.busy
-        if _is_idle(world):
-            return busy >= 0 and self._left(world) <= 0
-        return load.measured and load.with_more(self._again(world)) <= busy
+        load, busy = state.load, self.parameters.busy
+        if _is_idle(state):
+            return busy >= 0 and self._left(state) <= 0
+        return load.measured and load.with_more(self._again(state)) <= busy
 
-    def adds(self, world: World, program: Program) -> float:
-        return world.load.added(self._again(world))
+    def adds(self, state: SchedulerState, program: Program) -> float:
+        return state.load.added(self._again(state))
 
-    def _again(self, world: World) -> float:
+    def _again(self, state: SchedulerState) -> float:
         """Return the seconds that are computed again in each cycle for one program more than fit:
         what it brings, somebody else loses, if that was there."""
-        if world.host_tokens or not world.active:
+        if state.host_tokens or not state.active:
             return 0.0
-        there = min(1.0, world.capacity / max(1, world.own))
-        return there * world.cost.recompute(world.own // len(world.active))
+        there = min(1.0, state.capacity / max(1, state.own))
+        return there * state.cost.recompute(state.own // len(state.active))
 
-    def again(self, world: World) -> float | None:
-        if self.parameters.busy < 0 or not _is_idle(world):
+    def again(self, state: SchedulerState) -> float | None:
+        if self.parameters.busy < 0 or not _is_idle(state):
             return None
-        return self._left(world) or None
+        return self._left(state) or None
 
-    def _left(self, world: World) -> float:
+    def _left(self, state: SchedulerState) -> float:
         """Return for how many seconds more an idle engine is to wait; 0 for next to nothing."""
-        left = self._again(world) - world.idle
+        left = self._again(state) - state.idle
         return left if left > _INSTANT else 0.0
 
-    def overflows(self, world: World) -> bool:
-        beyond = world.own > (1.0 + self._beyond(world)) * world.capacity
-        return beyond and world.load.busy > self.parameters.busy
+    def overflows(self, state: SchedulerState) -> bool:
+        beyond = state.own > (1.0 + self._beyond(state)) * state.capacity
+        return beyond and state.load.busy > self.parameters.busy
 
-    def _beyond(self, world: World) -> float:
-        return self.parameters.beyond if world.host_tokens else 0.0
+    def _beyond(self, state: SchedulerState) -> float:
+        return self.parameters.beyond if state.host_tokens else 0.0
 
 
-def _is_idle(world: World) -> bool:
-    return not world.computing and not world.starting
+def _is_idle(state: SchedulerState) -> bool:
+    return not state.computing and not state.starting
 
 
 __all__ = ["Admission", "Cap", "Throughput"]

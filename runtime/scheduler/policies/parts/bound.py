@@ -4,13 +4,13 @@ from math import inf
 
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.program_state import Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Bound:
     """No bound."""
 
-    def due(self, world: World, program: Program) -> float:
+    def due(self, state: SchedulerState, program: Program) -> float:
         """Return for how many seconds a program may be held in all, before it goes ahead of all
         of its priority that may be held for longer."""
         return inf
@@ -23,9 +23,9 @@ class Patience(Bound):
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
-    def due(self, world: World, program: Program) -> float:
-        p, graph = self.parameters, world.graph(program.about.agent)
-        usual = world.usual_jct if graph.usual_jct is None else graph.usual_jct
+    def due(self, state: SchedulerState, program: Program) -> float:
+        p, graph = self.parameters, state.graph(program.about.agent)
+        usual = state.usual_jct if graph.usual_jct is None else graph.usual_jct
         allowed = p.patience_unknown if usual is None else p.patience * usual
         if program.about.deadline is not None:
             span = graph.usual_span or 0.0

@@ -4,21 +4,21 @@ import math
 
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.program_state import Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Housing:
     """Environments are made when a tool asks for them."""
 
-    def fits(self, world: World, program: Program, now: float) -> bool:
+    def fits(self, state: SchedulerState, program: Program, now: float) -> bool:
         """Return whether a program's environments can be there when its first tool asks."""
         return True
 
-    def instead(self, world: World) -> Program | None:
+    def instead(self, state: SchedulerState) -> Program | None:
         """Return a held program whose environments are there, while those of the first are not."""
         return None
 
-    def warm(self, world: World, env: str, now: float) -> int:
+    def warm(self, state: SchedulerState, env: str, now: float) -> int:
         """Return how many environments of a key to keep ready, beside those in use."""
         return 0
 
@@ -30,29 +30,29 @@ class Prewarmed(Housing):
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
-    def fits(self, world: World, program: Program, now: float) -> bool:
+    def fits(self, state: SchedulerState, program: Program, now: float) -> bool:
         """One that wants more than a host has gets a whole one."""
-        envs, host = program.about.envs, world.places.roomiest
+        envs, host = program.about.envs, state.places.roomiest
         if host is None:
             wanted = (env for env in envs if program.lacks(env) or env in program.about.fresh)
-            return all(self._equipped(world, program, env, now) for env in wanted)
+            return all(self._equipped(state, program, env, now) for env in wanted)
         if program.host is not None or not envs:
             return True
-        return world.places.room(host) >= min(len(envs), world.places.slots[host])
+        return state.places.room(host) >= min(len(envs), state.places.slots[host])
 
-    def instead(self, world: World) -> Program | None:
+    def instead(self, state: SchedulerState) -> Program | None:
         """It gives back what the first waits for only when it ends, so it must go on."""
-        there = (p for p in world.places.resting.values() if p.ready)
-        free = (p for p in there if not world.tenants.of(p).full)
-        return min(free, key=world.held.rank, default=None)
+        there = (p for p in state.places.resting.values() if p.ready)
+        free = (p for p in there if not state.tenants.of(p).full)
+        return min(free, key=state.held.rank, default=None)
 
-    def _equipped(self, world: World, program: Program, env: str, now: float) -> bool:
+    def _equipped(self, state: SchedulerState, program: Program, env: str, now: float) -> bool:
         """Tell whether an environment is ready for one more program, or is being made: its first
         LLM call overlaps the rest of that, and holding it would hold all behind it too. Of those
         that each call has a fresh one of, one must be ready beside what the active programs will
         claim while others are made, as far as a share of the pool goes: start-up bandwidth is
         shared too. Where none can be made, do not wait."""
-        places, host = world.places, world.places.hosts.get(env)
+        places, host = state.places, state.places.hosts.get(env)
         if host is None:
             return False
         if not host.warm and not host.creating:
@@ -67,8 +67,8 @@ class Prewarmed(Housing):
             spoken_for += min(coming, reserve, places.wanted.get(env, 0) // 2)
         return host.warm > spoken_for
 
-    def warm(self, world: World, env: str, now: float) -> int:
-        places, host = world.places, world.places.hosts.get(env)
+    def warm(self, state: SchedulerState, env: str, now: float) -> int:
+        places, host = state.places, state.places.hosts.get(env)
         wanted, rate = places.wanted.get(env, 0), places.rates.get(env)
         if host is None:
             return wanted

@@ -2,17 +2,17 @@
 
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.program_state import Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Order:
     """Order of arrival: every program costs the same."""
 
-    def cost(self, world: World, program: Program) -> float:
+    def cost(self, state: SchedulerState, program: Program) -> float:
         """Return the seconds of the engine that a program's end costs; the least goes first."""
         return 0.0
 
-    def look(self, world: World, program: Program) -> int:
+    def look(self, state: SchedulerState, program: Program) -> int:
         """Return after how many of its calls a new program is held again and ordered by what it
         has shown; 0 for never."""
         return 0
@@ -30,16 +30,16 @@ class LeastCost(Order):
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
-    def cost(self, world: World, program: Program) -> float:
-        return self._plan(world, program)[0]
+    def cost(self, state: SchedulerState, program: Program) -> float:
+        return self._plan(state, program)[0]
 
-    def look(self, world: World, program: Program) -> int:
-        return self._plan(world, program)[1]
+    def look(self, state: SchedulerState, program: Program) -> int:
+        return self._plan(state, program)[1]
 
-    def _plan(self, world: World, program: Program) -> tuple[float, int]:
+    def _plan(self, state: SchedulerState, program: Program) -> tuple[float, int]:
         """Return the cost of a program, and its `look`."""
-        graph = world.graph(program.about.agent)
-        whole = self._whole(world, program)
+        graph = state.graph(program.about.agent)
+        whole = self._whole(state, program)
         if program.begun or len(program.conversations) > 1:
             return whole, 0
         declared = program.expected is not None
@@ -49,14 +49,14 @@ class LeastCost(Order):
             return whole, 0
         return cost, look.calls
 
-    def _whole(self, world: World, program: Program) -> float:
+    def _whole(self, state: SchedulerState, program: Program) -> float:
         """Return the cost of running a program to its end."""
-        graph = world.graph(program.about.agent)
+        graph = state.graph(program.about.agent)
         expected = program.expected
         if expected is not None and program.raises <= self.parameters.raises:
             calls = graph.declared.expected(expected)
             if program.steps <= calls:
-                return max(1.0, calls - program.steps) * world.step_seconds(graph)
+                return max(1.0, calls - program.steps) * state.step_seconds(graph)
         counted = graph.informed or len(program.conversations) > 1
         known = graph.service_left(program.places) if counted else None
         if known is None:

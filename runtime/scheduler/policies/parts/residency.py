@@ -4,21 +4,23 @@ from drawloom.runtime.scheduler.events import CLIENT
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
 from drawloom.runtime.scheduler.program_state import ConversationState, Program
-from drawloom.runtime.scheduler.state import World
+from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Residency:
     """Nothing is kept but by the cache's own least-recently-used rule."""
 
-    def retain(self, world: World, program: Program, conversation: ConversationState) -> Retention:
+    def retain(
+        self, state: SchedulerState, program: Program, conversation: ConversationState
+    ) -> Retention:
         """Return what happens to a conversation's KV when a call has ended."""
         return None
 
-    def paused(self, world: World) -> Retention:
+    def paused(self, state: SchedulerState) -> Retention:
         """Return what happens to the KV of a program that was paused."""
         return None
 
-    def absent(self, world: World, program: Program, tools: str | None) -> float | None:
+    def absent(self, state: SchedulerState, program: Program, tools: str | None) -> float | None:
         """Return after how many seconds without a call a program gives up its place, whose last
         call asked for `tools`; None if that is not known."""
         return None
@@ -34,18 +36,20 @@ class Leases(Residency):
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
-    def retain(self, world: World, program: Program, conversation: ConversationState) -> Retention:
-        durations = world.graph(program.about.agent).durations
+    def retain(
+        self, state: SchedulerState, program: Program, conversation: ConversationState
+    ) -> Retention:
+        durations = state.graph(program.about.agent).durations
         late = durations.quantile(conversation.waiting or "", 0.95)
         ttl = self._ttl(late)
         chance = 0.5 if late is None else durations.chance_within(conversation.waiting or "", ttl)
-        return Keep(ttl, chance * world.cost.recompute(conversation.context))
+        return Keep(ttl, chance * state.cost.recompute(conversation.context))
 
-    def paused(self, world: World) -> Retention:
-        return Demote() if world.host_tokens else None
+    def paused(self, state: SchedulerState) -> Retention:
+        return Demote() if state.host_tokens else None
 
-    def absent(self, world: World, program: Program, tools: str | None) -> float | None:
-        durations = world.graph(program.about.agent).durations
+    def absent(self, state: SchedulerState, program: Program, tools: str | None) -> float | None:
+        durations = state.graph(program.about.agent).durations
         late = None if tools is None else durations.quantile(tools, 0.95)
         p = self.parameters
         if tools == CLIENT:  # this one may be the last, as all are while none has been gone on with

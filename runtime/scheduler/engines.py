@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from drawloom.runtime.scheduler.actions import Action
 from drawloom.runtime.scheduler.events import EngineDown, EngineDrain, EngineLoad, EngineUp
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 
 if TYPE_CHECKING:
     from drawloom.runtime.scheduler.scheduler import Scheduler
@@ -52,13 +52,13 @@ class Engines:
                 self._hold(program, now)
         return self._core.rebalance(now)
 
-    def boundary(self, program: Program, now: float) -> list[Action]:
+    def boundary(self, program: ProgramState, now: float) -> list[Action]:
         """Hold a program at an engine that drains, once no call of it runs."""
         if program.active:
             self._hold(program, now)
         return self._core.rebalance(now)
 
-    def _hold(self, program: Program, now: float) -> None:
+    def _hold(self, program: ProgramState, now: float) -> None:
         if not program.running:
             self._core.hold(program, now)
 
@@ -92,7 +92,7 @@ class Engines:
         state = self._state
         return next((name for name in state.engines if name not in state.draining), engine)
 
-    def settle(self, program: Program) -> None:
+    def settle(self, program: ProgramState) -> None:
         """A program is about to run: what it has to do at engines that are gone, it does at one
         that is there."""
         if not self.gone:
@@ -103,7 +103,7 @@ class Engines:
             program.ready[name] = replace(step, engine=self.placed(step.engine))
 
 
-def _engines_of(program: Program) -> set[str]:
+def _engines_of(program: ProgramState) -> set[str]:
     return {line.engine for line in program.conversations.values()}
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from drawloom.runtime.scheduler.decayed_rate import Rate
 from drawloom.runtime.scheduler.events import HostState, HostUp
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class Places:
     slots: dict[str, int] = field(default_factory=dict)
     housed: dict[str, int] = field(default_factory=dict)
     parks: set[str] = field(default_factory=set)
-    resting: dict[str, Program] = field(default_factory=dict)
+    resting: dict[str, ProgramState] = field(default_factory=dict)
     targets: dict[str, int] = field(default_factory=dict)
     rates: dict[str, Rate] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
@@ -52,7 +52,7 @@ class Places:
 
     # --- a program's environments ---------------------------------------------------------
 
-    def submit(self, program: Program) -> None:
+    def submit(self, program: ProgramState) -> None:
         """A new program lacks all of its environments."""
         for env in program.about.envs:
             self.wanted[env] = self.wanted.get(env, 0) + 1
@@ -63,7 +63,7 @@ class Places:
         self.hosts[state.env] = state
         self.changed.add(state.env)
 
-    def activate(self, program: Program) -> None:
+    def activate(self, program: ProgramState) -> None:
         """A held program is about to run: it is housed where most room is, if it was not."""
         self.resting.pop(program.id, None)
         if program.about.envs and program.host is None and (host := self.roomiest) is not None:
@@ -74,23 +74,23 @@ class Places:
                 self.promised[env] = self.promised.get(env, 0) + 1
                 self.changed.add(env)
 
-    def deactivate(self, program: Program) -> None:
+    def deactivate(self, program: ProgramState) -> None:
         """An active program no longer runs."""
         for env in program.about.envs:
             if env not in program.envs:
                 _one_less(self.promised, env)
                 self.changed.add(env)
 
-    def hold(self, program: Program) -> None:
+    def hold(self, program: ProgramState) -> None:
         """A program that has run is held now."""
         if program.host is not None:
             self.resting[program.id] = program
 
-    def unhold(self, program: Program) -> None:
+    def unhold(self, program: ProgramState) -> None:
         """It is on its way to another engine."""
         self.resting.pop(program.id, None)
 
-    def took(self, program: Program, env: str, now: float) -> None:
+    def took(self, program: ProgramState, env: str, now: float) -> None:
         """A program has its environment of this key; its host has one ready less. One that has a
         fresh one for each call goes on wanting them until its end."""
         if program.lacks(env):
@@ -105,7 +105,7 @@ class Places:
         if host is not None:
             self.hosts[env] = replace(host, warm=max(0, host.warm - 1))
 
-    def park(self, program: Program) -> str | None:
+    def park(self, program: ProgramState) -> str | None:
         """Where a held program's environments can be put aside now, if anywhere; they no longer
         take room there."""
         host = program.host
@@ -118,7 +118,7 @@ class Places:
         program.envs = frozenset()
         return host
 
-    def end(self, program: Program) -> None:
+    def end(self, program: ProgramState) -> None:
         """A program is over, whether it ran or not."""
         self._leave_host(program)
         for env in program.about.envs:
@@ -128,13 +128,13 @@ class Places:
             if env not in self.wanted:
                 self.rates.pop(env, None)
 
-    def _leave_host(self, program: Program) -> None:
+    def _leave_host(self, program: ProgramState) -> None:
         if program.host is not None:
             self.housed[program.host] -= len(program.about.envs)
             self.resting.pop(program.id, None)
             program.host = None
 
-    def _goes(self, program: Program) -> bool:
+    def _goes(self, program: ProgramState) -> bool:
         return program.host in self.parks and program.begun and not program.active
 
 

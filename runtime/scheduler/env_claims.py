@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from drawloom.runtime.scheduler.actions import Action, ClaimEnv, StartTool, WarmEnv
 from drawloom.runtime.scheduler.events import HostState, HostUp, ToolNamed, ToolReady, ToolStarted
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 
 if TYPE_CHECKING:
     from drawloom.runtime.scheduler.scheduler import Scheduler
@@ -57,7 +57,7 @@ class Equipment:
         self._state.places.state(event)
         return self._core.rebalance(now)
 
-    def furnish(self, program: Program, now: float) -> list[Action]:
+    def furnish(self, program: ProgramState, now: float) -> list[Action]:
         """Claim the environments of a program for which there is room on a limited host now: they
         are made meanwhile."""
         if program.host is None or not self._policy.claim_early:

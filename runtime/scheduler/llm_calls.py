@@ -16,7 +16,7 @@ from drawloom.runtime.scheduler.events import (
     StepFinished,
     StepReady,
 )
-from drawloom.runtime.scheduler.program_state import ConversationState, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState
 
 if TYPE_CHECKING:
     from drawloom.runtime.scheduler.scheduler import Scheduler
@@ -57,7 +57,7 @@ class Calls:
         aside: list[Action] = [ParkEnvs(host, program.id)] if host is not None else []
         return [*aside, *core.rebalance(now)]
 
-    def _speaks(self, program: Program, event: StepReady, now: float) -> None:
+    def _speaks(self, program: ProgramState, event: StepReady, now: float) -> None:
         """A conversation goes on with a call; it is learned how it came to it."""
         self._state.starting -= program.active and not program.called
         program.called = True
@@ -83,7 +83,7 @@ class Calls:
         self._state.resize(program, conversation, event.prompt, min(shared, event.prompt))
         conversation.prompt = event.prompt
 
-    def start(self, program: Program, step: StepReady, now: float) -> StartStep:
+    def start(self, program: ProgramState, step: StepReady, now: float) -> StartStep:
         """Give a call of an active program to its engine."""
         self._state.start(program, step)
         context = program.conversations[step.conversation].context
@@ -91,7 +91,7 @@ class Calls:
         priority = self._policy.priority(self._state, program, step, now)
         return StartStep(step.engine, step.program, step.step, priority)
 
-    def _stop(self, program: Program, name: str) -> StepReady | None:
+    def _stop(self, program: ProgramState, name: str) -> StepReady | None:
         """A call is over, wherever it was; return it if it was anywhere."""
         step = program.ready.pop(name, None) or self._state.stop(program, name)
         line = program.conversations.get(step.conversation) if step is not None else None
@@ -134,7 +134,11 @@ class Calls:
         return actions + core.rebalance(now)
 
     def _served(
-        self, program: Program, conversation: ConversationState, event: StepFinished, now: float
+        self,
+        program: ProgramState,
+        conversation: ConversationState,
+        event: StepFinished,
+        now: float,
     ) -> None:
         state = self._state
         self._stop(program, event.step)
@@ -180,7 +184,7 @@ class Calls:
             changed |= self._grown(program, program.conversations[call.conversation], context)
         return self._core.rebalance(now) if changed else []
 
-    def _grown(self, program: Program, conversation: ConversationState, context: int) -> bool:
+    def _grown(self, program: ProgramState, conversation: ConversationState, context: int) -> bool:
         """Count what a running call has said, if it matters."""
         state = self._state
         notice = _NOTICE * state.capacity
@@ -235,7 +239,7 @@ class Calls:
         return [*actions, *self._core.expect_back(program, now), *self._core.rebalance(now)]
 
     def release(
-        self, program: Program, conversation: ConversationState, keep: bool = False
+        self, program: ProgramState, conversation: ConversationState, keep: bool = False
     ) -> list[Action]:
         """Give back the KV of a conversation that is over, if it was not lost."""
         if conversation.engine in self._core.engines.gone:
@@ -243,7 +247,7 @@ class Calls:
         evict = self._policy.evict_at_end and not keep
         return [ReleaseKV(conversation.engine, program.id, conversation.id, evict)]
 
-    def _graph(self, program: Program) -> ExecutionGraph:
+    def _graph(self, program: ProgramState) -> ExecutionGraph:
         return self._state.graph(program.about.agent)
 
 

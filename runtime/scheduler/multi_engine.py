@@ -32,7 +32,7 @@ from drawloom.runtime.scheduler.events import (
     Tick,
 )
 from drawloom.runtime.scheduler.policy import Policy
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.scheduler import Scheduler
 
 ROUTING = ("affine", "sticky", "scatter")
@@ -221,7 +221,7 @@ class Fleet:
                 break
         return actions
 
-    def _move(self, program: Program, target: str, now: float) -> list[Action]:
+    def _move(self, program: ProgramState, target: str, now: float) -> list[Action]:
         source, name = self._homes[program.id], program.id
         self.moves += 1
         self._homes[name] = target

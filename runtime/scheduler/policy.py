@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 
 from drawloom.runtime.scheduler.events import StepReady, ToolReady
-from drawloom.runtime.scheduler.program_state import ConversationState, Program, Rank
+from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState, Rank
 from drawloom.runtime.scheduler.state import SchedulerState
 
 
@@ -59,35 +59,37 @@ class Policy:
     parks = False
     period: float | None = None
 
-    def order(self, state: SchedulerState, program: Program) -> Rank:
+    def order(self, state: SchedulerState, program: ProgramState) -> Rank:
         """The order of an agent's new programs, asked for again when a program has said more of
         itself: its first prompt, the calls it expects."""
         return (float(program.index),)
 
-    def rank(self, state: SchedulerState, program: Program) -> Rank:
+    def rank(self, state: SchedulerState, program: ProgramState) -> Rank:
         """The order of held programs of all agents; the least is admitted first. Of new programs
         of one agent it must say what `order` says."""
         return (float(program.index),)
 
-    def admit(self, state: SchedulerState, now: float) -> Iterable[Program]:
+    def admit(self, state: SchedulerState, now: float) -> Iterable[ProgramState]:
         """The held programs that may run now. The core makes each active before it asks on."""
         while (program := state.held.first) is not None:
             yield program
 
-    def takes(self, state: SchedulerState, program: Program) -> bool:
+    def takes(self, state: SchedulerState, program: ProgramState) -> bool:
         """Whether a program that another engine holds would run here at once. Where nobody is held
         back this is not asked."""
         return True
 
-    def look(self, state: SchedulerState, program: Program) -> int:
+    def look(self, state: SchedulerState, program: ProgramState) -> int:
         """Return after how many calls a program about to run is held again; 0 is never."""
         return 0
 
-    def due(self, state: SchedulerState, program: Program) -> float:
+    def due(self, state: SchedulerState, program: ProgramState) -> float:
         """Return the seconds for which a program may be held before it is due."""
         return inf
 
-    def absent(self, state: SchedulerState, program: Program, tools: str | None) -> float | None:
+    def absent(
+        self, state: SchedulerState, program: ProgramState, tools: str | None
+    ) -> float | None:
         """Return after how many seconds without a call a program is held, whose last call asked
         for `tools`, if that is known; None is never."""
         return None
@@ -97,38 +99,48 @@ class Policy:
         None if that does not depend on time."""
         return None
 
-    def adds(self, state: SchedulerState, program: Program) -> float:
+    def adds(self, state: SchedulerState, program: ProgramState) -> float:
         """Return the share of the engine's time that a program about to run will take."""
         return 0.0
 
-    def claim(self, state: SchedulerState, program: Program) -> int:
+    def claim(self, state: SchedulerState, program: ProgramState) -> int:
         """The KV tokens that a program is promised. Asked when it becomes active, after each of
         its calls, and when its agent's history has grown."""
         return 0
 
-    def pause(self, state: SchedulerState, now: float) -> Iterable[Program]:
+    def pause(self, state: SchedulerState, now: float) -> Iterable[ProgramState]:
         """The active programs whose next calls are held from now on; each is before the next is
         asked for."""
         return ()
 
     def paused(
-        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
+        self,
+        state: SchedulerState,
+        program: ProgramState,
+        conversation: ConversationState,
+        now: float,
     ) -> Retention:
         """What happens to the KV of a program that was just paused."""
         return None
 
     def priority(
-        self, state: SchedulerState, program: Program, step: StepReady, now: float
+        self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
         """Of an LLM call at the engine; lower goes first, equals in order of arrival there."""
         return 0.0
 
-    def tool(self, state: SchedulerState, program: Program, event: ToolReady, now: float) -> float:
+    def tool(
+        self, state: SchedulerState, program: ProgramState, event: ToolReady, now: float
+    ) -> float:
         """The priority of a tool call at its host; lower goes first, equals by arrival there."""
         return 0.0
 
     def retain(
-        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
+        self,
+        state: SchedulerState,
+        program: ProgramState,
+        conversation: ConversationState,
+        now: float,
     ) -> Retention:
         """What happens to a conversation's KV when an LLM call has ended."""
         return None

@@ -58,7 +58,7 @@ class ConversationState:
 
 
 @dataclass(slots=True, eq=False)
-class Program:
+class ProgramState:
     """A program from submission to end.
 
     Attributes:

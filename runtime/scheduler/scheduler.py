@@ -53,7 +53,7 @@ from drawloom.runtime.scheduler.events import (
 from drawloom.runtime.scheduler.lazy_heap import Heap
 from drawloom.runtime.scheduler.llm_calls import Calls
 from drawloom.runtime.scheduler.policy import Demote, Drop, Keep, Policy, Retention
-from drawloom.runtime.scheduler.program_state import ConversationState, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 _GROWTH = 1.1
@@ -111,7 +111,7 @@ class Scheduler:
     def _submitted(self, event: ProgramSubmitted, now: float) -> list[Action]:
         if event.program in self.state.programs:
             return []
-        program = Program(event, next(self.state.arrivals), now)
+        program = ProgramState(event, next(self.state.arrivals), now)
         program.say(event.expect_steps)
         self.state.submit(program)
         self.hold(program, now)
@@ -181,7 +181,7 @@ class Scheduler:
         self._again = at
         return self._wake(at)
 
-    def _activate(self, program: Program, now: float) -> list[Action]:
+    def _activate(self, program: ProgramState, now: float) -> list[Action]:
         actions: list[Action] = [] if program.begun else [Admit(program.id)]
         program.trial = self.policy.look(self.state, program)
         program.claim = self.policy.claim(self.state, program)
@@ -191,27 +191,27 @@ class Scheduler:
         actions += self.expect_back(program, now)
         return [*actions, *self.equipment.furnish(program, now), *self.resume(program, now)]
 
-    def resume(self, program: Program, now: float) -> list[Action]:
+    def resume(self, program: ProgramState, now: float) -> list[Action]:
         """Start the calls of an active program that were held."""
         ready, program.ready = program.ready, {}
         return [self.calls.start(program, step, now) for step in ready.values()]
 
-    def due(self, program: Program) -> float:
+    def due(self, program: ProgramState) -> float:
         """Return the time at which a held program is due, by what is known of its agent now."""
         return program.held_since + max(0.0, self.policy.due(self.state, program) - program.held)
 
-    def hold(self, program: Program, now: float) -> None:
+    def hold(self, program: ProgramState, now: float) -> None:
         """Hold a program, new or active, from now on."""
         program.held_since = now
         program.due = self.due(program)
         self.state.hold(program, self.policy.order(self.state, program), now)
 
-    def wait(self, program: Program) -> None:
+    def wait(self, program: ProgramState) -> None:
         """Let a held program compete, whose calls have become others."""
         self.state.reconsider(program, self.policy.order(self.state, program))
         self.state.held.wait(program)
 
-    def pause(self, program: Program, now: float) -> list[Action]:
+    def pause(self, program: ProgramState, now: float) -> list[Action]:
         """Hold an active program."""
         program.trial = 0
         self.hold(program, now)
@@ -223,11 +223,11 @@ class Scheduler:
 
     # --- programs that change their engine ------------------------------------------------
 
-    def withdraw(self, program: Program) -> None:
+    def withdraw(self, program: ProgramState) -> None:
         """A program leaves, at a tool boundary; it goes on at another engine."""
         self.state.withdraw(program)
 
-    def accept(self, program: Program, engine: str, now: float) -> list[Action]:
+    def accept(self, program: ProgramState, engine: str, now: float) -> list[Action]:
         """A program comes from another engine, its KV on its way if it has any."""
         program.ready = {n: replace(step, engine=engine) for n, step in program.ready.items()}
         for conversation in program.conversations.values():
@@ -275,7 +275,9 @@ class Scheduler:
             actions += self.rebalance(now)
         return actions + self._clock(now)
 
-    def expect_back(self, program: Program, now: float, tools: str | None = None) -> list[Action]:
+    def expect_back(
+        self, program: ProgramState, now: float, tools: str | None = None
+    ) -> list[Action]:
         """Look after an active program that has no call, when it has been absent for long. Its last
         call asked for `tools`, if that is known; other conversations of it may wait for longer."""
         if not (program.acting and program.active):
@@ -310,7 +312,7 @@ class Scheduler:
         return program is not None and program.absent_at == entry[0]
 
     def keep(
-        self, program: Program, conversation: ConversationState, what: Retention, now: float
+        self, program: ProgramState, conversation: ConversationState, what: Retention, now: float
     ) -> list[Action]:
         """Say what becomes of a conversation's KV."""
         engine, name = conversation.engine, program.id

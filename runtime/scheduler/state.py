@@ -13,7 +13,7 @@ from drawloom.runtime.scheduler.engine_load import Load
 from drawloom.runtime.scheduler.env_capacity import Places
 from drawloom.runtime.scheduler.events import EngineLoad, StepReady
 from drawloom.runtime.scheduler.learned_cost import LearnedCost
-from drawloom.runtime.scheduler.program_state import ConversationState, Program, Rank
+from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState, Rank
 from drawloom.runtime.scheduler.tenants import Tenants
 from drawloom.runtime.scheduler.wait_queue import Held
 
@@ -57,12 +57,12 @@ class SchedulerState:
         self.tenants: Tenants = shared_with.tenants if shared_with else Tenants()
         self.places: Places = shared_with.places if shared_with else Places()
         self.graphs: Agents = shared_with.graphs if shared_with else Agents()
-        self.programs: dict[str, Program] = {}
-        self.active: dict[str, Program] = {}
+        self.programs: dict[str, ProgramState] = {}
+        self.active: dict[str, ProgramState] = {}
         self.held = Held(lambda program: self.graph(program.about.agent), self.tenants)
         self.tenants.watch(self.held.freed)
         self.tokens = self.own = self.claimed = self.resting = 0
-        self.peers: dict[str, dict[str, Program]] = {}
+        self.peers: dict[str, dict[str, ProgramState]] = {}
         self.engines: dict[str, int] = {}
         self.draining: set[str] = set()
         self.loads: dict[str, EngineLoad] = {}
@@ -128,7 +128,7 @@ class SchedulerState:
 
     # --- calls ----------------------------------------------------------------------------
 
-    def start(self, program: Program, step: StepReady) -> None:
+    def start(self, program: ProgramState, step: StepReady) -> None:
         """A call of a program goes to its engine."""
         self.computing += program.active and not program.running
         self.calls += program.active
@@ -136,7 +136,7 @@ class SchedulerState:
         program.absent_at = inf
         program.started[step.step] = step
 
-    def stop(self, program: Program, name: str) -> StepReady | None:
+    def stop(self, program: ProgramState, name: str) -> StepReady | None:
         """A call is over, or given up; return it if it was there."""
         step = program.started.pop(name, None)
         if step is not None:
@@ -150,14 +150,14 @@ class SchedulerState:
 
     # --- who is held, who is active -------------------------------------------------------
 
-    def submit(self, program: Program) -> None:
+    def submit(self, program: ProgramState) -> None:
         """A program is new; it is held from now on."""
         self.programs[program.id] = program
         self.graphs.enter(program.about.agent)
         self.places.submit(program)
         self.tenants.submit(program)
 
-    def hold(self, program: Program, order: Rank, now: float) -> None:
+    def hold(self, program: ProgramState, order: Rank, now: float) -> None:
         """A program is new, or paused. New ones of one agent go by `order`."""
         if program.active:
             self._leave(program)
@@ -168,11 +168,11 @@ class SchedulerState:
             self.places.hold(program)
         self.held.add(program, order)
 
-    def _rests(self, program: Program) -> int:
+    def _rests(self, program: ProgramState) -> int:
         """Return the KV tokens that a program that is not active still has."""
         return 0 if program.active or program.lost or not program.begun else program.own
 
-    def lose(self, program: Program) -> None:
+    def lose(self, program: ProgramState) -> None:
         """The KV of a program that is held is gone; what it had must be computed again."""
         self.resting -= self._rests(program)
         program.lost = program.begun
@@ -184,7 +184,7 @@ class SchedulerState:
         usual = jct if self.usual_jct is None else self.usual_jct
         self.usual_jct = usual + _LEARN * (jct - usual)
 
-    def activate(self, program: Program, now: float) -> None:
+    def activate(self, program: ProgramState, now: float) -> None:
         """A held program's calls go to the engine from now on."""
         program.late = program.due <= now
         program.held += now - program.held_since
@@ -206,7 +206,7 @@ class SchedulerState:
         self.own += program.own
         self.claimed += program.claim
 
-    def _leave(self, program: Program) -> None:
+    def _leave(self, program: ProgramState) -> None:
         program.active, program.absent_at = False, inf
         self.load.expect(-program.adds)
         del self.active[program.id]
@@ -223,7 +223,7 @@ class SchedulerState:
         self.own -= program.own
         self.claimed -= program.claim
 
-    def reclaim(self, program: Program, claim: int) -> None:
+    def reclaim(self, program: ProgramState, claim: int) -> None:
         """Promise a program another number of KV tokens."""
         if program.active and claim != program.claim:
             self.claimed += claim - program.claim
@@ -231,7 +231,7 @@ class SchedulerState:
         program.claim = claim
 
     def resize(
-        self, program: Program, conversation: ConversationState, context: int, shared: int
+        self, program: ProgramState, conversation: ConversationState, context: int, shared: int
     ) -> None:
         """A conversation has so many tokens now, the first `shared` of them not for itself."""
         change, before = context - conversation.context, conversation.own
@@ -249,14 +249,16 @@ class SchedulerState:
         elif program.begun and not program.lost:
             self.resting += own
 
-    def fork(self, program: Program, parent: ConversationState, child: ConversationState) -> None:
+    def fork(
+        self, program: ProgramState, parent: ConversationState, child: ConversationState
+    ) -> None:
         """A conversation begins that goes on from another."""
         program.join(child)
         if parent.branches is None:
             parent.branches = Branches()
         parent.branches.add(child)
 
-    def drop(self, program: Program, conversation: ConversationState) -> None:
+    def drop(self, program: ProgramState, conversation: ConversationState) -> None:
         """A conversation is over. What others go on from is, from now on, the own of the one that
         shares most of it, and the others share it with that."""
         before, group, siblings = conversation.shared, conversation.branches, conversation.siblings
@@ -272,7 +274,7 @@ class SchedulerState:
             siblings.add(heir)
         self.resize(program, heir, heir.context or heir.shared, min(heir.shared, before))
 
-    def end(self, program: Program) -> None:
+    def end(self, program: ProgramState) -> None:
         """A program is over."""
         del self.programs[program.id]
         self.graphs.leave(program.about.agent)
@@ -285,7 +287,7 @@ class SchedulerState:
             self.held.remove(program)
         self.tenants.end(program)
 
-    def withdraw(self, program: Program) -> None:
+    def withdraw(self, program: ProgramState) -> None:
         """A program at a tool boundary goes to another state."""
         del self.programs[program.id]
         if program.active:
@@ -297,12 +299,12 @@ class SchedulerState:
         if program.begun:
             self.places.unhold(program)
 
-    def accept(self, program: Program, order: Rank) -> None:
+    def accept(self, program: ProgramState, order: Rank) -> None:
         """A program comes from another state; it is held until it is activated here."""
         self.programs[program.id] = program
         self.hold(program, order, program.held_since)
 
-    def reconsider(self, program: Program, order: Rank) -> None:
+    def reconsider(self, program: ProgramState, order: Rank) -> None:
         """What is known of a program has changed; a held one is ranked anew, for itself."""
         if not program.active:
             self.held.reconsider(program, order)

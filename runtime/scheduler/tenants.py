@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from drawloom.runtime.scheduler.events import TenantShare
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 
 _LEARN = 0.05
 _CREDIT = 8.0
@@ -59,7 +59,7 @@ class Tenants:
         self._ended = 0
         self.most = self.usual = 0.0
 
-    def of(self, program: Program) -> Tenant:
+    def of(self, program: ProgramState) -> Tenant:
         """The tenant that a program is of."""
         return self.named(program.about.tenant)
 
@@ -89,7 +89,7 @@ class Tenants:
             self._known[share.tenant].share = share
         self._freed(share.tenant)
 
-    def queues(self, program: Program, neediest: float | None) -> None:
+    def queues(self, program: ProgramState, neediest: float | None) -> None:
         """The first program of a tenant waits. Before it none did; of those that wait already the
         neediest has had so much service, None if nobody waits."""
         level = self.most if neediest is None else neediest
@@ -98,35 +98,35 @@ class Tenants:
         tenant.attained = max(tenant.attained, level - owed)
         self._forget(level)
 
-    def submit(self, program: Program) -> None:
+    def submit(self, program: ProgramState) -> None:
         self.of(program).live += 1
 
-    def activate(self, program: Program) -> None:
+    def activate(self, program: ProgramState) -> None:
         tenant = self.of(program)
         tenant.active += 1
         tenant.claimed += program.claim
 
-    def deactivate(self, program: Program) -> None:
+    def deactivate(self, program: ProgramState) -> None:
         tenant = self.of(program)
         tenant.active -= 1
         tenant.claimed -= program.claim
         if tenant.limited:
             self._freed(program.about.tenant)
 
-    def reclaim(self, program: Program, change: int) -> None:
+    def reclaim(self, program: ProgramState, change: int) -> None:
         """An active program was promised so many KV tokens more."""
         tenant = self.of(program)
         tenant.claimed += change
         if tenant.limited:
             self._freed(program.about.tenant)
 
-    def serve(self, program: Program, seconds: float) -> None:
+    def serve(self, program: ProgramState, seconds: float) -> None:
         """A program's call has had so many seconds of an engine."""
         tenant = self.of(program)
         tenant.attained += seconds / tenant.share.weight
         self.most = max(self.most, tenant.attained)
 
-    def end(self, program: Program) -> None:
+    def end(self, program: ProgramState) -> None:
         self._ended += 1
         self.usual += max(1 / self._ended, _LEARN) * (program.service - self.usual)
         tenant = self.of(program)

@@ -6,12 +6,12 @@ from typing import Any
 
 from drawloom.graph.execution_graph import ExecutionGraph
 from drawloom.runtime.scheduler.lazy_heap import Heap
-from drawloom.runtime.scheduler.program_state import Program, Rank
+from drawloom.runtime.scheduler.program_state import ProgramState, Rank
 from drawloom.runtime.scheduler.tenants import Tenant, Tenants
 
-Due = tuple[int, float, int, Program]  # priority, when it is due, index
-Choice = tuple[Rank, int, Program]  # its place among its agent's new ones
-Offer = tuple[Rank, int, int, int, Program]  # rank, index, offer, its agent's programs by then
+Due = tuple[int, float, int, ProgramState]  # priority, when it is due, index
+Choice = tuple[Rank, int, ProgramState]  # its place among its agent's new ones
+Offer = tuple[Rank, int, int, int, ProgramState]  # rank, index, offer, its agent's programs by then
 
 
 class Lane:
@@ -20,7 +20,7 @@ class Lane:
     for few."""
 
     def __init__(
-        self, held: "Held", tenant: Tenant, graph: Callable[[Program], ExecutionGraph]
+        self, held: "Held", tenant: Tenant, graph: Callable[[ProgramState], ExecutionGraph]
     ) -> None:
         self.tenant, self._held, self._graph = tenant, held, graph
         self.count = 0
@@ -28,7 +28,7 @@ class Lane:
         self._new: dict[str, Heap[Choice]] = {}
         self._dues = Heap[Due](self._awaits)
 
-    def add(self, program: Program, order: Rank) -> None:
+    def add(self, program: ProgramState, order: Rank) -> None:
         self.count += 1
         program.lane = self
         if not program.begun:
@@ -37,14 +37,14 @@ class Lane:
             self._offer(program)
         self.wait(program)
 
-    def remove(self, program: Program) -> None:
+    def remove(self, program: ProgramState) -> None:
         led = self._leads(program)
         self.count -= 1
         program.lane = None
         if led:
             self._offer_next(program.about.agent)
 
-    def reconsider(self, program: Program, order: Rank) -> None:
+    def reconsider(self, program: ProgramState, order: Rank) -> None:
         """What is known of a program has changed; it is ranked anew, for itself."""
         if not program.begun and order != program.order:
             led = self._leads(program)
@@ -56,13 +56,13 @@ class Lane:
         if (program.begun or alone or self._leads(program)) and program.competes:
             self._offer(program)
 
-    def wait(self, program: Program) -> None:
+    def wait(self, program: ProgramState) -> None:
         """A program may be held until it is due."""
         if program.competes:
             self._dues.push((*_urgency(program), program))
 
     @property
-    def first(self) -> Program | None:
+    def first(self) -> ProgramState | None:
         """The program of least rank. Ranks are as old as the offers, but for the least one, which
         is looked at again when its agent's history has grown."""
         while (offer := self._offers.least) is not None:
@@ -80,7 +80,7 @@ class Lane:
         return None if offer is None else offer[:3]
 
     @property
-    def due(self) -> Program | None:
+    def due(self) -> ProgramState | None:
         """Of the highest priority that competes, the program that is due first."""
         while (item := self._dues.least) is not None:
             program = item[3]
@@ -92,7 +92,7 @@ class Lane:
             self.wait(program)
         return None
 
-    def _queue(self, program: Program, order: Rank) -> None:
+    def _queue(self, program: ProgramState, order: Rank) -> None:
         """A new program waits among those of its agent, of which the first competes."""
         program.order = order
         queue = self._new.get(program.about.agent)
@@ -102,7 +102,7 @@ class Lane:
         if self._leads(program):
             self._offer(program)
 
-    def _offer(self, program: Program) -> None:
+    def _offer(self, program: ProgramState) -> None:
         """Let a program compete by the rank that it has now; only its last offer counts."""
         program.offer += 1
         known = self._graph(program).programs
@@ -116,7 +116,7 @@ class Lane:
         else:
             self._offer(first[2])
 
-    def _leads(self, program: Program) -> bool:
+    def _leads(self, program: ProgramState) -> bool:
         queue = self._new.get(program.about.agent)
         first = None if queue is None else queue.least
         return first is not None and first[2] is program
@@ -181,10 +181,10 @@ class Held:
         programs: those that are held.
     """
 
-    def __init__(self, graph: Callable[[Program], ExecutionGraph], tenants: Tenants) -> None:
-        self.rank: Callable[[Program], Rank] = lambda program: (float(program.index),)
-        self.due_at: Callable[[Program], float] = lambda program: program.due
-        self.programs: dict[str, Program] = {}
+    def __init__(self, graph: Callable[[ProgramState], ExecutionGraph], tenants: Tenants) -> None:
+        self.rank: Callable[[ProgramState], Rank] = lambda program: (float(program.index),)
+        self.due_at: Callable[[ProgramState], float] = lambda program: program.due
+        self.programs: dict[str, ProgramState] = {}
         self._graph, self._tenants = graph, tenants
         self._lanes: dict[str, Lane] = {}
         self._by_rank = _Contest(lambda lane: None if lane.tenant.full else lane.rank)
@@ -192,7 +192,7 @@ class Held:
         self._by_service = _Contest(_service)
         self._contests = (self._by_rank, self._by_due, self._by_service)
 
-    def add(self, program: Program, order: Rank) -> None:
+    def add(self, program: ProgramState, order: Rank) -> None:
         """A program is new, or paused. New ones of one agent go by `order`."""
         self.programs[program.id] = program
         lane = self._lanes.get(program.about.tenant)
@@ -204,7 +204,7 @@ class Held:
         lane.add(program, order)
         self._enter(lane)
 
-    def remove(self, program: Program) -> None:
+    def remove(self, program: ProgramState) -> None:
         """A program is admitted, or over."""
         del self.programs[program.id]
         lane = self._lanes[program.about.tenant]
@@ -214,13 +214,13 @@ class Held:
             for contest in self._contests:
                 contest.leave(lane)
 
-    def reconsider(self, program: Program, order: Rank) -> None:
+    def reconsider(self, program: ProgramState, order: Rank) -> None:
         """What is known of a held program has changed; it is ranked anew, for itself."""
         lane = self._lanes[program.about.tenant]
         lane.reconsider(program, order)
         self._enter(lane)
 
-    def wait(self, program: Program) -> None:
+    def wait(self, program: ProgramState) -> None:
         """A held program may be held until it is due."""
         lane = self._lanes[program.about.tenant]
         lane.wait(program)
@@ -236,13 +236,13 @@ class Held:
             contest.enter(lane)
 
     @property
-    def first(self) -> Program | None:
+    def first(self) -> ProgramState | None:
         """The program of least rank."""
         lane = self._by_rank.least
         return None if lane is None else lane.first
 
     @property
-    def due(self) -> Program | None:
+    def due(self) -> ProgramState | None:
         """Of the highest priority that competes, the program that is due first."""
         lane = self._by_due.least
         return None if lane is None else lane.due
@@ -252,13 +252,13 @@ class Held:
         """The programs of the tenant with the least service."""
         return self._by_service.least
 
-    def ranked(self) -> list[Program]:
+    def ranked(self) -> list[ProgramState]:
         """All whose tenants may have more, by rank."""
         free = (p for p in self.programs.values() if not self._tenants.of(p).full)
         return sorted(free, key=self.rank)
 
 
-def _urgency(program: Program) -> tuple[int, float, int]:
+def _urgency(program: ProgramState) -> tuple[int, float, int]:
     return -program.about.priority, program.due, program.index
 
 

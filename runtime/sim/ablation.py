@@ -10,7 +10,7 @@ from drawloom.runtime.scheduler.policies.parts.bound import Bound
 from drawloom.runtime.scheduler.policies.parts.order import LeastCost, Order
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policies.parts.residency import Residency
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 from drawloom.runtime.sim.experiment import Scenario, simulate
 from drawloom.runtime.sim.report import figures
@@ -20,10 +20,10 @@ from drawloom.runtime.sim.sim_program import Outcome
 class NoLook(LeastCost):
     """`LeastCost` without looks: a new program runs to its end."""
 
-    def look(self, state: SchedulerState, program: Program) -> int:
+    def look(self, state: SchedulerState, program: ProgramState) -> int:
         return 0
 
-    def cost(self, state: SchedulerState, program: Program) -> float:
+    def cost(self, state: SchedulerState, program: ProgramState) -> float:
         return self._whole(state, program)
 
 

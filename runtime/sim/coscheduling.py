@@ -19,7 +19,7 @@ from drawloom.runtime.scheduler import Policy
 from drawloom.runtime.scheduler.events import ToolReady
 from drawloom.runtime.scheduler.policies import make_policy, policy_names
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 from drawloom.runtime.sim.experiment import Scenario
 from drawloom.runtime.sim.oracle import Clairvoyant
@@ -38,14 +38,16 @@ class _AnyRoom(Drawloom):
     name = "drawloom, environments apart"
     claim_early = False
 
-    def _housed(self, state: SchedulerState, program: Program, now: float) -> bool:
+    def _housed(self, state: SchedulerState, program: ProgramState, now: float) -> bool:
         return True
 
 
 class _FirstTool(Drawloom):
     name = "drawloom, tools by arrival"
 
-    def tool(self, state: SchedulerState, program: Program, event: ToolReady, now: float) -> float:
+    def tool(
+        self, state: SchedulerState, program: ProgramState, event: ToolReady, now: float
+    ) -> float:
         return 0.0
 
 

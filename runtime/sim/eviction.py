@@ -27,7 +27,7 @@ from drawloom.runtime.scheduler.events import (
     StepReady,
 )
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.sim_calls import BLOCK, Work, sequence
@@ -73,11 +73,11 @@ def accesses(log: Sequence[tuple[Work, Job, int]], unit: int) -> list[Access]:
 class FrozenDrawloom(Drawloom):
     """`drawloom`'s retention under another's order: everybody runs."""
 
-    def admit(self, state: SchedulerState, now: float) -> Iterator[Program]:
+    def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         while (program := state.held.first) is not None:
             yield program
 
-    def pause(self, state: SchedulerState, now: float) -> Iterator[Program]:
+    def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         return iter(())
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policy import Keep, Policy, Retention
-from drawloom.runtime.scheduler.program_state import ConversationState, Program, Rank
+from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState, Rank
 from drawloom.runtime.scheduler.state import SchedulerState
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.workload import Job
@@ -33,36 +33,40 @@ class Clairvoyant(Policy):
         self._left = {job.id: work_left(job, cost) for job in jobs}
         self._jobs = {job.id: job for job in jobs}
 
-    def _work(self, program: Program) -> float:
+    def _work(self, program: ProgramState) -> float:
         left = self._left[program.id]
         return left[min(program.steps, len(left) - 1)]
 
-    def order(self, state: SchedulerState, program: Program) -> Rank:
+    def order(self, state: SchedulerState, program: ProgramState) -> Rank:
         return (self._work(program),)
 
-    def rank(self, state: SchedulerState, program: Program) -> Rank:
+    def rank(self, state: SchedulerState, program: ProgramState) -> Rank:
         return (self._work(program),)
 
-    def admit(self, state: SchedulerState, now: float) -> Iterator[Program]:
+    def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         while (program := state.held.first) is not None:
             if not self.takes(state, program):
                 return
             yield program
 
-    def takes(self, state: SchedulerState, program: Program) -> bool:
+    def takes(self, state: SchedulerState, program: ProgramState) -> bool:
         need = self.claim(state, program)
         return not state.active or state.claimed + need <= _FULL * state.capacity
 
-    def claim(self, state: SchedulerState, program: Program) -> int:
+    def claim(self, state: SchedulerState, program: ProgramState) -> int:
         return self._jobs[program.id].peak
 
     def priority(
-        self, state: SchedulerState, program: Program, step: StepReady, now: float
+        self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
         return self._work(program)
 
     def retain(
-        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
+        self,
+        state: SchedulerState,
+        program: ProgramState,
+        conversation: ConversationState,
+        now: float,
     ) -> Retention:
         return Keep(_LEASE, conversation.context)
 

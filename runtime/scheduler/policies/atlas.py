@@ -7,7 +7,7 @@ the paper does not publish its own); within one, in order of arrival. Whoever ha
 
 from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 _QUANTA = (2.0, 8.0, 32.0, 128.0)
@@ -19,7 +19,7 @@ class Atlas(RequestLevel):
     spill = True
 
     def priority(
-        self, state: SchedulerState, program: Program, step: StepReady, now: float
+        self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
         served = program.service
         if now - program.submitted > (1 + _BETA) * max(served, _QUANTA[0]) and program.steps:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policies.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Keep, Retention
-from drawloom.runtime.scheduler.program_state import ConversationState, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 _FIRST = 1e9
@@ -24,7 +24,7 @@ class Continuum(Pinning):
     name = "continuum"
     spill = True
 
-    def pause(self, state: SchedulerState, now: float) -> Iterator[Program]:
+    def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         yield from super().pause(state, now)
         head = next((p for p in state.held.ranked() if p.ready), None)
         pinned = sorted((p for p in state.active.values() if p.acting), key=lambda p: p.index)
@@ -32,13 +32,17 @@ class Continuum(Pinning):
             yield pinned.pop()
 
     def priority(
-        self, state: SchedulerState, program: Program, step: StepReady, now: float
+        self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
         pinned = now <= program.conversations[step.conversation].until
         return program.index - (_FIRST if pinned else 0.0)
 
     def retain(
-        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
+        self,
+        state: SchedulerState,
+        program: ProgramState,
+        conversation: ConversationState,
+        now: float,
     ) -> Retention:
         samples = state.graph(program.about.agent).durations.samples(conversation.waiting or "")
         cost = state.cost

@@ -17,7 +17,7 @@ from drawloom.runtime.scheduler.policies.parts.order import LeastCost, Order
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policies.parts.residency import Leases, Residency
 from drawloom.runtime.scheduler.policy import Policy, Retention
-from drawloom.runtime.scheduler.program_state import ConversationState, Program, Rank
+from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState, Rank
 from drawloom.runtime.scheduler.state import SchedulerState
 from drawloom.runtime.scheduler.wait_queue import Held, Lane
 
@@ -62,28 +62,28 @@ class Drawloom(Policy):
         )  # fmt: skip
         self._order, self._admission, self._residency, self._bound, self._housing = self.parts
 
-    def order(self, state: SchedulerState, program: Program) -> Rank:
+    def order(self, state: SchedulerState, program: ProgramState) -> Rank:
         declared = program.expected or 0.0
         calls = state.graph(program.about.agent).declared.expected(declared)
         return -program.about.priority, calls, program.own, program.index
 
-    def rank(self, state: SchedulerState, program: Program) -> Rank:
+    def rank(self, state: SchedulerState, program: ProgramState) -> Rank:
         cost = self._order.cost(state, program)
         return -program.about.priority, cost, program.own, program.index
 
     def priority(
-        self, state: SchedulerState, program: Program, step: StepReady, now: float
+        self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
         first = program.trial or program.late  # a short look, or held for long enough
         cost = -1.0 if first else self._order.cost(state, program)
         return cost + _TIE * program.index - _CLASS * program.about.priority
 
-    def due(self, state: SchedulerState, program: Program) -> float:
+    def due(self, state: SchedulerState, program: ProgramState) -> float:
         return self._bound.due(state, program)
 
     # --- admission ------------------------------------------------------------------------
 
-    def admit(self, state: SchedulerState, now: float) -> Iterator[Program]:
+    def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         while (program := self._next(state, now)) is not None:
             if not self._housing.fits(state, program, now):
                 program = self._housing.instead(state)
@@ -91,22 +91,22 @@ class Drawloom(Policy):
                 return
             yield program
 
-    def takes(self, state: SchedulerState, program: Program) -> bool:
+    def takes(self, state: SchedulerState, program: ProgramState) -> bool:
         return self._admission.fits(state, program, self.look(state, program))
 
-    def look(self, state: SchedulerState, program: Program) -> int:
+    def look(self, state: SchedulerState, program: ProgramState) -> int:
         return self._order.look(state, program) if state.active else 0
 
-    def claim(self, state: SchedulerState, program: Program) -> int:
+    def claim(self, state: SchedulerState, program: ProgramState) -> int:
         return self._admission.claim(state, program, program.trial)
 
     def again(self, state: SchedulerState) -> float | None:
         return self._admission.again(state)
 
-    def adds(self, state: SchedulerState, program: Program) -> float:
+    def adds(self, state: SchedulerState, program: ProgramState) -> float:
         return self._admission.adds(state, program)
 
-    def _next(self, state: SchedulerState, now: float) -> Program | None:
+    def _next(self, state: SchedulerState, now: float) -> ProgramState | None:
         """Return the first, unless its tenant is too far ahead of another that waits."""
         first, needy = self._turn(state.held, now), state.held.neediest
         if first is None or needy is None:
@@ -118,12 +118,12 @@ class Drawloom(Policy):
         behind = other is None or other.about.priority < first.about.priority
         return first if behind else other
 
-    def _turn(self, held: Held | Lane, now: float) -> Program | None:
+    def _turn(self, held: Held | Lane, now: float) -> ProgramState | None:
         """Return the first of these, or the one of its priority that was held for too long."""
         due = held.due
         return due if due is not None and due.due <= now else held.first
 
-    def pause(self, state: SchedulerState, now: float) -> Iterator[Program]:
+    def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         while len(state.active) > 1 and self._admission.overflows(state):
             acting = [p for p in state.active.values() if p.acting and not p.trial]
             if not acting:
@@ -133,19 +133,31 @@ class Drawloom(Policy):
     # --- retention, tools and environments ------------------------------------------------
 
     def paused(
-        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
+        self,
+        state: SchedulerState,
+        program: ProgramState,
+        conversation: ConversationState,
+        now: float,
     ) -> Retention:
         return self._residency.paused(state)
 
     def retain(
-        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
+        self,
+        state: SchedulerState,
+        program: ProgramState,
+        conversation: ConversationState,
+        now: float,
     ) -> Retention:
         return self._residency.retain(state, program, conversation)
 
-    def absent(self, state: SchedulerState, program: Program, tools: str | None) -> float | None:
+    def absent(
+        self, state: SchedulerState, program: ProgramState, tools: str | None
+    ) -> float | None:
         return self._residency.absent(state, program, tools)
 
-    def tool(self, state: SchedulerState, program: Program, event: ToolReady, now: float) -> float:
+    def tool(
+        self, state: SchedulerState, program: ProgramState, event: ToolReady, now: float
+    ) -> float:
         """The shortest expected goes first."""
         usual = state.graph(program.about.agent).durations.quantile(event.tool, 0.5)
         return self.parameters.unknown if usual is None else usual

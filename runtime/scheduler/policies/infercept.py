@@ -10,7 +10,7 @@ the cheaper alternative would. Calls keep their program's place in the queue.
 from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policies.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
-from drawloom.runtime.scheduler.program_state import ConversationState, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 
@@ -19,12 +19,16 @@ class Infercept(Pinning):
     spill = True
 
     def priority(
-        self, state: SchedulerState, program: Program, step: StepReady, now: float
+        self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
         return program.index
 
     def retain(
-        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
+        self,
+        state: SchedulerState,
+        program: ProgramState,
+        conversation: ConversationState,
+        now: float,
     ) -> Retention:
         context, others = conversation.context, max(0, state.tokens - conversation.context)
         discard = state.cost.recompute(context) * (context + others) / 2

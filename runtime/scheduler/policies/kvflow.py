@@ -7,7 +7,7 @@ is one step away; how far in seconds says the tool's median. Calls go in order o
 
 from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
 from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
-from drawloom.runtime.scheduler.program_state import ConversationState, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 _LONG = 600.0
@@ -19,7 +19,11 @@ class Kvflow(RequestLevel):
     spill = True
 
     def retain(
-        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
+        self,
+        state: SchedulerState,
+        program: ProgramState,
+        conversation: ConversationState,
+        now: float,
     ) -> Retention:
         durations = state.graph(program.about.agent).durations
         away = durations.quantile(conversation.waiting or "", 0.5)

@@ -9,24 +9,24 @@ nothing computes, the first one goes on whatever it breaks (their guard against 
 from collections.abc import Iterator
 
 from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Pinning(RequestLevel):
-    def pause(self, state: SchedulerState, now: float) -> Iterator[Program]:
+    def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         for program in [p for p in state.active.values() if p.acting]:
             if all(conversation.until <= now for conversation in program.conversations.values()):
                 yield program
 
-    def admit(self, state: SchedulerState, now: float) -> Iterator[Program]:
+    def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         waiting = [p for p in state.held.ranked() if p.ready]
         for program in waiting:
             if not self.takes(state, program):
                 return
             yield program
 
-    def takes(self, state: SchedulerState, program: Program) -> bool:
+    def takes(self, state: SchedulerState, program: ProgramState) -> bool:
         computing = any(p.running for p in state.active.values())
         fits = state.tokens + program.tokens <= state.capacity
         return bool(program.ready) and (fits or not computing)

@@ -13,7 +13,7 @@ import statistics
 from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policies.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Keep, Retention
-from drawloom.runtime.scheduler.program_state import ConversationState, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 _ALPHA, _BETA, _GAMMA = 0.3, 0.5, 0.2
@@ -29,7 +29,7 @@ class Saga(Pinning):
     evict_at_end = True
 
     def priority(
-        self, state: SchedulerState, program: Program, step: StepReady, now: float
+        self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
         tenants = {p.about.tenant for p in state.active.values()}
         if len(tenants) < 2:
@@ -37,14 +37,18 @@ class Saga(Pinning):
         mine = (p for p in state.active.values() if p.about.tenant == program.about.tenant)
         return -sum(self._urgency(state, p, now) for p in mine)
 
-    def _urgency(self, state: SchedulerState, program: Program, now: float) -> float:
+    def _urgency(self, state: SchedulerState, program: ProgramState, now: float) -> float:
         services = state.graph(program.about.agent).services
         expected = statistics.fmean(services) if services else 60.0
         left = max(1.0, expected - program.service)
         return left / max(1.0, program.submitted + 1.5 * expected - now)
 
     def retain(
-        self, state: SchedulerState, program: Program, conversation: ConversationState, now: float
+        self,
+        state: SchedulerState,
+        program: ProgramState,
+        conversation: ConversationState,
+        now: float,
     ) -> Retention:
         samples = state.graph(program.about.agent).durations.samples(conversation.waiting or "")
         late = _late(samples) if samples else _COLD

@@ -7,7 +7,7 @@ The baseline that the papers leave out: most of what they report is their rival 
 from collections.abc import Iterator
 
 from drawloom.runtime.scheduler.policy import Policy
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 
@@ -21,11 +21,11 @@ class StaticCap(Policy):
         self.programs = int(programs)
         self.name = f"static-cap:{self.programs}"
 
-    def admit(self, state: SchedulerState, now: float) -> Iterator[Program]:
+    def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         while len(state.active) < self.programs and (program := state.held.first) is not None:
             yield program
 
-    def takes(self, state: SchedulerState, program: Program) -> bool:
+    def takes(self, state: SchedulerState, program: ProgramState) -> bool:
         return len(state.active) < self.programs
 
 

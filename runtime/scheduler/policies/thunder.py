@@ -17,7 +17,7 @@ brought down to 0.80, and programs are resumed up to 0.10 below the threshold; a
 from collections.abc import Iterator
 
 from drawloom.runtime.scheduler.policy import Policy
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 _TICK, _SLACK, _PATIENCE = 5.0, 100, 1800.0
@@ -31,7 +31,7 @@ class Thunder(Policy):
     threshold = target = resume = 1.0
 
     def __init__(self) -> None:
-        self._swept, self._resumed = -1.0, list[Program]()
+        self._swept, self._resumed = -1.0, list[ProgramState]()
 
     def _budget(self, state: SchedulerState) -> float:
         return state.capacity
@@ -43,7 +43,7 @@ class Thunder(Policy):
             used += program.tokens * 2.0**-idle + _SLACK
         return used
 
-    def pause(self, state: SchedulerState, now: float) -> Iterator[Program]:
+    def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         for program in [p for p in state.active.values() if p.marked and p.acting]:
             yield program
         if state.ticked != now or self._swept == now:
@@ -61,7 +61,7 @@ class Thunder(Policy):
             else:
                 program.marked = True  # frees nothing yet, so all of them get marked
 
-    def admit(self, state: SchedulerState, now: float) -> Iterator[Program]:
+    def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         if self._resumed:
             resumed, self._resumed = self._resumed, []
             yield from resumed
@@ -71,9 +71,9 @@ class Thunder(Policy):
         if self._room(state, now) >= first.tokens + _SLACK:
             yield first
 
-    def _choose(self, state: SchedulerState, now: float) -> list[Program]:
+    def _choose(self, state: SchedulerState, now: float) -> list[ProgramState]:
         """Return those that a tick resumes."""
-        room, found = self._room(state, now, self.decay), list[Program]()
+        room, found = self._room(state, now, self.decay), list[ProgramState]()
         for program in sorted(state.held.ranked(), key=_turn):
             late = bool(program.ready) and now - program.held_since >= _PATIENCE
             need = program.tokens + _SLACK
@@ -85,7 +85,7 @@ class Thunder(Policy):
     def _room(self, state: SchedulerState, now: float, decay: bool = False) -> float:
         return self.resume * self._budget(state) - self._used(state, now, decay)
 
-    def takes(self, state: SchedulerState, program: Program) -> bool:
+    def takes(self, state: SchedulerState, program: ProgramState) -> bool:
         """New ones go straight in; who is paused waits for the clock."""
         room = self._room(state, state.ticked) >= program.tokens + _SLACK
         return room and bool(program.ready) and not program.begun
@@ -117,11 +117,11 @@ class ThunderDynamo(Thunder):
         return state.capacity + self._host * state.host_tokens
 
 
-def _smallest(program: Program) -> tuple[bool, int, int]:
+def _smallest(program: ProgramState) -> tuple[bool, int, int]:
     return not program.acting, program.tokens, program.index
 
 
-def _turn(program: Program) -> tuple[int, int, int]:
+def _turn(program: ProgramState) -> tuple[int, int, int]:
     kind = 0 if program.ready and program.begun else 1 if not program.begun else 2
     return kind, program.tokens, program.index
 

@@ -16,7 +16,7 @@ _CACHES = {
     "ExecutionGraph": {"_costs"},
     "Look": {"_costs"},
     "LearnedCost": {"_model"},
-    "Program": {"due", "lane", "offer"},
+    "ProgramState": {"due", "lane", "offer"},
     "SchedulerState": {"held"},
 }
 

@@ -31,7 +31,7 @@ from drawloom.runtime.scheduler.policies.parts.order import Order
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policies.parts.residency import Residency
 from drawloom.runtime.scheduler.policy import Policy
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.sim.presets import machine
 from drawloom.runtime.sim.simulation import Simulation
 from drawloom.runtime.sim.workload import Call, Job
@@ -68,7 +68,7 @@ class Line:
             )
         )
 
-    def program(self, name: str) -> Program:
+    def program(self, name: str) -> ProgramState:
         return self.core.state.programs[name]
 
     def finish(self, name: str, calls: int, **options: Any) -> None:
@@ -184,7 +184,7 @@ def test_once_a_program_is_due_none_of_its_priority_goes_before_it(data: Any) ->
     it = Line(Drawloom(replace(FULL, patience=2.0, patience_unknown=30.0, shortest=0.5)))
     state, activate = it.core.state, it.core.state.activate
 
-    def checked(program: Program, now: float) -> None:
+    def checked(program: ProgramState, now: float) -> None:
         for other in state.held.programs.values():
             same = other.about.priority == program.about.priority
             due = max(other.due, state.held.due_at(other))

@@ -57,7 +57,7 @@ from drawloom.runtime.scheduler.events import (
 from drawloom.runtime.scheduler.policies import make_policy, policy_names
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 
 KV = 1000
 NEVER = -1.0  # is an engine as little busy as this: memory alone says how many programs run
@@ -781,7 +781,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.core, self.twin = _core(busy=busy), _core(busy=busy)
         activate = self.core.state.activate
 
-        def checked(program: Program, now: float) -> None:
+        def checked(program: ProgramState, now: float) -> None:
             assert program.competes, "it has nothing to run"
             activate(program, now)
 

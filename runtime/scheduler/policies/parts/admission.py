@@ -1,7 +1,7 @@
 """How many programs run."""
 
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 _INSTANT = 1e-6  # seconds
@@ -10,15 +10,15 @@ _INSTANT = 1e-6  # seconds
 class Admission:
     """Everybody runs."""
 
-    def claim(self, state: SchedulerState, program: Program, look: int) -> int:
+    def claim(self, state: SchedulerState, program: ProgramState, look: int) -> int:
         """Return the KV tokens that a program is promised, which runs for `look` calls first."""
         return 0
 
-    def fits(self, state: SchedulerState, program: Program, look: int) -> bool:
+    def fits(self, state: SchedulerState, program: ProgramState, look: int) -> bool:
         """Return whether one more program may run."""
         return True
 
-    def adds(self, state: SchedulerState, program: Program) -> float:
+    def adds(self, state: SchedulerState, program: ProgramState) -> float:
         """Return the share of the engine's time that one more program is expected to take."""
         return 0.0
 
@@ -41,7 +41,7 @@ class Cap(Admission):
     def __init__(self, programs: int) -> None:
         self.programs = programs
 
-    def fits(self, state: SchedulerState, program: Program, look: int) -> bool:
+    def fits(self, state: SchedulerState, program: ProgramState, look: int) -> bool:
         return len(state.active) < self.programs
 
 
@@ -58,7 +58,7 @@ class Throughput(Admission):
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
-    def claim(self, state: SchedulerState, program: Program, look: int) -> int:
+    def claim(self, state: SchedulerState, program: ProgramState, look: int) -> int:
         if look:
             return program.own  # it is held again before it has grown
         graph, p = state.graph(program.about.agent), self.parameters
@@ -67,7 +67,7 @@ class Throughput(Admission):
         seen = count * (graph.usual_peak or 0)
         return max(program.own, int((p.believed * guess + seen) / (p.believed + count)))
 
-    def fits(self, state: SchedulerState, program: Program, look: int) -> bool:
+    def fits(self, state: SchedulerState, program: ProgramState, look: int) -> bool:
         if not state.active:
             return True
         if state.pressed:
@@ -93,7 +93,7 @@ class Throughput(Admission):
             return busy >= 0 and self._left(state) <= 0
         return load.measured and load.with_more(self._again(state)) <= busy
 
-    def adds(self, state: SchedulerState, program: Program) -> float:
+    def adds(self, state: SchedulerState, program: ProgramState) -> float:
         return state.load.added(self._again(state))
 
     def _again(self, state: SchedulerState) -> float:

@@ -3,14 +3,14 @@
 from math import inf
 
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Bound:
     """No bound."""
 
-    def due(self, state: SchedulerState, program: Program) -> float:
+    def due(self, state: SchedulerState, program: ProgramState) -> float:
         """Return for how many seconds a program may be held in all, before it goes ahead of all
         of its priority that may be held for longer."""
         return inf
@@ -23,7 +23,7 @@ class Patience(Bound):
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
-    def due(self, state: SchedulerState, program: Program) -> float:
+    def due(self, state: SchedulerState, program: ProgramState) -> float:
         p, graph = self.parameters, state.graph(program.about.agent)
         usual = state.usual_jct if graph.usual_jct is None else graph.usual_jct
         allowed = p.patience_unknown if usual is None else p.patience * usual

@@ -3,18 +3,18 @@
 import math
 
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Housing:
     """Environments are made when a tool asks for them."""
 
-    def fits(self, state: SchedulerState, program: Program, now: float) -> bool:
+    def fits(self, state: SchedulerState, program: ProgramState, now: float) -> bool:
         """Return whether a program's environments can be there when its first tool asks."""
         return True
 
-    def instead(self, state: SchedulerState) -> Program | None:
+    def instead(self, state: SchedulerState) -> ProgramState | None:
         """Return a held program whose environments are there, while those of the first are not."""
         return None
 
@@ -30,7 +30,7 @@ class Prewarmed(Housing):
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
-    def fits(self, state: SchedulerState, program: Program, now: float) -> bool:
+    def fits(self, state: SchedulerState, program: ProgramState, now: float) -> bool:
         """One that wants more than a host has gets a whole one."""
         envs, host = program.about.envs, state.places.roomiest
         if host is None:
@@ -40,13 +40,13 @@ class Prewarmed(Housing):
             return True
         return state.places.room(host) >= min(len(envs), state.places.slots[host])
 
-    def instead(self, state: SchedulerState) -> Program | None:
+    def instead(self, state: SchedulerState) -> ProgramState | None:
         """It gives back what the first waits for only when it ends, so it must go on."""
         there = (p for p in state.places.resting.values() if p.ready)
         free = (p for p in there if not state.tenants.of(p).full)
         return min(free, key=state.held.rank, default=None)
 
-    def _equipped(self, state: SchedulerState, program: Program, env: str, now: float) -> bool:
+    def _equipped(self, state: SchedulerState, program: ProgramState, env: str, now: float) -> bool:
         """Tell whether an environment is ready for one more program, or is being made: its first
         LLM call overlaps the rest of that, and holding it would hold all behind it too. Of those
         that each call has a fresh one of, one must be ready beside what the active programs will

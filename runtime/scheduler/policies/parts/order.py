@@ -1,18 +1,18 @@
 """Which program goes first."""
 
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
-from drawloom.runtime.scheduler.program_state import Program
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Order:
     """Order of arrival: every program costs the same."""
 
-    def cost(self, state: SchedulerState, program: Program) -> float:
+    def cost(self, state: SchedulerState, program: ProgramState) -> float:
         """Return the seconds of the engine that a program's end costs; the least goes first."""
         return 0.0
 
-    def look(self, state: SchedulerState, program: Program) -> int:
+    def look(self, state: SchedulerState, program: ProgramState) -> int:
         """Return after how many of its calls a new program is held again and ordered by what it
         has shown; 0 for never."""
         return 0
@@ -30,13 +30,13 @@ class LeastCost(Order):
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
-    def cost(self, state: SchedulerState, program: Program) -> float:
+    def cost(self, state: SchedulerState, program: ProgramState) -> float:
         return self._plan(state, program)[0]
 
-    def look(self, state: SchedulerState, program: Program) -> int:
+    def look(self, state: SchedulerState, program: ProgramState) -> int:
         return self._plan(state, program)[1]
 
-    def _plan(self, state: SchedulerState, program: Program) -> tuple[float, int]:
+    def _plan(self, state: SchedulerState, program: ProgramState) -> tuple[float, int]:
         """Return the cost of a program, and its `look`."""
         graph = state.graph(program.about.agent)
         whole = self._whole(state, program)
@@ -49,7 +49,7 @@ class LeastCost(Order):
             return whole, 0
         return cost, look.calls
 
-    def _whole(self, state: SchedulerState, program: Program) -> float:
+    def _whole(self, state: SchedulerState, program: ProgramState) -> float:
         """Return the cost of running a program to its end."""
         graph = state.graph(program.about.agent)
         expected = program.expected

@@ -3,7 +3,7 @@
 from drawloom.runtime.scheduler.events import CLIENT
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
-from drawloom.runtime.scheduler.program_state import ConversationState, Program
+from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 
@@ -11,7 +11,7 @@ class Residency:
     """Nothing is kept but by the cache's own least-recently-used rule."""
 
     def retain(
-        self, state: SchedulerState, program: Program, conversation: ConversationState
+        self, state: SchedulerState, program: ProgramState, conversation: ConversationState
     ) -> Retention:
         """Return what happens to a conversation's KV when a call has ended."""
         return None
@@ -20,7 +20,9 @@ class Residency:
         """Return what happens to the KV of a program that was paused."""
         return None
 
-    def absent(self, state: SchedulerState, program: Program, tools: str | None) -> float | None:
+    def absent(
+        self, state: SchedulerState, program: ProgramState, tools: str | None
+    ) -> float | None:
         """Return after how many seconds without a call a program gives up its place, whose last
         call asked for `tools`; None if that is not known."""
         return None
@@ -37,7 +39,7 @@ class Leases(Residency):
         self.parameters = parameters
 
     def retain(
-        self, state: SchedulerState, program: Program, conversation: ConversationState
+        self, state: SchedulerState, program: ProgramState, conversation: ConversationState
     ) -> Retention:
         durations = state.graph(program.about.agent).durations
         late = durations.quantile(conversation.waiting or "", 0.95)
@@ -48,7 +50,9 @@ class Leases(Residency):
     def paused(self, state: SchedulerState) -> Retention:
         return Demote() if state.host_tokens else None
 
-    def absent(self, state: SchedulerState, program: Program, tools: str | None) -> float | None:
+    def absent(
+        self, state: SchedulerState, program: ProgramState, tools: str | None
+    ) -> float | None:
         durations = state.graph(program.about.agent).durations
         late = None if tools is None else durations.quantile(tools, 0.95)
         p = self.parameters

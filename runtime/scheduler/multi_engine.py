@@ -40,7 +40,7 @@ _LOADED, _APART = 0.8, 2.0
 _GUESS = 0.125
 
 
-class Fleet:
+class MultiEngineScheduler:
     """As a `Scheduler`, for as many engines as are up. What is held when none is, waits for one.
 
     Args:
@@ -242,4 +242,4 @@ class Fleet:
         return actions
 
 
-__all__ = ["ROUTING", "Fleet"]
+__all__ = ["ROUTING", "MultiEngineScheduler"]

@@ -34,7 +34,7 @@ class Scenario:
         knows: what the scheduler knows of agents (`Simulation`); empty is what it can learn.
         burst: programs that arrive at a time.
         replicas: engines, each with so many programs in flight; `routing`: how programs find
-            theirs (`Fleet`).
+            theirs (`MultiEngineScheduler`).
         first_seed: of the `seeds`.
         calibrated: the scheduler knows the machine's costs from the start, as live after `drawloom
             profile`; else it learns them, as live without.

@@ -41,7 +41,7 @@ from drawloom.runtime.scheduler.events import (
     Tick,
     ToolReady,
 )
-from drawloom.runtime.scheduler.multi_engine import Fleet
+from drawloom.runtime.scheduler.multi_engine import MultiEngineScheduler
 from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.sim_calls import Work, sequence
@@ -70,7 +70,7 @@ class Simulation:
     sees of a client: conversations, where they fork, the tools that answered) or ``blind``
     (requests, each in some conversation of a program).
     What computing costs it learns, unless it is `calibrated`, as after `drawloom profile`.
-    With `replicas` engines, `routing` is how programs find theirs (`Fleet`).
+    With `replicas` engines, `routing` is how programs find theirs (`MultiEngineScheduler`).
     """
 
     def __init__(
@@ -89,7 +89,9 @@ class Simulation:
         self.machine, self.jobs, self._unit = machine, jobs, machine.unit
         self.knows, self._calibrated = knows, calibrated
         self.log: list[tuple[Work, Job, int]] | None = [] if record else None
-        self.scheduler = Fleet(policy, routing) if replicas > 1 else Scheduler(policy)
+        self.scheduler = (
+            MultiEngineScheduler(policy, routing) if replicas > 1 else Scheduler(policy)
+        )
         cap = policy.sequences if isinstance(policy, RequestLevel) else 0
         machine = replace(machine, max_sequences=cap or machine.max_sequences)
         self.engines = Engines(machine, host, host and policy.spill, replicas)
@@ -147,7 +149,7 @@ class Simulation:
             else:
                 raise EngineError(self._stuck())
             self._settle()
-        moves = self.scheduler.moves if isinstance(self.scheduler, Fleet) else 0
+        moves = self.scheduler.moves if isinstance(self.scheduler, MultiEngineScheduler) else 0
         return Outcome(
             self.scheduler.policy.name, self._done, self.engines.counters, self._recomputed,
             self._fresh, self.now, self.events,
@@ -159,7 +161,7 @@ class Simulation:
     def cores(self) -> list[Scheduler]:
         """Of each engine."""
         one = self.scheduler
-        return list(one.engines.values()) if isinstance(one, Fleet) else [one]
+        return list(one.engines.values()) if isinstance(one, MultiEngineScheduler) else [one]
 
     def _stuck(self) -> str:
         held = sum(len(core.state.held.programs) for core in self.cores)

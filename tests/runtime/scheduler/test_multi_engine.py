@@ -26,7 +26,7 @@ from drawloom.runtime.scheduler.events import (
     StepReady,
     TenantShare,
 )
-from drawloom.runtime.scheduler.multi_engine import ROUTING, Fleet
+from drawloom.runtime.scheduler.multi_engine import ROUTING, MultiEngineScheduler
 from drawloom.runtime.scheduler.policies import make_policy, policy_names
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
@@ -81,7 +81,7 @@ def test_kv_goes_with_a_program_and_stays_behind_where_calls_are_scattered() -> 
 def test_one_engine_in_a_fleet_is_an_engine() -> None:
     fleet = Simulation(SMALL, make_policy("drawloom"), JOBS, True, replicas=2)
     alone = Simulation(SMALL, make_policy("drawloom"), JOBS, True)
-    fleet.scheduler = Fleet(make_policy("drawloom"))
+    fleet.scheduler = MultiEngineScheduler(make_policy("drawloom"))
     fleet.engines, fleet._home = alone.engines, alone._home
     lone = Simulation(SMALL, make_policy("drawloom"), JOBS, True).run()
     assert [(e.job.id, e.ended) for e in fleet.run().ended] == [
@@ -108,19 +108,23 @@ def test_a_fleet_of_none_and_an_unknown_routing_are_refused() -> None:
 # --- the core ---------------------------------------------------------------------------------
 
 
-def _fleet(*engines: str, routing: str = "affine", memory: int = 0) -> Fleet:
+def _fleet(*engines: str, routing: str = "affine", memory: int = 0) -> MultiEngineScheduler:
     # memory alone says how many run
-    fleet = Fleet(Drawloom(Parameters(busy=-1.0)), routing)
+    fleet = MultiEngineScheduler(Drawloom(Parameters(busy=-1.0)), routing)
     for name in engines:
         fleet.handle(EngineUp(name, KV, memory), 0.0)
     return fleet
 
 
-def _submit(fleet: Fleet, name: str, tokens: int = 900, now: float = 0.0) -> list[Action]:
+def _submit(
+    fleet: MultiEngineScheduler, name: str, tokens: int = 900, now: float = 0.0
+) -> list[Action]:
     return fleet.handle(ProgramSubmitted(name, "agent", expect_tokens=tokens), now)
 
 
-def _ready(fleet: Fleet, name: str, prompt: int = 100, now: float = 0.0) -> list[Action]:
+def _ready(
+    fleet: MultiEngineScheduler, name: str, prompt: int = 100, now: float = 0.0
+) -> list[Action]:
     return fleet.handle(StepReady(name, name, f"{name}#0", "llm", "?", prompt, 10), now)
 
 
@@ -128,7 +132,7 @@ def _started(actions: list[Action]) -> list[tuple[str, str]]:
     return [(a.engine, a.program) for a in actions if isinstance(a, StartStep)]
 
 
-def _end_all(fleet: Fleet, engine: str) -> list[Action]:
+def _end_all(fleet: MultiEngineScheduler, engine: str) -> list[Action]:
     there = [name for name, home in fleet._homes.items() if home == engine]
     return [a for name in there for a in fleet.handle(ProgramEnded(name), 1.0)]
 
@@ -247,8 +251,8 @@ class FleetMachine(RuleBasedStateMachine):
         routing=st.sampled_from(ROUTING), memory=st.sampled_from([0, 5 * KV]),
     )  # fmt: skip
     def engines(self, engines: int, policy: str, routing: str, memory: int) -> None:
-        self.fleet = Fleet(make_policy(policy), routing)
-        self.twin = Fleet(make_policy(policy), routing)
+        self.fleet = MultiEngineScheduler(make_policy(policy), routing)
+        self.twin = MultiEngineScheduler(make_policy(policy), routing)
         self.memory = memory
         for number in range(engines):
             self.comes(f"e{number}")

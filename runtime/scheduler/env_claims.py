@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _AGAIN = 4  # environments whose targets are worked out again though nothing was heard of them
 
 
-class Equipment:
+class EnvClaims:
     """Keeps the books of environments."""
 
     def __init__(self, core: "Scheduler") -> None:
@@ -27,7 +27,7 @@ class Equipment:
             return []
         if event.env in program.envs and event.env not in program.about.fresh:
             return []
-        self._state.places.took(program, event.env, now)
+        self._state.env_capacity.claim(program, event.env, now)
         claim = ClaimEnv(self._host_of(event.env), program.id, event.env)
         return [claim, *self._core.rebalance(now)]
 
@@ -36,7 +36,7 @@ class Equipment:
         program = self._state.programs.get(event.program)
         if program is None or event.env is None or event.env in program.envs:
             return []  # or it was claimed when its tool was named
-        self._state.places.took(program, event.env, now)
+        self._state.env_capacity.claim(program, event.env, now)
         return self._core.rebalance(now)
 
     def ready(self, event: ToolReady, now: float) -> list[Action]:
@@ -49,43 +49,43 @@ class Equipment:
 
     def up(self, event: HostUp, now: float) -> list[Action]:
         """Count the room of a host."""
-        self._state.places.up(event)
+        self._state.env_capacity.up(event)
         return self._core.rebalance(now)
 
     def state(self, event: HostState, now: float) -> list[Action]:
         """Note what a host has ready."""
-        self._state.places.state(event)
+        self._state.env_capacity.state(event)
         return self._core.rebalance(now)
 
-    def furnish(self, program: ProgramState, now: float) -> list[Action]:
+    def claim_all(self, program: ProgramState, now: float) -> list[Action]:
         """Claim the environments of a program for which there is room on a limited host now: they
         are made meanwhile."""
         if program.host is None or not self._policy.claim_early:
             return []
         envs = [env for env in program.about.envs if env not in program.envs]
         for env in envs:
-            self._state.places.took(program, env, now)
+            self._state.env_capacity.claim(program, env, now)
         return [ClaimEnv(program.host, program.id, env) for env in envs]
 
-    def pools(self, now: float) -> list[Action]:
+    def warm_targets(self, now: float) -> list[Action]:
         """Say how many environments of each key are to be ready, where that has changed. Rates
         fade: so of the others some are looked at again each time, in turn."""
-        places, actions = self._state.places, list[Action]()
-        if not places.hosts:
+        capacity, actions = self._state.env_capacity, list[Action]()
+        if not capacity.hosts:
             return actions
-        changed, places.changed = places.changed, set()
-        for env in sorted(changed.union(islice(places.targets, _AGAIN))):
-            before = places.targets.pop(env, 0)  # what is set again goes last
+        changed, capacity.stale_targets = capacity.stale_targets, set()
+        for env in sorted(changed.union(islice(capacity.targets, _AGAIN))):
+            before = capacity.targets.pop(env, 0)  # what is set again goes last
             wanted = self._policy.warm(self._state, env, now)
             if wanted:
-                places.targets[env] = wanted
+                capacity.targets[env] = wanted
             if wanted != before:
                 actions.append(WarmEnv(self._host_of(env), env, wanted))
         return actions
 
     def _host_of(self, env: str) -> str:
-        host = self._state.places.hosts.get(env)
+        host = self._state.env_capacity.hosts.get(env)
         return host.host if host is not None else ""
 
 
-__all__ = ["Equipment"]
+__all__ = ["EnvClaims"]

@@ -53,7 +53,7 @@ class Calls:
         if program.active:
             return core.engines.boundary(program, now)
         core.wait(program)
-        host = state.places.park(program) if self._policy.parks else None
+        host = state.env_capacity.park(program) if self._policy.parks else None
         aside: list[Action] = [ParkEnvs(host, program.id)] if host is not None else []
         return [*aside, *core.rebalance(now)]
 

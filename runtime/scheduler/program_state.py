@@ -233,4 +233,4 @@ class ProgramState:
         return env in self.about.envs and env not in self.envs
 
 
-__all__ = ["ConversationState", "Program", "Rank"]
+__all__ = ["ConversationState", "ProgramState", "Rank"]

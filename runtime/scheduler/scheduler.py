@@ -23,7 +23,7 @@ from drawloom.runtime.scheduler.actions import (
     Wake,
 )
 from drawloom.runtime.scheduler.engines import Engines
-from drawloom.runtime.scheduler.env_claims import Equipment
+from drawloom.runtime.scheduler.env_claims import EnvClaims
 from drawloom.runtime.scheduler.events import (
     CLIENT,
     ConversationEnded,
@@ -75,7 +75,7 @@ class Scheduler:
         self._absences = Heap[tuple[float, str]](self._is_absent)
         self._absence_wake: float | None = None
         self._again: float | None = None
-        self.calls, self.engines, self.equipment = Calls(self), Engines(self), Equipment(self)
+        self.calls, self.engines, self.env_claims = Calls(self), Engines(self), EnvClaims(self)
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             ProgramSubmitted: self._submitted,
             Expected: self._expected,
@@ -86,17 +86,17 @@ class Scheduler:
             Preempted: self.calls.preempted,
             Forked: self.calls.forked,
             ConversationEnded: self.calls.ended,
-            ToolNamed: self.equipment.named,
-            ToolReady: self.equipment.ready,
-            ToolStarted: self.equipment.started,
+            ToolNamed: self.env_claims.named,
+            ToolReady: self.env_claims.ready,
+            ToolStarted: self.env_claims.started,
             ToolFinished: lambda event, now: [],
             ProgramEnded: self._program_ended,
             EngineUp: self.engines.up,
             EngineDown: self.engines.down,
             EngineDrain: self.engines.drain,
             EngineLoad: self.engines.load,
-            HostUp: self.equipment.up,
-            HostState: self.equipment.state,
+            HostUp: self.env_claims.up,
+            HostState: self.env_claims.state,
             TenantShare: self._tenant_share,
             Tick: self._tick,
         }
@@ -170,7 +170,7 @@ class Scheduler:
             for program in self.policy.admit(state, now):
                 actions += self._activate(program, now)
             actions += self._look_again(now)
-        return actions + self.equipment.pools(now)
+        return actions + self.env_claims.warm_targets(now)
 
     def _look_again(self, now: float) -> list[Action]:
         """Ask for a tick when more programs may be admitted, though nothing else happens."""
@@ -189,7 +189,7 @@ class Scheduler:
         self.engines.settle(program)
         self.state.activate(program, now)
         actions += self.expect_back(program, now)
-        return [*actions, *self.equipment.furnish(program, now), *self.resume(program, now)]
+        return [*actions, *self.env_claims.claim_all(program, now), *self.resume(program, now)]
 
     def resume(self, program: ProgramState, now: float) -> list[Action]:
         """Start the calls of an active program that were held."""

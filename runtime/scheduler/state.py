@@ -10,7 +10,7 @@ from drawloom.runtime.scheduler.agent_graphs import Agents
 from drawloom.runtime.scheduler.branches import Branches
 from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.engine_load import Load
-from drawloom.runtime.scheduler.env_capacity import Places
+from drawloom.runtime.scheduler.env_capacity import EnvCapacity
 from drawloom.runtime.scheduler.events import EngineLoad, StepReady
 from drawloom.runtime.scheduler.learned_cost import LearnedCost
 from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState, Rank
@@ -32,7 +32,7 @@ class SchedulerState:
         tokens: of all conversations of active programs.
         own: of these, those that each has for itself.
         claimed: KV tokens that they were promised.
-        resting: KV tokens that paused programs have for themselves, if they were not lost.
+        paused_tokens: KV tokens that paused programs have for themselves, if they were not lost.
         engines: KV tokens of each engine that is up.
         draining: engines of these that take no more.
         loads: what each of these said last of its load.
@@ -55,13 +55,13 @@ class SchedulerState:
     def __init__(self, shared_with: "SchedulerState | None" = None) -> None:
         self.arrivals: Iterator[int] = shared_with.arrivals if shared_with else count(1)
         self.tenants: Tenants = shared_with.tenants if shared_with else Tenants()
-        self.places: Places = shared_with.places if shared_with else Places()
+        self.env_capacity: EnvCapacity = shared_with.env_capacity if shared_with else EnvCapacity()
         self.graphs: Agents = shared_with.graphs if shared_with else Agents()
         self.programs: dict[str, ProgramState] = {}
         self.active: dict[str, ProgramState] = {}
         self.held = Held(lambda program: self.graph(program.about.agent), self.tenants)
         self.tenants.watch(self.held.freed)
-        self.tokens = self.own = self.claimed = self.resting = 0
+        self.tokens = self.own = self.claimed = self.paused_tokens = 0
         self.peers: dict[str, dict[str, ProgramState]] = {}
         self.engines: dict[str, int] = {}
         self.draining: set[str] = set()
@@ -154,7 +154,7 @@ class SchedulerState:
         """A program is new; it is held from now on."""
         self.programs[program.id] = program
         self.graphs.enter(program.about.agent)
-        self.places.submit(program)
+        self.env_capacity.submit(program)
         self.tenants.submit(program)
 
     def hold(self, program: ProgramState, order: Rank, now: float) -> None:
@@ -163,9 +163,9 @@ class SchedulerState:
             self._leave(program)
             program.claim = 0
         program.held_since = now
-        self.resting += self._rests(program)
+        self.paused_tokens += self._rests(program)
         if program.begun:
-            self.places.hold(program)
+            self.env_capacity.hold(program)
         self.held.add(program, order)
 
     def _rests(self, program: ProgramState) -> int:
@@ -174,7 +174,7 @@ class SchedulerState:
 
     def lose(self, program: ProgramState) -> None:
         """The KV of a program that is held is gone; what it had must be computed again."""
-        self.resting -= self._rests(program)
+        self.paused_tokens -= self._rests(program)
         program.lost = program.begun
         for line in program.conversations.values():
             line.until = 0.0
@@ -189,8 +189,8 @@ class SchedulerState:
         program.late = program.due <= now
         program.held += now - program.held_since
         program.due = inf
-        self.places.activate(program)
-        self.resting -= self._rests(program)
+        self.env_capacity.activate(program)
+        self.paused_tokens -= self._rests(program)
         if not program.begun:
             program.admitted = now
         self.held.remove(program)
@@ -217,7 +217,7 @@ class SchedulerState:
         self.computing -= program.running > 0
         self.calls -= program.running
         self.starting -= not program.called
-        self.places.deactivate(program)
+        self.env_capacity.deactivate(program)
         self.tenants.deactivate(program)
         self.tokens -= program.tokens
         self.own -= program.own
@@ -247,7 +247,7 @@ class SchedulerState:
             self.tokens += change
             self.own += own
         elif program.begun and not program.lost:
-            self.resting += own
+            self.paused_tokens += own
 
     def fork(
         self, program: ProgramState, parent: ConversationState, child: ConversationState
@@ -279,11 +279,11 @@ class SchedulerState:
         del self.programs[program.id]
         self.graphs.leave(program.about.agent)
         self.pressed.difference_update(program.started)
-        self.places.end(program)
+        self.env_capacity.end(program)
         if program.active:
             self._leave(program)
         else:
-            self.resting -= self._rests(program)
+            self.paused_tokens -= self._rests(program)
             self.held.remove(program)
         self.tenants.end(program)
 
@@ -295,9 +295,9 @@ class SchedulerState:
             program.claim = 0
             return
         self.held.remove(program)
-        self.resting -= self._rests(program)
+        self.paused_tokens -= self._rests(program)
         if program.begun:
-            self.places.unhold(program)
+            self.env_capacity.unhold(program)
 
     def accept(self, program: ProgramState, order: Rank) -> None:
         """A program comes from another state; it is held until it is activated here."""

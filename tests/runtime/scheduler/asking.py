@@ -78,7 +78,7 @@ def ask_everything(policy: Policy, state: SchedulerState, now: float) -> None:
     for program in policy.admit(state, now):
         del program  # only the first: the next is asked for when this one is active
         break
-    for env in state.places.wanted:
+    for env in state.env_capacity.demand:
         policy.warm(state, env, now)
 
 

@@ -60,7 +60,7 @@ def test_every_program_ends_and_every_engine_is_left_empty(policy: str, routing:
     for core in simulation.cores:
         state = core.state
         assert (state.programs, state.tokens, state.own, state.claimed) == ({}, 0, 0, 0)
-        assert state.resting == state.computing == 0
+        assert state.paused_tokens == state.computing == 0
     for engine in simulation.engines.all.values():
         engine.cache.check([])
         assert len(engine.cache.conversations) == 0
@@ -368,7 +368,7 @@ class FleetMachine(RuleBasedStateMachine):
             assert core.state.claimed == sum(p.claim for p in active)
             assert core.state.computing == sum(p.running > 0 for p in active)
             held = core.state.held.programs.values()
-            assert core.state.resting == sum(p.own for p in held if p.begun and not p.lost)
+            assert core.state.paused_tokens == sum(p.own for p in held if p.begun and not p.lost)
             assert core.state.calls == sum(p.running for p in active)
             assert core.state.capacity == KV * len(core.state.engines)
             assert core.state.host_tokens == self.memory * len(core.state.engines)

@@ -156,7 +156,7 @@ def test_a_snapshot_sees_what_a_policy_could_change() -> None:
         lambda: state.graph("agent").durations.observe("t", 1.0),
         lambda: state.graph("agent").observe("llm", "end"),
         lambda: state.tenants.serve(program, 1.0),
-        lambda: state.places.wanted.update(env=1),
+        lambda: state.env_capacity.demand.update(env=1),
         lambda: state.graph("other"),
     ]
     for change in changes:

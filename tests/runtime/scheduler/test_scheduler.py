@@ -265,12 +265,17 @@ def test_environments_that_nobody_wants_any_more_are_forgotten() -> None:
     for number in range(5):
         _submit(core, f"p{number}", envs=(f"env{number}", "same"))
     core.handle(ToolNamed("p0", "shell", "env0"), 1.0)
-    assert core.state.places.wanted["same"] == 5
-    assert "env0" not in core.state.places.wanted
+    assert core.state.env_capacity.demand["same"] == 5
+    assert "env0" not in core.state.env_capacity.demand
     actions = [a for n in range(5) for a in core.handle(ProgramEnded(f"p{n}"), 2.0)]
     assert {a.env for a in actions if isinstance(a, WarmEnv) and not a.count} >= {"env1", "same"}
-    places = core.state.places
-    assert (places.wanted, places.promised, places.targets, places.rates) == ({}, {}, {}, {})
+    capacity = core.state.env_capacity
+    assert (capacity.demand, capacity.active_demand, capacity.targets, capacity.rates) == (
+        {},
+        {},
+        {},
+        {},
+    )
 
 
 def test_a_fresh_environment_is_claimed_each_time_its_tool_is_named_and_wanted_to_the_end() -> None:
@@ -279,10 +284,10 @@ def test_a_fresh_environment_is_claimed_each_time_its_tool_is_named_and_wanted_t
     core.handle(ProgramSubmitted("p", "agent", envs=("env",), fresh=("env",)), 0.0)
     for at in (1.0, 2.0, 3.0):
         assert ClaimEnv("h", "p", "env") in core.handle(ToolNamed("p", "try", "env"), at)
-        assert core.state.places.wanted == {"env": 1}
-        assert core.state.places.promised == {}
+        assert core.state.env_capacity.demand == {"env": 1}
+        assert core.state.env_capacity.active_demand == {}
     core.handle(ProgramEnded("p"), 4.0)
-    assert (core.state.places.wanted, core.state.places.rates) == ({}, {})
+    assert (core.state.env_capacity.demand, core.state.env_capacity.rates) == ({}, {})
 
 
 def test_no_more_environments_are_kept_ready_than_are_claimed_while_others_are_made() -> None:
@@ -306,15 +311,15 @@ def test_a_pool_is_asked_for_less_when_nothing_is_heard_of_it_any_more() -> None
     core = _core()
     for number in range(9):
         for _ in range(5):
-            core.state.places.rates.setdefault(f"e{number}", Rate()).note(0.0)
+            core.state.env_capacity.rates.setdefault(f"e{number}", Rate()).note(0.0)
         core.handle(HostState("h", f"e{number}", 8, 0, 8, cold=10.0), 0.0)
         for one in range(8):
             _submit(core, f"p{number}.{one}", 0.0, envs=(f"e{number}",))
-    before = dict(core.state.places.targets)
+    before = dict(core.state.env_capacity.targets)
     assert max(before.values()) == 8
     for turn in range(9):  # of another program altogether
         _submit(core, f"q{turn}", 1000.0 + turn)
-    after = core.state.places.targets
+    after = core.state.env_capacity.targets
     assert after.keys() == before.keys()
     assert max(after.values()) < 8
 
@@ -576,7 +581,7 @@ def test_calls_of_an_engine_that_goes_down_are_started_again_when_there_is_one()
     _step(core, "p", 210, 2.0)
     assert core.handle(EngineDown("e"), 3.0) == []
     program, state = core.state.programs["p"], core.state
-    assert (state.own, state.claimed, state.capacity, state.resting) == (0, 0, 0, 0)
+    assert (state.own, state.claimed, state.capacity, state.paused_tokens) == (0, 0, 0, 0)
     assert (state.computing, state.calls, program.running) == (0, 0, 0)
     assert program.tokens == 210, "what it has to compute again is known"
     assert _admitted(_submit(core, "q", 3.0)) == []
@@ -811,7 +816,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.made += 1
         name = f"p{self.made}"
         self.live[name] = tokens
-        agent, limited = f"agent-{tokens % 3}", self.core.state.places.slots
+        agent, limited = f"agent-{tokens % 3}", self.core.state.env_capacity.slots
         envs = ("env",) if env and limited else ()
         self._send(ProgramSubmitted(name, agent, tenant, priority, envs=envs, expect_tokens=tokens))
 
@@ -888,7 +893,9 @@ class CoreMachine(RuleBasedStateMachine):
         state = self.core.state
         competes = (p for p in state.held.programs.values() if p.competes)
         waits = {p.id for p in competes if not state.tenants.of(p).full}
-        resting = state.places.resting.keys()  # others may want the room that these take
+        resting = (
+            state.env_capacity.paused_residents.keys()
+        )  # others may want the room that these take
         assert state.closed or state.active or not waits or (resting and not waits & resting)
 
     @invariant()
@@ -927,7 +934,7 @@ class CoreMachine(RuleBasedStateMachine):
         ):
             assert total == sum(getattr(p, field) for p in state.active.values())
         held = state.held.programs.values()
-        assert state.resting == sum(p.own for p in held if p.begun and not p.lost)
+        assert state.paused_tokens == sum(p.own for p in held if p.begun and not p.lost)
         assert state.capacity == sum(state.engines.values()) <= KV
         for program in state.programs.values():
             assert program.own == sum(line.own for line in program.conversations.values())
@@ -958,10 +965,10 @@ class CoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def environments_fit_on_their_host(self) -> None:
-        state, places = self.core.state, self.core.state.places
-        assert len(self.places) == sum(places.housed.values()) <= sum(places.slots.values())
+        state, capacity = self.core.state, self.core.state.env_capacity
+        assert len(self.places) == sum(capacity.used_slots.values()) <= sum(capacity.slots.values())
         held = [p for p in state.programs.values() if p.begun and not p.active]
-        assert places.resting == {p.id: p for p in held if p.host is not None}
+        assert capacity.paused_residents == {p.id: p for p in held if p.host is not None}
 
     @invariant()
     def nothing_is_kept_of_what_ended(self) -> None:

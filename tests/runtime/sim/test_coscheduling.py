@@ -152,8 +152,8 @@ def test_everybody_ends_under_every_policy_and_gives_everything_back(
     assert len(outcome.ended) == len(jobs)
     state = simulation.cores[0].state
     assert not state.programs
-    assert sum(state.places.housed.values()) == state.computing == 0
-    assert state.places.resting == {}
+    assert sum(state.env_capacity.used_slots.values()) == state.computing == 0
+    assert state.env_capacity.paused_residents == {}
     counters = outcome.host
     assert counters is not None
     assert counters.ran == pytest.approx(3.0 * (sum(steps) - len(steps)))

@@ -32,17 +32,17 @@ class Prewarmed(Housing):
 
     def fits(self, state: SchedulerState, program: ProgramState, now: float) -> bool:
         """One that wants more than a host has gets a whole one."""
-        envs, host = program.about.envs, state.places.roomiest
+        envs, host = program.about.envs, state.env_capacity.least_loaded_host
         if host is None:
             wanted = (env for env in envs if program.lacks(env) or env in program.about.fresh)
             return all(self._equipped(state, program, env, now) for env in wanted)
         if program.host is not None or not envs:
             return True
-        return state.places.room(host) >= min(len(envs), state.places.slots[host])
+        return state.env_capacity.free_slots(host) >= min(len(envs), state.env_capacity.slots[host])
 
     def instead(self, state: SchedulerState) -> ProgramState | None:
         """It gives back what the first waits for only when it ends, so it must go on."""
-        there = (p for p in state.places.resting.values() if p.ready)
+        there = (p for p in state.env_capacity.paused_residents.values() if p.ready)
         free = (p for p in there if not state.tenants.of(p).full)
         return min(free, key=state.held.rank, default=None)
 
@@ -52,29 +52,29 @@ class Prewarmed(Housing):
         that each call has a fresh one of, one must be ready beside what the active programs will
         claim while others are made, as far as a share of the pool goes: start-up bandwidth is
         shared too. Where none can be made, do not wait."""
-        places, host = state.places, state.places.hosts.get(env)
+        capacity, host = state.env_capacity, state.env_capacity.hosts.get(env)
         if host is None:
             return False
         if not host.warm and not host.creating:
             return True
-        spoken_for = places.promised.get(env, 0)
+        spoken_for = capacity.active_demand.get(env, 0)
         if env not in program.about.fresh:
             return host.warm + host.creating > spoken_for
-        rate = places.rates.get(env)
+        rate = capacity.rates.get(env)
         if rate is not None:
             coming = math.ceil(rate.per_second(now) * host.cold)
             reserve = int(self.parameters.reserve * host.limit)
-            spoken_for += min(coming, reserve, places.wanted.get(env, 0) // 2)
+            spoken_for += min(coming, reserve, capacity.demand.get(env, 0) // 2)
         return host.warm > spoken_for
 
     def warm(self, state: SchedulerState, env: str, now: float) -> int:
-        places, host = state.places, state.places.hosts.get(env)
-        wanted, rate = places.wanted.get(env, 0), places.rates.get(env)
+        capacity, host = state.env_capacity, state.env_capacity.hosts.get(env)
+        wanted, rate = capacity.demand.get(env, 0), capacity.rates.get(env)
         if host is None:
             return wanted
         if rate is not None and rate.total >= self.parameters.claims and host.cold:
             ahead = math.ceil(self.parameters.ahead * rate.per_second(now) * host.cold) + 1
-            wanted = min(wanted, places.promised.get(env, 0) + ahead)
+            wanted = min(wanted, capacity.active_demand.get(env, 0) + ahead)
         return min(host.limit, wanted)
 
 

@@ -13,7 +13,7 @@ from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.sequence import SamplingParams
 from drawloom.errors import ConfigError
-from drawloom.runtime.bench.roofline import ceilings
+from drawloom.runtime.bench.roofline import thread_limits
 from drawloom.runtime.scheduler.cost import CostModel
 
 _TRIES = 3
@@ -21,7 +21,15 @@ _TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One timed step: new and cached tokens of a prompt, or sequences and their context."""
+    """Hold one timed step: a prompt of new and cached tokens, or a batch that decodes.
+
+    Args:
+        seconds: how long it took.
+        new: prompt tokens that were computed.
+        cached: prompt tokens that were in the cache.
+        sequences: sequences that decoded.
+        context: tokens of all their contexts together.
+    """
 
     seconds: float
     new: int = 0
@@ -31,13 +39,18 @@ class Sample:
 
 
 class Profiler:
-    """Steps a core by hand. `core` must be idle and nobody else's."""
+    """Time steps of an engine core, one at a time.
+
+    Args:
+        core: an idle core that nobody else uses.
+    """
 
     def __init__(self, core: EngineCore) -> None:
         self.core, self._count = core, 0
         self._room = min(core.info.max_context, core.info.kv_tokens) - 64
 
     def prefill(self, new: int, cached: int) -> Sample | None:
+        """Time a prompt of `new` tokens behind `cached` ones; None where the cache is too small."""
         if new + cached > self._room:
             return None
         best = float("inf")
@@ -51,6 +64,12 @@ class Profiler:
         return Sample(best, new=new, cached=cached)
 
     def decode(self, sequences: int, context: int) -> Sample | None:
+        """Time a decode step of `sequences`; None where the cache is too small.
+
+        Args:
+            sequences: the batch.
+            context: tokens of each.
+        """
         if sequences * (context + 16) > self._room or context + 16 > self.core.info.max_context:
             return None
         params = SamplingParams(max_tokens=12, ignore_eos=True)
@@ -83,7 +102,14 @@ class Profiler:
 
 
 def profile(core: EngineCore) -> tuple[CostModel, list[Sample]]:
-    """Measure; some seconds for a small model, a minute for a large one."""
+    """Measure the cost model of an engine, in seconds to a minute.
+
+    Returns:
+        The model, and the samples that it was fitted to.
+
+    Raises:
+        ConfigError: the KV cache is too small for the prompts.
+    """
     profiler = Profiler(core)
     found = [profiler.prefill(n, c) for n in (16, 64, 256, 512) for c in (0, 512, 1536)]
     found += [profiler.decode(b, c) for b in (1, 4, 16) for c in (32, 256, 1024)]
@@ -99,8 +125,10 @@ def profile(core: EngineCore) -> tuple[CostModel, list[Sample]]:
 
 
 def _fit(matrix: torch.Tensor, seconds: torch.Tensor) -> list[float]:
-    """Least squares of relative errors without negative terms: what would be negative is left
-    out, one term at a time."""
+    """Fit non-negative coefficients by least squares of relative errors.
+
+    A term whose coefficient would be negative is left out, one at a time.
+    """
     matrix, seconds = matrix / seconds[:, None], torch.ones_like(seconds)
     used = list(range(matrix.shape[1]))
     while True:
@@ -113,17 +141,17 @@ def _fit(matrix: torch.Tensor, seconds: torch.Tensor) -> list[float]:
 
 
 def predicted(cost: CostModel, sample: Sample) -> float:
-    """Seconds that the model gives a sample."""
+    """Return the seconds that a cost model predicts for a sample."""
     new, cached = sample.new, sample.cached
     prefill = cost.prefill * new + cost.prefill_cached * new * (cached + new / 2)
     return prefill + cost.decode(sample.sequences, sample.context)
 
 
 def report(core: EngineCore, parameters: int, bytes_: int) -> dict[str, object]:
-    """The cost model, how well it fits, and what share of the machine's ceilings that is."""
+    """Return the cost model, its median error, and its share of the machine's limits."""
     cost, samples = profile(core)
     errors = sorted(abs(predicted(cost, s) / s.seconds - 1) for s in samples)
-    limits = ceilings()
+    limits = thread_limits()
     kind = "bf16" if bytes_ == 2 * parameters else "fp32"
     alone = min(s.seconds for s in samples if s.sequences == 1)
     stats = core.stats()
@@ -132,10 +160,12 @@ def report(core: EngineCore, parameters: int, bytes_: int) -> dict[str, object]:
         "median error": errors[len(errors) // 2],
         "host us a step": 1e6 * stats.host_seconds / max(1, stats.steps),
         "share of read bandwidth, decode": bytes_ / alone / 1e9 / limits["read GB/s"],
-        "share of arithmetic, prefill": 2e-9 * parameters / max(cost.prefill, 1e-12)
+        "share of arithmetic, prefill": 2e-9
+        * parameters
+        / max(cost.prefill, 1e-12)
         / limits[f"{kind} GFLOP/s"],
         "ceilings": limits,
-    }  # fmt: skip
+    }
 
 
 __all__ = ["Profiler", "Sample", "predicted", "profile", "report"]

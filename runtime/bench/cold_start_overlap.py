@@ -23,8 +23,16 @@ _PROGRAMS, _POOL = 32, 8
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """Of one run: seconds that programs waited for environments, that making these took, that
-    ready ones were idle; how many were claimed, and answers that were right."""
+    """Hold what one run waited for.
+
+    Args:
+        stall: seconds that programs waited for environments.
+        cold: seconds that making environments took.
+        idle: seconds that warm environments were unused.
+        claims: environments that were claimed.
+        right: answers that were right.
+        seconds: length of the run.
+    """
 
     stall: float
     cold: float
@@ -35,12 +43,18 @@ class Waits:
 
     @property
     def hidden(self) -> float:
-        """Percent of the making that nobody waited for."""
+        """Return the percentage of the making that no program waited for."""
         return 100 * (1 - self.stall / self.cold) if self.cold else 0.0
 
 
 async def measure(docker: str | None, *, fresh: bool, full: bool) -> Waits:
-    """Run the demo's programs; `full` keeps the whole pool ready from beginning to end."""
+    """Run the demo's programs once.
+
+    Args:
+        docker: address of the Docker engine; None finds it.
+        fresh: one environment for each tool call instead of one for each program.
+        full: keep the whole pool warm from beginning to end.
+    """
     options = DemoOptions(programs=_PROGRAMS)
     several = make_tasks(options.programs, options.questions, options.seed)
     if fresh:  # what a command leaves is gone with its environment
@@ -59,12 +73,19 @@ async def measure(docker: str | None, *, fresh: bool, full: bool) -> Waits:
         await dispatcher.settle()
         assert dispatcher.pool is not None
         counters = dispatcher.pool.counters
-        right = sum(t.is_solved_by(a) for o, s in zip(several, said, strict=True)
-                    for t, a in zip(o, s, strict=True))  # fmt: skip
+        right = sum(
+            t.is_solved_by(a)
+            for o, s in zip(several, said, strict=True)
+            for t, a in zip(o, s, strict=True)
+        )
         return Waits(
-            dispatcher.environments.stall, counters.cold_seconds, dispatcher.pool.idle,
-            counters.claims, right, seconds,
-        )  # fmt: skip
+            dispatcher.environments.stall,
+            counters.cold_seconds,
+            dispatcher.pool.idle,
+            counters.claims,
+            right,
+            seconds,
+        )
 
 
 def _agent(env: Env, several: Sequence[tasks.Task], *, fresh: bool) -> Agent[[], list[str]]:
@@ -80,9 +101,12 @@ def _agent(env: Env, several: Sequence[tasks.Task], *, fresh: bool) -> Agent[[],
         return said
 
     return Agent(
-        answers, system=tasks.SYSTEM, tools=[_shell(env, files, fresh=fresh), tasks.add],
-        budget=Budget(llm_calls=40, tool_calls=80), max_tokens=64,
-    )  # fmt: skip
+        answers,
+        system=tasks.SYSTEM,
+        tools=[_shell(env, files, fresh=fresh), tasks.add],
+        budget=Budget(llm_calls=40, tool_calls=80),
+        max_tokens=64,
+    )
 
 
 def _shell(env: Env, files: dict[str, str], *, fresh: bool) -> Tool[..., Any]:
@@ -102,7 +126,7 @@ def _shell(env: Env, files: dict[str, str], *, fresh: bool) -> Tool[..., Any]:
 
 
 async def rows(docker: str | None, rounds: int) -> list[Row]:
-    """Ours and the full pool in turns; medians over the rounds."""
+    """Measure ours and a full pool in turn; return rows of medians over the rounds."""
     found = []
     for fresh in (False, True):
         ours, full = [], []
@@ -117,12 +141,22 @@ async def rows(docker: str | None, rounds: int) -> list[Row]:
         claims = statistics.median(w.claims for w in ours)
         found += [
             Row(f"wait hidden, one for {each}", "%", hidden, 90, "90 %", 1),
-            Row(f"  beside a full pool ({claims:.0f} claims)", "%", hidden,
-                statistics.median(w.hidden for w in full), "pool kept full"),
+            Row(
+                f"  beside a full pool ({claims:.0f} claims)",
+                "%",
+                hidden,
+                statistics.median(w.hidden for w in full),
+                "pool kept full",
+            ),
             Row("  idle, seconds of all that were ready", "s", idle, other, "pool kept full", -1),
-            Row("  run", "s", statistics.median(w.seconds for w in ours),
-                statistics.median(w.seconds for w in full), "pool kept full"),
-        ]  # fmt: skip
+            Row(
+                "  run",
+                "s",
+                statistics.median(w.seconds for w in ours),
+                statistics.median(w.seconds for w in full),
+                "pool kept full",
+            ),
+        ]
     return found
 
 

@@ -17,14 +17,13 @@ import torch
 from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.config import EngineConfig, ModelConfig
 from drawloom.engine.core.engine_core import EngineCore
-from drawloom.engine.hosting.build import build
 from drawloom.engine.models.checkpoint import dummy
-from drawloom.engine.runners.cpu_runner import ModelRunner, pick_device
+from drawloom.engine.runners.cpu_runner import pick_device
 from drawloom.engine.sequence import SamplingParams
-from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import ConfigError
 from drawloom.runtime.bench.host_overhead import mock_steps, scheduler_step, server
-from drawloom.runtime.bench.roofline import ceilings
+from drawloom.runtime.bench.models import make_engine, small_llama
+from drawloom.runtime.bench.roofline import thread_limits
 from drawloom.runtime.bench.session_return import (
     Crowd,
     crowd,
@@ -37,35 +36,27 @@ from drawloom.runtime.bench.static_cache_baseline import Lean
 from drawloom.runtime.bench.table import Row, note, report
 from drawloom.runtime.bench.transformers_baseline import Transformers
 from drawloom.runtime.console import output as show
-from drawloom.runtime.dispatch.backends import tiny_model
 
 _PROMPT, _OUTPUT = 64, 48
 _PREFILL = 512
 _TURNS = 4
 
 
-def shape(
-    layers: int = 14, hidden: int = 512, vocabulary: int = 32000, context: int = 8192
-) -> ModelConfig:
-    """The random Llamas of research/engines.md §4.4."""
-    return ModelConfig(
-        family="llama",
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        layers=layers,
-        heads=8,
-        kv_heads=4,
-        head_dim=hidden // 8,
-        intermediate_size=hidden * 3 // 2 * 2,
-        max_position=context,
-        dtype="float32",
-    )
-
-
 def main(
     device: str, quick: bool, json: bool, parts: tuple[str, ...] = (), out: Path | None = None
 ) -> int:
-    """On a GPU see `drawloom.runtime.bench.gpu`."""
+    """Run the benchmark of a device and print it.
+
+    Args:
+        device: cpu, cuda, or auto.
+        quick: only a tiny model, to see that it runs.
+        json: print JSON instead of a table.
+        parts: on a GPU, only these parts.
+        out: on a GPU, a file for the figures so far.
+
+    Raises:
+        ConfigError: an option is for the other kind of device.
+    """
     where = pick_device(device)
     if where.type == "cuda":
         from drawloom.runtime.bench.gpu.suite import main as on_gpu
@@ -82,7 +73,7 @@ def main(
         "at": time.strftime("%Y-%m-%d"),
     }
     torch.set_num_threads(1)
-    limits = {} if quick else ceilings()
+    limits = {} if quick else thread_limits()
     rows = []
     for row in measure(where, quick):
         rows.append(row)
@@ -95,12 +86,16 @@ def main(
 
 
 def measure(where: torch.device, quick: bool) -> Iterator[Row]:
-    """Raises `ConfigError` without transformers."""
+    """Yield rows as they are measured.
+
+    Raises:
+        ConfigError: transformers is not installed.
+    """
     if quick:
-        spec = shape(2, 128, 2000, 512)
+        spec = small_llama(2, 128, 2000, 512)
         yield from _speed("quick", spec, torch.float32, where, {})
         return
-    large, small = shape(), shape(6, 256, 4096)
+    large, small = small_llama(), small_llama(6, 256, 4096)
     bars = {("generate", 1): 1.25, ("generate", 16): 2.3, ("batching", 16): 3.5, ("lean", 16): 0.9}
     yield from _speed("60M fp32", large, torch.float32, where, bars)
     yield from _speed("60M bf16", large, torch.bfloat16, where, {**bars, ("generate", 1): 1.7})
@@ -126,15 +121,17 @@ def _speed(
     int8: bool = False,
 ) -> Iterator[Row]:
     weights = dummy(spec, dtype)
-    ours = _Ours(engine(spec, weights, device, weights_="int8" if int8 else "dense"))
+    ours = _Ours(_engine(spec, weights, device, int8=int8))
     theirs = Transformers(spec, weights, device)
     lean = Lean(spec, weights, 16) if device.type == "cpu" and not int8 else None
     for batch in (1, 16):
         rows = _prompts(batch, _PROMPT)
         works: list[Callable[[], object]] = [
-            partial(ours.generate, rows, 1), partial(theirs.generate, rows, 1),
-            partial(ours.generate, rows, _OUTPUT), partial(theirs.generate, rows, _OUTPUT),
-        ]  # fmt: skip
+            partial(ours.generate, rows, 1),
+            partial(theirs.generate, rows, 1),
+            partial(ours.generate, rows, _OUTPUT),
+            partial(theirs.generate, rows, _OUTPUT),
+        ]
         if lean is not None:
             works.append(partial(lean.generate, torch.tensor(rows), _OUTPUT))
         times = _race(works)
@@ -142,24 +139,39 @@ def _speed(
         first, first_hf, whole, whole_hf = times[:4]
         label = f"{name}, batch {batch}"
         yield Row(
-            f"{label}: decode", "tokens/s", later / (whole - first), later / (whole_hf - first_hf),
+            f"{label}: decode",
+            "tokens/s",
+            later / (whole - first),
+            later / (whole_hf - first_hf),
             "generate",
-        )  # fmt: skip
+        )
         yield Row(
-            f"{label}: generate 64 + 48", "tokens/s", all_ / whole, all_ / whole_hf, "generate",
+            f"{label}: generate 64 + 48",
+            "tokens/s",
+            all_ / whole,
+            all_ / whole_hf,
+            "generate",
             bars.get(("generate", batch), 0.0),
-        )  # fmt: skip
+        )
         if lean is not None:
             yield Row(
-                f"{label}: generate 64 + 48", "tokens/s", all_ / whole, all_ / times[4],
-                "lean loop", bars.get(("lean", batch), 0.0),
-            )  # fmt: skip
+                f"{label}: generate 64 + 48",
+                "tokens/s",
+                all_ / whole,
+                all_ / times[4],
+                "lean loop",
+                bars.get(("lean", batch), 0.0),
+            )
         if batch == 16 and not int8 and dtype is torch.float32:
             seconds = min(_timed(partial(theirs.generate_batch, rows, _OUTPUT)) for _ in range(2))
             yield Row(
-                f"{label}: generate 64 + 48", "tokens/s", all_ / whole, all_ / seconds,
-                "generate_batch", bars.get(("batching", 16), 0.0),
-            )  # fmt: skip
+                f"{label}: generate 64 + 48",
+                "tokens/s",
+                all_ / whole,
+                all_ / seconds,
+                "generate_batch",
+                bars.get(("batching", 16), 0.0),
+            )
     length = min(_PREFILL, spec.max_position // 2)
     rows = _prompts(4, length)
     mine, other = _race([partial(ours.generate, rows, 1), partial(theirs.generate, rows, 1)])
@@ -168,7 +180,7 @@ def _speed(
 
 
 def _race(works: list[Callable[[], object]]) -> list[float]:
-    """The best seconds of each, taken in turn after one round to warm up."""
+    """Return the best seconds of each, measured in turn after one round to warm up."""
     times: list[list[float]] = [[] for _ in works]
     for turn in range(_TURNS):
         for work, kept in zip(works, times, strict=True):
@@ -184,30 +196,18 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def engine(
+def _engine(
     spec: ModelConfig,
     weights: dict[str, torch.Tensor],
     device: torch.device,
     *,
     kv_tokens: int = 16384,
     host_tokens: int = 0,
-    weights_: str = "dense",
+    int8: bool = False,
 ) -> EngineCore:
-    config = EngineConfig(kv_tokens=kv_tokens, host_tokens=host_tokens, weights=weights_)
-    return engine_of(spec, weights, config, device)
-
-
-def engine_of(
-    spec: ModelConfig,
-    weights: dict[str, torch.Tensor],
-    config: EngineConfig,
-    device: torch.device,
-    runner: type[ModelRunner] | None = None,
-) -> EngineCore:
-    """An engine over random weights: what its tokens mean does not matter."""
-    tokenizer = Tokenizer.load(tiny_model())
-    tokenizer.size = spec.vocab_size
-    return build(spec, dict(weights), tokenizer, config, device, runner=runner)
+    layout = "int8" if int8 else "dense"
+    config = EngineConfig(kv_tokens=kv_tokens, host_tokens=host_tokens, weights=layout)
+    return make_engine(spec, weights, config, device)
 
 
 class _Ours:
@@ -228,29 +228,41 @@ class _Ours:
 
 
 def _returns(large: ModelConfig, small: ModelConfig, device: torch.device) -> Iterator[Row]:
-    core = engine(large, dummy(large, torch.float32), device, kv_tokens=9216, host_tokens=9216)
+    core = _engine(large, dummy(large, torch.float32), device, kv_tokens=9216, host_tokens=9216)
     prefix = [(5 * i) % 997 for i in range(1024)]
     step = decode_step(core, prefix)
     first_token(core, "hit", prefix)
     hit = min(first_token(core, "hit", prefix) for _ in range(5))
-    yield Row("60M: first token of a 1k prefix hit", "ms", 1e3 * hit, 1e3 * step, "decode step",
-              -1.3)  # fmt: skip
+    yield Row(
+        "60M: first token of a 1k prefix hit", "ms", 1e3 * hit, 1e3 * step, "decode step", -1.3
+    )
     found = returning(core, 4096)
     for how in ("leased", "demoted"):
         yield Row(
-            f"60M: return to a {how} 4k context, times sooner", "x",
-            found["recompute"] / found[how], 1.0, "recompute", 20.0,
-        )  # fmt: skip
+            f"60M: return to a {how} 4k context, times sooner",
+            "x",
+            found["recompute"] / found[how],
+            1.0,
+            "recompute",
+            20.0,
+        )
     load = Crowd()
     weights = dummy(small, torch.float32)
     capacity = int(0.4 * load.working_set)
     kept = crowd(
-        engine(small, weights, device, kv_tokens=capacity, host_tokens=load.working_set),
-        load, leases=True,
-    )  # fmt: skip
-    lost = crowd(engine(small, weights, device, kv_tokens=capacity), load, leases=False)
-    yield Row("5M: 64 x 20 turns at 0.4 of the working set: recomputed", "% of new",
-              100 * kept["recomputed"], 10.0, "10 % (the bar)", -1.0)  # fmt: skip
+        _engine(small, weights, device, kv_tokens=capacity, host_tokens=load.working_set),
+        load,
+        leases=True,
+    )
+    lost = crowd(_engine(small, weights, device, kv_tokens=capacity), load, leases=False)
+    yield Row(
+        "5M: 64 x 20 turns at 0.4 of the working set: recomputed",
+        "% of new",
+        100 * kept["recomputed"],
+        10.0,
+        "10 % (the bar)",
+        -1.0,
+    )
     yield Row("  the same under fcfs-lru", "% of new", 100 * lost["recomputed"], 10.0, "10 %")
     yield Row("  speed", "tokens/s", kept["tokens/s"], lost["tokens/s"], "fcfs-lru", 1.0)
 
@@ -266,4 +278,4 @@ def _host() -> Iterator[Row]:
     yield Row("small request over HTTP: added", "ms", added, 2.0, "2 ms", -1.0)
 
 
-__all__ = ["Row", "engine", "engine_of", "main", "measure", "shape"]
+__all__ = ["main", "measure"]

@@ -26,7 +26,7 @@ def _core(sequences: int, output: int) -> EngineCore:
 
 
 def mock_steps(output: int = 20_000) -> float:
-    """Steps a second of a core with one sequence and no model."""
+    """Return the steps a second of a core with one sequence and no model."""
     core = _core(1, output)
     began, before = time.perf_counter(), core.batch.counters.steps
     while core.busy:
@@ -35,7 +35,7 @@ def mock_steps(output: int = 20_000) -> float:
 
 
 def scheduler_step(sequences: int = 64, steps: int = 400) -> float:
-    """Median microseconds of planning and booking a step of `sequences` that decode."""
+    """Return the median microseconds of planning and booking a decode step."""
     core, times = _core(sequences, steps + 10), []
     core.step()
     core.step()
@@ -52,7 +52,7 @@ def scheduler_step(sequences: int = 64, steps: int = 400) -> float:
 
 
 async def server(requests: int = 200) -> dict[str, float]:
-    """Median milliseconds of a small request, straight to the engine and over HTTP."""
+    """Return the median milliseconds of a small request to the engine and over HTTP."""
     import json
 
     import uvicorn
@@ -67,8 +67,9 @@ async def server(requests: int = 200) -> dict[str, float]:
         config = uvicorn.Config(serving.app, log_level="warning", lifespan="off")
         web = uvicorn.Server(config)
         task = asyncio.create_task(web.serve(sockets=[listener]))
-        body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1,
-                           "temperature": 0}).encode()  # fmt: skip
+        body = json.dumps(
+            {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "temperature": 0}
+        ).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
         message = head.encode() + b"\r\n" + body
         reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])

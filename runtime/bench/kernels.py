@@ -10,18 +10,24 @@ CHIPS = (80, 90)
 
 
 def main(json: bool) -> int:
-    """Registers, shared memory and spills of every kernel; 1 if one of them does not fit."""
+    """Print registers, shared memory and spills of every kernel; return 1 if one does not fit."""
     from drawloom.engine.kernels.launch_configs import compiled
 
     rows: list[dict[str, Any]] = []
     for made in compiled(CHIPS):
         rows.append(
             {
-                "kernel": made.name, "form": made.form, "chip": f"sm_{made.chip}",
-                "warps": made.warps, "registers": made.registers, "shared": made.shared,
-                "spilled": made.spilled, "wgmma": made.wgmma, "fits": made.fits,
+                "kernel": made.name,
+                "form": made.form,
+                "chip": f"sm_{made.chip}",
+                "warps": made.warps,
+                "registers": made.registers,
+                "shared": made.shared,
+                "spilled": made.spilled,
+                "wgmma": made.wgmma,
+                "fits": made.fits,
             }
-        )  # fmt: skip
+        )
         if not json:
             output.note(f"{made.name} for sm_{made.chip} ({made.form})")
     if json:
@@ -40,10 +46,16 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table.add_column("wgmma")
     for row in rows:
         table.add_row(
-            row["kernel"], row["form"], row["chip"], str(row["warps"]), str(row["registers"]),
-            f"{row['shared']:,}", str(row["spilled"]), "yes" if row["wgmma"] else "",
+            row["kernel"],
+            row["form"],
+            row["chip"],
+            str(row["warps"]),
+            str(row["registers"]),
+            f"{row['shared']:,}",
+            str(row["spilled"]),
+            "yes" if row["wgmma"] else "",
             style="" if row["fits"] else "red",
-        )  # fmt: skip
+        )
     return table
 
 

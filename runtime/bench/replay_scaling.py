@@ -9,9 +9,18 @@ from drawloom.runtime.sim.workload import Call, Job
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What is replayed: `there` programs at a time, `count` in all, at `pressure`; each token of
-    the workload is `tokens`. With `environments`, tools wait for theirs where the workload says
-    what these take to start."""
+    """Select and scale the programs of a replay.
+
+    Args:
+        workload: name of a workload, or a trace file.
+        there: programs at a time.
+        count: programs in all.
+        pressure: KV capacity over working set.
+        tokens: tokens of the replay for one of the workload.
+        host: have host memory behind the KV cache.
+        seed: seed of the draw.
+        environments: tools wait for environments, for as long as these take to start.
+    """
 
     workload: str
     there: int = 12
@@ -24,7 +33,13 @@ class Replay:
 
 
 def scaled(jobs: Sequence[Job], tokens: float, seconds: float) -> list[Job]:
-    """The same programs, smaller and quicker; contexts still begin with what they began with."""
+    """Return the programs with fewer tokens and shorter tools; prefixes stay shared.
+
+    Args:
+        jobs: programs of a workload.
+        tokens: factor for tokens.
+        seconds: factor for times.
+    """
     return [_scaled(job, tokens, seconds) for job in jobs]
 
 
@@ -40,16 +55,21 @@ def _scaled(job: Job, tokens: float, seconds: float) -> Job:
         calls.append(replace(call, prompt=prompt, reuse=reuse, output=output, gap=gap, busy=busy))
     shared = min(round(job.shared * tokens), calls[0].prompt - 1)
     return replace(
-        job, calls=tuple(calls), shared=shared, arrival=job.arrival * seconds,
+        job,
+        calls=tuple(calls),
+        shared=shared,
+        arrival=job.arrival * seconds,
         env_start=job.env_start * seconds,
-    )  # fmt: skip
+    )
 
 
 def mean_prompt(jobs: Sequence[Job]) -> float:
+    """Return the mean prompt of all calls, in tokens."""
     return statistics.fmean(call.prompt for job in jobs for call in job.calls)
 
 
 def mean_gaps(jobs: Sequence[Job]) -> float:
+    """Return the mean time between calls of a program, in seconds."""
     return statistics.fmean(job.gaps for job in jobs)
 
 

@@ -139,11 +139,18 @@ class Player:
         last = at + 1 == len(job.calls)
         dispatcher.emit(
             StepFinished(
-                job.id, conversation, step, state, engine, len(tokens) + len(said),
-                () if last else (call.tool,), len(tokens) - usage.cached_tokens, *spans(usage),
+                job.id,
+                conversation,
+                step,
+                state,
+                engine,
+                len(tokens) + len(said),
+                () if last else (call.tool,),
+                len(tokens) - usage.cached_tokens,
+                *spans(usage),
                 final=last,
             )
-        )  # fmt: skip
+        )
         return said, usage
 
 

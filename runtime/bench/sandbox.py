@@ -1,6 +1,6 @@
 """`drawloom bench sandbox`: tool environments beside plain docker-py on the same engine.
 
-Bars are those of research/sandbox.md §5.7. Ours and the other side take turns in one run.
+Ours and the other side take turns in one run.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ async def _rows(url: str | None, json: bool) -> tuple[list[Row], dict[str, Any]]
 
 
 class Bench:
-    """One engine, one provider; what it made is gone when it is closed."""
+    """Measure one provider on one Docker engine; close removes what it made."""
 
     def __init__(self, url: str | None) -> None:
         self._url = url
@@ -67,9 +67,12 @@ class Bench:
         self._client = docker.DockerClient(base_url=url) if url else docker.from_env()
         about = self._client.info()
         self.about = {
-            "docker": about["ServerVersion"], "storage": about["Driver"], "cores": about["NCPU"],
-            "kernel": about["KernelVersion"], "at": time.strftime("%Y-%m-%d"),
-        }  # fmt: skip
+            "docker": about["ServerVersion"],
+            "storage": about["Driver"],
+            "cores": about["NCPU"],
+            "kernel": about["KernelVersion"],
+            "at": time.strftime("%Y-%m-%d"),
+        }
         self._root = str(about["DockerRootDir"])
         self._made: list[Any] = []
 
@@ -92,7 +95,7 @@ class Bench:
     # --- plain docker-py ------------------------------------------------------------------
 
     def _plain(self) -> Any:
-        """A container as `docker run -d IMAGE sleep` makes it."""
+        """Time a container as `docker run -d IMAGE sleep` makes it."""
         made = self._client.containers.run(
             BOX, ["sleep", "600"], detach=True, network_mode="none", init=True
         )
@@ -210,7 +213,7 @@ class Bench:
             Row("an idle environment, memory", "MiB", mebibytes, 12, "12 MiB", -1),
             Row("an idle environment, disk", "MB", each, 1, "1 MB", -1),
             Row("copies of 240 MiB beside them", "MB", copies / _SHARERS, each, "one of 20", 20),
-        ]  # fmt: skip
+        ]
 
     async def _hidden(self) -> list[Row]:
         return await cold_start_overlap.rows(self._url, _ROUNDS)
@@ -242,7 +245,7 @@ def _slow_many(container: Any, count: int) -> None:
 
 
 async def _repeated(work: Callable[[], object], count: int) -> float:
-    """The median seconds of a blocking call."""
+    """Return the median seconds of a blocking call."""
     took = []
     for _ in range(count):
         began = time.perf_counter()
@@ -259,8 +262,7 @@ def _used(folder: str) -> int:
 
 
 def _memory(container: str, pid: int) -> float:
-    """Bytes of a container's shim and of all that is charged to it, its kernel memory included.
-    A shim's pages that others have as well count for their share."""
+    """Return the bytes of a container's shim, and of all that its cgroup is charged."""
     total = float(_charged(pid))
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -43,7 +43,14 @@ _STEP_MS, _P99_MS, _BYTES = 1.0, 5.0, 2_000  # the bars
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A load of so many live programs, of so many branches each, agents and tools in all."""
+    """Describe a load of live programs.
+
+    Args:
+        live: programs at a time.
+        branches: branches of each.
+        agents: different agents.
+        tools: different tools.
+    """
 
     live: int = 10_000
     branches: int = 1
@@ -60,8 +67,7 @@ SHAPES = {
 
 
 class _Load:
-    """Programs that are always busy, as events for a core. `started` calls are at the engine, of
-    which the first `running` decode."""
+    """Keep programs busy: feed events to a core as an engine would."""
 
     def __init__(self, policy: str, shape: Shape, running: int) -> None:
         self.core = Scheduler(make_policy(policy))
@@ -107,16 +113,31 @@ class _Load:
         turn = self.turns[line] = self.turns.get(line, -1) + 1
         step, size = f"{line}#{turn}", min(_PEAK - 20, 180 + 20 * turn)
         self.lines[step], self.contexts[step] = line, size
-        self.send(StepReady(name, line, step, f"llm/{tool}", "e", size, _TOKENS))
+        self.send(
+            StepReady(name, line, step, f"llm/{tool}", engine="e", prompt=size, output=_TOKENS)
+        )
 
     def _finish(self, name: str, line: str, step: str, tool: str) -> None:
         size = min(_PEAK - 20, 200 + 20 * self.turns[line])
         service, calls = self.rng.expovariate(0.3), (tool,) if tool else ()
         del self.contexts[step], self.lines[step]
-        self.send(StepFinished(name, line, step, "llm", "e", size, calls, 20, 0.01, 0.0, service))
+        self.send(
+            StepFinished(
+                name,
+                line,
+                step,
+                "llm",
+                engine="e",
+                context=size,
+                calls=calls,
+                computed=20,
+                seconds=0.01,
+                service=service,
+            )
+        )
 
     def finish(self, name: str, step: str) -> None:
-        """A call ends; its conversation goes on after a tool, or is replaced by another one."""
+        """End a call; its conversation goes on after a tool, or is replaced by a new one."""
         line = self.lines[step]
         if self.rng.random() < 1 / _CALLS:
             self._finish(name, line, step, "")
@@ -175,8 +196,7 @@ def measure(
 
 
 def held_bytes(policy: str, programs: int = _HELD) -> float:
-    """Return the bytes that a program takes which is held with its first call, its names and
-    events included."""
+    """Return the bytes of scheduler state that one waiting program takes, its names included."""
     load = _Load(policy, Shape(live=0), running=1)
     tracemalloc.start()
     try:
@@ -184,7 +204,9 @@ def held_bytes(policy: str, programs: int = _HELD) -> float:
         for number in range(programs):
             name = f"p{number}"
             load.send(ProgramSubmitted(name, f"agent-{number % 8}", f"t{number % 10}"))
-            load.send(StepReady(name, name, f"{name}#0", "llm/", "e", 180, _TOKENS))
+            load.send(
+                StepReady(name, name, f"{name}#0", "llm/", engine="e", prompt=180, output=_TOKENS)
+            )
         load.started.clear()
         after, _ = tracemalloc.get_traced_memory()
     finally:
@@ -201,9 +223,15 @@ def main(policy: str, json: bool) -> int:
         output.emit(found)
         return 0
     table = Table(
-        "policy", "load", "live", "calls that run", "median", "p99", "largest",
+        "policy",
+        "load",
+        "live",
+        "calls that run",
+        "median",
+        "p99",
+        "largest",
         title=f"core, an engine step (bars: {_STEP_MS:g} ms, 99 % within {_P99_MS:g} ms)",
-    )  # fmt: skip
+    )
     for name, rows in found.items():
         for load, row in rows.items():
             if load == "memory":

@@ -14,12 +14,17 @@ _ONE = SamplingParams(max_tokens=1, ignore_eos=True)
 
 
 def run(core: EngineCore) -> None:
+    """Step a core until it is idle."""
     while core.busy:
         core.step()
 
 
 def first_token(core: EngineCore, conversation: str, tokens: list[int]) -> float:
-    """Seconds from submission to the first token."""
+    """Return the seconds from submission to the first token.
+
+    Raises:
+        Exception: the request failed.
+    """
     began = time.perf_counter()
     core.submit(GenerateRequest(f"{conversation}:{began}", conversation, tuple(tokens), _ONE))
     while core.batch.counters.generated_tokens >= 0:
@@ -34,7 +39,7 @@ def first_token(core: EngineCore, conversation: str, tokens: list[int]) -> float
 
 
 def decode_step(core: EngineCore, tokens: list[int], count: int = 24) -> float:
-    """Seconds of a step that decodes one sequence behind `tokens`."""
+    """Return the seconds of a step that decodes one sequence behind `tokens`."""
     params = SamplingParams(max_tokens=count, ignore_eos=True)
     core.submit(GenerateRequest(f"d{time.perf_counter()}", "decode", tuple(tokens), params))
     while not any(d.tokens for d in core.step()):
@@ -47,7 +52,7 @@ def decode_step(core: EngineCore, tokens: list[int], count: int = 24) -> float:
 
 
 def returning(core: EngineCore, context: int) -> dict[str, float]:
-    """Seconds to the first token of a program that comes back to `context` tokens."""
+    """Return the seconds to the first token of a program that comes back to `context` tokens."""
     rng = random.Random(context)
     tokens = [rng.randrange(1000) for _ in range(context)]
     found = {"recompute": first_token(core, "chat", tokens)}
@@ -66,7 +71,15 @@ def returning(core: EngineCore, context: int) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """Many programs with tools between their turns, in less memory than they want."""
+    """Describe many programs with tools between their turns, in too little memory.
+
+    Args:
+        programs: how many.
+        turns: turns of each.
+        delta: new prompt tokens of a turn.
+        output: output tokens of a turn.
+        gap: mean seconds between turns.
+    """
 
     programs: int = 64
     turns: int = 20
@@ -76,14 +89,22 @@ class Crowd:
 
     @property
     def working_set(self) -> int:
+        """Return the tokens of all contexts at their largest."""
         return self.programs * self.turns * (self.delta + self.output)
 
 
 def crowd(core: EngineCore, load: Crowd, leases: bool) -> dict[str, float]:
-    """Run it: recomputed tokens as a share of the new ones, and new tokens a second."""
+    """Run a crowd and return the share of tokens recomputed and the new tokens a second.
+
+    Args:
+        core: the engine.
+        load: the programs.
+        leases: lease KV and run the oldest program first, as the scheduler does.
+    """
     rng = random.Random(7)
-    contexts = {f"p{i}": [rng.randrange(1000) for _ in range(load.delta)]
-                for i in range(load.programs)}  # fmt: skip
+    contexts = {
+        f"p{i}": [rng.randrange(1000) for _ in range(load.delta)] for i in range(load.programs)
+    }
     turns = dict.fromkeys(contexts, 0)
     ready = [(0.0, name) for name in contexts]
     params = SamplingParams(max_tokens=load.output, ignore_eos=True)

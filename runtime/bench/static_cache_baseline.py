@@ -15,7 +15,7 @@ from drawloom.engine.ops.reference import rotate
 
 
 class Lean:
-    """A Llama on one CPU thread, for batches of prompts of one length."""
+    """Run a Llama on one CPU thread, for batches of prompts of one length."""
 
     def __init__(self, spec: ModelConfig, weights: dict[str, Tensor], most: int) -> None:
         self.spec, self.weights, ops = spec, weights, CpuOps()
@@ -42,7 +42,7 @@ class Lean:
 
     @torch.inference_mode()
     def generate(self, tokens: Tensor, count: int) -> Tensor:
-        """[B, L] to [B, count], greedy."""
+        """Return greedy tokens: [batch, length] to [batch, count]."""
         spec, batch = self.spec, tokens.shape[0]
         dtype = self.head(torch.zeros(1, spec.hidden_size, dtype=self._dtype())).dtype
         shape = (spec.layers, 2, batch, spec.kv_heads, tokens.shape[1] + count, spec.head_dim)

@@ -11,8 +11,16 @@ from drawloom.runtime.console import output
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure, ours beside another's. `want` is the bar for `ratio`: at least, or with a
-    negative sign at most."""
+    """Hold one figure beside a rival's.
+
+    Args:
+        what: the name of the row.
+        unit: unit of both figures.
+        ours: our figure.
+        other: the rival's.
+        against: the rival's name.
+        want: the bar for the ratio: at least, or at most if negative; 0: none.
+    """
 
     what: str
     unit: str
@@ -23,27 +31,36 @@ class Row:
 
     @property
     def ratio(self) -> float:
+        """Return our figure over the rival's; 0 where that is 0."""
         return self.ours / self.other if self.other else 0.0
 
     @property
     def met(self) -> bool:
+        """Return whether the ratio meets its bar."""
         return self.ratio >= self.want if self.want >= 0 else self.ratio <= -self.want
 
 
 def note(row: Row) -> None:
-    """Tell whoever watches."""
+    """Print one row to stderr as progress."""
     output.note(f"{row.what}: {row.ours:,.4g} {row.unit}, {row.ratio:.2f} x {row.against}")
 
 
 def plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """As JSON has them."""
+    """Return rows as JSON values, with ratio and verdict."""
     return [asdict(r) | {"ratio": r.ratio, "met": r.met} for r in rows]
 
 
 def report(
     rows: Sequence[Row], about: dict[str, Any], json: bool, more: dict[str, Any] | None = None
 ) -> None:
-    """All of them, as JSON or as a table."""
+    """Print all rows, as JSON or as a table.
+
+    Args:
+        rows: what was measured.
+        about: the machine and versions.
+        json: print JSON.
+        more: further fields of the JSON.
+    """
     if json:
         output.emit(about | (more or {}) | {"rows": plain(rows)})
         return
@@ -53,9 +70,14 @@ def report(
         bar = "" if not row.want else f"{'≥' if row.want > 0 else '≤'} {abs(row.want):g}"
         mark = "" if not row.want else " ✓" if row.met else " ✗"
         table.add_row(
-            row.what, row.unit, f"{row.ours:,.4g}", f"{row.other:,.4g}", row.against,
-            f"{row.ratio:.2f}", bar + mark,
-        )  # fmt: skip
+            row.what,
+            row.unit,
+            f"{row.ours:,.4g}",
+            f"{row.other:,.4g}",
+            row.against,
+            f"{row.ratio:.2f}",
+            bar + mark,
+        )
     output.console().print(table)
 
 

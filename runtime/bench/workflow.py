@@ -22,13 +22,13 @@ import torch
 from rich.table import Table
 
 from drawloom.engine.api.engine import EngineStats
+from drawloom.engine.config import EngineConfig
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.hosting.thread_engine import LocalEngine
 from drawloom.engine.models.checkpoint import dummy
 from drawloom.environments import Env
 from drawloom.runtime.bench.calibrate import profile
-from drawloom.runtime.bench.engine import engine as make_core
-from drawloom.runtime.bench.engine import shape
+from drawloom.runtime.bench.models import make_engine, small_llama
 from drawloom.runtime.bench.replay_scaling import Replay, mean_gaps, mean_prompt, scaled
 from drawloom.runtime.bench.replayer import VOCABULARY, Player
 from drawloom.runtime.console import output as show
@@ -58,18 +58,14 @@ _AMPLE = Rooms(slots=10_000, tools=10_000, starts=_STARTS, pull=math.inf, park=N
 
 
 class Bench:
-    """One workload, one engine, costs measured once; policies in turn.
-
-    Attributes:
-        took: seconds of each program from its arrival to its end, of the last live run by policy.
-    """
+    """Replay one workload on one engine, under policies in turn; costs are measured once."""
 
     def __init__(self, replay: Replay, jobs: Sequence[Job]) -> None:
         torch.set_num_threads(1)
         self.replay = replay
         self.took: dict[str, list[float]] = {}
         self._sizes = 1
-        spec = shape(6, 256, VOCABULARY, _CONTEXT)
+        spec = small_llama(6, 256, VOCABULARY, _CONTEXT)
         self._spec, self._weights = spec, dummy(spec, torch.float32)
         cost, _ = profile(self._core(_CONTEXT, _CONTEXT))
         small = scaled(jobs, replay.tokens, 1.0)
@@ -91,10 +87,11 @@ class Bench:
         self.alone = {job.id: alone[job.id.split(":", 1)[1]] for job in self.drawn}
 
     def _measure_overheads(self, context: int) -> None:
-        """The profile steps a core by hand; live, each step also crosses a thread, each call the
-        scheduler and an event loop, and streams share an interpreter with the engine. What that
-        takes is the difference to small programs of calls over about `context` tokens: alone with
-        few and with many tokens a call, and several at a time."""
+        """Measure what a live step and a live call take longer than the profile says.
+
+        The profile steps a core by hand; live, each step also crosses a thread, and each call the
+        scheduler.
+        """
         few, many, crowd = 2, 32, 8
         short = self._excess(lambda: [self._small(context, few)])
         long = self._excess(lambda: [self._small(context, many)])
@@ -111,8 +108,11 @@ class Bench:
         self.machine = replace(self.machine, cost=cost)
 
     def _small(self, context: int, output: int) -> Job:
-        """Prompts add another number of tokens each time, as a workload's do: for every new one a
-        CPU's products are prepared anew, which a profile of few sizes does not see."""
+        """Return a program whose calls add a different number of tokens each time.
+
+        A workload's calls do: a CPU prepares its products anew for every new length, which a
+        profile of few lengths does not see.
+        """
         calls, prompt, kept = list[Call](), max(64, context // 2), 0
         for _ in range(_CALLS):
             calls.append(Call(prompt, kept, output, 0.0, "t"))
@@ -141,10 +141,8 @@ class Bench:
         return self.kv_tokens / (self.replay.there * statistics.fmean(j.peak for j in self.drawn))
 
     def _core(self, kv_tokens: int, host_tokens: int) -> EngineCore:
-        return make_core(
-            self._spec, self._weights, torch.device("cpu"), kv_tokens=kv_tokens,
-            host_tokens=host_tokens,
-        )  # fmt: skip
+        config = EngineConfig(kv_tokens=kv_tokens, host_tokens=host_tokens)
+        return make_engine(self._spec, self._weights, config, torch.device("cpu"))
 
     def live(self, policy: str) -> dict[str, float]:
         """Replay under a policy, on an engine of its own and in an event loop of its own."""
@@ -202,7 +200,7 @@ class Bench:
         }
 
     def simulated(self, policy: str) -> dict[str, float]:
-        """The same programs on the same costs, in virtual time."""
+        """Return the figures of the same programs on the same costs, in virtual time."""
         rooms = _AMPLE if self.replay.environments else None
         chosen, host = make_policy(policy), self.replay.host
         outcome = Simulation(
@@ -227,8 +225,11 @@ async def _leased(engine: LocalEngine) -> float:
 
 
 def main(replay: Replay, policies: Sequence[str], json: bool, plot: Path | None = None) -> int:
-    """Raises `ConfigError` for a workload or policy that there is not, or a picture that cannot be
-    written."""
+    """Replay, simulate and print.
+
+    Raises:
+        ConfigError: an unknown workload or policy, or a picture that cannot be written.
+    """
     for name in policies:
         make_policy(name)
     path = Path(replay.workload)
@@ -248,11 +249,17 @@ def main(replay: Replay, policies: Sequence[str], json: bool, plot: Path | None 
     means = [{n: row["jct_mean_s"] for n, row in rows.items()} for rows in (live, simulated)]
     errors = [abs(means[1][name] / means[0][name] - 1) for name in policies]
     about = {
-        "workload": replay.workload, "programs": replay.count, "in_flight": replay.there,
-        "pressure": bench.pressure, "tokens_scale": replay.tokens, "seconds_scale": bench.seconds,
-        "kv_tokens": bench.kv_tokens, "host_tokens": bench.host_tokens,
-        "kendall_tau": kendall(*means), "jct_error_mean": statistics.fmean(errors),
-    }  # fmt: skip
+        "workload": replay.workload,
+        "programs": replay.count,
+        "in_flight": replay.there,
+        "pressure": bench.pressure,
+        "tokens_scale": replay.tokens,
+        "seconds_scale": bench.seconds,
+        "kv_tokens": bench.kv_tokens,
+        "host_tokens": bench.host_tokens,
+        "kendall_tau": kendall(*means),
+        "jct_error_mean": statistics.fmean(errors),
+    }
     if json:
         show.emit(about | {"live": live, "simulated": simulated})
         return 0
@@ -261,17 +268,26 @@ def main(replay: Replay, policies: Sequence[str], json: bool, plot: Path | None 
 
 
 _SHOWN = {
-    "jct_mean_s": ("JCT mean", "{:.2f}"), "jct_p50_s": ("p50", "{:.2f}"),
-    "jct_p95_s": ("p95", "{:.2f}"), "jct_p99_s": ("p99", "{:.2f}"),
-    "jct_less_gaps_mean_s": ("less gaps", "{:.2f}"), "admission_mean_s": ("admission", "{:.2f}"),
-    "ttft_p50_s": ("TTFT p50", "{:.3f}"), "ttft_p99_s": ("p99", "{:.2f}"),
-    "tokens_per_s": ("tokens/s", "{:.0f}"), "steps_per_min": ("steps/min", "{:,.0f}"),
-    "recomputed_share": ("recomputed", "{:.1%}"), "hit_share": ("hits", "{:.0%}"),
-    "slo_share": ("SLO", "{:.0%}"), "stretch_max": ("stretch", "{:.0f}"),
-    "fairness": ("fairness", "{:.2f}"), "held_idle_block_s": ("held idle", "{:,.0f}"),
-    "preemptions": ("preempted", "{:.0f}"), "env_stall_s": ("env stall", "{:.3f}"),
+    "jct_mean_s": ("JCT mean", "{:.2f}"),
+    "jct_p50_s": ("p50", "{:.2f}"),
+    "jct_p95_s": ("p95", "{:.2f}"),
+    "jct_p99_s": ("p99", "{:.2f}"),
+    "jct_less_gaps_mean_s": ("less gaps", "{:.2f}"),
+    "admission_mean_s": ("admission", "{:.2f}"),
+    "ttft_p50_s": ("TTFT p50", "{:.3f}"),
+    "ttft_p99_s": ("p99", "{:.2f}"),
+    "tokens_per_s": ("tokens/s", "{:.0f}"),
+    "steps_per_min": ("steps/min", "{:,.0f}"),
+    "recomputed_share": ("recomputed", "{:.1%}"),
+    "hit_share": ("hits", "{:.0%}"),
+    "slo_share": ("SLO", "{:.0%}"),
+    "stretch_max": ("stretch", "{:.0f}"),
+    "fairness": ("fairness", "{:.2f}"),
+    "held_idle_block_s": ("held idle", "{:,.0f}"),
+    "preemptions": ("preempted", "{:.0f}"),
+    "env_stall_s": ("env stall", "{:.3f}"),
     "env_idle_s": ("env idle", "{:,.1f}"),
-}  # fmt: skip
+}
 
 
 def _print(
@@ -303,8 +319,7 @@ def _print(
 
 
 def kendall(live: dict[str, float], simulated: dict[str, float]) -> float:
-    """Over the pairs of policies that differ by more than a tenth live: how many are in the same
-    order in the simulator less how many are not, as a share; 1 when there is no such pair."""
+    """Return Kendall's tau of two rankings, over pairs that differ by more than a tenth live."""
     pairs = [
         (a, b)
         for a, b in combinations(live, 2)

@@ -1,7 +1,7 @@
 """`drawloom bench`: the verbs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -231,6 +231,7 @@ def bench_rivals(
     programs: str = "4,8,16,24",
     kv_tokens: Count = 16_384,
     threads: Count = 1,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
     rounds: Count = 2,
     trace: Path | None = None,
     turns: Count = 12,
@@ -257,6 +258,7 @@ def bench_rivals(
         programs: programs at once, one load after the other.
         kv_tokens: tokens of KV memory of each server.
         threads: threads that compute, on cores of their own where there are enough.
+        dtype: numbers that all servers compute in.
         rounds: times that all systems take turns.
         trace: coding programs are drawn from it, scaled; by default synthetic ones.
         turns: calls of a coding program, at most.
@@ -280,6 +282,7 @@ def bench_rivals(
             programs=rivals.numbers(programs),
             kv_tokens=kv_tokens,
             threads=threads,
+            dtype=dtype,
             rounds=rounds,
             trace=trace,
             shape=Shape(turns, peak, gap),

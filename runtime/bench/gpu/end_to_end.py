@@ -14,9 +14,21 @@ from drawloom.engine.models.checkpoint import dummy
 from drawloom.engine.runners.cpu_runner import ModelRunner
 from drawloom.engine.runners.gpu_runner import GpuRunner
 from drawloom.engine.sequence import SamplingParams
-from drawloom.runtime.bench.engine import engine_of
+from drawloom.runtime.bench.models import make_engine
 
-SPEC = ModelConfig("qwen3", 1100, 256, 3, 8, 2, 64, 512, 2048, qk_norm=True, dtype="float32")
+SPEC = ModelConfig(
+    family="qwen3",
+    vocab_size=1100,
+    hidden_size=256,
+    layers=3,
+    heads=8,
+    kv_heads=2,
+    head_dim=64,
+    intermediate_size=512,
+    max_position=2048,
+    qk_norm=True,
+    dtype="float32",
+)
 _OUTPUT = 24
 
 
@@ -24,13 +36,15 @@ def _engine(device: torch.device, runner: type[ModelRunner]) -> EngineCore:
     tensors = {name: tensor * 4 for name, tensor in dummy(SPEC, torch.float32).items()}
     config = EngineConfig(kv_tokens=8192, max_sequences=16, max_batch_tokens=256)
     moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return engine_of(SPEC, moved, config, device, runner)
+    return make_engine(SPEC, moved, config, device, runner)
 
 
 def disagreement(device: torch.device, requests: int = 9) -> float:
-    """The most by which the log-probability of a token that the device's engine said is not what
-    the CPU's engine computes for it, in float32. Some prompts begin alike, some are sampled; all
-    kinds of steps occur. Raises what a request fails with."""
+    """Return the largest difference of a token's log-probability from the CPU engine's.
+
+    Both engines compute in float32. Some prompts begin alike and some are sampled, so that all
+    kinds of steps occur. Raises what a request fails with.
+    """
     mine, other = _engine(device, GpuRunner), _engine(torch.device("cpu"), ModelRunner)
     rng, worst = random.Random(0), 0.0
     common = rng.choices(range(3, 1000), k=300)
@@ -42,9 +56,13 @@ def disagreement(device: torch.device, requests: int = 9) -> float:
     deltas: list[Delta] = []
     for at, (name, tokens) in enumerate(prompts.items()):
         params = SamplingParams(
-            max_tokens=_OUTPUT, ignore_eos=True, logprobs=True, temperature=0.8 * (at % 3 == 0),
-            top_p=0.9, seed=at,
-        )  # fmt: skip
+            max_tokens=_OUTPUT,
+            ignore_eos=True,
+            logprobs=True,
+            temperature=0.8 * (at % 3 == 0),
+            top_p=0.9,
+            seed=at,
+        )
         mine.submit(GenerateRequest(name, name, tuple(tokens), params))
         deltas += mine.step()
     while mine.busy:
@@ -69,7 +87,7 @@ def disagreement(device: torch.device, requests: int = 9) -> float:
 
 @contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:
-    """Inside, whatever makes the host wait for the device in the middle of a launch is an error."""
+    """Turn a host wait for the device in the middle of a launch into an error."""
     if device.type != "cuda":
         yield
         return

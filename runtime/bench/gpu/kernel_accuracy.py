@@ -35,7 +35,7 @@ _TOLERANCE = {torch.bfloat16: 3e-2, torch.float32: 1e-4}
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How large the inputs are: contexts of sequences, heads, width of a layer, vocabulary."""
+    """Describe how large the inputs are: contexts, heads, layer width and vocabulary."""
 
     contexts: tuple[int, ...] = (1, 17, 4000, 1024, 300, 2048)
     chunk: int = 700
@@ -48,13 +48,22 @@ class Scale:
     blocks: int = 2048
 
 
-SMALL = Scale((1, 17, 150), 20, 144, 4, 2, 16, 96, 90, 64)
+SMALL = Scale(
+    contexts=(1, 17, 150),
+    chunk=20,
+    shared=144,
+    heads=4,
+    kv_heads=2,
+    depth=16,
+    hidden=96,
+    vocabulary=90,
+    blocks=64,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How far a kernel is off, as a share of its reference (and of the mean of that, where it is
-    near zero), and how far it may be."""
+    """Hold the error of a kernel, as a share of its reference, and what is allowed."""
 
     kernel: str
     dtype: str
@@ -205,9 +214,12 @@ def _cascade(
         return torch.tensor(values, dtype=torch.int32, device=device)
 
     at = Decodes(
-        _tables(contexts, scale, scale.shared, rng).to(device), ints(list(range(count))),
-        ints(contexts), since=ints([scale.shared] * count), members=ints(members),
-    )  # fmt: skip
+        _tables(contexts, scale, scale.shared, rng).to(device),
+        ints(list(range(count))),
+        ints(contexts),
+        since=ints([scale.shared] * count),
+        members=ints(members),
+    )
     parts = _poisoned(Parts.room(count, heads, depth, 40, device))
     decode.cut(at, parts)
     before = (
@@ -287,9 +299,15 @@ def _choosing(
     heat = torch.tensor([0.0, 0.7, 1.0, 2.0], device=device)
     zeros = torch.zeros(rows, dtype=torch.int32, device=device)
     sample.sample(
-        logits, picked, torch.arange(rows, dtype=torch.int32, device=device), heat,
-        torch.tensor(keys, device=device), zeros, torch.ones(rows, device=device), False,
-    )  # fmt: skip
+        logits,
+        picked,
+        torch.arange(rows, dtype=torch.int32, device=device),
+        heat,
+        torch.tensor(keys, device=device),
+        zeros,
+        torch.ones(rows, device=device),
+        False,
+    )
     noise = gumbel(keys, torch.arange(scale.vocabulary)).to(device)
     heated = logits.float() / heat.clamp_min(1e-6)[:, None] + noise
     wanted = torch.where(heat > 0, heated.argmax(-1), logits.float().argmax(-1))
@@ -297,10 +315,15 @@ def _choosing(
     picked = sample.nothing(rows, device)
     k, p = [0, 5, 0, 40], [1.0, 1.0, 0.7, 0.9]
     sample.sample(
-        logits, picked, torch.arange(rows, dtype=torch.int32, device=device), heat,
-        torch.tensor(keys, device=device), torch.tensor(k, dtype=torch.int32, device=device),
-        torch.tensor(p, device=device), True,
-    )  # fmt: skip
+        logits,
+        picked,
+        torch.arange(rows, dtype=torch.int32, device=device),
+        heat,
+        torch.tensor(keys, device=device),
+        torch.tensor(k, dtype=torch.int32, device=device),
+        torch.tensor(p, device=device),
+        True,
+    )
     kept = keep(logits.float() / heat.clamp_min(1e-6)[:, None], k, p) + noise
     wanted = torch.where(heat > 0, kept.argmax(-1), logits.float().argmax(-1))
     yield "sample, filtered", sample.tokens(picked), wanted

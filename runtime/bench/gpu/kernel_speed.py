@@ -13,7 +13,7 @@ from drawloom.engine.kernels import cascade, decode, prefill, skinny_gemm
 from drawloom.engine.kernels.decode import Decodes, Parts
 from drawloom.engine.kernels.prefill import Prefills
 from drawloom.engine.ops.base import Stream
-from drawloom.runtime.bench.gpu.limits import Limits, seconds
+from drawloom.runtime.bench.roofline import DeviceLimits, best_seconds
 
 T = TypeVar("T")
 _SIZE = 16
@@ -22,7 +22,7 @@ _COLD = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of one layer of the model, and how long its contexts are."""
+    """Describe one layer of the model and the contexts that kernels are timed on."""
 
     heads: int = 32
     kv_heads: int = 8
@@ -46,7 +46,7 @@ class Timed:
     of: str
 
 
-def table(device: torch.device, sizes: Sizes, limits: Limits) -> Iterator[Timed]:
+def table(device: torch.device, sizes: Sizes, limits: DeviceLimits) -> Iterator[Timed]:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     yield from _decodes(device, sizes, limits, dtype)
     yield from _prefills(device, sizes, limits, dtype)
@@ -92,7 +92,7 @@ def _parts(sizes: Sizes, batch: int, device: torch.device) -> Parts:
 
 
 def _decodes(
-    device: torch.device, sizes: Sizes, limits: Limits, dtype: torch.dtype
+    device: torch.device, sizes: Sizes, limits: DeviceLimits, dtype: torch.dtype
 ) -> Iterator[Timed]:
     token = 2 * sizes.kv_heads * sizes.depth * dtype.itemsize
     cases = {f"decode, {n} x {sizes.context}": [sizes.context] * n for n in sizes.batches}
@@ -138,7 +138,7 @@ def _cascade(
 
 
 def _prefills(
-    device: torch.device, sizes: Sizes, limits: Limits, dtype: torch.dtype
+    device: torch.device, sizes: Sizes, limits: DeviceLimits, dtype: torch.dtype
 ) -> Iterator[Timed]:
     length = sizes.chunk
     for prefix in (0, length):
@@ -155,9 +155,11 @@ def _prefills(
         pairs = length * prefix + length * (length + 1) / 2
         work = 4 * pairs * sizes.heads * sizes.depth
         yield Timed(
-            f"prefill, {length} behind {prefix}", 1e6 * took, work / took / limits.matmul,
+            f"prefill, {length} behind {prefix}",
+            1e6 * took,
+            work / took / limits.matmul,
             "of products",
-        )  # fmt: skip
+        )
 
 
 def _prefill(q: Tensor, at: Prefills, size: int, layer: tuple[Tensor, Tensor]) -> Tensor:
@@ -165,14 +167,16 @@ def _prefill(q: Tensor, at: Prefills, size: int, layer: tuple[Tensor, Tensor]) -
 
 
 def _products(
-    device: torch.device, sizes: Sizes, limits: Limits, dtype: torch.dtype
+    device: torch.device, sizes: Sizes, limits: DeviceLimits, dtype: torch.dtype
 ) -> Iterator[Timed]:
     scratch = skinny_gemm.Scratch(device)
     qkv = (sizes.heads + 2 * sizes.kv_heads) * sizes.depth
     shapes = {
-        "qkv": (qkv, sizes.hidden), "o": (sizes.hidden, sizes.heads * sizes.depth),
-        "gate_up": (2 * sizes.inner, sizes.hidden), "down": (sizes.hidden, sizes.inner),
-    }  # fmt: skip
+        "qkv": (qkv, sizes.hidden),
+        "o": (sizes.hidden, sizes.heads * sizes.depth),
+        "gate_up": (2 * sizes.inner, sizes.hidden),
+        "down": (sizes.hidden, sizes.inner),
+    }
     for name, (width, depth) in shapes.items():
         # more copies than fit the second-level cache, one after the other
         copies = max(1, min(8, _COLD // (width * depth * dtype.itemsize)))
@@ -195,20 +199,22 @@ def _normed(stream: Stream, scratch: skinny_gemm.Scratch, weight: Tensor) -> Ten
 
 
 def _each(work: Callable[[T], object], inputs: list[T], device: torch.device) -> float:
-    """Seconds of one, of several launched in a row; by a graph where there are graphs, as launching
-    takes longer than many of these do."""
+    """Return the seconds of one launch, timed over several in a row.
+
+    A CUDA graph launches them where there is one, as launching takes longer than some kernels.
+    """
 
     def all_() -> None:
         for one in inputs:
             work(one)
 
     if device.type != "cuda":
-        return seconds(all_, device) / len(inputs)
+        return best_seconds(all_, device) / len(inputs)
     all_()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         all_()
-    return seconds(graph.replay, device) / len(inputs)
+    return best_seconds(graph.replay, device) / len(inputs)
 
 
 __all__ = ["Sizes", "Timed", "table"]

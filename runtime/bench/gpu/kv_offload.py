@@ -10,18 +10,16 @@ import torch
 from drawloom.engine.api import commands as do
 from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.sequence import SamplingParams
-from drawloom.runtime.bench.gpu.limits import wait
-from drawloom.runtime.bench.gpu.model_shapes import kv_bytes
 from drawloom.runtime.bench.gpu.speed import Speed
 from drawloom.runtime.bench.gpu.step_timeline import Steps
+from drawloom.runtime.bench.models import kv_bytes
+from drawloom.runtime.bench.roofline import synchronize
 from drawloom.runtime.bench.session_return import first_token, run
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """Bytes a second from host memory and as a share of the bus; seconds to the first token of a
-    program that comes back; the same where its KV is computed again; how much longer the steps
-    of others take while it is copied, as a share."""
+    """Hold how fast KV comes back from host memory."""
 
     bandwidth: float
     share: float
@@ -31,7 +29,7 @@ class Restored:
 
 
 class Tiers:
-    """An engine with host memory behind it."""
+    """Measure an engine with host memory behind its KV cache."""
 
     def __init__(self, speed: Speed, context: int) -> None:
         self._speed, self._core = speed, speed.core
@@ -46,11 +44,11 @@ class Tiers:
         seconds, resumes = [], []
         for turn in range(tries):
             self._empty()
-            wait(self._device)
+            synchronize(self._device)
             began = time.perf_counter()
             core.handle(do.Prefetch("chat"))
             run(core)
-            wait(self._device)
+            synchronize(self._device)
             seconds.append(time.perf_counter() - began)
             self._empty()
             resumes.append(first_token(core, "chat", [*tokens, 3 + turn]))
@@ -59,17 +57,20 @@ class Tiers:
         slowdown = self._slowdown(others)
         core.handle(do.Release("chat"))
         return Restored(
-            bandwidth, bandwidth / self._speed.limits.to_device, statistics.median(resumes),
-            recompute, slowdown,
-        )  # fmt: skip
+            bandwidth,
+            bandwidth / self._speed.limits.to_device,
+            statistics.median(resumes),
+            recompute,
+            slowdown,
+        )
 
     def _empty(self) -> None:
-        """What has a copy in host memory leaves the device."""
+        """Free all device blocks that have a copy in host memory."""
         self._core.cache.empty_device()
         self._core._transfer()
 
     def _slowdown(self, others: int, steps: int = 48) -> float:
-        """Of the steps of `others` that decode while the chat is brought back again and again."""
+        """Return how much slower other sequences decode while a chat is brought back repeatedly."""
         core, speed = self._core, self._speed
         length = min(1024, core.info.kv_tokens // (4 * others))
         names = [speed.ask(speed.prompt(length), 3 * steps) for _ in range(others)]
@@ -90,7 +91,7 @@ class Tiers:
 
 
 def shared_prefix(speed: Speed, requests: int, prefix: int, steps: int = 32) -> float:
-    """How many times faster sequences of one beginning decode when it is read once for all."""
+    """Return how many times faster sequences with one prefix decode when it is read once."""
     core, common = speed.core, speed.prompt(prefix)
     packer, rates = speed.runner.packer, []
     params = SamplingParams(max_tokens=3 * steps, ignore_eos=True)

@@ -7,8 +7,10 @@ _OK = 0
 
 
 class Meter:
-    """Reads the counter of the first GPU by NVML (`nvmlDeviceGetTotalEnergyConsumption`, in
-    millijoules since the driver was loaded; Volta and later). None where there is none."""
+    """Read the energy counter of the first GPU by NVML.
+
+    `nvmlDeviceGetTotalEnergyConsumption`, in millijoules; without NVML all figures are 0.
+    """
 
     def __init__(self) -> None:
         self._nvml: ctypes.CDLL | None = None

@@ -28,8 +28,10 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """So many programs at once, of at most `calls` calls each; a token of the workload is `tokens`,
-    a second `seconds`."""
+    """Describe programs that run at once.
+
+    Args are fields: programs, their calls at most, and the scale of tokens and seconds.
+    """
 
     programs: int
     calls: int = 12
@@ -39,9 +41,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What came of it: seconds in all, output tokens a second, seconds from a tool's end to the
-    first token behind it, the share of the time in which the device waited for a step, the host's
-    seconds of one, and how many there were."""
+    """Hold the figures of one run."""
 
     seconds: float
     rate: float
@@ -53,7 +53,7 @@ class Ran:
 
 @tool(timeout=None)
 async def work(seconds: float, letters: int) -> str:
-    """A process that takes its time and prints."""
+    """Run a process that sleeps and prints, as a tool does."""
     script = f"import time; time.sleep({seconds}); print('{_LETTERS[letters % 26]}' * {letters})"
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-S", "-c", script, stdout=asyncio.subprocess.PIPE
@@ -78,7 +78,10 @@ def _text(length: int) -> str:
 
 
 def _plan(job: Job, load: Load) -> tuple[int, list[list[float]]]:
-    """The first prompt's letters; of each call its output, its tool's seconds and letters."""
+    """Return what a job sends: letters of its first prompt, and figures of each call.
+
+    The figures are output tokens, tool seconds and letters of the result.
+    """
     calls = job.calls[: load.calls]
     found = []
     for at, call in enumerate(calls):

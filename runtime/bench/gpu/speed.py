@@ -12,16 +12,15 @@ from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.runners.gpu_runner import GpuRunner
 from drawloom.engine.sequence import SamplingParams
 from drawloom.runtime.bench.gpu.end_to_end import no_waiting
-from drawloom.runtime.bench.gpu.limits import Limits, wait
-from drawloom.runtime.bench.gpu.model_shapes import kv_bytes, parameters
 from drawloom.runtime.bench.gpu.power import Meter
 from drawloom.runtime.bench.gpu.step_timeline import Steps
+from drawloom.runtime.bench.models import kv_bytes, multiplied_weights
+from drawloom.runtime.bench.roofline import DeviceLimits, synchronize
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Tokens a second, as a share of the roofline; the share of the time that the device waited for
-    its next step; joules a token, None where nothing counts them."""
+    """Hold the decode speed of one batch and how idle the device was."""
 
     rate: float
     share: float
@@ -30,9 +29,9 @@ class Decoded:
 
 
 class Speed:
-    """An engine on one model, its core stepped by hand."""
+    """Measure an engine on one model, stepping its core by hand."""
 
-    def __init__(self, core: EngineCore, spec: ModelConfig, limits: Limits) -> None:
+    def __init__(self, core: EngineCore, spec: ModelConfig, limits: DeviceLimits) -> None:
         self.core, self.spec, self.limits = core, spec, limits
         assert isinstance(core._runner, GpuRunner)
         self.runner, self._device = core._runner, torch.device(core.info.device)
@@ -52,7 +51,7 @@ class Speed:
         return name
 
     def step(self) -> list[Delta]:
-        """One step. Raises what a request failed with."""
+        """Run one step. Raises what a request failed with."""
         deltas = self.core.step()
         for delta in deltas:
             if delta.error is not None:
@@ -75,11 +74,11 @@ class Speed:
                 self.step()
         with Steps(core) as noted:
             before = core.batch.counters.generated_tokens
-            wait(self._device)
+            synchronize(self._device)
             used, start = self._meter.joules(), time.perf_counter()
             for _ in range(steps):
                 self.step()
-            wait(self._device)
+            synchronize(self._device)
             took = time.perf_counter() - start
             used_after = self._meter.joules()
         made = core.batch.counters.generated_tokens - before
@@ -87,9 +86,8 @@ class Speed:
             core.cancel(name)
         self._drain()
         rate = made / took
-        per_step = self.width * parameters(self.spec) + batch * (context + steps / 2) * kv_bytes(
-            self.spec, self.width
-        )
+        weights = self.width * multiplied_weights(self.spec)
+        per_step = weights + batch * (context + steps / 2) * kv_bytes(self.spec, self.width)
         best = batch / (per_step / self.limits.memory)
         joules = None if used is None or used_after is None else (used_after - used) / made
         return Decoded(rate, rate / best, noted.idle, joules)
@@ -101,16 +99,18 @@ class Speed:
         for _ in range(3):
             for _ in range(count):
                 self.ask(self.prompt(length), 1)
-            wait(device)
+            synchronize(device)
             start = time.perf_counter()
             while core.busy:
                 self.step()
-            wait(device)
+            synchronize(device)
             best = min(best, time.perf_counter() - start)
             self._drain()
         rate = count * length / best
         spec = self.spec
-        body = parameters(spec) - spec.vocab_size * spec.hidden_size  # one row of the head only
+        body = (
+            multiplied_weights(spec) - spec.vocab_size * spec.hidden_size
+        )  # one row of the head only
         pairs = length / 2 * spec.heads * spec.head_dim * spec.layers
         return rate, rate * (2 * body + 4 * pairs) / self.limits.matmul
 

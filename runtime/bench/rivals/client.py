@@ -29,7 +29,7 @@ class Called:
 
 @dataclass(slots=True)
 class Played:
-    """How one task went, and from its submission to its end in seconds."""
+    """Hold how one task went, and its times from submission to end in seconds."""
 
     id: str
     calls: list[Called] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How the server is spoken to.
+    """Select how the server is spoken to.
 
     Args:
         ids: send a `program_id`, and say when the program has ended.
@@ -82,7 +82,7 @@ async def play(
 
 
 class Agent:
-    """A program: asks, adds the answer to its history, runs its tool, asks again."""
+    """Play one program: ask, add the answer to its history, run its tool, ask again."""
 
     def __init__(self, http: httpx.AsyncClient, task: Task, way: Way) -> None:
         self._http, self._task, self._way = http, task, way
@@ -137,9 +137,12 @@ class Agent:
     def _body(self, turn: Turn) -> dict[str, Any]:
         task, way = self._task, self._way
         body: dict[str, Any] = {
-            "model": "m", "messages": self._messages, "max_tokens": turn.output,
-            "ignore_eos": True, "temperature": task.temperature,
-        }  # fmt: skip
+            "model": "m",
+            "messages": self._messages,
+            "max_tokens": turn.output,
+            "ignore_eos": True,
+            "temperature": task.temperature,
+        }
         if turn.choices > 1:
             body["n"] = turn.choices
         if task.tools:

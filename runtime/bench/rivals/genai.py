@@ -20,7 +20,7 @@ _BLOCK = 32  # tokens of one of its blocks
 
 
 class Library:
-    """Its continuous batching with prefix caching, at the shape of the servers."""
+    """Run OpenVINO GenAI with prefix caching, at the same sizes as the servers."""
 
     def __init__(self, folder: str, threads: int, dtype: str, kv_tokens: int) -> None:
         self._genai = importlib.import_module("openvino_genai")
@@ -31,9 +31,10 @@ class Library:
         scheduler.max_num_batched_tokens = 512
         hint = "bf16" if dtype == "bfloat16" else "f32"
         properties = {
-            "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": hint,
             "KV_CACHE_PRECISION": hint,
-        }  # fmt: skip
+        }
         made = self._genai.ContinuousBatchingPipeline
         self._pipeline = made(folder, scheduler, "CPU", properties, {})
         self._count = 0

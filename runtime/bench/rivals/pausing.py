@@ -30,7 +30,7 @@ class State(Enum):
 
 @dataclass(slots=True)
 class Seen:
-    """A program as the proxy sees it. `waits`: it has sent a request that is held."""
+    """Hold a program as the proxy sees it; `waits`: it has sent a request that is held."""
 
     name: str
     state: State = State.REASONING
@@ -65,8 +65,7 @@ class Pausing:
         return self.capacity - sum(counted)
 
     def asked(self, name: str, characters: int) -> bool:
-        """Note a request of so many characters. Return whether it goes on now; else it is held
-        until `tick` or `ended` names its program."""
+        """Note a request of so many characters; return whether it may go on now."""
         program = self.programs.setdefault(name, Seen(name, State.HELD))
         program.steps += 1
         program.tokens = int(characters / self._ratio)
@@ -80,8 +79,7 @@ class Pausing:
         return not program.waits
 
     def answered(self, name: str, characters: int, prompt: int, total: int) -> None:
-        """Note that a call has ended; `prompt` and `total` tokens by the server's usage, 0 for a
-        call that failed."""
+        """Note that a call has ended, with the server's usage in tokens; 0 if unknown."""
         program = self.programs.get(name)
         if program is None:  # released meanwhile
             return

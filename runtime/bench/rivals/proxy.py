@@ -124,9 +124,10 @@ class Proxy:
             self._answered(name, characters, {})
             return JSONResponse({"error": {"message": f"{error!r}"}}, 502)
         return StreamingResponse(
-            self._passed_on(name, characters, found), found.status_code,
+            self._passed_on(name, characters, found),
+            found.status_code,
             media_type=found.headers.get("content-type"),
-        )  # fmt: skip
+        )
 
     async def _passed_on(
         self, name: str, characters: int, found: httpx.Response

@@ -97,12 +97,17 @@ def summary(runs: Sequence[Run]) -> dict[Load, dict[str, Figures]]:
 
 
 _SHOWN = {
-    "jct_mean": ("JCT mean", "{:.1f}"), "jct_p95": ("p95", "{:.1f}"),
-    "makespan": ("makespan", "{:.1f}"), "first_p50": ("TTFT p50", "{:.2f}"),
-    "first_p95": ("p95", "{:.2f}"), "computed": ("computed", "{:,.0f}"),
-    "cached_share": ("cached", "{:.0%}"), "steps_per_min": ("steps/min", "{:.0f}"),
-    "failed": ("failed", "{:d}"), "ratio": ("× vLLM", "{:.2f}"),
-}  # fmt: skip
+    "jct_mean": ("JCT mean", "{:.1f}"),
+    "jct_p95": ("p95", "{:.1f}"),
+    "makespan": ("makespan", "{:.1f}"),
+    "first_p50": ("TTFT p50", "{:.2f}"),
+    "first_p95": ("p95", "{:.2f}"),
+    "computed": ("computed", "{:,.0f}"),
+    "cached_share": ("cached", "{:.0%}"),
+    "steps_per_min": ("steps/min", "{:.0f}"),
+    "failed": ("failed", "{:d}"),
+    "ratio": ("× vLLM", "{:.2f}"),
+}
 
 
 def agents_table(found: Mapping[Load, Mapping[str, Figures]], title: str) -> Table:
@@ -129,8 +134,7 @@ def best(row: str, values: Iterable[float]) -> float:
 
 
 def speeds(found: Speeds) -> dict[str, dict[str, float]]:
-    """Return the best figure of all rounds by row and system, and our ratio to the best rival
-    (`ratio`, more than 1 where ours is quicker)."""
+    """Return the best figure of all rounds by row and system, and our ratio to the best rival."""
     rows: dict[str, dict[str, float]] = {}
     for row in UNITS:
         here = {name: best(row, rounds[row]) for name, rounds in found.items() if rounds.get(row)}
@@ -175,9 +179,12 @@ def plain(
         for run in runs
     ]
     return {
-        "about": dict(about), "agents": agents, "speed": speeds(speed), "not_started": dict(failed),
+        "about": dict(about),
+        "agents": agents,
+        "speed": speeds(speed),
+        "not_started": dict(failed),
         "runs": each,
-    }  # fmt: skip
+    }
 
 
 def lines(found: Mapping[Load, Mapping[str, Figures]]) -> dict[str, list[tuple[float, float]]]:
@@ -192,6 +199,16 @@ def lines(found: Mapping[Load, Mapping[str, Figures]]) -> dict[str, list[tuple[f
 
 
 __all__ = [
-    "BASE", "Figures", "Load", "Run", "agents_table", "figures", "lines", "plain", "quantile",
-    "speeds", "speeds_table", "summary",
-]  # fmt: skip
+    "BASE",
+    "Figures",
+    "Load",
+    "Run",
+    "agents_table",
+    "figures",
+    "lines",
+    "plain",
+    "quantile",
+    "speeds",
+    "speeds_table",
+    "summary",
+]

@@ -22,12 +22,12 @@ _TAIL, _CAUSES, _WIDTH = 15, 3, 300  # lines of its log that an error shows, and
 
 
 class StartFailed(DrawloomError):
-    """A server could not be installed or did not start."""
+    """Report a server that could not be installed or did not start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """How a server is started.
+    """Describe how a server is started.
 
     Args:
         name: what it is called in messages, and its log.
@@ -69,7 +69,7 @@ def on_cores(cores: frozenset[int] | None) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def running(command: Command, logs: Path) -> AsyncIterator[str]:
-    """Start a server and yield its URL once it is healthy; stop it afterwards, whatever happens.
+    """Start a server, yield its URL once it is healthy, and always stop it.
 
     Args:
         command: the server.
@@ -84,9 +84,13 @@ async def running(command: Command, logs: Path) -> AsyncIterator[str]:
     with log.open("wb") as out, on_cores(command.cores):
         try:
             process = subprocess.Popen(
-                argv, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=os.environ | dict(command.env), start_new_session=True,
-            )  # fmt: skip
+                argv,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | dict(command.env),
+                start_new_session=True,
+            )
         except OSError as error:
             raise StartFailed(f"{command.name} cannot be started: {error}") from None
     try:
@@ -98,19 +102,19 @@ async def running(command: Command, logs: Path) -> AsyncIterator[str]:
 
 
 async def lines(command: Command, logs: Path) -> AsyncGenerator[str, None]:
-    """Run a program to its end and yield the lines that it prints; what it says besides goes into
-    its log. It is stopped when the reader stops.
-
-    Raises:
-        StartFailed: it failed; with the end of its log.
-    """
+    """Run a program to its end and yield the lines that it prints; stderr goes into a log."""
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{command.name}-{os.getpid()}.log"
     with log.open("wb") as out, on_cores(command.cores):
         process = subprocess.Popen(
-            command.argv, stdout=subprocess.PIPE, stderr=out, stdin=subprocess.DEVNULL,
-            env=os.environ | dict(command.env), start_new_session=True, text=True,
-        )  # fmt: skip
+            command.argv,
+            stdout=subprocess.PIPE,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | dict(command.env),
+            start_new_session=True,
+            text=True,
+        )
     assert process.stdout is not None
     try:
         while line := await asyncio.to_thread(process.stdout.readline):

@@ -27,9 +27,13 @@ UNITS = {
 def asked(vocabulary: int) -> dict[str, int]:
     """Return the numbers of the rows, for what measures them without HTTP."""
     return {
-        "vocabulary": vocabulary, "context": _CONTEXT, "long": _LONG, "back": _BACK,
-        "output": _OUTPUT, "times": _TIMES,
-    }  # fmt: skip
+        "vocabulary": vocabulary,
+        "context": _CONTEXT,
+        "long": _LONG,
+        "back": _BACK,
+        "output": _OUTPUT,
+        "times": _TIMES,
+    }
 
 
 class Speed:
@@ -53,9 +57,12 @@ class Speed:
     async def call(self, prompt: list[int], output: int) -> float:
         """Complete one prompt by exactly `output` tokens. Return the seconds."""
         body = {
-            "model": "m", "prompt": prompt, "max_tokens": output, "temperature": 0,
+            "model": "m",
+            "prompt": prompt,
+            "max_tokens": output,
+            "temperature": 0,
             "ignore_eos": True,
-        }  # fmt: skip
+        }
         began = time.perf_counter()
         answer = await self._http.post("/v1/completions", json=body)
         took = time.perf_counter() - began
@@ -86,7 +93,7 @@ class Speed:
         return time.perf_counter() - began
 
     async def _decode(self, count: int) -> float:
-        """From cached prompts: what further tokens take over one."""
+        """Return the tokens a second of decoding behind cached prompts."""
         prompts = [self.tokens(_CONTEXT) for _ in range(count)]
         await self._all(prompts, 1)
         found = []
@@ -96,7 +103,7 @@ class Speed:
         return count * _OUTPUT / statistics.median(found)
 
     async def _mixed(self) -> float:
-        """A prompt of 1k arrives while seven decode; until all have ended."""
+        """Return the seconds until seven decodes and a prompt of 1k that arrives among them end."""
         prompts = [self.tokens(_CONTEXT) for _ in range(7)]
         await self._all(prompts, 1)
         found = []
@@ -110,7 +117,7 @@ class Speed:
         return statistics.median(found)
 
     async def _return(self) -> float:
-        """An agent comes back: 36 more tokens each time, behind what is cached."""
+        """Return the seconds of an agent's return: 36 new tokens behind a cached context."""
         prompt = self.tokens(4000)
         await self.call(prompt, 1)
         found = []

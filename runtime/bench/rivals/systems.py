@@ -23,7 +23,7 @@ _MOST_SLOTS = 16  # requests that llama.cpp computes at a time
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all servers have in common.
+    """Hold what all servers have in common.
 
     Args:
         installed: the rivals.
@@ -105,13 +105,29 @@ def vllm(setting: Setting) -> Command:
         env |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_USE_AOT_COMPILE": "0"}
     blocks = setting.kv_tokens // block + 1  # one of its blocks holds nothing
     argv = (
-        str(program), "serve", str(setting.model), "--served-model-name", "m",
-        "--host", "127.0.0.1", "--port", "{port}", "--dtype", setting.dtype,
-        "--num-gpu-blocks-override", str(blocks), "--block-size", str(block),
-        "--max-model-len", str(setting.context), "--enable-prompt-tokens-details",
-        "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+        str(program),
+        "serve",
+        str(setting.model),
+        "--served-model-name",
+        "m",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "{port}",
+        "--dtype",
+        setting.dtype,
+        "--num-gpu-blocks-override",
+        str(blocks),
+        "--block-size",
+        str(block),
+        "--max-model-len",
+        str(setting.context),
+        "--enable-prompt-tokens-details",
+        "--enable-auto-tool-choice",
+        "--tool-call-parser",
+        "hermes",
         "--disable-uvicorn-access-log",
-    )  # fmt: skip
+    )
     return Command("vllm", argv, env, setting.cores)
 
 
@@ -119,26 +135,56 @@ def proxy(setting: Setting, upstream: str, tick: float) -> Command:
     """Return how the pause/resume proxy is started; it is on the clients' cores."""
     module = "drawloom.runtime.bench.rivals.proxy"
     argv = (
-        sys.executable, "-m", module, "--upstream", upstream, "--port", "{port}",
-        "--kv-tokens", str(setting.kv_tokens), "--tick", str(tick),
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        module,
+        "--upstream",
+        upstream,
+        "--port",
+        "{port}",
+        "--kv-tokens",
+        str(setting.kv_tokens),
+        "--tick",
+        str(tick),
+    )
     return Command("pause", argv, {}, setting.clients, wait=60.0)
 
 
 def llama(setting: Setting, peak: int) -> Command:
-    """Return how llama.cpp's server is started: one memory for all its slots, as many as surely
-    have room (it fails requests where there is none), and no further cache in host memory."""
+    """Return the command of llama.cpp's server.
+
+    All slots share one memory, and there are as many as surely fit.
+    """
     model = setting.model / "model.gguf"
     if not model.exists():
         raise StartFailed(f"llama.cpp needs {model}")
     slots = max(1, min(_MOST_SLOTS, setting.kv_tokens // peak))
     argv = (
-        str(setting.installed.llama_server()), "--model", str(model), "--alias", "m",
-        "--host", "127.0.0.1", "--port", "{port}", "--ctx-size", str(setting.kv_tokens),
-        "--parallel", str(slots), "--kv-unified", "--cache-ram", "0", "--jinja", "--no-webui",
-        "--threads", str(setting.threads), "--threads-batch", str(setting.threads),
-        "--threads-http", "4",
-    )  # fmt: skip
+        str(setting.installed.llama_server()),
+        "--model",
+        str(model),
+        "--alias",
+        "m",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "{port}",
+        "--ctx-size",
+        str(setting.kv_tokens),
+        "--parallel",
+        str(slots),
+        "--kv-unified",
+        "--cache-ram",
+        "0",
+        "--jinja",
+        "--no-webui",
+        "--threads",
+        str(setting.threads),
+        "--threads-batch",
+        str(setting.threads),
+        "--threads-http",
+        "4",
+    )
     return Command("llama.cpp", argv, {}, setting.cores)
 
 
@@ -146,19 +192,41 @@ def openvino(setting: Setting, rows: str, seed: int) -> Command:
     """Return how OpenVINO GenAI measures the engine-only rows; `rows` are their numbers."""
     installed, script = setting.installed, str(_HERE / "genai.py")
     argv = (
-        str(installed.openvino()), "-P", script, str(installed.openvino_model(setting.model)),
-        str(setting.threads), setting.dtype, str(setting.kv_tokens), str(seed), rows,
-    )  # fmt: skip
+        str(installed.openvino()),
+        "-P",
+        script,
+        str(installed.openvino_model(setting.model)),
+        str(setting.threads),
+        setting.dtype,
+        str(setting.kv_tokens),
+        str(seed),
+        rows,
+    )
     return Command(LIBRARY, argv, {}, setting.cores)
 
 
 def drawloom(setting: Setting) -> Command:
     """Return how our own server is started."""
     argv = (
-        sys.executable, "-m", "drawloom", "serve", "--model", str(setting.model), "--name", "m",
-        "--port", "{port}", "--dtype", setting.dtype, "--threads", str(setting.threads),
-        "--kv-tokens", str(setting.kv_tokens), "--device", "cuda" if setting.cuda else "cpu",
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "drawloom",
+        "serve",
+        "--model",
+        str(setting.model),
+        "--name",
+        "m",
+        "--port",
+        "{port}",
+        "--dtype",
+        setting.dtype,
+        "--threads",
+        str(setting.threads),
+        "--kv-tokens",
+        str(setting.kv_tokens),
+        "--device",
+        "cuda" if setting.cuda else "cpu",
+    )
     env = {"OMP_NUM_THREADS": str(setting.threads)}
     return Command("drawloom", argv, env, setting.cores)
 

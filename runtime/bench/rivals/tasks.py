@@ -46,7 +46,7 @@ TOOLS: tuple[dict[str, Any], ...] = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One LLM call.
+    """Describe one LLM call of a task.
 
     Args:
         added: messages that follow what has been said before.
@@ -67,8 +67,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A program: its turns, and the tools that it offers. `recorded`: its history has the
-    recorded answers; else what came back."""
+    """Describe a program: its turns and the tools that it offers."""
 
     id: str
     turns: tuple[Turn, ...]
@@ -79,7 +78,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How recorded programs are scaled to a small machine.
+    """Describe how recorded programs are scaled to a small machine.
 
     Args:
         turns: calls of a program, at most.
@@ -136,8 +135,7 @@ def make(
 
 
 def scaled(jobs: Sequence[Job], count: int, rng: random.Random, shape: Shape) -> list[Job]:
-    """Return `count` recorded programs, drawn with replacement: their first calls, with tokens and
-    pauses in proportion."""
+    """Return `count` recorded programs, drawn with replacement and scaled."""
     usable = [job for job in jobs if len(job.calls) >= 3]
     if not usable:
         raise ConfigError("no program of the trace has three calls")
@@ -156,8 +154,7 @@ def scaled(jobs: Sequence[Job], count: int, rng: random.Random, shape: Shape) ->
 
 
 def coding(job: Job, salt: str, rng: random.Random, tools: bool, rewritten: bool) -> Task:
-    """Return a recorded program as messages: observations are user messages, or results of tools
-    whose calls are recorded, since a small model calls none."""
+    """Return a recorded coding program as messages."""
     system = words(random.Random(f"{salt}/{job.prefix}"), job.shared)
     turns: list[Turn] = []
     context = 0
@@ -213,8 +210,7 @@ def _chat(name: str, salt: str, rng: random.Random, rewritten: bool) -> Task:
 
 
 def _best(name: str, salt: str, rng: random.Random, rewritten: bool) -> Task:
-    """Make a program of three questions: several answers to each, then one that judges them (the
-    client puts the other answers before the judge's question)."""
+    """Return a program of three questions, several answers to each, and one that judges them."""
     system = words(random.Random(salt), 250)
     turns = []
     for at in range(3):
@@ -242,6 +238,15 @@ def _rollout(number: int, salt: str, rng: random.Random, rewritten: bool) -> Tas
 
 
 __all__ = [
-    "GROUP", "TOOLS", "WORKLOADS", "Message", "Shape", "Task", "Turn", "coding", "make", "scaled",
+    "GROUP",
+    "TOOLS",
+    "WORKLOADS",
+    "Message",
+    "Shape",
+    "Task",
+    "Turn",
+    "coding",
+    "make",
+    "scaled",
     "words",
-]  # fmt: skip
+]

@@ -77,12 +77,22 @@ def main(name: str, out: pathlib.Path) -> None:
         }
         tokenizer = hf.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         config = hf.LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=intermediate,
-            num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-            head_dim=HEAD, max_position_embeddings=CONTEXT, rms_norm_eps=EPSILON,
-            tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-            rope_parameters={"rope_type": "default", "rope_theta": THETA}, dtype="bfloat16",
-        )  # fmt: skip
+            vocab_size=VOCABULARY,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=HEAD,
+            max_position_embeddings=CONTEXT,
+            rms_norm_eps=EPSILON,
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+            rope_parameters={"rope_type": "default", "rope_theta": THETA},
+            dtype="bfloat16",
+        )
         torch.manual_seed(0)
         model = hf.LlamaForCausalLM(config)
         if name == "smollm2":

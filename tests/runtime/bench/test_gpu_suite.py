@@ -11,10 +11,10 @@ import torch
 from drawloom.errors import ConfigError
 from drawloom.runtime.bench.gpu import kernel_accuracy
 from drawloom.runtime.bench.gpu.kernel_speed import Sizes
-from drawloom.runtime.bench.gpu.model_shapes import TINY
+from drawloom.runtime.bench.models import TINY
 from drawloom.runtime.bench.gpu.runtime_loop import Load
 from drawloom.runtime.bench.gpu.suite import PARTS, Bench, Model, Plan, main
-from drawloom.runtime.bench.gpu.transformers_gpu import Rivals
+from drawloom.runtime.bench.transformers_baseline import GpuTransformers
 from drawloom.runtime.bench.session_return import Crowd
 from drawloom.runtime.bench.table import Row
 
@@ -45,7 +45,9 @@ def test_every_part_of_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         host_tokens=2048, kv_tokens=2048, crowd=Crowd(3, 2, 20, 4, 0.01),
         loads=(Load(2, 2, 0.005, 0.01),), shared=(4, 256), rival=(2, 20, 4),
     )  # fmt: skip
-    monkeypatch.setattr(Rivals, "compiled", lambda *args: 100.0)  # Inductor takes 20 s on a CPU
+    monkeypatch.setattr(
+        GpuTransformers, "compiled", lambda *args: 100.0
+    )  # Inductor takes 20 s on a CPU
     bench = Bench(CPU, plan)
     rows = list(bench.rows(PARTS))
     names = [row.what for row in rows]
@@ -59,7 +61,7 @@ def test_every_part_of_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     ):  # fmt: skip
         assert wanted in names
     assert all(row.ours >= 0 and row.ratio == row.ratio for row in rows)
-    assert bench.limits is not None and min(bench.limits.shown().values()) > 0
+    assert bench.limits is not None and min(bench.limits.by_unit().values()) > 0
 
 
 def test_parts_are_chosen_by_name() -> None:

@@ -214,7 +214,6 @@ def serve(
     policy: Policy = "drawloom",
     engine: ServerEngineOptions = _SERVER_ENGINE,
     reasoning: bool = False,
-    always_usage: bool = False,
     trust_priority: bool = False,
     drain: Seconds = 30.0,
     isolate: bool = False,
@@ -233,7 +232,6 @@ def serve(
         insecure: serve off loopback without a key: everybody who reaches the address can use it.
         name: what the model is called on the wire; by default as it is loaded.
         reasoning: the model writes a thought first, ended by </think>, whatever its template says.
-        always_usage: end every stream with its usage, asked for or not.
         trust_priority: order requests by the priority that they give themselves; ignored otherwise.
         drain: seconds for which running requests may go on after SIGTERM or Ctrl-C.
         isolate: run the engine in a process of its own, whose crash fails no request.
@@ -252,7 +250,6 @@ def serve(
     options = server.ServeOptions(
         name=name or Path(model).name,
         reasoning=reasoning,
-        always_usage=always_usage,
         trust_priority=trust_priority,
         drain=drain,
         access=Access.for_listener(host, keys, allow_host or (), insecure),

@@ -69,7 +69,6 @@ class Server:
         *,
         name: str = "",
         reasoning: bool = False,
-        always_usage: bool = False,
         trust_priority: bool = False,
         ttl: float = 300.0,
     ) -> None:
@@ -78,7 +77,6 @@ class Server:
             runtime: an open runtime.
             name: how the model is called on the wire; by default as it is loaded.
             reasoning: the model writes its thought first.
-            always_usage: end every stream with its usage, asked for or not.
             trust_priority: believe the priority that a request gives itself.
             ttl: seconds for which a silent named program is kept.
         """
@@ -98,7 +96,6 @@ class Server:
             self.timings,
             info.max_context,
             reasoning,
-            always_usage,
         )
         routes = [
             Route("/v1/chat/completions", self._chat, methods=["POST"]),

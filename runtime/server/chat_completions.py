@@ -44,7 +44,6 @@ class Served:
     timings: Timings
     max_context: int
     reasoning: bool = False
-    always_usage: bool = False
     prompter: Prompter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -269,7 +268,7 @@ class ChatCompletion:
                 for chunk in chunks:
                     yield about | {"choices": [chunk]}
         options = self.asked.stream_options
-        if self.served.always_usage or (options is not None and options.include_usage):
+        if options is not None and options.include_usage:
             yield about | {"choices": [], "usage": self.usage()}
 
     @property

@@ -96,7 +96,7 @@ class Completion:
                             yield self._about() | {"choices": [choice]}
                 index += 1
         options = self.asked.stream_options
-        if self.served.always_usage or (options is not None and options.include_usage):
+        if options is not None and options.include_usage:
             yield self._about() | {"choices": [], "usage": usage(self._usages)}
 
     async def _stream(

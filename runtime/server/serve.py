@@ -35,7 +35,6 @@ class ServeOptions:
 
     name: str = ""
     reasoning: bool = False
-    always_usage: bool = False
     trust_priority: bool = False
     drain: float = 30.0
     access: Access = field(default_factory=Access)
@@ -129,9 +128,11 @@ async def serve(runtime: Runtime, listener: socket.socket, options: ServeOptions
     """
     async with runtime:
         server = Server(
-            runtime, name=options.name, reasoning=options.reasoning,
-            always_usage=options.always_usage, trust_priority=options.trust_priority,
-        )  # fmt: skip
+            runtime,
+            name=options.name,
+            reasoning=options.reasoning,
+            trust_priority=options.trust_priority,
+        )
         with _signals(server) as received:
             async with listening(server, listener, options.access):
                 _announce(server, listener, options.access)

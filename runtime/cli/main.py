@@ -52,38 +52,25 @@ app.command(bench_app)
 @app.command
 def demo(
     *,
-    programs: Count = 32,
-    questions: Count = 7,
-    gap: Seconds = 0.1,
-    rounds: Count = 3,
-    kv_tokens: Count = 3072,
     model: Model = "tinyagent",
     device: Device = "auto",
     sandbox: Kind = "auto",
     out: Path = Path("."),
     json: Json = False,
 ) -> int:
-    """Run the same programs under two policies and show what the difference is.
+    """Run the same programs under two policies and compare completion times.
 
     Args:
-        programs: programs, each with a container of its own.
-        questions: questions that each answers, one after the other in one conversation.
-        gap: mean seconds between two arrivals.
-        rounds: times that each policy runs; the median round is shown.
-        kv_tokens: tokens of KV cache; too few on purpose for all programs at once.
         out: the folder for demo.html and demo.png.
     """
-    from drawloom.runtime.console import output
+    from drawloom.runtime.demo import report
     from drawloom.runtime.demo import run as demo_run
 
-    options = demo_run.DemoOptions(
-        programs, questions, gap, rounds, kv_tokens, model, device=device, sandbox=sandbox
-    )
-    with demo_run.docker_engine(sandbox) as url, output.demo_progress(json) as progress:
+    options = demo_run.DemoOptions(model=model, device=device, sandbox=sandbox)
+    with demo_run.docker_engine(sandbox) as url, report.show_progress(json) as progress:
         outcomes = asyncio.run(demo_run.run_demo(options, url, progress))
-    summary = demo_run.summarise(outcomes)
-    pictures = demo_run.save_pictures(outcomes, out)
-    output.demo(summary, pictures, json)
+    pictures = report.save_pictures(outcomes, out)
+    report.print_summary(report.summarise(outcomes), pictures, json)
     return 0
 
 

@@ -1,21 +1,18 @@
-"""The demo: the same programs under two policies, in turn, and a table of what it cost."""
+"""Runs of the demo: the same programs under two policies, in turn."""
 
 import asyncio
 import contextlib
 import itertools
-import os
 import random
 import statistics
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from drawloom.engine.api.engine import EngineStats
 from drawloom.errors import DrawloomError
 from drawloom.runtime.console.timeline import Activity, Track, make_track
-from drawloom.runtime.console.timeline_render import Panel
 from drawloom.runtime.demo.agent import solve
 from drawloom.runtime.demo.tasks import BOX, Task, make_task
 from drawloom.runtime.dispatch.backends import TINY
@@ -266,87 +263,4 @@ async def _measure(
     )
 
 
-def summarise(outcomes: dict[str, list[Outcome]]) -> dict[str, Any]:
-    """The object that ``drawloom demo --json`` prints. Times are of the median round by mean JCT,
-    counts of the same round, so that they belong together."""
-    middle = {p: sorted(o, key=lambda x: x.jct_mean)[len(o) // 2] for p, o in outcomes.items()}
-    reference = outcomes[POLICIES[0]][0].answers
-    equal = all(o.answers == reference for several in outcomes.values() for o in several)
-    first = next(iter(middle.values()))
-    return {
-        "programs": len(first.answers),
-        "policies": {policy: _row(outcome, equal) for policy, outcome in middle.items()},
-        "jct_mean_s_by_round": {
-            p: [o.jct_mean for o in several] for p, several in outcomes.items()
-        },
-    }
-
-
-def _row(outcome: Outcome, equal: bool) -> dict[str, Any]:
-    stats = outcome.stats
-    hidden = 1 - outcome.env_stall / outcome.env_cold if outcome.env_cold else None
-    return {
-        "solved": outcome.solved,
-        "answers_equal": equal,
-        "jct_mean_s": outcome.jct_mean,
-        "jct_p95_s": quantile(outcome.jct, 0.95),
-        "ttft_p99_s": quantile(outcome.ttft, 0.99),
-        "prompt_tokens": stats.prompt_tokens,
-        "recomputed_tokens": stats.recomputed_tokens,
-        "prefix_hit_tokens": stats.hit_tokens,
-        "env_claims": outcome.env_claims,
-        "env_warm_claims": outcome.env_warm_claims,
-        "env_wait_hidden": hidden,
-        "env_idle_s": outcome.env_idle,
-        "spent_s": outcome.spent,
-    }
-
-
-def quantile(values: tuple[float, ...], share: float) -> float:
-    """The nearest-rank quantile; 0 of nothing."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
-
-
-_TITLES = {
-    "fcfs-lru": "Each call scheduled alone (fcfs-lru)",
-    "drawloom": "Each program scheduled as one unit (drawloom)",
-}
-
-
-def _calls(outcome: Outcome) -> float:
-    """LLM calls of a program, on average."""
-    calls = sum(b.activity is Activity.DECODE for t in outcome.tracks for b in t.bars)
-    return max(1.0, calls / max(1, len(outcome.tracks)))
-
-
-def panels(outcomes: dict[str, list[Outcome]]) -> list[Panel]:
-    """A picture of each policy's median round."""
-    made = []
-    for policy, several in outcomes.items():
-        outcome = sorted(several, key=lambda x: x.jct_mean)[len(several) // 2]
-        note = (
-            f"{outcome.stats.recomputed_tokens:,} prompt tokens were computed a second time; "
-            f"a call waited {outcome.spent['queued'] / _calls(outcome):.2f} s for its turn"
-        )
-        title = f"{_TITLES[policy]}: {outcome.jct_mean:.1f} s for a program, on average"
-        made.append(Panel(title, note, outcome.tracks))
-    return made
-
-
-def save_pictures(outcomes: dict[str, list[Outcome]], folder: Path) -> list[Path]:
-    """Write ``demo.html`` and ``demo.png``."""
-    from drawloom.runtime.console.timeline_render import save_html, save_png
-
-    made = panels(outcomes)
-    heading = (
-        f"The same {len(made[0].tracks)} agent programs twice, one row each, "
-        f"on {os.cpu_count()} cores"
-    )
-    page, image = folder / "demo.html", folder / "demo.png"
-    save_html(page, made, heading)
-    save_png(image, made, heading)
-    return [page, image]
-
-
-__all__ = ["DemoOptions", "Outcome", "docker_engine", "run_demo", "save_pictures", "summarise"]
+__all__ = ["DemoOptions", "Outcome", "docker_engine", "run_demo"]

@@ -38,7 +38,7 @@ ALLOWED = {
         "store": set(),
         "dispatch": {"scheduler", "store"},
         "execution": {"dispatch", "scheduler", "store"},
-        "console": {"demo", "store"},
+        "console": {"store"},
         "sdk": {"console", "dispatch", "execution", "scheduler", "server", "store"},
         "server": {"console", "dispatch", "execution", "scheduler", "sdk"},
         "sim": {"scheduler"},
@@ -47,9 +47,9 @@ ALLOWED = {
 }
 # imported by nobody: the ends of the chain
 ENDS = {"bench", "cli"}
-# cut these next: kernels and ops share a type, the console draws the demo's table, and a runtime
-# makes the server that environments reach it by
-CIRCLES = {("engine", "kernels"), ("runtime", "console"), ("runtime", "sdk")}
+# cut these next: kernels and ops share a type, and a runtime makes the server that environments
+# reach it by
+CIRCLES = {("engine", "kernels"), ("runtime", "sdk")}
 
 
 def _imports(path: Path) -> set[str]:

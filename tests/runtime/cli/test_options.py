@@ -55,8 +55,6 @@ def test_angle_brackets_survive_in_help() -> None:
         (["sim", "--seeds", "x"], "--seeds"),
         (["sim", "--seeds", "0"], ">= 1"),
         (["sim", "--pressure", "-1"], ">= 0"),
-        (["demo", "--programs", "0"], ">= 1"),
-        (["demo", "--rounds", "0"], ">= 1"),
         (["serve", "--drain", "-1"], ">= 0"),
         (["serve", "--kv-tokens", "-5"], ">= 0"),
         (["serve", "--port", "many"], "--port"),

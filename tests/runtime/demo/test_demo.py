@@ -11,14 +11,8 @@ from drawloom import Chat, Runtime, agent, tool
 from drawloom.engine.config import ModelConfig
 from drawloom.engine.models.checkpoint import shapes
 from drawloom.runtime.demo.agent import solve
-from drawloom.runtime.demo.run import (
-    DemoOptions,
-    Outcome,
-    make_tasks,
-    run_demo,
-    save_pictures,
-    summarise,
-)
+from drawloom.runtime.demo.report import save_pictures, summarise
+from drawloom.runtime.demo.run import DemoOptions, Outcome, make_tasks, run_demo
 from drawloom.runtime.demo.tasks import ADJECTIVES, FAMILIES, NOUNS, SYSTEM, is_held_out, make_task
 from drawloom.runtime.dispatch.backends import tiny_model
 

@@ -1,4 +1,4 @@
-"""What the engine takes when the model takes nothing: host time of a step, and of the server."""
+"""Host time of an engine step and of a request to the server, without a model."""
 
 import asyncio
 import statistics

@@ -1,4 +1,4 @@
-"""What `drawloom bench workflow` replays, scaled to a small model and a short time."""
+"""Programs of a workload, scaled to a small model and a short time."""
 
 import statistics
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What programs that come back cost: hits, leases, the host tier, little memory for many."""
+"""Costs of programs that come back: prefix hits, leases, host memory, too little KV memory."""
 
 import heapq
 import random

@@ -1,1 +1,1 @@
-"""What an engine reaches on a GPU, beside what the GPU could do."""
+"""Figures of an engine on a GPU, beside the limits of that GPU."""

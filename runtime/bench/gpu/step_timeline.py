@@ -1,4 +1,4 @@
-"""When steps began and ended on the device, by its own clock."""
+"""Begin and end of steps on the device, by its own clock."""
 
 from itertools import pairwise
 from types import TracebackType

@@ -1,4 +1,4 @@
-"""How each system of the comparison is started: one server, and a proxy where it has one."""
+"""Start commands of each system of the comparison, and of its proxy where it has one."""
 
 import contextlib
 import json

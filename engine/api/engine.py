@@ -59,7 +59,7 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class RequestUsage:
     """Of one finished request. Times are `time.monotonic` seconds; `started` is when the first
     token was computed for it, `first` when its first output token was there. Of the
     `cached_tokens`, `restored_tokens` came back from host memory."""
@@ -91,7 +91,7 @@ class Delta:
     text: str
     logprobs: tuple[float, ...] = ()
     finish: FinishReason | None = None
-    usage: Usage | None = None
+    usage: RequestUsage | None = None
     error: DrawloomError | None = None
     tops: tuple[tuple[tuple[int, float], ...], ...] = ()
     scores: tuple[float, ...] = ()
@@ -243,6 +243,6 @@ __all__ = [
     "EngineStats",
     "GenerateRequest",
     "Grammar",
+    "RequestUsage",
     "Restarting",
-    "Usage",
 ]

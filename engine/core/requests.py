@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from drawloom.engine.api.engine import Delta, Usage
+from drawloom.engine.api.engine import Delta, RequestUsage
 from drawloom.engine.core.step_plan import Chunk
 from drawloom.engine.sequence import FinishReason, Sequence
 from drawloom.engine.text.tokenizer import TextStream
@@ -47,10 +47,10 @@ class Request:
         usage, scores = self.usage(now()), tuple(seq.scores)
         return Delta(seq.id, tokens, text, logprobs, finish, usage, None, tops, scores)
 
-    def usage(self, now: float) -> Usage:
+    def usage(self, now: float) -> RequestUsage:
         """The account of a request that ends now."""
         seq = self.seq
-        return Usage(
+        return RequestUsage(
             seq.prompt_length,
             self.cached,
             seq.generated,

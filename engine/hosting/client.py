@@ -24,7 +24,7 @@ from drawloom.leases import KVReply, LeaseStatus
 _DEATHS = 3
 
 
-class Host(ABC):
+class EngineClient(ABC):
     """The `Engine` seam over a core that is elsewhere."""
 
     def __init__(self, info: EngineInfo, tokenizer: Tokenizer) -> None:
@@ -239,4 +239,4 @@ def continued(request: GenerateRequest, tokens: list[int]) -> GenerateRequest:
     return replace(request, tokens=whole, said=request.said + len(tokens))
 
 
-__all__ = ["Host", "continued"]
+__all__ = ["EngineClient", "continued"]

@@ -9,7 +9,7 @@ of the death first, and may ask for the next deltas in its own order.
 A child that hangs is killed and replaced like one that died: it sends a sign of life every second
 from a thread of its own (`process_worker`), so that a slow step or the loading of a model does not
 count as silence. One that dies while it starts is tried again, more and more slowly; at
-last the engine closes, and `Host.ended` says why.
+last the engine closes, and `EngineClient.ended` says why.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from typing import Any
 from drawloom.engine.api import commands as do
 from drawloom.engine.api.engine import Delta, EngineInfo
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.hosting.client import Host
+from drawloom.engine.hosting.client import EngineClient
 from drawloom.engine.models.checkpoint import resolve
 from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import CheckpointError, ConfigError, EngineClosed, EngineError
@@ -42,7 +42,7 @@ _TICKS = 8
 _PATIENCE = 5.0
 
 
-class ProcessEngine(Host):
+class ProcessEngine(EngineClient):
     """An engine core in a process of its own. Make one with `ProcessEngine.load`.
 
     Args:

@@ -12,12 +12,12 @@ from collections import deque
 from drawloom.engine.api import commands as do
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.core.engine_core import EngineCore
-from drawloom.engine.hosting.client import Host
+from drawloom.engine.hosting.client import EngineClient
 
 log = logging.getLogger("drawloom.engine")
 
 
-class LocalEngine(Host):
+class LocalEngine(EngineClient):
     """`EngineCore` behind the `Engine` seam. Make one with `LocalEngine.load`, close it after."""
 
     def __init__(self, core: EngineCore) -> None:

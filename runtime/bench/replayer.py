@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 
-from drawloom.engine.api.engine import GenerateRequest, Usage
+from drawloom.engine.api.engine import GenerateRequest, RequestUsage
 from drawloom.engine.sequence import SamplingParams
 from drawloom.environments import Env
 from drawloom.runtime.dispatch.dispatcher import Dispatcher
@@ -118,7 +118,7 @@ class Player:
 
     async def _generate(
         self, job: Job, at: int, conversation: str, tokens: list[int]
-    ) -> tuple[list[int], Usage]:
+    ) -> tuple[list[int], RequestUsage]:
         dispatcher, call, engine = self.dispatcher, job.calls[at], self.dispatcher.engine.info.id
         step, before = f"{job.id}#{at}", job.base(at)
         state = f"{call.site}/{job.calls[before].tool if before >= 0 else ''}"
@@ -130,7 +130,7 @@ class Player:
         params = SamplingParams(max_tokens=call.output, ignore_eos=True)
         request = GenerateRequest(step, conversation, tuple(tokens), params, priority)
         said: list[int] = []
-        usage: Usage | None = None
+        usage: RequestUsage | None = None
         async for delta in dispatcher.engine.generate(request):
             said += delta.tokens
             await dispatcher.heard(job.id, step, len(tokens) + len(said), delta)

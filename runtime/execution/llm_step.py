@@ -6,7 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from drawloom.engine.api.engine import GenerateRequest, Grammar, Usage
+from drawloom.engine.api.engine import GenerateRequest, Grammar, RequestUsage
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import EngineError
 from drawloom.runtime.execution.program import Program
@@ -87,7 +87,7 @@ class LlmCall:
         self.output: list[int] = []
         self.logprobs: list[float] = []
         self.finish = FinishReason.STOP
-        self.usage: Usage | None = None
+        self.usage: RequestUsage | None = None
 
     @property
     def step(self) -> str:
@@ -245,7 +245,7 @@ def replay_turn(program: Program, row: StepRow, fresh: list[int]) -> Turn:
     )
 
 
-def spans(usage: Usage | None) -> tuple[float, float, float]:
+def spans(usage: RequestUsage | None) -> tuple[float, float, float]:
     """Seconds of prefill, in the queue and in all of a call, as `StepFinished` has them."""
     if usage is None:
         return 0.0, 0.0, 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from drawloom.engine.api.engine import Usage
+from drawloom.engine.api.engine import RequestUsage
 
 log = logging.getLogger("drawloom.access")
 
@@ -25,7 +25,7 @@ class Record:
     """
 
     program: str = ""
-    usages: Sequence[Usage] = ()
+    usages: Sequence[RequestUsage] = ()
 
     def fields(self, began: float) -> str:
         """Describe the work of a request that began at `began`, by `time.monotonic`."""

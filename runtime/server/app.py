@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from drawloom.engine.api.engine import Usage
+from drawloom.engine.api.engine import RequestUsage
 from drawloom.errors import DrawloomError, EngineClosed
 from drawloom.ids import new_id
 from drawloom.runtime.sdk.runtime import Runtime
@@ -52,7 +52,7 @@ class _Job(Protocol):
 
     def chunks(self) -> AsyncGenerator[Event, None]: ...
 
-    def usages(self) -> list[Usage]: ...
+    def usages(self) -> list[RequestUsage]: ...
 
 
 class Server:

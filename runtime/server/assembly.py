@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from drawloom.engine.api.engine import Delta, Usage
+from drawloom.engine.api.engine import Delta, RequestUsage
 from drawloom.engine.sequence import FinishReason
 from drawloom.tools.parsers import Closed, Named, Parser, Piece, Reasoning, Text
 from drawloom.tools.tool_call import new_call_id
@@ -55,7 +55,7 @@ class Assembly:
         self.text: list[str] = []
         self.kinds: list[str] = []
         self.finish: FinishReason | None = None
-        self.usage: Usage | None = None
+        self.usage: RequestUsage | None = None
         self._space = ""
         self._began = False
         self._content: list[str] = []

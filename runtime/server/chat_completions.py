@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 
-from drawloom.engine.api.engine import Grammar, Usage
+from drawloom.engine.api.engine import Grammar, RequestUsage
 from drawloom.engine.sequence import SamplingParams
 from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import ConfigError, ContextTooLong
@@ -280,7 +280,7 @@ class ChatCompletion:
         about = {"id": self.id, "object": kind, "created": self.created}
         return about | {"model": self.served.model, "program_id": self.program}
 
-    def usages(self) -> list[Usage]:
+    def usages(self) -> list[RequestUsage]:
         """Return the usage of each choice that was computed to its end."""
         return [c.usage for c in self.choices if c.usage is not None]
 
@@ -305,7 +305,7 @@ def _check_size(asked: ChatRequest, served: Served) -> None:
         raise context_too_long(None, served.max_context, "messages")
 
 
-def usage(found: list[Usage]) -> Event:
+def usage(found: list[RequestUsage]) -> Event:
     """OpenAI's usage, and under `drawloom` what only we know."""
     prompt = found[0].prompt_tokens if found else 0
     output = sum(u.output_tokens for u in found)

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from drawloom.engine.api.engine import Delta, Usage
+from drawloom.engine.api.engine import Delta, RequestUsage
 from drawloom.engine.sequence import FinishReason
 from drawloom.errors import ContextTooLong
 from drawloom.ids import new_id
@@ -39,9 +39,9 @@ class Completion:
             )  # fmt: skip
         self.prompts: list[tuple[str, list[int]]] = []
         self.count = asked.choices
-        self._usages: list[Usage] = []
+        self._usages: list[RequestUsage] = []
 
-    def usages(self) -> list[Usage]:
+    def usages(self) -> list[RequestUsage]:
         """Return the usage of each choice that was computed to its end."""
         return self._usages
 

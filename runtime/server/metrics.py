@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from drawloom.engine.api.engine import EngineInfo, EngineStats, Usage
+from drawloom.engine.api.engine import EngineInfo, EngineStats, RequestUsage
 
 _SECONDS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
@@ -42,7 +42,7 @@ class Timings:
             registry=self.registry,
         )  # fmt: skip
 
-    def observe(self, usage: Usage, finish: str) -> None:
+    def observe(self, usage: RequestUsage, finish: str) -> None:
         at = self._labels
         self._first.labels(*at).observe(usage.first - usage.submitted)
         if usage.output_tokens > 1:

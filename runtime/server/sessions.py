@@ -29,7 +29,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from drawloom.engine.api.engine import Delta, GenerateRequest, Grammar, Usage
+from drawloom.engine.api.engine import Delta, GenerateRequest, Grammar, RequestUsage
 from drawloom.engine.sequence import SamplingParams
 from drawloom.graph.quantile_sketch import Sketch
 from drawloom.runtime.dispatch.dispatcher import Dispatcher
@@ -353,7 +353,7 @@ class Programs:
         await self._admission(program)
         start = dispatcher.expect_start(step)
         prompt = len(place.tokens)
-        usage: Usage | None = None
+        usage: RequestUsage | None = None
         dispatcher.emit(
             StepReady(program.id, conversation, step, state, engine, prompt, params.max_tokens)
         )
@@ -395,7 +395,7 @@ class Programs:
             raise ProgramReleased(program.label)
 
     def _finished(
-        self, place: Place, conversation: str, step: str, state: str, usage: Usage
+        self, place: Place, conversation: str, step: str, state: str, usage: RequestUsage
     ) -> None:
         if (account := place.program.account) is not None:
             account.usage.output_tokens += usage.output_tokens

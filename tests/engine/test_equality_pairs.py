@@ -11,7 +11,7 @@ import pytest
 
 from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.hosting.client import Host
+from drawloom.engine.hosting.client import EngineClient
 from drawloom.engine.hosting.process_engine import ProcessEngine
 from drawloom.engine.hosting.thread_engine import LocalEngine
 from drawloom.engine.sequence import SamplingParams
@@ -59,14 +59,14 @@ CASES = _covering()
 
 
 async def _say(
-    engine: Host, name: str, conversation: str, tokens: list[int], count: int
+    engine: EngineClient, name: str, conversation: str, tokens: list[int], count: int
 ) -> list[int]:
     params = SamplingParams(max_tokens=count, ignore_eos=True)
     request = GenerateRequest(name, conversation, tuple(tokens), params)
     return [t for delta in [d async for d in engine.generate(request)] for t in delta.tokens]
 
 
-async def _before(engine: Host, case: dict[str, Any], trunk: list[int]) -> None:
+async def _before(engine: EngineClient, case: dict[str, Any], trunk: list[int]) -> None:
     """Leave something of `trunk` behind, in the way that the case says."""
     if case["before"] == "nothing":
         return
@@ -82,7 +82,7 @@ async def _before(engine: Host, case: dict[str, Any], trunk: list[int]) -> None:
             await _say(engine, f"s{index}", f"s{index}", stranger, 2)
 
 
-async def _run(engine: Host, case: dict[str, Any], check: Callable[..., None]) -> None:
+async def _run(engine: EngineClient, case: dict[str, Any], check: Callable[..., None]) -> None:
     rng = random.Random(4)
     trunk = [rng.randrange(3, 259) for _ in range(PREFIX)]
     prompts = [

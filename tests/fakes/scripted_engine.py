@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from drawloom.engine.api.engine import Delta, EngineInfo, EngineStats, GenerateRequest, Usage
+from drawloom.engine.api.engine import Delta, EngineInfo, EngineStats, GenerateRequest, RequestUsage
 from drawloom.engine.sequence import FinishReason
 from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.leases import KVReply, LeaseStatus
@@ -72,7 +72,7 @@ class ScriptedEngine:
                 if self.gives_way and at == 0:
                     yield Delta(request.id, (), "", preempted=True)
             now = time.monotonic()
-            usage = Usage(len(request.tokens), 0, len(ids) + 1, 0, began, began, began, now)
+            usage = RequestUsage(len(request.tokens), 0, len(ids) + 1, 0, began, began, began, now)
             scores = _scores(request, [end])
             yield Delta(request.id, (end,), "", finish=FinishReason.STOP, usage=usage, **scores)
         finally:

@@ -13,7 +13,7 @@ from drawloom.engine.api import commands as do
 from drawloom.engine.api.engine import Delta, EngineStats, GenerateRequest, Grammar
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.core.step_plan import Sampled, StepPlan
-from drawloom.engine.hosting.client import Host
+from drawloom.engine.hosting.client import EngineClient
 from drawloom.engine.hosting.process_engine import ProcessEngine
 from drawloom.engine.hosting.thread_engine import LocalEngine
 from drawloom.engine.sequence import FinishReason, SamplingParams
@@ -24,12 +24,12 @@ CONFIG = EngineConfig(kv_tokens=1024, host_tokens=1024)
 
 
 @pytest.fixture(scope="module", params=["thread", "process"])
-def kind(request: pytest.FixtureRequest) -> type[Host]:
+def kind(request: pytest.FixtureRequest) -> type[EngineClient]:
     return LocalEngine if request.param == "thread" else ProcessEngine
 
 
 @pytest.fixture
-async def engine(llama: Any, kind: Any) -> AsyncIterator[Host]:
+async def engine(llama: Any, kind: Any) -> AsyncIterator[EngineClient]:
     engine = await asyncio.to_thread(kind.load, str(llama.folder), CONFIG)
     yield engine
     await engine.close()
@@ -54,11 +54,11 @@ def _ask(name: str, length: int = 20, **options: Any) -> GenerateRequest:
     return GenerateRequest(name, name, tuple(range(3, 3 + length)), params)
 
 
-async def _all(engine: Host, request: GenerateRequest) -> list[Delta]:
+async def _all(engine: EngineClient, request: GenerateRequest) -> list[Delta]:
     return [delta async for delta in engine.generate(request)]
 
 
-async def _settled(engine: Host) -> EngineStats:
+async def _settled(engine: EngineClient) -> EngineStats:
     """When the copies in flight have arrived and let go of their blocks."""
     for _ in range(500):
         stats = await engine.stats()
@@ -68,7 +68,7 @@ async def _settled(engine: Host) -> EngineStats:
     raise AssertionError(f"still held: {stats}")
 
 
-async def test_a_stream_ends_with_its_usage(engine: Host) -> None:
+async def test_a_stream_ends_with_its_usage(engine: EngineClient) -> None:
     deltas = await _all(engine, _ask("a"))
     last = deltas[-1]
     assert last.finish is FinishReason.LENGTH
@@ -78,14 +78,14 @@ async def test_a_stream_ends_with_its_usage(engine: Host) -> None:
     assert sum(len(d.tokens) for d in deltas) == 8
 
 
-async def test_streams_run_side_by_side(engine: Host, llama: Any) -> None:
+async def test_streams_run_side_by_side(engine: EngineClient, llama: Any) -> None:
     requests = [_ask(f"r{i}", 5 + i) for i in range(10)]
     answers = await asyncio.gather(*(_all(engine, r) for r in requests))
     for request, deltas in zip(requests, answers, strict=True):
         assert [t for d in deltas for t in d.tokens] == llama.greedy(list(request.tokens), 8)
 
 
-async def test_closing_a_stream_frees_its_blocks(engine: Host) -> None:
+async def test_closing_a_stream_frees_its_blocks(engine: EngineClient) -> None:
     stream = engine.generate(_ask("a", max_tokens=400))
     async for _ in stream:
         break
@@ -94,7 +94,7 @@ async def test_closing_a_stream_frees_its_blocks(engine: Host) -> None:
     assert (stats.running, stats.waiting, stats.held_blocks) == (0, 0, 0)
 
 
-async def test_a_stop_string_cuts_the_text_even_across_tokens(engine: Host) -> None:
+async def test_a_stop_string_cuts_the_text_even_across_tokens(engine: EngineClient) -> None:
     plain = "".join(d.text for d in await _all(engine, _ask("a", max_tokens=40)))
     stop = plain[10:13]
     deltas = await _all(engine, _ask("b", max_tokens=40, stop=(stop,)))
@@ -102,18 +102,18 @@ async def test_a_stop_string_cuts_the_text_even_across_tokens(engine: Host) -> N
     assert deltas[-1].finish is FinishReason.STOP
 
 
-async def test_a_prompt_that_is_too_long_is_an_error_of_that_request(engine: Host) -> None:
+async def test_a_prompt_that_is_too_long_is_an_error_of_that_request(engine: EngineClient) -> None:
     with pytest.raises(ContextTooLong):
         await _all(engine, GenerateRequest("a", "a", tuple([5] * 2000)))
     assert len(await _all(engine, _ask("b"))) == 8
 
 
-async def test_a_token_outside_the_vocabulary_is_refused(engine: Host) -> None:
+async def test_a_token_outside_the_vocabulary_is_refused(engine: EngineClient) -> None:
     with pytest.raises(EngineError, match="vocabulary"):
         await _all(engine, GenerateRequest("a", "a", (5, 100_000)))
 
 
-async def test_leases_are_answered(engine: Host) -> None:
+async def test_leases_are_answered(engine: EngineClient) -> None:
     await _all(engine, _ask("a"))
     assert (await engine.lease("a", 10.0, 1.0)).status is LeaseStatus.ACCEPTED
     assert (await engine.stats()).leased_blocks > 0
@@ -157,7 +157,7 @@ async def test_a_closed_engine_says_so_and_ends_its_streams(llama: Any, kind: An
 
 
 async def test_a_prompt_is_extended_scored_and_moved_between_the_tiers(
-    engine: Host, llama: Any
+    engine: EngineClient, llama: Any
 ) -> None:
     tokens = tuple(range(3, 60))
     assert (await engine.extend("a", tokens[:40])).tokens == 40
@@ -178,7 +178,7 @@ async def test_a_prompt_is_extended_scored_and_moved_between_the_tiers(
         await engine.score((), [(1,)])
 
 
-async def test_a_conversation_is_exported_and_imported(engine: Host) -> None:
+async def test_a_conversation_is_exported_and_imported(engine: EngineClient) -> None:
     await _all(engine, _ask("a"))
     data = await engine.tell(do.Export("a"))
     assert (await engine.tell(do.Import("b", data, salt=b"other"))).tokens == 27
@@ -188,7 +188,7 @@ async def test_a_conversation_is_exported_and_imported(engine: Host) -> None:
         await engine.tell(do.Export("nobody"))
 
 
-async def test_new_weights_are_read_from_a_folder(engine: Host, llama: Any) -> None:
+async def test_new_weights_are_read_from_a_folder(engine: EngineClient, llama: Any) -> None:
     before = await _all(engine, _ask("a"))
     await engine.tell(do.UpdateWeights("v2", folder=str(llama.folder)))
     after = await _all(engine, _ask("b"))
@@ -198,7 +198,7 @@ async def test_new_weights_are_read_from_a_folder(engine: Host, llama: Any) -> N
         await engine.tell(do.UpdateWeights("v3", folder="/nowhere/at/all"))
 
 
-async def test_a_grammar_that_does_not_compile_is_that_requests_error(engine: Host) -> None:
+async def test_a_grammar_that_does_not_compile_is_that_requests_error(engine: EngineClient) -> None:
     bad = GenerateRequest("a", "a", (5, 6), grammar=Grammar("regex", "("))
     with pytest.raises(ConfigError, match="regex"):
         await _all(engine, bad)

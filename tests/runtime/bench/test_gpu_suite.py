@@ -11,12 +11,12 @@ import torch
 from drawloom.errors import ConfigError
 from drawloom.runtime.bench.gpu import kernel_accuracy
 from drawloom.runtime.bench.gpu.kernel_speed import Sizes
-from drawloom.runtime.bench.models import TINY
 from drawloom.runtime.bench.gpu.runtime_loop import Load
 from drawloom.runtime.bench.gpu.suite import PARTS, Bench, Model, Plan, main
-from drawloom.runtime.bench.transformers_baseline import GpuTransformers
+from drawloom.runtime.bench.models import TINY
 from drawloom.runtime.bench.session_return import Crowd
 from drawloom.runtime.bench.table import Row
+from drawloom.runtime.bench.transformers_baseline import GpuTransformers
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from drawloom.engine.api.engine import Delta, Usage
+from drawloom.engine.api.engine import Delta, RequestUsage
 from drawloom.engine.sequence import FinishReason
 from drawloom.runtime.server.assembly import Assembly, Event, PlainParser
 from drawloom.tools.parsers import PARSERS, Parser, ReasoningParser, make_parser
@@ -40,7 +40,7 @@ def _assembly(name: str, reasoning: bool, logprobs: bool, several: bool = True) 
 
 
 def _deltas(parts: list[str], finish: FinishReason) -> list[Delta]:
-    usage = Usage(3, 0, len(parts), 0, 0.0, 0.0, 0.0, 0.0)
+    usage = RequestUsage(3, 0, len(parts), 0, 0.0, 0.0, 0.0, 0.0)
     deltas = [Delta("r", (at,), part, (-0.5,)) for at, part in enumerate(parts)]
     return [*deltas, Delta("r", (99,), "", (-0.1,), finish, usage)]
 

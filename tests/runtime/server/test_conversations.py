@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
-from drawloom.engine.api.engine import Delta, EngineInfo, Usage
+from drawloom.engine.api.engine import Delta, EngineInfo, RequestUsage
 from drawloom.engine.sequence import FinishReason
 from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.runtime.server.chat_completions import ChatCompletion, Served
@@ -88,7 +88,7 @@ class _Scripted(Programs):
         ids, stream = TOKENIZER.encode(self.script), TOKENIZER.stream()
         for token in ids:
             yield Delta("r", (token,), stream.push(token))
-        usage = Usage(len(place.tokens), 0, len(ids), 0, 0.0, 0.0, 0.0, 0.0)
+        usage = RequestUsage(len(place.tokens), 0, len(ids), 0, 0.0, 0.0, 0.0, 0.0)
         closing = TOKENIZER.encode(self.closing)
         yield Delta("r", tuple(closing), stream.flush(), (), self.finish, usage)
 

@@ -6,7 +6,7 @@ import pytest
 
 from drawloom.engine.api.engine import Delta, GenerateRequest
 from drawloom.engine.config import EngineConfig
-from drawloom.engine.hosting.client import Host
+from drawloom.engine.hosting.client import EngineClient
 from drawloom.engine.hosting.process_engine import ProcessEngine
 from drawloom.engine.hosting.thread_engine import LocalEngine
 from drawloom.engine.sequence import FinishReason, SamplingParams
@@ -15,13 +15,15 @@ from drawloom.runtime.server.early_stop import generate_until
 
 
 @pytest.fixture
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Host]:
-    engine: Host = request.param.load(str(tiny_model()), EngineConfig(kv_tokens=4096))
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[EngineClient]:
+    engine: EngineClient = request.param.load(str(tiny_model()), EngineConfig(kv_tokens=4096))
     yield engine
     await engine.close()
 
 
-async def _generate(engine: Host, tokens: tuple[int, ...], id: str, after: int) -> list[Delta]:
+async def _generate(
+    engine: EngineClient, tokens: tuple[int, ...], id: str, after: int
+) -> list[Delta]:
     request = GenerateRequest(id, "l", tokens, SamplingParams(max_tokens=40, ignore_eos=True))
     deltas: list[Delta] = []
 
@@ -38,7 +40,7 @@ async def _generate(engine: Host, tokens: tuple[int, ...], id: str, after: int) 
     [(LocalEngine, 1), (LocalEngine, 5), (LocalEngine, 40), (LocalEngine, 99), (ProcessEngine, 5)],
     indirect=["engine"],
 )
-async def test_it_ends_with_the_usage_of_what_was_taken(engine: Host, after: int) -> None:
+async def test_it_ends_with_the_usage_of_what_was_taken(engine: EngineClient, after: int) -> None:
     prompt = tuple(engine.tokenizer.encode("Tell me of the sea, of the sea and of the sea. " * 3))
     deltas = await _generate(engine, prompt, "a", after)
     ids = tuple(token for delta in deltas for token in delta.tokens)

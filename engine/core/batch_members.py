@@ -56,8 +56,8 @@ class Members:
         self._running: list[Sequence] = []
         self._sorted = True
         self._suspects = 0
-        self._close = 0
-        self._seats = list(range(max_sequences - 1, -1, -1))
+        self._unsynced = 0
+        self._slots = list(range(max_sequences - 1, -1, -1))
         self._by_id: dict[str, Sequence] = {}
         self._arrivals = 0
 
@@ -122,7 +122,7 @@ class Members:
 
     def _give_up_blocks(self, seq: Sequence, trusted: int | None) -> None:
         try:
-            seq.land()
+            seq.rollback_in_flight()
             self.cache.discard(seq, seq.computed if trusted is None else trusted)
         except Exception:  # it only costs computing again
             log.exception("what request %s computed could not be kept", seq.id)
@@ -160,9 +160,9 @@ class Members:
 
     def _leave(self, seq: Sequence) -> None:
         self._running.remove(seq)
-        self._close -= seq.close
-        self._seats.append(seq.seat)
-        seq.seat = -1
+        self._unsynced -= seq.needs_sync
+        self._slots.append(seq.slot)
+        seq.slot = -1
 
     def _end(self, seq: Sequence, trusted: int | None = None) -> None:
         if seq.status is Status.RUNNING or seq.blocks:

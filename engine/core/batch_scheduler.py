@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from drawloom.engine.core.batch_members import BatchCounters, Members, Output, fault, rank
 from drawloom.engine.core.step_plan import Chunk, Sampled, StepPlan, chunk_of
 from drawloom.engine.kvcache.kv_cache import KVCache
-from drawloom.engine.sequence import PENDING, FinishReason, Sequence, Status
+from drawloom.engine.sequence import UNSAMPLED, FinishReason, Sequence, Status
 
 
 class _TooEarly(Exception):
@@ -21,7 +21,7 @@ class Batch(Members):
     """The sequences of an engine, waiting and running, over one KV cache.
 
     Attributes:
-        gave_way: the sequences that did, in the step that was scheduled last.
+        preempted: the sequences that did, in the step that was scheduled last.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Batch(Members):
         held = cache.pool.count * cache.block_size
         slides = cache.window and held >= cache.window + max_tokens + 2 * cache.block_size
         super().__init__(cache, max_context if slides else min(max_context, held), max_sequences)
-        self.gave_way: list[Sequence] = []
+        self.preempted: list[Sequence] = []
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._eos = frozenset(eos_ids)
@@ -49,7 +49,7 @@ class Batch(Members):
         """The next step, or None when there is nothing to compute now."""
         chunks: list[Chunk] = []
         copies: list[tuple[int, int, int]] = []
-        self.gave_way = []
+        self.preempted = []
         if self._suspects:  # a step failed: find the culprit by running each alone
             suspect = next(s for s in self._by_id.values() if s.suspect)
             try:
@@ -67,10 +67,10 @@ class Batch(Members):
         return StepPlan(chunks, copies) if chunks or copies else None
 
     @property
-    def close(self) -> bool:
+    def needs_sync(self) -> bool:
         """Whether a step must be known before the next can be planned: of a sequence that runs (see
-        `Sequence.close`), or because it is looked for which one makes steps fail."""
-        return self._close > 0 or self._suspects > 0
+        `Sequence.needs_sync`), or because it is looked for which one makes steps fail."""
+        return self._unsynced > 0 or self._suspects > 0
 
     def launched(self, plan: StepPlan) -> None:
         """A step is under way, and the next one may be scheduled before it is complete: whatever
@@ -78,21 +78,21 @@ class Batch(Members):
         self._release(plan)
         for chunk in plan.chunks:
             seq = chunk.seq
-            seq.flying += 1
+            seq.in_flight += 1
             seq.computed = chunk.end
             if chunk.sample and seq.params.max_tokens:
-                seq.tokens.append(PENDING)
-                seq.pending += 1
+                seq.tokens.append(UNSAMPLED)
+                seq.unsampled += 1
 
     def _waits(self, seq: Sequence) -> bool:
         """Whether nothing can be computed for a sequence before what is under way is known."""
         if seq.loading:
             return True
-        if not seq.flying:
+        if not seq.in_flight:
             return False
         length = len(seq.tokens)
         last = length - seq.prompt_length >= seq.params.max_tokens or length >= self.max_context
-        return length == seq.computed or seq.close or (seq.pending > 0 and last)
+        return length == seq.computed or seq.needs_sync or (seq.unsampled > 0 and last)
 
     def _continue_running(self, chunks: list[Chunk]) -> tuple[int, bool]:
         """Chunks of what runs; the budget left, and whether anything had to give way.
@@ -110,7 +110,7 @@ class Batch(Members):
         while at < len(self._running) and budget:
             seq = self._running[at]
             at += 1
-            if (seq.loading or seq.flying) and self._waits(seq):
+            if (seq.loading or seq.in_flight) and self._waits(seq):
                 continue
             if len(seq.tokens) - seq.computed > 1:
                 prompts.append(seq)
@@ -142,12 +142,12 @@ class Batch(Members):
         while not self._grow(seq, tokens):
             if seq.status is Status.FINISHED:
                 return False
-            if any(other.flying for other in self._running):
+            if any(other.in_flight for other in self._running):
                 raise _TooEarly
             given = False
             victim = self._running[-1]
             self._preempt(victim)
-            self.gave_way.append(victim)
+            self.preempted.append(victim)
             if victim is seq:
                 break
         return given
@@ -171,7 +171,7 @@ class Batch(Members):
                 if not self._admit(seq, copies):
                     return
                 if not seq.loading:
-                    count = min(seq.behind, budget)
+                    count = min(seq.uncomputed, budget)
                     chunks.append(chunk_of(seq, count))
                     budget -= count
             except Exception as error:
@@ -196,8 +196,8 @@ class Batch(Members):
         self._waiting.remove(seq)
         self._running.append(seq)
         self._sorted = False
-        self._close += seq.close
-        seq.status, seq.seat = Status.RUNNING, self._seats.pop()
+        self._unsynced += seq.needs_sync
+        seq.status, seq.slot = Status.RUNNING, self._slots.pop()
         return True
 
     def _extent(self, seq: Sequence) -> int:
@@ -212,7 +212,7 @@ class Batch(Members):
                 self._preempt(other)
         if seq.status is Status.WAITING and not self._admit(seq, copies):
             return
-        count = min(seq.behind, self._max_tokens)
+        count = min(seq.uncomputed, self._max_tokens)
         if not seq.loading and self.cache.grow(seq, seq.computed + count):
             chunks.append(chunk_of(seq, count))
 
@@ -238,8 +238,8 @@ class Batch(Members):
 
     def _book(self, chunk: Chunk, result: Sampled | None) -> Output | None:
         seq = chunk.seq
-        if seq.flying:
-            seq.flying -= 1
+        if seq.in_flight:
+            seq.in_flight -= 1
         if result is not None and result.error is not None:
             raise result.error
         self.cache.computed(seq, chunk.end)
@@ -284,9 +284,9 @@ class Batch(Members):
 
     def _append(self, seq: Sequence, sampled: Sampled, at: int) -> Output:
         token = sampled.token
-        if seq.pending:
+        if seq.unsampled:
             seq.tokens[at] = token
-            seq.pending -= 1
+            seq.unsampled -= 1
         else:
             seq.tokens.append(token)
         if seq.params.logprobs:
@@ -306,7 +306,7 @@ class Batch(Members):
             return FinishReason.STOP
         if seq.guide is not None and seq.guide.complete:
             return FinishReason.STOP
-        length = len(seq.tokens) - seq.pending
+        length = len(seq.tokens) - seq.unsampled
         if length - seq.prompt_length >= params.max_tokens or length >= self.max_context:
             return FinishReason.LENGTH
         return None

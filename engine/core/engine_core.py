@@ -120,8 +120,12 @@ class EngineCore(KVVerbs):
             raise EngineError(f"token id {bad} is outside the vocabulary of {size}")
         if any(not 0 <= token < size for token, _ in request.params.logit_bias):
             raise EngineError(f"logit_bias names a token outside the vocabulary of {size}")
-        if not 0 <= request.said <= min(len(request.tokens) - 1, request.params.max_tokens):
-            raise EngineError(f"request {request.id}: said={request.said} is more than was given")
+        resumed = request.resumed_tokens
+        if not 0 <= resumed <= min(len(request.tokens) - 1, request.params.max_tokens):
+            raise EngineError(
+                f"request {request.id}: resumed_tokens={resumed} is out of range: the prompt "
+                "before them needs a token, and they count as part of max_tokens"
+            )
         seq = Sequence(
             request.id,
             request.conversation,
@@ -129,11 +133,11 @@ class EngineCore(KVVerbs):
             request.params,
             self._salt(request.salt),
             request.priority,
-            said=request.said,
+            resumed_tokens=request.resumed_tokens,
             guide=self._guide(request),
             noise=request.noise,
         )
-        prompt = len(request.tokens) - request.said
+        prompt = len(request.tokens) - request.resumed_tokens
         text = self.tokenizer.stream(
             request.params.stop,
             special=request.params.show_special,
@@ -155,7 +159,7 @@ class EngineCore(KVVerbs):
         if self._grammars is None:
             raise ConfigError("this engine knows no grammars: install llguidance")
         guide = self._grammars.guide(grammar.kind, grammar.text, grammar.after)
-        for token in request.tokens[len(request.tokens) - request.said :]:
+        for token in request.tokens[len(request.tokens) - request.resumed_tokens :]:
             guide.accept(token)
         return guide
 
@@ -197,7 +201,7 @@ class EngineCore(KVVerbs):
         with self._fault("ending leases"):
             self.cache.conversations.expire(began)
         self._arrive(0.0)
-        plan, gave_way = self._schedule()
+        plan, preempted = self._schedule()
         if self._transfer() and plan is not None:
             self._launch(plan, began)
         elif plan is not None:  # what it overwrites could not be saved
@@ -207,7 +211,7 @@ class EngineCore(KVVerbs):
         deltas, self._deltas = self._deltas, []
         outputs, self._outputs = self._outputs, []
         deltas += [self._deliver(o) for o in outputs if o.seq.id in self._requests]
-        gone = [seq.id for seq in gave_way if seq.id in self._requests]
+        gone = [seq.id for seq in preempted if seq.id in self._requests]
         deltas += [Delta(name, (), "", preempted=True) for name in gone]
         self.host_seconds += self._clock() - began
         return deltas
@@ -221,7 +225,7 @@ class EngineCore(KVVerbs):
             plan = self.batch.schedule()
         self._idle = plan is None
         self._outputs += self.batch.take_broken()
-        return plan, self.batch.gave_way
+        return plan, self.batch.preempted
 
     def _launch(self, plan: StepPlan, now: float) -> None:
         try:
@@ -248,7 +252,7 @@ class EngineCore(KVVerbs):
     @property
     def _depth(self) -> int:
         """Steps that may be under way."""
-        return 2 if self._runner.ahead and not self.batch.close else 1
+        return 2 if self._runner.ahead and not self.batch.needs_sync else 1
 
     def _complete(self) -> None:
         plan, result, launched = self._launched.popleft()
@@ -341,7 +345,7 @@ class EngineCore(KVVerbs):
     def _release(self, command: do.Release) -> KVReply:
         self._supersede(command.conversation)
         for request in self._requests.values():
-            request.seq.orphan |= request.seq.conversation == command.conversation
+            request.seq.released |= request.seq.conversation == command.conversation
         return self.cache.conversations.release(command.conversation, evict=command.evict)
 
     def _update_weights(self, command: do.UpdateWeights) -> None:

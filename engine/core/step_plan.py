@@ -16,7 +16,7 @@ class Chunk:
     `blocks` is the sequence's own list, good until the step is complete: copying it would cost
     more than all the rest of a decode step's planning. A `score` of n >= 0 asks for the
     log-probabilities of the tokens behind those from place n of the chunk on. A token that is
-    `PENDING` is the one that the sequence's last step says. A chunk whose `epoch` is not its
+    `UNSAMPLED` is the one that the sequence's last step says. A chunk whose `epoch` is not its
     sequence's any more is of no use to it.
     """
 
@@ -36,7 +36,7 @@ class Chunk:
     def scored(self) -> list[int]:
         """The tokens whose log-probabilities are asked for."""
         first = self.start + self.score + 1
-        last = min(self.end + 1, self.seq.prompt_length + self.seq.said)
+        last = min(self.end + 1, self.seq.prompt_length + self.seq.resumed_tokens)
         return self.seq.tokens[first:last] if self.score >= 0 else []
 
 
@@ -75,7 +75,7 @@ def chunk_of(seq: Sequence, count: int) -> Chunk:
     score, since = -1, seq.params.score_from
     if since >= 0:
         first = max(since, 1) - 1 + len(seq.scores)
-        if first < end and first + 1 < seq.prompt_length + seq.said:
+        if first < end and first + 1 < seq.prompt_length + seq.resumed_tokens:
             score = first - start
     tokens = seq.tokens[start:end]
     return Chunk(seq, tokens, start, seq.blocks, end == length, score, seq.epoch)

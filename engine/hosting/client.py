@@ -236,7 +236,7 @@ class EngineClient(ABC):
 def continued(request: GenerateRequest, tokens: list[int]) -> GenerateRequest:
     """The rest of a request of which `tokens` were already delivered."""
     whole = (*request.tokens, *tokens)
-    return replace(request, tokens=whole, said=request.said + len(tokens))
+    return replace(request, tokens=whole, resumed_tokens=request.resumed_tokens + len(tokens))
 
 
 __all__ = ["EngineClient", "continued"]

@@ -149,7 +149,7 @@ class KVCache:
             grown = self.grow(seq, wanted)
             assert grown, "the blocks that were counted are not there"
             seq.computed = found.tokens if branch is not None else full * self.block_size
-            seq.done = seq.hit = seq.computed
+            seq.confirmed = seq.hit = seq.computed
             self._count_start(seq, found, branch)
         except Exception:
             for source, _, _ in copies:
@@ -230,7 +230,7 @@ class KVCache:
 
     def computed(self, seq: Sequence, tokens: int) -> None:
         """`tokens` tokens now have their KV: make the full blocks known to others."""
-        seq.done = tokens
+        seq.confirmed = tokens
         seq.computed = max(seq.computed, tokens)  # a later step of its own may be under way
         if tokens >= (seq.published + 1) * self.block_size:
             self._publish_full(seq, tokens)
@@ -254,7 +254,7 @@ class KVCache:
                 self.pool.drop(mine)
                 self.pool.give_back(mine)
                 seq.blocks[at] = entry.block
-                seq.sent = min(seq.sent, at)
+                seq.table_blocks = min(seq.table_blocks, at)
             seq.published += 1
             index.use(entry, seq.conversation)
 
@@ -305,7 +305,7 @@ class KVCache:
                 del self._coming[key]
         self.pool.unreserve(seq.extent)
         seq.blocks, seq.computed, seq.published, seq.dropped, seq.extent = [], 0, 0, 0, -1
-        seq.sent = seq.done = 0
+        seq.table_blocks = seq.confirmed = 0
 
     def discard(self, seq: Sequence, trusted: int) -> None:
         """Like `finish`, for a step that failed: only what was complete before it is kept."""

@@ -64,7 +64,7 @@ class ConversationLeases:
 
     def remember(self, seq: Sequence, entries: list[Entry]) -> None:
         """A sequence ended and left these behind, its computed beginning."""
-        if seq.orphan:
+        if seq.released:
             for entry in entries:
                 entry.users.discard(seq.conversation)
             return

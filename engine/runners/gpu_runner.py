@@ -193,7 +193,7 @@ class GpuRunner(ModelRunner):
         """What came of a step, once it is asked for. Copies begin now."""
         out = next(self._outs)
         out.copy_(self._picked, non_blocking=True)
-        seats = [(c.seq.id, c.seq.seat) for _, c in step.chosen]
+        seats = [(c.seq.id, c.seq.slot) for _, c in step.chosen]
         told = self._probabilities(logits, step.chosen)
         done, at = self._event(), step.host.layout.sampled
 
@@ -225,7 +225,7 @@ class GpuRunner(ModelRunner):
         for row, chunk in chosen:
             if chunk.seq.params.logprobs:
                 table = logits[row].float().log_softmax(-1)
-                token = choosing.tokens(self._picked[chunk.seq.seat : chunk.seq.seat + 1])
+                token = choosing.tokens(self._picked[chunk.seq.slot : chunk.seq.slot + 1])
                 known = without(table[None], self.unknown)[0]
                 best = known.topk(min(chunk.seq.params.top_logprobs, known.shape[0]))
                 parts = (table[token], best.values, best.indices)

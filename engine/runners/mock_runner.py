@@ -13,7 +13,7 @@ from hashlib import blake2b
 
 from drawloom.engine.core.step_plan import Chunk, Sampled, StepPlan
 from drawloom.engine.kvcache.copies import Copies, runs
-from drawloom.engine.sequence import PENDING, Sequence
+from drawloom.engine.sequence import UNSAMPLED, Sequence
 from drawloom.engine.text.tokenizer import TextStream, Tokenizer
 from drawloom.prompts import Prompt
 
@@ -105,7 +105,7 @@ class MockRunner:
     def _fed(self, chunk: Chunk) -> list[int]:
         """The tokens of a chunk, the one just said included."""
         said = self._said
-        return [said[chunk.seq.id] if t == PENDING else t for t in chunk.tokens]
+        return [said[chunk.seq.id] if t == UNSAMPLED else t for t in chunk.tokens]
 
     def _as_it_is(self, chunk: Chunk) -> Sequence:
         """The sequence with no token pending, as far as this chunk goes."""

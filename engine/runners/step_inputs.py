@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drawloom.engine.core.step_plan import Chunk
 from drawloom.engine.runners.sampler import noise_key
-from drawloom.engine.sequence import PENDING
+from drawloom.engine.sequence import UNSAMPLED
 
 _ALIGN = 4  # 16 bytes: kernels are compiled for pointers that are so aligned
 _GROUPS = 8
@@ -132,10 +132,10 @@ class Seats:
         value: list[int] = []
         for chunk in chunks:
             seq, blocks = chunk.seq, chunk.blocks
-            sent, count = seq.sent, len(blocks)
+            sent, count = seq.table_blocks, len(blocks)
             if sent == count:
                 continue
-            seat = seq.seat
+            seat = seq.slot
             if not sent:
                 params = seq.params
                 self._temperatures[seat] = params.temperature
@@ -146,7 +146,7 @@ class Seats:
             base = seat * self.width
             index += range(base + sent, base + count)
             value += new
-            seq.sent = count
+            seq.table_blocks = count
         return index, value
 
     def slots(self, seats: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -193,7 +193,7 @@ class Seats:
     def sampling(self, chosen: list[tuple[int, Chunk]], into: Packed) -> bool:
         """How the next token of each is chosen, at its row; whether any is filtered."""
         rows = [row for row, _ in chosen]
-        seats = [chunk.seq.seat for _, chunk in chosen]
+        seats = [chunk.seq.slot for _, chunk in chosen]
         temperatures, top_p = self._temperatures[seats], self._top_p[seats]
         top_k = self._top_k[seats]
         for target, values, rest in (
@@ -219,7 +219,7 @@ class Seats:
 def fed(chunk: Chunk) -> int:
     """What the only token of a chunk is, for the kernel `feed`."""
     token = chunk.tokens[0]
-    return -1 - chunk.seq.seat if token == PENDING else token
+    return -1 - chunk.seq.slot if token == UNSAMPLED else token
 
 
 def put(target: Tensor, values: Sequence[int] | np.ndarray, rest: int) -> None:

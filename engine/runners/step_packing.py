@@ -85,7 +85,7 @@ class Packer:
         others = [c for c in chunks if not decodes(c)]
         scored = [c for c in others if c.scored]
         index, value = self.seats.updates(first + others)
-        rows = [c.seq.seat for c in first]
+        rows = [c.seq.slot for c in first]
         alike = None
         if others:
             layout, padded = self._mixed(len(first), others, scored, len(index))
@@ -149,16 +149,16 @@ class Packer:
         for chunk in others:
             ids += chunk.tokens if len(chunk.tokens) > 1 else [fed(chunk)]
         places = np.concatenate([np.arange(c.start, c.end, dtype=np.int32) for c in others])
-        seats = np.repeat(np.array([c.seq.seat for c in others], np.int32), lengths)
+        seats = np.repeat(np.array([c.seq.slot for c in others], np.int32), lengths)
         says = np.full(len(ids), -1, np.int32)
         ends = np.cumsum(lengths) - 1
-        says[ends] = [c.seq.seat if chooses(c) else -1 for c in others]
+        says[ends] = [c.seq.slot if chooses(c) else -1 for c in others]
         for name, values, rest in (
             ("ids", ids, 0), ("positions", places, 0),
             ("slots", self.seats.slots(seats, places), self._spare), ("says", says, -1),
         ):  # fmt: skip
             put(host.ints(name)[layout.decoding :], values, rest)
-        put(host.ints("chunk_seats"), [c.seq.seat for c in others], self.seats.nobody)
+        put(host.ints("chunk_seats"), [c.seq.slot for c in others], self.seats.nobody)
         put(host.ints("chunk_contexts"), [c.end for c in others], 0)
         if layout.chunks > len(others):  # one of padding has all tokens of padding
             lengths.append(layout.tokens - layout.decoding - len(ids))

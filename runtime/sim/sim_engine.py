@@ -244,7 +244,7 @@ class SimEngine:
             self._parked.remove(work)
         elif work.left > 0:
             self._prefills = _without(self._prefills, work)
-            self.cache.computed(seq, max(seq.done, round(work.target - work.left) // unit))
+            self.cache.computed(seq, max(seq.confirmed, round(work.target - work.left) // unit))
         else:
             self._decoding = _without(self._decoding, work)
             left = work.ends - self._iterations

@@ -254,7 +254,7 @@ def test_a_request_that_goes_on_says_what_it_would_have_said(oracle: Any, run_co
     prompt = tuple(_prompts(19, 1, 30, 30)[0])
     core.submit(GenerateRequest("a", "x", prompt, params))
     whole = run_core(core)["a"]
-    core.submit(GenerateRequest("b", "x", (*prompt, *whole[:8]), params, said=8))
+    core.submit(GenerateRequest("b", "x", (*prompt, *whole[:8]), params, resumed_tokens=8))
     assert run_core(core)["b"] == whole[8:]
 
 

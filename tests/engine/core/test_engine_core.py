@@ -223,7 +223,7 @@ def test_kv_of_another_model_is_refused() -> None:
     [
         (GenerateRequest("a", "a", (1, -5)), "vocabulary"),
         (GenerateRequest("a", "a", (1,), SamplingParams(logit_bias=((-3, 1.0),))), "logit_bias"),
-        (GenerateRequest("a", "a", (1, 2), said=2), "said=2"),
+        (GenerateRequest("a", "a", (1, 2), resumed_tokens=2), "resumed_tokens=2"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(request_: GenerateRequest, words: str) -> None:

@@ -171,7 +171,7 @@ def test_one_exception_ends_one_request_at_most(
 def _is_sound(core: EngineCore) -> None:
     """Nothing is left behind of a fault: all blocks are there, and the next request is served."""
     assert not len(core.batch) and not core._requests
-    assert sorted(core.batch._seats) == list(range(4))
+    assert sorted(core.batch._slots) == list(range(4))
     core.cache.check([])
     core.submit(GenerateRequest("after", "after", (7, 8, 9), SamplingParams(max_tokens=3)))
     assert len(_answer(_run(core)["after"])[0]) == 3

@@ -194,6 +194,6 @@ def test_the_same_is_said_with_and_without(
             step()
         core.cache.check([])
         assert core.cache.held_blocks == 0
-        assert len(core.batch._seats) == 4
+        assert len(core.batch._slots) == 4
         results.append((said, ends))
     assert results[0] == results[1]

@@ -19,7 +19,7 @@ from drawloom.engine.ops.base import Ops
 from drawloom.engine.ops.triton import TritonOps
 from drawloom.engine.runners.gpu_runner import GpuRunner
 from drawloom.engine.runners.step_inputs import Layout, Packed, Seats, put
-from drawloom.engine.sequence import PENDING, SamplingParams, Sequence
+from drawloom.engine.sequence import UNSAMPLED, SamplingParams, Sequence
 
 Run = Callable[[EngineCore], dict[str, list[int]]]
 
@@ -182,18 +182,19 @@ def test_a_step_that_cannot_be_launched_ends_only_its_own(llama: Any) -> None:
 
 def _chunk(seat: int, blocks: list[int], start: int, tokens: list[int]) -> Chunk:
     seq = Sequence(f"s{seat}", f"s{seat}", [1] * (start + len(tokens)), SamplingParams())
-    seq.seat, seq.blocks = seat, blocks
+    seq.slot, seq.blocks = seat, blocks
     return Chunk(seq, tokens, start, blocks, True)
 
 
 def test_only_what_changed_in_the_tables_is_sent() -> None:
     seats = Seats(4, 8, 16)
-    chunk = _chunk(2, [5, 9], 20, [PENDING])
+    chunk = _chunk(2, [5, 9], 20, [UNSAMPLED])
     assert seats.updates([chunk]) == ([16, 17], [5, 9])
     assert seats.updates([chunk]) == ([], [])
     chunk.blocks.append(7)
     assert seats.updates([chunk]) == ([18], [7])
-    chunk.blocks[1], chunk.seq.sent = 3, 1  # another's block of the same content took its place
+    chunk.blocks[1] = 3  # another's block of the same content took its place
+    chunk.seq.table_blocks = 1
     assert seats.updates([chunk]) == ([17, 18], [3, 7])
     assert seats.tables[2, :3].tolist() == [5, 3, 7]
 
@@ -201,8 +202,8 @@ def test_only_what_changed_in_the_tables_is_sent() -> None:
 def test_rows_that_begin_alike_are_found_and_cut_into_tiles() -> None:
     seats = Seats(8, 40, 16)
     common, other = list(range(100, 120)), list(range(200, 218))
-    chunks = [_chunk(n, [*common, n], 321, [PENDING]) for n in range(4)]
-    chunks += [_chunk(n + 4, [*other, n + 50], 290, [PENDING]) for n in range(3)]
+    chunks = [_chunk(n, [*common, n], 321, [UNSAMPLED]) for n in range(4)]
+    chunks += [_chunk(n + 4, [*other, n + 50], 290, [UNSAMPLED]) for n in range(3)]
     seats.updates(chunks)
     order = [0, 4, 1, 5, 2, 6, 3]
     found = seats.alike(order, 3)

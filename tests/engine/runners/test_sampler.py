@@ -158,7 +158,7 @@ def test_gumbel_noise_has_the_right_mean() -> None:
 
 
 def _after(prompt: list[int], said: list[int], **options: Any) -> Chunk:
-    seq = Sequence("a", "x", prompt + said, SamplingParams(**options), said=len(said))
+    seq = Sequence("a", "x", prompt + said, SamplingParams(**options), resumed_tokens=len(said))
     return Chunk(seq, [said[-1] if said else prompt[-1]], len(seq.tokens) - 1, [0], True)
 
 

@@ -102,7 +102,9 @@ def test_a_resumed_request_goes_on_in_its_grammar(llama: Any) -> None:
     said: list[int] = []
     while core.busy:
         said += [t for d in core.step() for t in d.tokens]
-    core.submit(GenerateRequest("b", "x", (5, 6, *said[:7]), params, grammar=grammar, said=7))
+    core.submit(
+        GenerateRequest("b", "x", (5, 6, *said[:7]), params, grammar=grammar, resumed_tokens=7)
+    )
     rest: list[int] = []
     while core.busy:
         rest += [t for d in core.step() for t in d.tokens]

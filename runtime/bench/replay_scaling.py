@@ -1,4 +1,4 @@
-"""Programs of a workload, scaled to a small model and a short time."""
+"""Programs of the workflow benchmark, scaled to a small model and a short time."""
 
 import statistics
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`drawloom bench scheduler`: what the program core costs beside an engine step.
+"""Benchmark of the scheduler: its time and memory for an engine step.
 
 10,000 programs are live, 256 calls run; each decodes 150 tokens on average, so about 1.7 calls end
 in an engine step, as many begin, and a fortieth of the programs end and are replaced. After each

@@ -1,4 +1,4 @@
-"""`drawloom bench workflow`: a workload replayed against the live engine under each policy, and in
+"""Benchmark of workflows: a workload replayed against the live engine under each policy, and in
 the simulator with the costs that were measured on this machine.
 
 Programs say nothing of their own: prompts are random tokens that begin with the context they go

@@ -119,7 +119,7 @@ class Calls:
             graph.forecast(conversation.state, conversation.waiting) if event.calls else None
         )
         program.note(lambda: graph.service_left(program.places))
-        state.reclaim(program, self._policy.claim(state, program))
+        state.update_reservation(program, self._policy.reserve(state, program))
         if event.final:
             return []
         what = self._policy.retain(state, program, conversation, now)
@@ -191,7 +191,7 @@ class Calls:
         if context - conversation.context <= notice:
             return False
         state.resize(program, conversation, context, conversation.shared)
-        state.reclaim(program, self._policy.claim(state, program))
+        state.update_reservation(program, self._policy.reserve(state, program))
         if program.running == 1:  # of several the least is not known
             program.notice = context + notice
         return True

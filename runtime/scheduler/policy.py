@@ -103,7 +103,7 @@ class Policy:
         """Return the share of the engine's time that a program about to run will take."""
         return 0.0
 
-    def claim(self, state: SchedulerState, program: ProgramState) -> int:
+    def reserve(self, state: SchedulerState, program: ProgramState) -> int:
         """The KV tokens that a program is promised. Asked when it becomes active, after each of
         its calls, and when its agent's history has grown."""
         return 0

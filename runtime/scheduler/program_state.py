@@ -47,7 +47,7 @@ class ConversationState:
     branches: Branches | None = None
 
     @property
-    def own(self) -> int:
+    def private_tokens(self) -> int:
         """Tokens that it has for itself; none before its first call, whatever it goes on from."""
         return max(0, self.context - self.shared)
 
@@ -108,8 +108,8 @@ class ProgramState:
     begun: bool = False
     peak: int = 0
     tokens: int = 0
-    own: int = 0
-    claim: int = 0
+    private_tokens: int = 0
+    reserved_tokens: int = 0
     running: int = 0
     steps: int = 0
     waits: int = 0

@@ -157,7 +157,7 @@ class Scheduler:
             return
         known[graph.agent] = graph.programs
         for program in self.state.peers.get(graph.agent, {}).values():
-            self.state.reclaim(program, self.policy.claim(self.state, program))
+            self.state.update_reservation(program, self.policy.reserve(self.state, program))
         if len(known) > _SLACK + 2 * len(self.state.graphs):
             self._promised = {a: n for a, n in known.items() if a in self.state.graphs}
 
@@ -184,7 +184,7 @@ class Scheduler:
     def _activate(self, program: ProgramState, now: float) -> list[Action]:
         actions: list[Action] = [] if program.begun else [Admit(program.id)]
         program.trial = self.policy.look(self.state, program)
-        program.claim = self.policy.claim(self.state, program)
+        program.reserved_tokens = self.policy.reserve(self.state, program)
         program.adds = self.policy.adds(self.state, program)
         self.engines.settle(program)
         self.state.activate(program, now)

@@ -61,7 +61,7 @@ class SchedulerState:
         self.active: dict[str, ProgramState] = {}
         self.held = Held(lambda program: self.graph(program.about.agent), self.tenants)
         self.tenants.watch(self.held.freed)
-        self.tokens = self.own = self.claimed = self.paused_tokens = 0
+        self.tokens = self.private_tokens = self.reserved_tokens = self.paused_tokens = 0
         self.peers: dict[str, dict[str, ProgramState]] = {}
         self.engines: dict[str, int] = {}
         self.draining: set[str] = set()
@@ -161,7 +161,7 @@ class SchedulerState:
         """A program is new, or paused. New ones of one agent go by `order`."""
         if program.active:
             self._leave(program)
-            program.claim = 0
+            program.reserved_tokens = 0
         program.held_since = now
         self.paused_tokens += self._rests(program)
         if program.begun:
@@ -170,7 +170,7 @@ class SchedulerState:
 
     def _rests(self, program: ProgramState) -> int:
         """Return the KV tokens that a program that is not active still has."""
-        return 0 if program.active or program.lost or not program.begun else program.own
+        return 0 if program.active or program.lost or not program.begun else program.private_tokens
 
     def lose(self, program: ProgramState) -> None:
         """The KV of a program that is held is gone; what it had must be computed again."""
@@ -203,8 +203,8 @@ class SchedulerState:
         self.starting += not program.called
         self.load.expect(program.adds)
         self.tokens += program.tokens
-        self.own += program.own
-        self.claimed += program.claim
+        self.private_tokens += program.private_tokens
+        self.reserved_tokens += program.reserved_tokens
 
     def _leave(self, program: ProgramState) -> None:
         program.active, program.absent_at = False, inf
@@ -220,32 +220,32 @@ class SchedulerState:
         self.env_capacity.deactivate(program)
         self.tenants.deactivate(program)
         self.tokens -= program.tokens
-        self.own -= program.own
-        self.claimed -= program.claim
+        self.private_tokens -= program.private_tokens
+        self.reserved_tokens -= program.reserved_tokens
 
-    def reclaim(self, program: ProgramState, claim: int) -> None:
+    def update_reservation(self, program: ProgramState, claim: int) -> None:
         """Promise a program another number of KV tokens."""
-        if program.active and claim != program.claim:
-            self.claimed += claim - program.claim
-            self.tenants.reclaim(program, claim - program.claim)
-        program.claim = claim
+        if program.active and claim != program.reserved_tokens:
+            self.reserved_tokens += claim - program.reserved_tokens
+            self.tenants.update_reservation(program, claim - program.reserved_tokens)
+        program.reserved_tokens = claim
 
     def resize(
         self, program: ProgramState, conversation: ConversationState, context: int, shared: int
     ) -> None:
         """A conversation has so many tokens now, the first `shared` of them not for itself."""
-        change, before = context - conversation.context, conversation.own
+        change, before = context - conversation.context, conversation.private_tokens
         grown = shared > conversation.shared
         conversation.context, conversation.shared = context, shared
         if grown and conversation.siblings is not None:
             conversation.siblings.shares(conversation)
-        own = conversation.own - before
+        own = conversation.private_tokens - before
         program.tokens += change
-        program.own += own
-        program.peak = max(program.peak, program.own)
+        program.private_tokens += own
+        program.peak = max(program.peak, program.private_tokens)
         if program.active:
             self.tokens += change
-            self.own += own
+            self.private_tokens += own
         elif program.begun and not program.lost:
             self.paused_tokens += own
 
@@ -292,7 +292,7 @@ class SchedulerState:
         del self.programs[program.id]
         if program.active:
             self._leave(program)
-            program.claim = 0
+            program.reserved_tokens = 0
             return
         self.held.remove(program)
         self.paused_tokens -= self._rests(program)

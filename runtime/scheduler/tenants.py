@@ -28,7 +28,7 @@ class Tenant:
     attained: float = 0.0
     active: int = 0
     live: int = 0
-    claimed: int = 0
+    reserved_tokens: int = 0
 
     @property
     def full(self) -> bool:
@@ -36,7 +36,7 @@ class Tenant:
         most, tokens = self.share.programs, self.share.kv_tokens
         if most is not None and self.active >= most:
             return True
-        return tokens is not None and self.active > 0 and self.claimed >= tokens
+        return tokens is not None and self.active > 0 and self.reserved_tokens >= tokens
 
     @property
     def limited(self) -> bool:
@@ -104,19 +104,19 @@ class Tenants:
     def activate(self, program: ProgramState) -> None:
         tenant = self.of(program)
         tenant.active += 1
-        tenant.claimed += program.claim
+        tenant.reserved_tokens += program.reserved_tokens
 
     def deactivate(self, program: ProgramState) -> None:
         tenant = self.of(program)
         tenant.active -= 1
-        tenant.claimed -= program.claim
+        tenant.reserved_tokens -= program.reserved_tokens
         if tenant.limited:
             self._freed(program.about.tenant)
 
-    def reclaim(self, program: ProgramState, change: int) -> None:
+    def update_reservation(self, program: ProgramState, change: int) -> None:
         """An active program was promised so many KV tokens more."""
         tenant = self.of(program)
-        tenant.claimed += change
+        tenant.reserved_tokens += change
         if tenant.limited:
             self._freed(program.about.tenant)
 

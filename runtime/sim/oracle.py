@@ -50,10 +50,10 @@ class Clairvoyant(Policy):
             yield program
 
     def takes(self, state: SchedulerState, program: ProgramState) -> bool:
-        need = self.claim(state, program)
-        return not state.active or state.claimed + need <= _FULL * state.capacity
+        need = self.reserve(state, program)
+        return not state.active or state.reserved_tokens + need <= _FULL * state.capacity
 
-    def claim(self, state: SchedulerState, program: ProgramState) -> int:
+    def reserve(self, state: SchedulerState, program: ProgramState) -> int:
         return self._jobs[program.id].peak
 
     def priority(

@@ -128,7 +128,12 @@ async def test_programs_say_the_same_and_end_when_the_engine_is_killed(isolated:
         answers = [await run.result() for run in runs]
     assert answers == [*wanted, wanted[0]]
     assert [type(event) for event in told] == [EngineDown, EngineUp]
-    assert (state.programs, state.own, state.paused_tokens, state.capacity) == ({}, 0, 0, 2048)
+    assert (state.programs, state.private_tokens, state.paused_tokens, state.capacity) == (
+        {},
+        0,
+        0,
+        2048,
+    )
     stats = await engine.stats()
     assert (stats.conversations, stats.held_blocks, stats.running) == (0, 0, 0)
 
@@ -180,7 +185,12 @@ async def test_a_program_that_ends_while_the_engine_is_down_leaves_nothing() -> 
         await run.cancel()
         engine.live_again(1000)
         state = runtime.dispatcher.scheduler.state
-        assert (state.programs, state.own, state.paused_tokens, engine.resumed) == ({}, 0, 0, [])
+        assert (state.programs, state.private_tokens, state.paused_tokens, engine.resumed) == (
+            {},
+            0,
+            0,
+            [],
+        )
 
 
 async def test_a_stream_over_http_goes_on_where_its_engine_died() -> None:

@@ -65,11 +65,11 @@ class Drawloom(Policy):
     def order(self, state: SchedulerState, program: ProgramState) -> Rank:
         declared = program.expected or 0.0
         calls = state.graph(program.about.agent).declared.expected(declared)
-        return -program.about.priority, calls, program.own, program.index
+        return -program.about.priority, calls, program.private_tokens, program.index
 
     def rank(self, state: SchedulerState, program: ProgramState) -> Rank:
         cost = self._order.cost(state, program)
-        return -program.about.priority, cost, program.own, program.index
+        return -program.about.priority, cost, program.private_tokens, program.index
 
     def priority(
         self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
@@ -97,8 +97,8 @@ class Drawloom(Policy):
     def look(self, state: SchedulerState, program: ProgramState) -> int:
         return self._order.look(state, program) if state.active else 0
 
-    def claim(self, state: SchedulerState, program: ProgramState) -> int:
-        return self._admission.claim(state, program, program.trial)
+    def reserve(self, state: SchedulerState, program: ProgramState) -> int:
+        return self._admission.reserve(state, program, program.trial)
 
     def again(self, state: SchedulerState) -> float | None:
         return self._admission.again(state)

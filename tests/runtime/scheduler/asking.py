@@ -67,7 +67,7 @@ def ask_everything(policy: Policy, state: SchedulerState, now: float) -> None:
         policy.again(state)
         policy.absent(state, program, None)
         policy.rank(state, program)
-        policy.claim(state, program)
+        policy.reserve(state, program)
         policy.takes(state, program)
         for conversation in program.conversations.values():
             policy.retain(state, program, conversation, now)

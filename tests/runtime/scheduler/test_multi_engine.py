@@ -59,7 +59,12 @@ def test_every_program_ends_and_every_engine_is_left_empty(policy: str, routing:
     assert outcome.counters.output == sum(c.output for j in JOBS for c in j.calls)
     for core in simulation.cores:
         state = core.state
-        assert (state.programs, state.tokens, state.own, state.claimed) == ({}, 0, 0, 0)
+        assert (state.programs, state.tokens, state.private_tokens, state.reserved_tokens) == (
+            {},
+            0,
+            0,
+            0,
+        )
         assert state.paused_tokens == state.computing == 0
     for engine in simulation.engines.all.values():
         engine.cache.check([])
@@ -364,11 +369,13 @@ class FleetMachine(RuleBasedStateMachine):
         for core in self.fleet.engines.values() if hasattr(self, "fleet") else ():
             active = core.state.active.values()
             assert core.state.tokens == sum(p.tokens for p in active)
-            assert core.state.own == sum(p.own for p in active)
-            assert core.state.claimed == sum(p.claim for p in active)
+            assert core.state.private_tokens == sum(p.private_tokens for p in active)
+            assert core.state.reserved_tokens == sum(p.reserved_tokens for p in active)
             assert core.state.computing == sum(p.running > 0 for p in active)
             held = core.state.held.programs.values()
-            assert core.state.paused_tokens == sum(p.own for p in held if p.begun and not p.lost)
+            assert core.state.paused_tokens == sum(
+                p.private_tokens for p in held if p.begun and not p.lost
+            )
             assert core.state.calls == sum(p.running for p in active)
             assert core.state.capacity == KV * len(core.state.engines)
             assert core.state.host_tokens == self.memory * len(core.state.engines)

@@ -411,7 +411,7 @@ def test_tokens_that_programs_share_are_counted_once() -> None:
     found = StepFinished("b", "b", it.last, "llm", "e", 610, ("t",), computed=100)
     it.core.handle(found, 2.0)
     state = it.core.state
-    assert (state.tokens, state.own) == (1220, 610 + 110)
+    assert (state.tokens, state.private_tokens) == (1220, 610 + 110)
 
 
 def test_programs_come_back_by_event_and_not_by_clock() -> None:

@@ -104,7 +104,7 @@ def test_a_tool_longer_than_its_lease_gives_its_place_up_and_has_it_back_with_it
     assert _started(it.send(Tick())) == []  # two leases of an unknown tool are not over
     it.now = 62.0
     assert _started(it.send(Tick())) == ["waits"]
-    assert it.core.state.claimed == it.program("waits").claim  # it is promised nothing
+    assert it.core.state.reserved_tokens == it.program("waits").claim  # it is promised nothing
     it.now = 3600.0
     assert _started(it.ready("asks", 120)) == []
     it.send(ProgramEnded("waits"))

@@ -151,7 +151,7 @@ def test_a_snapshot_sees_what_a_policy_could_change() -> None:
     state = core.state
     program = state.programs["p"]
     changes: list[Callable[[], object]] = [
-        lambda: setattr(program, "claim", 5),
+        lambda: setattr(program, "reserved_tokens", 5),
         lambda: setattr(program.conversations["p"], "until", 5.0),
         lambda: state.graph("agent").durations.observe("t", 1.0),
         lambda: state.graph("agent").observe("llm", "end"),

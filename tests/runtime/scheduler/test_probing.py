@@ -71,7 +71,7 @@ def test_a_look_takes_the_memory_of_a_look() -> None:
     _submit(core, "second")
     _submit(core, "third")
     looked = [core.state.programs[name] for name in ("second", "third")]
-    assert [(p.active, p.trial, p.claim) for p in looked] == [(True, 1, 0)] * 2
+    assert [(p.active, p.trial, p.reserved_tokens) for p in looked] == [(True, 1, 0)] * 2
 
 
 def test_where_nobody_waits_it_goes_on_at_its_next_call_and_is_promised_what_is_usual() -> None:
@@ -80,9 +80,9 @@ def test_where_nobody_waits_it_goes_on_at_its_next_call_and_is_promised_what_is_
     _submit(core, "second")
     _plan(core, "second")
     program = core.state.programs["second"]
-    assert (program.active, program.trial, program.claim) == (False, 0, 0)
+    assert (program.active, program.trial, program.reserved_tokens) == (False, 0, 0)
     core.handle(StepReady("second", "second", "second#1", "work", "e", 20, 5), 3.0)
-    assert (program.active, program.trial, program.claim) == (True, 0, PEAK)
+    assert (program.active, program.trial, program.reserved_tokens) == (True, 0, PEAK)
 
 
 def test_what_shows_that_it_is_large_waits_for_what_is_small() -> None:

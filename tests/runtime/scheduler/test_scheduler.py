@@ -463,11 +463,11 @@ def test_a_long_answer_counts_while_it_is_said() -> None:
     _submit(core, "long")
     _step(core, "long", 100, 0.0)
     _decoded(core, "long", 800, 1.0)
-    assert core.state.own == core.state.claimed == 800
+    assert core.state.private_tokens == core.state.reserved_tokens == 800
     assert _admitted(_submit(core, "next", 2.0)) == []
     assert _admitted(_decoded(core, "long", 801, 3.0)) == [], "a token changes nothing"
     _finish(core, "long", 805, 4.0, "tool", computed=100)
-    assert core.state.own == 805
+    assert core.state.private_tokens == 805
     assert _admitted(core.handle(ProgramEnded("long"), 5.0)) == ["next"]
 
 
@@ -478,10 +478,10 @@ def test_what_an_engine_said_late_is_not_counted() -> None:
     _step(core, "p", 100, 1.0)
     _finish(core, "p", 120, 2.0, "tool", computed=100)
     _decoded(core, "p", 500, 3.0)
-    assert core.state.own == 120
+    assert core.state.private_tokens == 120
     _step(core, "p", 400, 4.0)
     _decoded(core, "p", 200, 5.0)
-    assert core.state.own == 400
+    assert core.state.private_tokens == 400
 
 
 def test_the_cost_of_a_token_is_that_of_all_that_was_said_though_some_was_heard_before() -> None:
@@ -566,7 +566,7 @@ def test_what_branches_share_is_counted_once_whoever_ends_first(data: Any) -> No
             del tokens[name]
             core.handle(ConversationEnded("p", name), now)
         held = {token for line in tokens.values() for token in line}
-        assert core.state.own == len(held)
+        assert core.state.private_tokens == len(held)
 
 
 def _started(actions: list[Action]) -> list[str]:
@@ -581,14 +581,19 @@ def test_calls_of_an_engine_that_goes_down_are_started_again_when_there_is_one()
     _step(core, "p", 210, 2.0)
     assert core.handle(EngineDown("e"), 3.0) == []
     program, state = core.state.programs["p"], core.state
-    assert (state.own, state.claimed, state.capacity, state.paused_tokens) == (0, 0, 0, 0)
+    assert (state.private_tokens, state.reserved_tokens, state.capacity, state.paused_tokens) == (
+        0,
+        0,
+        0,
+        0,
+    )
     assert (state.computing, state.calls, program.running) == (0, 0, 0)
     assert program.tokens == 210, "what it has to compute again is known"
     assert _admitted(_submit(core, "q", 3.0)) == []
     again = core.handle(EngineUp("e", KV), 4.0)
     assert _started(again) == ["p:0#0"]
     assert _admitted(again) == ["q"]
-    assert state.own == 210
+    assert state.private_tokens == 210
     assert core.handle(EngineDown("other"), 5.0) == core.handle(EngineDrain("other"), 5.0) == []
 
 
@@ -920,7 +925,10 @@ class CoreMachine(RuleBasedStateMachine):
         for name in {p.about.tenant for p in state.programs.values()}:
             mine = [p for p in state.active.values() if p.about.tenant == name]
             tenant = state.tenants.named(name)
-            assert (tenant.active, tenant.claimed) == (len(mine), sum(p.claim for p in mine))
+            assert (tenant.active, tenant.reserved_tokens) == (
+                len(mine),
+                sum(p.reserved_tokens for p in mine),
+            )
             live = sum(p.about.tenant == name for p in state.programs.values())
             assert tenant.live == live
 
@@ -929,15 +937,17 @@ class CoreMachine(RuleBasedStateMachine):
         state = self.core.state
         for total, field in (
             (state.tokens, "tokens"),
-            (state.own, "own"),
-            (state.claimed, "claim"),
+            (state.private_tokens, "private_tokens"),
+            (state.reserved_tokens, "reserved_tokens"),
         ):
             assert total == sum(getattr(p, field) for p in state.active.values())
         held = state.held.programs.values()
-        assert state.paused_tokens == sum(p.own for p in held if p.begun and not p.lost)
+        assert state.paused_tokens == sum(p.private_tokens for p in held if p.begun and not p.lost)
         assert state.capacity == sum(state.engines.values()) <= KV
         for program in state.programs.values():
-            assert program.own == sum(line.own for line in program.conversations.values())
+            assert program.private_tokens == sum(
+                line.private_tokens for line in program.conversations.values()
+            )
 
     @invariant()
     def conversations_are_counted(self) -> None:

@@ -580,7 +580,9 @@ async def test_what_begins_as_a_busy_conversation_did_is_a_fork_of_it(tiny: Any)
         params = SamplingParams(max_tokens=2)
         async for _ in programs.generate(place, params, None):
             if place.conversation is not conversation:
-                assert lines[place.conversation.name].own < len(place.tokens) - len(ids) + 4
+                assert (
+                    lines[place.conversation.name].private_tokens < len(place.tokens) - len(ids) + 4
+                )
     for place in places:
         programs.leave(place)
 

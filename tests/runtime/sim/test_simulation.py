@@ -52,7 +52,12 @@ def _is_empty(simulation: Simulation) -> None:
     for core in simulation.cores:
         state = core.state
         assert not state.programs
-        assert (state.tokens, state.own, state.claimed, state.paused_tokens) == (0, 0, 0, 0)
+        assert (state.tokens, state.private_tokens, state.reserved_tokens, state.paused_tokens) == (
+            0,
+            0,
+            0,
+            0,
+        )
     for engine in simulation.engines.all.values():
         engine.cache.check([])
         assert len(engine.cache.conversations) == 0
@@ -208,7 +213,12 @@ def test_programs_of_many_conversations_end_and_leave_nothing(knows: str, host: 
     assert len(outcome.ended) == len(jobs)
     assert outcome.counters.output == sum(c.output for j in jobs for c in j.calls)
     state = simulation.cores[0].state
-    assert (state.tokens, state.own, state.claimed, state.paused_tokens) == (0, 0, 0, 0)
+    assert (state.tokens, state.private_tokens, state.reserved_tokens, state.paused_tokens) == (
+        0,
+        0,
+        0,
+        0,
+    )
     _is_empty(simulation)
     for ended in outcome.ended:
         assert ended.jct >= 0.97 * isolated(SMALL, [ended.job])[ended.job.id]

@@ -10,7 +10,7 @@ _INSTANT = 1e-6  # seconds
 class Admission:
     """Everybody runs."""
 
-    def claim(self, state: SchedulerState, program: ProgramState, look: int) -> int:
+    def reserve(self, state: SchedulerState, program: ProgramState, look: int) -> int:
         """Return the KV tokens that a program is promised, which runs for `look` calls first."""
         return 0
 
@@ -58,14 +58,14 @@ class Throughput(Admission):
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
-    def claim(self, state: SchedulerState, program: ProgramState, look: int) -> int:
+    def reserve(self, state: SchedulerState, program: ProgramState, look: int) -> int:
         if look:
-            return program.own  # it is held again before it has grown
+            return program.private_tokens  # it is held again before it has grown
         graph, p = state.graph(program.about.agent), self.parameters
         guess = program.about.expect_tokens or p.guess * state.capacity
         count = graph.programs
         seen = count * (graph.usual_peak or 0)
-        return max(program.own, int((p.believed * guess + seen) / (p.believed + count)))
+        return max(program.private_tokens, int((p.believed * guess + seen) / (p.believed + count)))
 
     def fits(self, state: SchedulerState, program: ProgramState, look: int) -> bool:
         if not state.active:
@@ -77,7 +77,7 @@ class Throughput(Admission):
             return False  # branches share their KV, so memory does not bound their calls
         spread = graph.peak_spread * (len(state.active) + 1) ** 0.5
         margin = graph.shared + self.parameters.deviations * spread
-        wanted = state.claimed + self.claim(state, program, look) + margin
+        wanted = state.reserved_tokens + self.reserve(state, program, look) + margin
         room = (self.parameters.full + self._beyond(state)) * state.capacity
         return wanted <= room or self._pays(state)
 
@@ -101,8 +101,8 @@ class Throughput(Admission):
         what it brings, somebody else loses, if that was there."""
         if state.host_tokens or not state.active:
             return 0.0
-        there = min(1.0, state.capacity / max(1, state.own))
-        return there * state.cost.recompute(state.own // len(state.active))
+        there = min(1.0, state.capacity / max(1, state.private_tokens))
+        return there * state.cost.recompute(state.private_tokens // len(state.active))
 
     def again(self, state: SchedulerState) -> float | None:
         if self.parameters.busy < 0 or not _is_idle(state):
@@ -115,7 +115,7 @@ class Throughput(Admission):
         return left if left > _INSTANT else 0.0
 
     def overflows(self, state: SchedulerState) -> bool:
-        beyond = state.own > (1.0 + self._beyond(state)) * state.capacity
+        beyond = state.private_tokens > (1.0 + self._beyond(state)) * state.capacity
         return beyond and state.load.busy > self.parameters.busy
 
     def _beyond(self, state: SchedulerState) -> float:

@@ -143,7 +143,7 @@ class Calls:
         state = self._state
         self._stop(program, event.step)
         program.service += event.service
-        state.tenants.serve(program, event.service)
+        state.tenants.charge(program, event.service)
         program.steps += 1
         program.called_until = now
         state.queued.append(event.queued)

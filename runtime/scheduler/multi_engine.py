@@ -80,7 +80,9 @@ class MultiEngineScheduler:
         for_all = self._everywhere.get(type(event))
         if for_all is not None:
             actions = for_all(event, now)
-            self._backlog = {name for name, one in self.engines.items() if one.state.held.programs}
+            self._backlog = {
+                name for name, one in self.engines.items() if one.state.wait_queue.programs
+            }
             return actions + self._leave(now) + self._steal(now)
         if isinstance(event, ProgramSubmitted):
             self._settle(event)
@@ -117,7 +119,7 @@ class MultiEngineScheduler:
         return program is not None and state.tenants.of(program).limited
 
     def _look(self, name: str) -> None:
-        held = self.engines[name].state.held.programs
+        held = self.engines[name].state.wait_queue.programs
         (self._backlog.add if held else self._backlog.discard)(name)
 
     # --- engines and what they share ------------------------------------------------------
@@ -147,13 +149,13 @@ class MultiEngineScheduler:
             return actions
         for name in sorted(self.engines.keys() - there):
             state = self.engines[name].state
-            for program in list(state.held.programs.values()):
+            for program in list(state.wait_queue.programs.values()):
                 if not program.running:
                     actions += self._move(program, min(there, key=self._load), now)
             if not state.engines and not state.programs:
                 del self.engines[name], self._given[name]
                 self._backlog.discard(name)
-                state.tenants.unwatch(state.held.freed)
+                state.tenants.unwatch(state.wait_queue.freed)
         return actions
 
     def _shared(self, event: Event, now: float) -> list[Action]:
@@ -189,7 +191,7 @@ class MultiEngineScheduler:
         return state.tokens / max(1, state.capacity)
 
     def _waiting(self, name: str) -> tuple[int, str]:
-        return len(self.engines[name].state.held.programs), name
+        return len(self.engines[name].state.wait_queue.programs), name
 
     def _place(self, event: StepReady, home: str, now: float) -> tuple[str, list[Action]]:
         """Where a call goes: home, or with its program to where there is less to do."""
@@ -212,7 +214,7 @@ class MultiEngineScheduler:
             return actions
         while self._backlog and (idle := set(self._open) - self._backlog):
             victim = max(self._backlog, key=self._waiting)
-            program = self.engines[victim].state.held.first
+            program = self.engines[victim].state.wait_queue.first
             thief = min(idle, key=lambda n: (self._load(n), n))
             if program is None or not self.policy.takes(self.engines[thief].state, program):
                 break

@@ -71,7 +71,7 @@ class Policy:
 
     def admit(self, state: SchedulerState, now: float) -> Iterable[ProgramState]:
         """The held programs that may run now. The core makes each active before it asks on."""
-        while (program := state.held.first) is not None:
+        while (program := state.wait_queue.first) is not None:
             yield program
 
     def takes(self, state: SchedulerState, program: ProgramState) -> bool:

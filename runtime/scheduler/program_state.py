@@ -128,8 +128,8 @@ class ProgramState:
     lost: bool = False
     order: Rank = ()
     host: str | None = None
-    lane: object | None = None
-    offer: int = 0
+    queue: object | None = None
+    rank_version: int = 0
     called: bool = False
     late: bool = False
     held: float = 0.0

@@ -66,8 +66,8 @@ class Scheduler:
     def __init__(self, policy: Policy, shared_with: "SchedulerState | None" = None) -> None:
         self.policy = policy
         self.state = SchedulerState(shared_with)
-        self.state.held.rank = lambda program: self.policy.rank(self.state, program)
-        self.state.held.due_at = self.due
+        self.state.wait_queue.rank = lambda program: self.policy.rank(self.state, program)
+        self.state.wait_queue.due_at = self.due
         self._promised: dict[str, int] = {}
         self._next_tick: float | None = None
         self._wakes: list[float] = []
@@ -122,7 +122,7 @@ class Scheduler:
         if program is None:
             return []
         program.say(event.steps)
-        self.state.reconsider(program, self.policy.order(self.state, program))
+        self.state.rerank(program, self.policy.order(self.state, program))
         return self.rebalance(now)
 
     def _program_ended(self, event: ProgramEnded, now: float) -> list[Action]:
@@ -174,7 +174,7 @@ class Scheduler:
 
     def _look_again(self, now: float) -> list[Action]:
         """Ask for a tick when more programs may be admitted, though nothing else happens."""
-        seconds = None if self.state.held.first is None else self.policy.again(self.state)
+        seconds = None if self.state.wait_queue.first is None else self.policy.again(self.state)
         at = None if seconds is None else now + seconds
         if at is None or (self._again is not None and self._again <= at):
             return []
@@ -208,8 +208,8 @@ class Scheduler:
 
     def wait(self, program: ProgramState) -> None:
         """Let a held program compete, whose calls have become others."""
-        self.state.reconsider(program, self.policy.order(self.state, program))
-        self.state.held.wait(program)
+        self.state.rerank(program, self.policy.order(self.state, program))
+        self.state.wait_queue.wait(program)
 
     def pause(self, program: ProgramState, now: float) -> list[Action]:
         """Hold an active program."""

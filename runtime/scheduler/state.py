@@ -15,7 +15,7 @@ from drawloom.runtime.scheduler.events import EngineLoad, StepReady
 from drawloom.runtime.scheduler.learned_cost import LearnedCost
 from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState, Rank
 from drawloom.runtime.scheduler.tenants import Tenants
-from drawloom.runtime.scheduler.wait_queue import Held
+from drawloom.runtime.scheduler.wait_queue import WaitQueue
 
 _LEARN = 0.05
 
@@ -59,8 +59,8 @@ class SchedulerState:
         self.graphs: Agents = shared_with.graphs if shared_with else Agents()
         self.programs: dict[str, ProgramState] = {}
         self.active: dict[str, ProgramState] = {}
-        self.held = Held(lambda program: self.graph(program.about.agent), self.tenants)
-        self.tenants.watch(self.held.freed)
+        self.wait_queue = WaitQueue(lambda program: self.graph(program.about.agent), self.tenants)
+        self.tenants.watch(self.wait_queue.freed)
         self.tokens = self.private_tokens = self.reserved_tokens = self.paused_tokens = 0
         self.peers: dict[str, dict[str, ProgramState]] = {}
         self.engines: dict[str, int] = {}
@@ -166,7 +166,7 @@ class SchedulerState:
         self.paused_tokens += self._rests(program)
         if program.begun:
             self.env_capacity.hold(program)
-        self.held.add(program, order)
+        self.wait_queue.add(program, order)
 
     def _rests(self, program: ProgramState) -> int:
         """Return the KV tokens that a program that is not active still has."""
@@ -193,7 +193,7 @@ class SchedulerState:
         self.paused_tokens -= self._rests(program)
         if not program.begun:
             program.admitted = now
-        self.held.remove(program)
+        self.wait_queue.remove(program)
         program.active, program.begun, program.marked, program.lost = True, True, False, False
         self.active[program.id] = program
         self.peers.setdefault(program.about.agent, {})[program.id] = program
@@ -284,7 +284,7 @@ class SchedulerState:
             self._leave(program)
         else:
             self.paused_tokens -= self._rests(program)
-            self.held.remove(program)
+            self.wait_queue.remove(program)
         self.tenants.end(program)
 
     def withdraw(self, program: ProgramState) -> None:
@@ -294,7 +294,7 @@ class SchedulerState:
             self._leave(program)
             program.reserved_tokens = 0
             return
-        self.held.remove(program)
+        self.wait_queue.remove(program)
         self.paused_tokens -= self._rests(program)
         if program.begun:
             self.env_capacity.unhold(program)
@@ -304,10 +304,10 @@ class SchedulerState:
         self.programs[program.id] = program
         self.hold(program, order, program.held_since)
 
-    def reconsider(self, program: ProgramState, order: Rank) -> None:
+    def rerank(self, program: ProgramState, order: Rank) -> None:
         """What is known of a program has changed; a held one is ranked anew, for itself."""
         if not program.active:
-            self.held.reconsider(program, order)
+            self.wait_queue.rerank(program, order)
 
 
 __all__ = ["SchedulerState"]

@@ -89,10 +89,10 @@ class Tenants:
             self._known[share.tenant].share = share
         self._freed(share.tenant)
 
-    def queues(self, program: ProgramState, neediest: float | None) -> None:
+    def on_first_waiting(self, program: ProgramState, floor: float | None) -> None:
         """The first program of a tenant waits. Before it none did; of those that wait already the
         neediest has had so much service, None if nobody waits."""
-        level = self.most if neediest is None else neediest
+        level = self.most if floor is None else floor
         tenant = self.of(program)
         owed = _CREDIT * self.usual if tenant.live > 1 else 0.0
         tenant.attained = max(tenant.attained, level - owed)
@@ -120,7 +120,7 @@ class Tenants:
         if tenant.limited:
             self._freed(program.about.tenant)
 
-    def serve(self, program: ProgramState, seconds: float) -> None:
+    def charge(self, program: ProgramState, seconds: float) -> None:
         """A program's call has had so many seconds of an engine."""
         tenant = self.of(program)
         tenant.attained += seconds / tenant.share.weight

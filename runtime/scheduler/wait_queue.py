@@ -11,50 +11,53 @@ from drawloom.runtime.scheduler.tenants import Tenant, Tenants
 
 Due = tuple[int, float, int, ProgramState]  # priority, when it is due, index
 Choice = tuple[Rank, int, ProgramState]  # its place among its agent's new ones
-Offer = tuple[Rank, int, int, int, ProgramState]  # rank, index, offer, its agent's programs by then
+Offer = tuple[Rank, int, int, int, ProgramState]  # rank, index, entry, its agent's programs by then
 
 
-class Lane:
+class TenantQueue:
     """The held programs of one tenant. Of an agent's new programs only the first competes with
     others: what the agent's history says is the same for all of them, so that ranks are computed
     for few."""
 
     def __init__(
-        self, held: "Held", tenant: Tenant, graph: Callable[[ProgramState], ExecutionGraph]
+        self,
+        wait_queue: "WaitQueue",
+        tenant: Tenant,
+        graph: Callable[[ProgramState], ExecutionGraph],
     ) -> None:
-        self.tenant, self._held, self._graph = tenant, held, graph
+        self.tenant, self._wait_queue, self._graph = tenant, wait_queue, graph
         self.count = 0
-        self._offers = Heap[Offer](self._stands)
+        self._offers = Heap[Offer](self._is_current_rank)
         self._new: dict[str, Heap[Choice]] = {}
-        self._dues = Heap[Due](self._awaits)
+        self._dues = Heap[Due](self._is_current_due)
 
     def add(self, program: ProgramState, order: Rank) -> None:
         self.count += 1
-        program.lane = self
+        program.queue = self
         if not program.begun:
             self._queue(program, order)
         elif program.ready:
-            self._offer(program)
+            self._push_rank(program)
         self.wait(program)
 
     def remove(self, program: ProgramState) -> None:
-        led = self._leads(program)
+        led = self._is_first_new(program)
         self.count -= 1
-        program.lane = None
+        program.queue = None
         if led:
-            self._offer_next(program.about.agent)
+            self._push_next_new(program.about.agent)
 
-    def reconsider(self, program: ProgramState, order: Rank) -> None:
+    def rerank(self, program: ProgramState, order: Rank) -> None:
         """What is known of a program has changed; it is ranked anew, for itself."""
         if not program.begun and order != program.order:
-            led = self._leads(program)
-            program.offer += led  # what it was offered by is no longer so
+            led = self._is_first_new(program)
+            program.rank_version += led  # what it was offered by is no longer so
             self._queue(program, order)
             if led:
-                self._offer_next(program.about.agent)
+                self._push_next_new(program.about.agent)
         alone = self._graph(program).informed  # its state says more than its agent does
-        if (program.begun or alone or self._leads(program)) and program.competes:
-            self._offer(program)
+        if (program.begun or alone or self._is_first_new(program)) and program.competes:
+            self._push_rank(program)
 
     def wait(self, program: ProgramState) -> None:
         """A program may be held until it is due."""
@@ -65,26 +68,26 @@ class Lane:
     def first(self) -> ProgramState | None:
         """The program of least rank. Ranks are as old as the offers, but for the least one, which
         is looked at again when its agent's history has grown."""
-        while (offer := self._offers.least) is not None:
-            _, _, _, known, program = offer
+        while (entry := self._offers.least) is not None:
+            _, _, _, known, program = entry
             if known == self._graph(program).programs:
                 return program
             self._offers.pop()
-            self._offer(program)
+            self._push_rank(program)
         return None
 
     @property
     def rank(self) -> tuple[Rank, int, int] | None:
-        """The least rank, of which program, and its offer."""
-        offer = None if self.first is None else self._offers.least
-        return None if offer is None else offer[:3]
+        """The least rank, of which program, and its entry."""
+        entry = None if self.first is None else self._offers.least
+        return None if entry is None else entry[:3]
 
     @property
     def due(self) -> ProgramState | None:
         """Of the highest priority that competes, the program that is due first."""
         while (item := self._dues.least) is not None:
             program = item[3]
-            due = self._held.due_at(program)
+            due = self._wait_queue.due_at(program)
             if due <= program.due:
                 return program
             self._dues.pop()
@@ -97,81 +100,83 @@ class Lane:
         program.order = order
         queue = self._new.get(program.about.agent)
         if queue is None:
-            queue = self._new[program.about.agent] = Heap(self._first_choice)
+            queue = self._new[program.about.agent] = Heap(self._is_waiting_new)
         queue.push((order, program.index, program))
-        if self._leads(program):
-            self._offer(program)
+        if self._is_first_new(program):
+            self._push_rank(program)
 
-    def _offer(self, program: ProgramState) -> None:
-        """Let a program compete by the rank that it has now; only its last offer counts."""
-        program.offer += 1
+    def _push_rank(self, program: ProgramState) -> None:
+        """Let a program compete by the rank that it has now; only its last entry counts."""
+        program.rank_version += 1
         known = self._graph(program).programs
-        self._offers.push((self._held.rank(program), program.index, program.offer, known, program))
+        self._offers.push(
+            (self._wait_queue.rank(program), program.index, program.rank_version, known, program)
+        )
 
-    def _offer_next(self, agent: str) -> None:
+    def _push_next_new(self, agent: str) -> None:
         queue = self._new.get(agent)
         first = None if queue is None else queue.least
         if first is None:
             self._new.pop(agent, None)
         else:
-            self._offer(first[2])
+            self._push_rank(first[2])
 
-    def _leads(self, program: ProgramState) -> bool:
+    def _is_first_new(self, program: ProgramState) -> bool:
         queue = self._new.get(program.about.agent)
         first = None if queue is None else queue.least
         return first is not None and first[2] is program
 
-    def _awaits(self, item: Due) -> bool:
+    def _is_current_due(self, item: Due) -> bool:
         """Whether a program still competes, by when it is due now."""
         program = item[3]
-        return program.lane is self and program.competes and item[1] == program.due
+        return program.queue is self and program.competes and item[1] == program.due
 
-    def _first_choice(self, choice: Choice) -> bool:
+    def _is_waiting_new(self, choice: Choice) -> bool:
         """Whether it is what is now known of a new program that waits."""
         program = choice[2]
-        return program.lane is self and not program.begun and choice[0] == program.order
+        return program.queue is self and not program.begun and choice[0] == program.order
 
-    def _stands(self, offer: Offer) -> bool:
-        """Whether it is the last offer of a program that waits."""
-        program = offer[4]
-        return program.lane is self and program.competes and offer[2] == program.offer
+    def _is_current_rank(self, entry: Offer) -> bool:
+        """Whether it is the last entry of a program that waits."""
+        program = entry[4]
+        return program.queue is self and program.competes and entry[2] == program.rank_version
 
 
-class _Contest:
-    """Which lane has the least key. A lane must `enter` whenever its key may have become less; one
+class _QueueHeap:
+    """Which queue has the least key. A queue must `enter` whenever its key may have become less; one
     without a key does not compete, and has to enter again when it has one."""
 
-    def __init__(self, key: Callable[[Lane], Any]) -> None:
+    def __init__(self, key: Callable[[TenantQueue], Any]) -> None:
         self._key = key
-        self._entries = Heap[tuple[Any, int, Lane]](self._current)
-        self._valid: dict[Lane, int] = {}
+        self._entries = Heap[tuple[Any, int, TenantQueue]](self._current)
+        self._valid: dict[TenantQueue, int] = {}
         self._numbers = count()
 
-    def enter(self, lane: Lane) -> None:
-        key = self._key(lane)
+    def enter(self, queue: TenantQueue) -> None:
+        key = self._key(queue)
         if key is not None:
-            number = self._valid[lane] = next(self._numbers)
-            self._entries.push((key, number, lane))
+            number = self._valid[queue] = next(self._numbers)
+            self._entries.push((key, number, queue))
 
-    def leave(self, lane: Lane) -> None:
-        self._valid.pop(lane, None)
+    def leave(self, queue: TenantQueue) -> None:
+        self._valid.pop(queue, None)
 
-    def _current(self, entry: tuple[Any, int, Lane]) -> bool:
+    def _current(self, entry: tuple[Any, int, TenantQueue]) -> bool:
         return self._valid.get(entry[2]) == entry[1]
 
     @property
-    def least(self) -> Lane | None:
+    def least(self) -> TenantQueue | None:
         while (entry := self._entries.least) is not None:
-            key, _, lane = entry
-            if self._key(lane) == key:
-                return lane
+            key, _, queue = entry
+            if self._key(queue) == key:
+                return queue
             self._entries.pop()
-            del self._valid[lane]
-            self.enter(lane)
+            del self._valid[queue]
+            self.enter(queue)
         return None
 
 
-class Held:
+class WaitQueue:
     """The held programs of all tenants. Those of a tenant that has all that it may have do not
     compete until it has less.
 
@@ -186,69 +191,71 @@ class Held:
         self.due_at: Callable[[ProgramState], float] = lambda program: program.due
         self.programs: dict[str, ProgramState] = {}
         self._graph, self._tenants = graph, tenants
-        self._lanes: dict[str, Lane] = {}
-        self._by_rank = _Contest(lambda lane: None if lane.tenant.full else lane.rank)
-        self._by_due = _Contest(_due)
-        self._by_service = _Contest(_service)
-        self._contests = (self._by_rank, self._by_due, self._by_service)
+        self._queues: dict[str, TenantQueue] = {}
+        self._by_rank = _QueueHeap(lambda queue: None if queue.tenant.full else queue.rank)
+        self._by_due = _QueueHeap(_due)
+        self._by_service = _QueueHeap(_service)
+        self._heaps = (self._by_rank, self._by_due, self._by_service)
 
     def add(self, program: ProgramState, order: Rank) -> None:
         """A program is new, or paused. New ones of one agent go by `order`."""
         self.programs[program.id] = program
-        lane = self._lanes.get(program.about.tenant)
-        if lane is None:
+        queue = self._queues.get(program.about.tenant)
+        if queue is None:
             needy = self._by_service.least
-            self._tenants.queues(program, None if needy is None else needy.tenant.attained)
+            self._tenants.on_first_waiting(
+                program, None if needy is None else needy.tenant.attained
+            )
             tenant = self._tenants.of(program)
-            lane = self._lanes[program.about.tenant] = Lane(self, tenant, self._graph)
-        lane.add(program, order)
-        self._enter(lane)
+            queue = self._queues[program.about.tenant] = TenantQueue(self, tenant, self._graph)
+        queue.add(program, order)
+        self._enter(queue)
 
     def remove(self, program: ProgramState) -> None:
         """A program is admitted, or over."""
         del self.programs[program.id]
-        lane = self._lanes[program.about.tenant]
-        lane.remove(program)
-        if not lane.count:
-            del self._lanes[program.about.tenant]
-            for contest in self._contests:
-                contest.leave(lane)
+        queue = self._queues[program.about.tenant]
+        queue.remove(program)
+        if not queue.count:
+            del self._queues[program.about.tenant]
+            for heap in self._heaps:
+                heap.leave(queue)
 
-    def reconsider(self, program: ProgramState, order: Rank) -> None:
+    def rerank(self, program: ProgramState, order: Rank) -> None:
         """What is known of a held program has changed; it is ranked anew, for itself."""
-        lane = self._lanes[program.about.tenant]
-        lane.reconsider(program, order)
-        self._enter(lane)
+        queue = self._queues[program.about.tenant]
+        queue.rerank(program, order)
+        self._enter(queue)
 
     def wait(self, program: ProgramState) -> None:
         """A held program may be held until it is due."""
-        lane = self._lanes[program.about.tenant]
-        lane.wait(program)
-        self._by_due.enter(lane)
+        queue = self._queues[program.about.tenant]
+        queue.wait(program)
+        self._by_due.enter(queue)
 
     def freed(self, tenant: str) -> None:
         """A tenant has less than it had; its programs may compete again."""
-        if (lane := self._lanes.get(tenant)) is not None:
-            self._enter(lane)
+        if (queue := self._queues.get(tenant)) is not None:
+            self._enter(queue)
 
-    def _enter(self, lane: Lane) -> None:
-        for contest in self._contests:
-            contest.enter(lane)
+    def _enter(self, queue: TenantQueue) -> None:
+        for heap in self._heaps:
+            heap.enter(queue)
 
     @property
     def first(self) -> ProgramState | None:
         """The program of least rank."""
-        lane = self._by_rank.least
-        return None if lane is None else lane.first
+        queue = self._by_rank.least
+        return None if queue is None else queue.first
 
     @property
     def due(self) -> ProgramState | None:
         """Of the highest priority that competes, the program that is due first."""
-        lane = self._by_due.least
-        return None if lane is None else lane.due
+        queue = self._by_due.least
+        return None if queue is None else queue.due
 
     @property
-    def neediest(self) -> Lane | None:
+    def least_served(self) -> TenantQueue | None:
         """The programs of the tenant with the least service."""
         return self._by_service.least
 
@@ -262,14 +269,14 @@ def _urgency(program: ProgramState) -> tuple[int, float, int]:
     return -program.about.priority, program.due, program.index
 
 
-def _due(lane: Lane) -> tuple[int, float, int] | None:
-    first = None if lane.tenant.full else lane.due
+def _due(queue: TenantQueue) -> tuple[int, float, int] | None:
+    first = None if queue.tenant.full else queue.due
     return None if first is None else _urgency(first)
 
 
-def _service(lane: Lane) -> float | None:
-    waits = lane.first is not None and not lane.tenant.full
-    return lane.tenant.attained if waits else None
+def _service(queue: TenantQueue) -> float | None:
+    waits = queue.first is not None and not queue.tenant.full
+    return queue.tenant.attained if waits else None
 
 
-__all__ = ["Held", "Lane"]
+__all__ = ["TenantQueue", "WaitQueue"]

@@ -74,7 +74,7 @@ class FrozenDrawloom(Drawloom):
     """`drawloom`'s retention under another's order: everybody runs."""
 
     def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
-        while (program := state.held.first) is not None:
+        while (program := state.wait_queue.first) is not None:
             yield program
 
     def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:

@@ -44,7 +44,7 @@ class Clairvoyant(Policy):
         return (self._work(program),)
 
     def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
-        while (program := state.held.first) is not None:
+        while (program := state.wait_queue.first) is not None:
             if not self.takes(state, program):
                 return
             yield program

@@ -164,7 +164,7 @@ class Simulation:
         return list(one.engines.values()) if isinstance(one, MultiEngineScheduler) else [one]
 
     def _stuck(self) -> str:
-        held = sum(len(core.state.held.programs) for core in self.cores)
+        held = sum(len(core.state.wait_queue.programs) for core in self.cores)
         return (
             f"after {self.now:,.0f} s nothing can happen any more: {len(self._done)} programs of "
             f"{len(self.jobs)} are done, {held} are held, {self.engines.waiting} calls wait"

@@ -26,7 +26,7 @@ class Continuum(Pinning):
 
     def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         yield from super().pause(state, now)
-        head = next((p for p in state.held.ranked() if p.ready), None)
+        head = next((p for p in state.wait_queue.ranked() if p.ready), None)
         pinned = sorted((p for p in state.active.values() if p.acting), key=lambda p: p.index)
         while head and pinned and state.tokens + head.tokens > state.capacity:
             yield pinned.pop()

@@ -19,7 +19,7 @@ from drawloom.runtime.scheduler.policies.parts.residency import Leases, Residenc
 from drawloom.runtime.scheduler.policy import Policy, Retention
 from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState, Rank
 from drawloom.runtime.scheduler.state import SchedulerState
-from drawloom.runtime.scheduler.wait_queue import Held, Lane
+from drawloom.runtime.scheduler.wait_queue import TenantQueue, WaitQueue
 
 _CLASS, _TIE = 1e9, 1e-6
 
@@ -108,7 +108,7 @@ class Drawloom(Policy):
 
     def _next(self, state: SchedulerState, now: float) -> ProgramState | None:
         """Return the first, unless its tenant is too far ahead of another that waits."""
-        first, needy = self._turn(state.held, now), state.held.neediest
+        first, needy = self._turn(state.wait_queue, now), state.wait_queue.least_served
         if first is None or needy is None:
             return first
         ahead = state.tenants.of(first).attained - needy.tenant.attained
@@ -118,7 +118,7 @@ class Drawloom(Policy):
         behind = other is None or other.about.priority < first.about.priority
         return first if behind else other
 
-    def _turn(self, held: Held | Lane, now: float) -> ProgramState | None:
+    def _turn(self, held: WaitQueue | TenantQueue, now: float) -> ProgramState | None:
         """Return the first of these, or the one of its priority that was held for too long."""
         due = held.due
         return due if due is not None and due.due <= now else held.first

@@ -20,7 +20,7 @@ class Pinning(RequestLevel):
                 yield program
 
     def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
-        waiting = [p for p in state.held.ranked() if p.ready]
+        waiting = [p for p in state.wait_queue.ranked() if p.ready]
         for program in waiting:
             if not self.takes(state, program):
                 return

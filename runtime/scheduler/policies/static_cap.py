@@ -22,7 +22,7 @@ class StaticCap(Policy):
         self.name = f"static-cap:{self.programs}"
 
     def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
-        while len(state.active) < self.programs and (program := state.held.first) is not None:
+        while len(state.active) < self.programs and (program := state.wait_queue.first) is not None:
             yield program
 
     def takes(self, state: SchedulerState, program: ProgramState) -> bool:

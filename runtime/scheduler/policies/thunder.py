@@ -65,7 +65,7 @@ class Thunder(Policy):
         if self._resumed:
             resumed, self._resumed = self._resumed, []
             yield from resumed
-        first = state.held.first
+        first = state.wait_queue.first
         if first is None or not first.ready or first.begun or self._crowd(state):
             return
         if self._room(state, now) >= first.tokens + _SLACK:
@@ -74,7 +74,7 @@ class Thunder(Policy):
     def _choose(self, state: SchedulerState, now: float) -> list[ProgramState]:
         """Return those that a tick resumes."""
         room, found = self._room(state, now, self.decay), list[ProgramState]()
-        for program in sorted(state.held.ranked(), key=_turn):
+        for program in sorted(state.wait_queue.ranked(), key=_turn):
             late = bool(program.ready) and now - program.held_since >= _PATIENCE
             need = program.tokens + _SLACK
             if need <= room or late:

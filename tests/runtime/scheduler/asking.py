@@ -16,8 +16,8 @@ _CACHES = {
     "ExecutionGraph": {"_costs"},
     "Look": {"_costs"},
     "LearnedCost": {"_model"},
-    "ProgramState": {"due", "lane", "offer"},
-    "SchedulerState": {"held"},
+    "ProgramState": {"due", "queue", "rank_version"},
+    "SchedulerState": {"wait_queue"},
 }
 
 

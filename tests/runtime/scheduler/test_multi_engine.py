@@ -159,7 +159,7 @@ def test_an_engine_with_nothing_to_do_takes_what_another_holds() -> None:
     for name in ("p", "q", "r", "s"):  # two run, two are held
         _submit(fleet, name)
         _ready(fleet, name)
-    held = [n for core in fleet.engines.values() for n in core.state.held.programs]
+    held = [n for core in fleet.engines.values() for n in core.state.wait_queue.programs]
     assert sorted(held) == ["r", "s"]
     busy = fleet._homes["r"]
     (other,) = {"a", "b"} - {busy}
@@ -360,7 +360,7 @@ class FleetMachine(RuleBasedStateMachine):
         assert sorted(found) == sorted(self.dispatcher)
         for name, core in self.fleet.engines.items():
             assert all(self.fleet._homes[p] == name for p in core.state.programs)
-            assert all(p.lane is not None for p in core.state.held.programs.values())
+            assert all(p.queue is not None for p in core.state.wait_queue.programs.values())
             sizes = [self.fleet._sizes[p] for p in core.state.programs]
             assert self.fleet._given[name] == sum(sizes)
 
@@ -372,7 +372,7 @@ class FleetMachine(RuleBasedStateMachine):
             assert core.state.private_tokens == sum(p.private_tokens for p in active)
             assert core.state.reserved_tokens == sum(p.reserved_tokens for p in active)
             assert core.state.computing == sum(p.running > 0 for p in active)
-            held = core.state.held.programs.values()
+            held = core.state.wait_queue.programs.values()
             assert core.state.paused_tokens == sum(
                 p.private_tokens for p in held if p.begun and not p.lost
             )

@@ -104,7 +104,9 @@ def test_a_tool_longer_than_its_lease_gives_its_place_up_and_has_it_back_with_it
     assert _started(it.send(Tick())) == []  # two leases of an unknown tool are not over
     it.now = 62.0
     assert _started(it.send(Tick())) == ["waits"]
-    assert it.core.state.reserved_tokens == it.program("waits").claim  # it is promised nothing
+    assert (
+        it.core.state.reserved_tokens == it.program("waits").reserved_tokens
+    )  # it is promised nothing
     it.now = 3600.0
     assert _started(it.ready("asks", 120)) == []
     it.send(ProgramEnded("waits"))
@@ -133,7 +135,7 @@ def test_who_has_nothing_to_run_is_not_admitted() -> None:
     assert set(it.core.state.active) == {"first"}
     it.send(ProgramEnded("first"))
     assert not it.core.state.active  # it still waits for its human
-    assert it.core.state.held.first is None
+    assert it.core.state.wait_queue.first is None
     assert _started(it.ready("asks", 120)) == ["asks"]
 
 
@@ -185,9 +187,9 @@ def test_once_a_program_is_due_none_of_its_priority_goes_before_it(data: Any) ->
     state, activate = it.core.state, it.core.state.activate
 
     def checked(program: ProgramState, now: float) -> None:
-        for other in state.held.programs.values():
+        for other in state.wait_queue.programs.values():
             same = other.about.priority == program.about.priority
-            due = max(other.due, state.held.due_at(other))
+            due = max(other.due, state.wait_queue.due_at(other))
             if other is not program and same and other.competes and due <= now:
                 assert program.due <= now
                 assert (program.due, program.index) < (other.due, other.index)

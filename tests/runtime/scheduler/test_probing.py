@@ -67,7 +67,7 @@ def _fork(core: Scheduler, name: str, branches: int) -> list[Action]:
 def test_a_look_takes_the_memory_of_a_look() -> None:
     core = _core()
     _submit(core, "first")
-    assert core.state.programs["first"].claim == PEAK  # nobody waits for it: no look
+    assert core.state.programs["first"].reserved_tokens == PEAK  # nobody waits for it: no look
     _submit(core, "second")
     _submit(core, "third")
     looked = [core.state.programs[name] for name in ("second", "third")]
@@ -93,7 +93,7 @@ def test_what_shows_that_it_is_large_waits_for_what_is_small() -> None:
     core.handle(ProgramSubmitted("more", "plain", expect_tokens=2 * PEAK), 0.0)
     for name in ("large", "small", "next"):
         _plan(core, name)
-    held = core.state.held.programs
+    held = core.state.wait_queue.programs
     assert set(held) == {"large", "small", "next", "more"}
     assert _fork(core, "large", 20) == []
     assert _fork(core, "small", 2) == []

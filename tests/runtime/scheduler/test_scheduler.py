@@ -397,7 +397,7 @@ def test_where_an_environment_cannot_be_put_aside_its_program_goes_on_before_who
     _finish(core, "long", 110, 1.0, "tool")
     core.handle(Tick(), 70.0)
     assert "long" not in core.state.active  # its tool takes longer than a lease
-    assert core.state.held.first is core.state.programs["short"]
+    assert core.state.wait_queue.first is core.state.programs["short"]
     (start,) = _step(core, "long", 120, 80.0)
     assert isinstance(start, StartStep)
 
@@ -604,7 +604,7 @@ def test_a_call_that_failed_with_its_engine_is_not_started_again() -> None:
     core.handle(EngineDown("e"), 1.0)
     core.handle(StepFailed("p", "p:0#0"), 1.0)
     assert _started(core.handle(EngineUp("e", KV), 2.0)) == []
-    assert "p" in core.state.held.programs  # it has nothing to run
+    assert "p" in core.state.wait_queue.programs  # it has nothing to run
 
 
 def test_the_calls_of_an_engine_that_drains_end_and_no_others_begin_until_it_is_back() -> None:
@@ -896,7 +896,7 @@ class CoreMachine(RuleBasedStateMachine):
     @invariant()
     def somebody_runs_if_anybody_waits(self) -> None:
         state = self.core.state
-        competes = (p for p in state.held.programs.values() if p.competes)
+        competes = (p for p in state.wait_queue.programs.values() if p.competes)
         waits = {p.id for p in competes if not state.tenants.of(p).full}
         resting = (
             state.env_capacity.paused_residents.keys()
@@ -907,14 +907,14 @@ class CoreMachine(RuleBasedStateMachine):
     def the_first_is_one_that_is_held(self) -> None:
         state = self.core.state
         waits = [p for p in state.programs.values() if not p.active]
-        assert state.held.programs == {p.id: p for p in waits}
+        assert state.wait_queue.programs == {p.id: p for p in waits}
         free = [p for p in waits if p.competes and not state.tenants.of(p).full]
-        needy = state.held.neediest
+        needy = state.wait_queue.least_served
         if not free:
-            assert (state.held.first, state.held.due, needy) == (None, None, None)
+            assert (state.wait_queue.first, state.wait_queue.due, needy) == (None, None, None)
             return
-        assert state.held.first in free
-        due = state.held.due  # asked first, as it looks again at who seems to be due
+        assert state.wait_queue.first in free
+        due = state.wait_queue.due  # asked first, as it looks again at who seems to be due
         assert due is min(free, key=lambda p: (-p.about.priority, p.due, p.index))
         assert needy is not None
         assert needy.tenant.attained == min(state.tenants.of(p).attained for p in free)
@@ -941,7 +941,7 @@ class CoreMachine(RuleBasedStateMachine):
             (state.reserved_tokens, "reserved_tokens"),
         ):
             assert total == sum(getattr(p, field) for p in state.active.values())
-        held = state.held.programs.values()
+        held = state.wait_queue.programs.values()
         assert state.paused_tokens == sum(p.private_tokens for p in held if p.begun and not p.lost)
         assert state.capacity == sum(state.engines.values()) <= KV
         for program in state.programs.values():

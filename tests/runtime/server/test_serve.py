@@ -228,14 +228,14 @@ async def test_what_waits_for_the_scheduler_is_refused_and_what_runs_ends(
         while not state.calls:
             await asyncio.sleep(0)
         held = [ask("second"), ask("third", stream=True)]
-        while len(state.held.programs) < 2:
+        while len(state.wait_queue.programs) < 2:
             await asyncio.sleep(0)
         stopping = asyncio.create_task(server.stop(60))
         for refused in held:
             answer = await refused
             assert (answer.status_code, "server_shutting_down" in answer.text) == (503, True)
         assert not runs.done() and not stopping.done()
-        assert (state.closed, state.held.programs.keys() & {"first"}) == (True, set())
+        assert (state.closed, state.wait_queue.programs.keys() & {"first"}) == (True, set())
         may_end.set()
         assert (await runs).json()["choices"][0]["message"]["content"] == "yes"
         assert await stopping, "all ended by themselves"
@@ -257,7 +257,7 @@ async def test_a_program_that_waits_to_begin_ends_when_its_runtime_drains(
     first = await runtime.start(stays)
     await begun.wait()
     second = await runtime.start(stays)
-    while not runtime.dispatcher.scheduler.state.held.programs:
+    while not runtime.dispatcher.scheduler.state.wait_queue.programs:
         await asyncio.sleep(0)
     runtime.dispatcher.drain(lambda: EngineClosed("it stops"))
     with pytest.raises(EngineClosed, match="it stops"):

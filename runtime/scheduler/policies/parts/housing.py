@@ -44,7 +44,7 @@ class Prewarmed(Housing):
         """It gives back what the first waits for only when it ends, so it must go on."""
         there = (p for p in state.env_capacity.paused_residents.values() if p.ready)
         free = (p for p in there if not state.tenants.of(p).full)
-        return min(free, key=state.held.rank, default=None)
+        return min(free, key=state.wait_queue.rank, default=None)
 
     def _equipped(self, state: SchedulerState, program: ProgramState, env: str, now: float) -> bool:
         """Tell whether an environment is ready for one more program, or is being made: its first

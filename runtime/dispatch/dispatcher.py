@@ -152,7 +152,7 @@ class Dispatcher:
         """
         if delta.lost:
             found = self.scheduler.state.programs.get(program)
-            if found is not None and step in found.ready:
+            if found is not None and step in found.pending_steps:
                 await self.expect_start(step)
         elif delta.preempted:
             self._tell_decoded()  # it said that before
@@ -171,7 +171,7 @@ class Dispatcher:
         """Whether a program's calls go to the engine: it is admitted and neither paused nor about
         to be."""
         found = self.scheduler.state.active.get(program)
-        return found is not None and not found.marked
+        return found is not None and not found.pause_pending
 
     def note(self, program: str, kind: str, **detail: Any) -> None:
         self.bus.publish(Notice(time.time(), program, kind, detail))

@@ -75,12 +75,12 @@ class Engines:
         for program in list(state.programs.values()):
             if engine not in _engines_of(program) and not state.closed:
                 continue
-            for name in [n for n, step in program.started.items() if step.engine == engine]:
+            for name in [n for n, step in program.running_steps.items() if step.engine == engine]:
                 if (step := state.stop(program, name)) is not None:
-                    program.ready[name] = step
+                    program.pending_steps[name] = step
             if program.active:
                 self._core.hold(program, now)
-            elif program.ready:
+            elif program.pending_steps:
                 self._core.wait(program)
             state.lose(program)
         return self._core.rebalance(now)
@@ -99,8 +99,8 @@ class Engines:
             return
         for line in program.conversations.values():
             line.engine = self.placed(line.engine)
-        for name, step in program.ready.items():
-            program.ready[name] = replace(step, engine=self.placed(step.engine))
+        for name, step in program.pending_steps.items():
+            program.pending_steps[name] = replace(step, engine=self.placed(step.engine))
 
 
 def _engines_of(program: ProgramState) -> set[str]:

@@ -54,7 +54,7 @@ class EnvCapacity:
 
     def submit(self, program: ProgramState) -> None:
         """A new program lacks all of its environments."""
-        for env in program.about.envs:
+        for env in program.submission.envs:
             self.demand[env] = self.demand.get(env, 0) + 1
             self.stale_targets.add(env)
 
@@ -67,27 +67,27 @@ class EnvCapacity:
         """A held program is about to run: it is housed where most room is, if it was not."""
         self.paused_residents.pop(program.id, None)
         if (
-            program.about.envs
-            and program.host is None
+            program.submission.envs
+            and program.env_host is None
             and (host := self.least_loaded_host) is not None
         ):
-            program.host = host
-            self.used_slots[host] = self.used_slots.get(host, 0) + len(program.about.envs)
-        for env in program.about.envs:
+            program.env_host = host
+            self.used_slots[host] = self.used_slots.get(host, 0) + len(program.submission.envs)
+        for env in program.submission.envs:
             if env not in program.envs:
                 self.active_demand[env] = self.active_demand.get(env, 0) + 1
                 self.stale_targets.add(env)
 
     def deactivate(self, program: ProgramState) -> None:
         """An active program no longer runs."""
-        for env in program.about.envs:
+        for env in program.submission.envs:
             if env not in program.envs:
                 _decrement(self.active_demand, env)
                 self.stale_targets.add(env)
 
     def hold(self, program: ProgramState) -> None:
         """A program that has run is held now."""
-        if program.host is not None:
+        if program.env_host is not None:
             self.paused_residents[program.id] = program
 
     def unhold(self, program: ProgramState) -> None:
@@ -97,8 +97,8 @@ class EnvCapacity:
     def claim(self, program: ProgramState, env: str, now: float) -> None:
         """A program has its environment of this key; its host has one ready less. One that has a
         fresh one for each call goes on wanting them until its end."""
-        if program.lacks(env):
-            if env not in program.about.fresh:
+        if program.lacks_env(env):
+            if env not in program.submission.fresh:
                 _decrement(self.demand, env)
             if program.active:
                 _decrement(self.active_demand, env)
@@ -112,11 +112,11 @@ class EnvCapacity:
     def park(self, program: ProgramState) -> str | None:
         """Where a held program's environments can be put aside now, if anywhere; they no longer
         take room there."""
-        host = program.host
-        if not self._goes(program) or not program.idle:
+        host = program.env_host
+        if not self._goes(program) or not program.quiescent:
             return None
         self._leave_host(program)
-        for env in program.envs.difference(program.about.fresh):
+        for env in program.envs.difference(program.submission.fresh):
             self.demand[env] = self.demand.get(env, 0) + 1
             self.stale_targets.add(env)
         program.envs = frozenset()
@@ -125,21 +125,21 @@ class EnvCapacity:
     def end(self, program: ProgramState) -> None:
         """A program is over, whether it ran or not."""
         self._leave_host(program)
-        for env in program.about.envs:
-            if env not in program.envs or env in program.about.fresh:
+        for env in program.submission.envs:
+            if env not in program.envs or env in program.submission.fresh:
                 _decrement(self.demand, env)
                 self.stale_targets.add(env)
             if env not in self.demand:
                 self.rates.pop(env, None)
 
     def _leave_host(self, program: ProgramState) -> None:
-        if program.host is not None:
-            self.used_slots[program.host] -= len(program.about.envs)
+        if program.env_host is not None:
+            self.used_slots[program.env_host] -= len(program.submission.envs)
             self.paused_residents.pop(program.id, None)
-            program.host = None
+            program.env_host = None
 
     def _goes(self, program: ProgramState) -> bool:
-        return program.host in self.parking_hosts and program.begun and not program.active
+        return program.env_host in self.parking_hosts and program.begun and not program.active
 
 
 def _decrement(counts: dict[str, int], key: str) -> None:

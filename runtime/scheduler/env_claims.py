@@ -25,7 +25,7 @@ class EnvClaims:
         program = self._state.programs.get(event.program)
         if program is None or event.env is None or not self._policy.claim_early:
             return []
-        if event.env in program.envs and event.env not in program.about.fresh:
+        if event.env in program.envs and event.env not in program.submission.fresh:
             return []
         self._state.env_capacity.claim(program, event.env, now)
         claim = ClaimEnv(self._host_of(event.env), program.id, event.env)
@@ -60,12 +60,12 @@ class EnvClaims:
     def claim_all(self, program: ProgramState, now: float) -> list[Action]:
         """Claim the environments of a program for which there is room on a limited host now: they
         are made meanwhile."""
-        if program.host is None or not self._policy.claim_early:
+        if program.env_host is None or not self._policy.claim_early:
             return []
-        envs = [env for env in program.about.envs if env not in program.envs]
+        envs = [env for env in program.submission.envs if env not in program.envs]
         for env in envs:
             self._state.env_capacity.claim(program, env, now)
-        return [ClaimEnv(program.host, program.id, env) for env in envs]
+        return [ClaimEnv(program.env_host, program.id, env) for env in envs]
 
     def warm_targets(self, now: float) -> list[Action]:
         """Say how many environments of each key are to be ready, where that has changed. Rates

@@ -36,7 +36,11 @@ class Calls:
         """Start a call that has its input, or hold it with its program."""
         state, core = self._state, self._core
         program = state.programs.get(event.program)
-        if program is None or event.step in program.started or event.step in program.ready:
+        if (
+            program is None
+            or event.step in program.running_steps
+            or event.step in program.pending_steps
+        ):
             return []
         if event.engine in core.engines.gone:
             event = replace(event, engine=core.engines.placed(event.engine))
@@ -46,10 +50,10 @@ class Calls:
         self._speaks(program, event, now)
         if program.active and event.engine not in state.draining:
             return [self.start(program, event, now)]
-        if program.begun and not program.active and not program.ready:
-            program.held_since = now  # from now on it waits for a place
-            program.due = core.due(program)
-        program.ready[event.step] = event
+        if program.begun and not program.active and not program.pending_steps:
+            program.waiting_since = now  # from now on it waits for a place
+            program.due_at = core.due(program)
+        program.pending_steps[event.step] = event
         if program.active:
             return core.engines.boundary(program, now)
         core.wait(program)
@@ -59,8 +63,8 @@ class Calls:
 
     def _speaks(self, program: ProgramState, event: StepReady, now: float) -> None:
         """A conversation goes on with a call; it is learned how it came to it."""
-        self._state.starting -= program.active and not program.called
-        program.called = True
+        self._state.starting_programs -= program.active and not program.has_called
+        program.has_called = True
         conversation = program.conversations.get(event.conversation)
         if conversation is None:
             conversation = ConversationState(event.conversation, event.engine)
@@ -74,7 +78,7 @@ class Calls:
         program.put(conversation)
         if waiting is not None:
             graph.durations.observe(waiting, now - conversation.since)
-            program.gap = now - conversation.since
+            program.last_tool_seconds = now - conversation.since
             if forecast is not None:
                 graph.calibrate(forecast, now - conversation.since, conversation.state)
         shared = (
@@ -87,13 +91,15 @@ class Calls:
         """Give a call of an active program to its engine."""
         self._state.start(program, step)
         context = program.conversations[step.conversation].context
-        program.notice = min(program.notice, context + _NOTICE * self._state.capacity)
+        program.growth_threshold = min(
+            program.growth_threshold, context + _NOTICE * self._state.capacity
+        )
         priority = self._policy.priority(self._state, program, step, now)
         return StartStep(step.engine, step.program, step.step, priority)
 
     def _stop(self, program: ProgramState, name: str) -> StepReady | None:
         """A call is over, wherever it was; return it if it was anywhere."""
-        step = program.ready.pop(name, None) or self._state.stop(program, name)
+        step = program.pending_steps.pop(name, None) or self._state.stop(program, name)
         line = program.conversations.get(step.conversation) if step is not None else None
         if line is not None:
             line.calls = tuple(call for call in line.calls if call != name)
@@ -118,7 +124,7 @@ class Calls:
         conversation.forecast = (
             graph.forecast(conversation.state, conversation.waiting) if event.calls else None
         )
-        program.note(lambda: graph.service_left(program.places))
+        program.note(lambda: graph.service_left(program.conversation_states))
         state.update_reservation(program, self._policy.reserve(state, program))
         if event.final:
             return []
@@ -126,8 +132,10 @@ class Calls:
         actions = core.keep(program, conversation, what, now)
         if conversation.engine in state.draining:
             return actions + core.engines.boundary(program, now)
-        if program.acting and program.active:
-            if program.trial and (program.steps >= program.trial or program.shown is not None):
+        if program.at_tool_boundary and program.active:
+            if program.probation_calls and (
+                program.steps >= program.probation_calls or program.size_known_at is not None
+            ):
                 actions += core.pause(program, now)
             else:
                 actions += core.expect_back(program, now, conversation.waiting)
@@ -145,14 +153,14 @@ class Calls:
         program.service += event.service
         state.tenants.charge(program, event.service)
         program.steps += 1
-        program.called_until = now
-        state.queued.append(event.queued)
+        program.last_call_end = now
+        state.queue_seconds.append(event.queued)
         spent = (
             event.computed, event.seconds,
             max(0, event.context - conversation.prompt), event.service - event.seconds,
         )  # fmt: skip
         state.learned.learn(*spent)
-        state.load.observe(program.gap, event.queued + event.service)
+        state.engine_load.observe(program.last_tool_seconds, event.queued + event.service)
 
     def failed(self, event: StepFailed, now: float) -> list[Action]:
         """Forget a call that nobody waits for any more."""
@@ -160,7 +168,7 @@ class Calls:
         if program is None:
             return []
         step = self._stop(program, event.step)
-        program.called_until = now
+        program.last_call_end = now
         if step is not None and step.engine in self._state.draining:
             return self._core.engines.boundary(program, now)
         return [*self._core.expect_back(program, now), *self._core.rebalance(now)]
@@ -171,15 +179,15 @@ class Calls:
         """Let the books follow calls while they run, once they have said so much that it matters;
         what they said in all is known when they end."""
         state = self._state
-        programs, gave_way, changed = state.programs, bool(state.pressed), False
+        programs, gave_way, changed = state.programs, bool(state.preempted_steps), False
         for name, step, context in event.calls:
             program = programs.get(name)
-            if program is None or (context <= program.notice and not gave_way):
+            if program is None or (context <= program.growth_threshold and not gave_way):
                 continue
-            if (call := program.started.get(step)) is None:
+            if (call := program.running_steps.get(step)) is None:
                 continue
-            if step in state.pressed:
-                state.pressed.remove(step)
+            if step in state.preempted_steps:
+                state.preempted_steps.remove(step)
                 changed = True
             changed |= self._grown(program, program.conversations[call.conversation], context)
         return self._core.rebalance(now) if changed else []
@@ -193,15 +201,15 @@ class Calls:
         state.resize(program, conversation, context, conversation.shared)
         state.update_reservation(program, self._policy.reserve(state, program))
         if program.running == 1:  # of several the least is not known
-            program.notice = context + notice
+            program.growth_threshold = context + notice
         return True
 
     def preempted(self, event: Preempted, now: float) -> list[Action]:
         """Note a call that gave way to others."""
         program = self._state.programs.get(event.program)
-        if program is None or event.step not in program.started:
+        if program is None or event.step not in program.running_steps:
             return []
-        self._state.pressed.add(event.step)
+        self._state.preempted_steps.add(event.step)
         return self._core.rebalance(now)
 
     # --- conversations --------------------------------------------------------------------
@@ -215,7 +223,7 @@ class Calls:
         program.take(parent)
         state, parent.forked = self._graph(program).forked(parent.state), True
         program.put(parent)
-        program.show()
+        program.reveal_size()
         there = parent.context or parent.shared
         shared = there if event.shared is None else min(event.shared, there)
         child = ConversationState(event.child, event.engine, state, shared=shared)
@@ -248,7 +256,7 @@ class Calls:
         return [ReleaseKV(conversation.engine, program.id, conversation.id, evict)]
 
     def _graph(self, program: ProgramState) -> ExecutionGraph:
-        return self._state.graph(program.about.agent)
+        return self._state.graph(program.submission.agent)
 
 
 __all__ = ["Calls"]

@@ -196,7 +196,7 @@ class MultiEngineScheduler:
     def _place(self, event: StepReady, home: str, now: float) -> tuple[str, list[Action]]:
         """Where a call goes: home, or with its program to where there is less to do."""
         program = self.engines[home].state.programs[event.program]
-        if self.routing == "sticky" or not program.active or not program.acting:
+        if self.routing == "sticky" or not program.active or not program.at_tool_boundary:
             return home, []
         load = self._load(home)
         if self.routing == "affine" and load < _LOADED:
@@ -231,7 +231,7 @@ class MultiEngineScheduler:
         self._given[target] += self._sizes[name]
         actions = list[Action]()
         for conversation in (
-            program.conversations.values() if program.begun and not program.lost else ()
+            program.conversations.values() if program.begun and not program.kv_lost else ()
         ):
             if self.routing != "scatter" and program.steps:  # before, there is none
                 actions.append(MoveKV(source, target, name, conversation.id))

@@ -101,9 +101,9 @@ class ProgramState:
         notice: the least context of a running call that says what is not counted yet.
     """
 
-    about: ProgramSubmitted
+    submission: ProgramSubmitted
     index: int
-    submitted: float
+    submitted_at: float
     active: bool = False
     begun: bool = False
     peak: int = 0
@@ -112,55 +112,55 @@ class ProgramState:
     reserved_tokens: int = 0
     running: int = 0
     steps: int = 0
-    waits: int = 0
+    tool_waits: int = 0
     service: float = 0.0
-    trial: int = 0
-    shown: tuple[int, float] | None = None
-    held_since: float = 0.0
-    called_until: float = 0.0
+    probation_calls: int = 0
+    size_known_at: tuple[int, float] | None = None
+    waiting_since: float = 0.0
+    last_call_end: float = 0.0
     absent_at: float = inf
-    adds: float = 0.0
-    admitted: float = 0.0
-    ready: dict[str, StepReady] = field(default_factory=dict)
-    started: dict[str, StepReady] = field(default_factory=dict)
-    marked: bool = False
+    expected_load: float = 0.0
+    admitted_at: float = 0.0
+    pending_steps: dict[str, StepReady] = field(default_factory=dict)
+    running_steps: dict[str, StepReady] = field(default_factory=dict)
+    pause_pending: bool = False
     until: float = 0.0
-    lost: bool = False
-    order: Rank = ()
-    host: str | None = None
+    kv_lost: bool = False
+    agent_rank: Rank = ()
+    env_host: str | None = None
     queue: object | None = None
     rank_version: int = 0
-    called: bool = False
-    late: bool = False
-    held: float = 0.0
-    gap: float = 0.0
-    due: float = inf
+    has_called: bool = False
+    admitted_overdue: bool = False
+    waited_seconds: float = 0.0
+    last_tool_seconds: float = 0.0
+    due_at: float = inf
     raises: int = 0
-    expected: float | None = None
-    said: float | None = None
+    declared_calls: float | None = None
+    declared_at_start: float | None = None
     trail: tuple[tuple[float, float], ...] = ()
-    stride: int = 1
-    notice: float = inf
+    trail_stride: int = 1
+    growth_threshold: float = inf
     conversations: dict[str, ConversationState] = field(default_factory=dict)
     envs: frozenset[str] = frozenset()
     _spots: dict[Place, int] | None = None
 
     @property
     def id(self) -> str:
-        return self.about.program
+        return self.submission.program
 
     @property
-    def acting(self) -> bool:
+    def at_tool_boundary(self) -> bool:
         """Whether none of its calls is at the engine or on its way there: a tool boundary."""
-        return not self.running and not self.ready
+        return not self.running and not self.pending_steps
 
     @property
-    def idle(self) -> bool:
+    def quiescent(self) -> bool:
         """Whether it has nothing at an engine, and no conversation waits for a tool."""
-        return not self.running and not self.waits
+        return not self.running and not self.tool_waits
 
     @property
-    def places(self) -> Mapping[Place, int]:
+    def conversation_states(self) -> Mapping[Place, int]:
         """How many of its conversations are in each place."""
         if self._spots is None:
             return {line.place: 1 for line in self.conversations.values()}
@@ -175,19 +175,19 @@ class ProgramState:
             self._spots = {}
             for other in self.conversations.values():
                 self._spots[other.place] = self._spots.get(other.place, 0) + 1
-            self.waits += line.waiting is not None
+            self.tool_waits += line.waiting is not None
         else:
             self.put(line)
 
     def put(self, line: ConversationState) -> None:
         """Count a conversation where it is now."""
-        self.waits += line.waiting is not None
+        self.tool_waits += line.waiting is not None
         if self._spots is not None:
             self._spots[line.place] = self._spots.get(line.place, 0) + 1
 
     def take(self, line: ConversationState) -> None:
         """Do not count a conversation where it was."""
-        self.waits -= line.waiting is not None
+        self.tool_waits -= line.waiting is not None
         if self._spots is not None:
             self._spots[line.place] -= 1
             if not self._spots[line.place]:
@@ -196,41 +196,45 @@ class ProgramState:
     def note(self, left: Callable[[], float | None]) -> None:
         """Note, at the end of a call, what is expected to follow it. Of many calls only some are
         noted, as far apart as it takes to keep them few."""
-        if self.steps % self.stride:
+        if self.steps % self.trail_stride:
             return
         self.trail += ((self.service, left() or 0.0),)
         if len(self.trail) >= _TRAIL:
-            self.trail, self.stride = self.trail[1::2], 2 * self.stride
+            self.trail, self.trail_stride = self.trail[1::2], 2 * self.trail_stride
 
-    def say(self, calls: float | None) -> None:
+    def declare_remaining(self, calls: float | None) -> None:
         """It declares how many calls are to come."""
         if calls is None:
             return
         total = self.steps + calls
-        self.raises += self.expected is not None and total > self.expected + _MORE
-        self.expected = total
-        self.show()
+        self.raises += self.declared_calls is not None and total > self.declared_calls + _MORE
+        self.declared_calls = total
+        self.reveal_size()
         if not self.steps:
-            self.said = self.expected
+            self.declared_at_start = self.declared_calls
 
-    def show(self) -> None:
+    def reveal_size(self) -> None:
         """It is seen how large it is, unless it was before. Its first call shows nothing."""
-        if self.steps and self.shown is None:
-            self.shown = self.steps, self.service
+        if self.steps and self.size_known_at is None:
+            self.size_known_at = self.steps, self.service
 
     @property
-    def outgrew(self) -> float | None:
+    def declaration_growth(self) -> float | None:
         """How many times the calls that it declared at first it declared last."""
-        return self.expected / self.said if self.said and self.expected is not None else None
+        return (
+            self.declared_calls / self.declared_at_start
+            if self.declared_at_start and self.declared_calls is not None
+            else None
+        )
 
     @property
-    def competes(self) -> bool:
+    def wants_admission(self) -> bool:
         """Whether it could use a place: it is new, or has a call to make."""
-        return not self.begun or bool(self.ready)
+        return not self.begun or bool(self.pending_steps)
 
-    def lacks(self, env: str) -> bool:
+    def lacks_env(self, env: str) -> bool:
         """Whether it may still ask for an environment of this key."""
-        return env in self.about.envs and env not in self.envs
+        return env in self.submission.envs and env not in self.envs
 
 
 __all__ = ["ConversationState", "ProgramState", "Rank"]

@@ -112,7 +112,7 @@ class Scheduler:
         if event.program in self.state.programs:
             return []
         program = ProgramState(event, next(self.state.arrivals), now)
-        program.say(event.expect_steps)
+        program.declare_remaining(event.expect_steps)
         self.state.submit(program)
         self.hold(program, now)
         return [*self.rebalance(now), *self._clock(now)]
@@ -121,7 +121,7 @@ class Scheduler:
         program = self.state.programs.get(event.program)
         if program is None:
             return []
-        program.say(event.steps)
+        program.declare_remaining(event.steps)
         self.state.rerank(program, self.policy.order(self.state, program))
         return self.rebalance(now)
 
@@ -130,17 +130,22 @@ class Scheduler:
         if program is None:
             return []
         self.state.end(program)
-        graph = self.state.graph(program.about.agent)
+        graph = self.state.graph(program.submission.agent)
         if program.peak:
-            span = now - program.admitted
-            self.state.ended_after(now - program.submitted)
+            span = now - program.admitted_at
+            self.state.ended_after(now - program.submitted_at)
             graph.finished(
-                program.peak, program.service, span, program.steps, program.trail, program.shown,
-                program.outgrew,
-            )  # fmt: skip
-            graph.took(now - program.submitted)
-            if program.expected is not None:
-                graph.declared.observe(program.expected, program.steps)
+                program.peak,
+                program.service,
+                span,
+                program.steps,
+                program.trail,
+                shown=program.size_known_at,
+                outgrew=program.declaration_growth,
+            )
+            graph.took(now - program.submitted_at)
+            if program.declared_calls is not None:
+                graph.declared.observe(program.declared_calls, program.steps)
             self.state.graphs.learned(graph)
             self._promise(graph)
         actions: list[Action] = []
@@ -156,7 +161,7 @@ class Scheduler:
         if graph.programs < known.get(graph.agent, 0) * _GROWTH + 1:
             return
         known[graph.agent] = graph.programs
-        for program in self.state.peers.get(graph.agent, {}).values():
+        for program in self.state.active_by_agent.get(graph.agent, {}).values():
             self.state.update_reservation(program, self.policy.reserve(self.state, program))
         if len(known) > _SLACK + 2 * len(self.state.graphs):
             self._promised = {a: n for a, n in known.items() if a in self.state.graphs}
@@ -183,9 +188,9 @@ class Scheduler:
 
     def _activate(self, program: ProgramState, now: float) -> list[Action]:
         actions: list[Action] = [] if program.begun else [Admit(program.id)]
-        program.trial = self.policy.look(self.state, program)
+        program.probation_calls = self.policy.look(self.state, program)
         program.reserved_tokens = self.policy.reserve(self.state, program)
-        program.adds = self.policy.adds(self.state, program)
+        program.expected_load = self.policy.adds(self.state, program)
         self.engines.settle(program)
         self.state.activate(program, now)
         actions += self.expect_back(program, now)
@@ -193,17 +198,19 @@ class Scheduler:
 
     def resume(self, program: ProgramState, now: float) -> list[Action]:
         """Start the calls of an active program that were held."""
-        ready, program.ready = program.ready, {}
+        ready, program.pending_steps = program.pending_steps, {}
         return [self.calls.start(program, step, now) for step in ready.values()]
 
     def due(self, program: ProgramState) -> float:
         """Return the time at which a held program is due, by what is known of its agent now."""
-        return program.held_since + max(0.0, self.policy.due(self.state, program) - program.held)
+        return program.waiting_since + max(
+            0.0, self.policy.due(self.state, program) - program.waited_seconds
+        )
 
     def hold(self, program: ProgramState, now: float) -> None:
         """Hold a program, new or active, from now on."""
-        program.held_since = now
-        program.due = self.due(program)
+        program.waiting_since = now
+        program.due_at = self.due(program)
         self.state.hold(program, self.policy.order(self.state, program), now)
 
     def wait(self, program: ProgramState) -> None:
@@ -213,7 +220,7 @@ class Scheduler:
 
     def pause(self, program: ProgramState, now: float) -> list[Action]:
         """Hold an active program."""
-        program.trial = 0
+        program.probation_calls = 0
         self.hold(program, now)
         actions: list[Action] = []
         for conversation in program.conversations.values():
@@ -229,10 +236,12 @@ class Scheduler:
 
     def accept(self, program: ProgramState, engine: str, now: float) -> list[Action]:
         """A program comes from another engine, its KV on its way if it has any."""
-        program.ready = {n: replace(step, engine=engine) for n, step in program.ready.items()}
+        program.pending_steps = {
+            n: replace(step, engine=engine) for n, step in program.pending_steps.items()
+        }
         for conversation in program.conversations.values():
             conversation.engine = engine
-        program.due = self.due(program)
+        program.due_at = self.due(program)
         self.state.accept(program, self.policy.order(self.state, program))
         return [*self.rebalance(now), *self._clock(now)]
 
@@ -270,7 +279,7 @@ class Scheduler:
             self._again = None
             actions += self.rebalance(now)
         if self._next_tick is not None and self._next_tick <= now:
-            self._next_tick, self.state.ticked = None, now
+            self._next_tick, self.state.last_tick = None, now
             self.policy.tick(self.state, now)
             actions += self.rebalance(now)
         return actions + self._clock(now)
@@ -280,7 +289,7 @@ class Scheduler:
     ) -> list[Action]:
         """Look after an active program that has no call, when it has been absent for long. Its last
         call asked for `tools`, if that is known; other conversations of it may wait for longer."""
-        if not (program.acting and program.active):
+        if not (program.at_tool_boundary and program.active):
             return []
         seconds = self.policy.absent(self.state, program, tools)
         if seconds is None:

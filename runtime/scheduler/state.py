@@ -59,10 +59,12 @@ class SchedulerState:
         self.graphs: Agents = shared_with.graphs if shared_with else Agents()
         self.programs: dict[str, ProgramState] = {}
         self.active: dict[str, ProgramState] = {}
-        self.wait_queue = WaitQueue(lambda program: self.graph(program.about.agent), self.tenants)
+        self.wait_queue = WaitQueue(
+            lambda program: self.graph(program.submission.agent), self.tenants
+        )
         self.tenants.watch(self.wait_queue.freed)
         self.tokens = self.private_tokens = self.reserved_tokens = self.paused_tokens = 0
-        self.peers: dict[str, dict[str, ProgramState]] = {}
+        self.active_by_agent: dict[str, dict[str, ProgramState]] = {}
         self.engines: dict[str, int] = {}
         self.draining: set[str] = set()
         self.loads: dict[str, EngineLoad] = {}
@@ -70,19 +72,21 @@ class SchedulerState:
         self.capacity = self.host_tokens = 0
         self._cost: CostModel | None = shared_with._cost if shared_with else None
         self.learned = LearnedCost()
-        self.queued: deque[float] = deque(maxlen=128)
-        self.computing, self.calls, self.load = 0, 0, Load()
-        self.starting = 0
+        self.queue_seconds: deque[float] = deque(maxlen=128)
+        self.computing_programs, self.running_calls, self.engine_load = 0, 0, Load()
+        self.starting_programs = 0
         self.usual_jct: float | None = None
-        self.ticked = -1.0
-        self.pressed: set[str] = set()
-        self._passed = self.idle = 0.0
+        self.last_tick = -1.0
+        self.preempted_steps: set[str] = set()
+        self._passed = self.idle_seconds = 0.0
 
     def pass_time(self, now: float) -> None:
         """Nothing has changed until `now`."""
         if now > self._passed:
-            self.load.pass_time(now - self._passed, self.computing > 0)
-            self.idle = 0.0 if self.computing else self.idle + now - self._passed
+            self.engine_load.pass_time(now - self._passed, self.computing_programs > 0)
+            self.idle_seconds = (
+                0.0 if self.computing_programs else self.idle_seconds + now - self._passed
+            )
         self._passed = now
 
     # --- engines and what they cost -------------------------------------------------------
@@ -130,22 +134,22 @@ class SchedulerState:
 
     def start(self, program: ProgramState, step: StepReady) -> None:
         """A call of a program goes to its engine."""
-        self.computing += program.active and not program.running
-        self.calls += program.active
+        self.computing_programs += program.active and not program.running
+        self.running_calls += program.active
         program.running += 1
         program.absent_at = inf
-        program.started[step.step] = step
+        program.running_steps[step.step] = step
 
     def stop(self, program: ProgramState, name: str) -> StepReady | None:
         """A call is over, or given up; return it if it was there."""
-        step = program.started.pop(name, None)
+        step = program.running_steps.pop(name, None)
         if step is not None:
-            self.pressed.discard(name)
+            self.preempted_steps.discard(name)
             program.running -= 1
-            self.calls -= program.active
-            self.computing -= program.active and not program.running
+            self.running_calls -= program.active
+            self.computing_programs -= program.active and not program.running
             if not program.running:
-                program.notice = inf
+                program.growth_threshold = inf
         return step
 
     # --- who is held, who is active -------------------------------------------------------
@@ -153,7 +157,7 @@ class SchedulerState:
     def submit(self, program: ProgramState) -> None:
         """A program is new; it is held from now on."""
         self.programs[program.id] = program
-        self.graphs.enter(program.about.agent)
+        self.graphs.enter(program.submission.agent)
         self.env_capacity.submit(program)
         self.tenants.submit(program)
 
@@ -162,7 +166,7 @@ class SchedulerState:
         if program.active:
             self._leave(program)
             program.reserved_tokens = 0
-        program.held_since = now
+        program.waiting_since = now
         self.paused_tokens += self._rests(program)
         if program.begun:
             self.env_capacity.hold(program)
@@ -170,12 +174,14 @@ class SchedulerState:
 
     def _rests(self, program: ProgramState) -> int:
         """Return the KV tokens that a program that is not active still has."""
-        return 0 if program.active or program.lost or not program.begun else program.private_tokens
+        return (
+            0 if program.active or program.kv_lost or not program.begun else program.private_tokens
+        )
 
     def lose(self, program: ProgramState) -> None:
         """The KV of a program that is held is gone; what it had must be computed again."""
         self.paused_tokens -= self._rests(program)
-        program.lost = program.begun
+        program.kv_lost = program.begun
         for line in program.conversations.values():
             line.until = 0.0
 
@@ -186,37 +192,42 @@ class SchedulerState:
 
     def activate(self, program: ProgramState, now: float) -> None:
         """A held program's calls go to the engine from now on."""
-        program.late = program.due <= now
-        program.held += now - program.held_since
-        program.due = inf
+        program.admitted_overdue = program.due_at <= now
+        program.waited_seconds += now - program.waiting_since
+        program.due_at = inf
         self.env_capacity.activate(program)
         self.paused_tokens -= self._rests(program)
         if not program.begun:
-            program.admitted = now
+            program.admitted_at = now
         self.wait_queue.remove(program)
-        program.active, program.begun, program.marked, program.lost = True, True, False, False
+        program.active, program.begun, program.pause_pending, program.kv_lost = (
+            True,
+            True,
+            False,
+            False,
+        )
         self.active[program.id] = program
-        self.peers.setdefault(program.about.agent, {})[program.id] = program
+        self.active_by_agent.setdefault(program.submission.agent, {})[program.id] = program
         self.tenants.activate(program)
-        self.computing += program.running > 0
-        self.calls += program.running
-        self.starting += not program.called
-        self.load.expect(program.adds)
+        self.computing_programs += program.running > 0
+        self.running_calls += program.running
+        self.starting_programs += not program.has_called
+        self.engine_load.expect(program.expected_load)
         self.tokens += program.tokens
         self.private_tokens += program.private_tokens
         self.reserved_tokens += program.reserved_tokens
 
     def _leave(self, program: ProgramState) -> None:
         program.active, program.absent_at = False, inf
-        self.load.expect(-program.adds)
+        self.engine_load.expect(-program.expected_load)
         del self.active[program.id]
-        peers = self.peers[program.about.agent]
+        peers = self.active_by_agent[program.submission.agent]
         del peers[program.id]
         if not peers:
-            del self.peers[program.about.agent]
-        self.computing -= program.running > 0
-        self.calls -= program.running
-        self.starting -= not program.called
+            del self.active_by_agent[program.submission.agent]
+        self.computing_programs -= program.running > 0
+        self.running_calls -= program.running
+        self.starting_programs -= not program.has_called
         self.env_capacity.deactivate(program)
         self.tenants.deactivate(program)
         self.tokens -= program.tokens
@@ -246,7 +257,7 @@ class SchedulerState:
         if program.active:
             self.tokens += change
             self.private_tokens += own
-        elif program.begun and not program.lost:
+        elif program.begun and not program.kv_lost:
             self.paused_tokens += own
 
     def fork(
@@ -277,8 +288,8 @@ class SchedulerState:
     def end(self, program: ProgramState) -> None:
         """A program is over."""
         del self.programs[program.id]
-        self.graphs.leave(program.about.agent)
-        self.pressed.difference_update(program.started)
+        self.graphs.leave(program.submission.agent)
+        self.preempted_steps.difference_update(program.running_steps)
         self.env_capacity.end(program)
         if program.active:
             self._leave(program)
@@ -302,7 +313,7 @@ class SchedulerState:
     def accept(self, program: ProgramState, order: Rank) -> None:
         """A program comes from another state; it is held until it is activated here."""
         self.programs[program.id] = program
-        self.hold(program, order, program.held_since)
+        self.hold(program, order, program.waiting_since)
 
     def rerank(self, program: ProgramState, order: Rank) -> None:
         """What is known of a program has changed; a held one is ranked anew, for itself."""

@@ -61,7 +61,7 @@ class Tenants:
 
     def of(self, program: ProgramState) -> Tenant:
         """The tenant that a program is of."""
-        return self.named(program.about.tenant)
+        return self.named(program.submission.tenant)
 
     def named(self, name: str) -> Tenant:
         found = self._known.get(name)
@@ -111,14 +111,14 @@ class Tenants:
         tenant.active -= 1
         tenant.reserved_tokens -= program.reserved_tokens
         if tenant.limited:
-            self._freed(program.about.tenant)
+            self._freed(program.submission.tenant)
 
     def update_reservation(self, program: ProgramState, change: int) -> None:
         """An active program was promised so many KV tokens more."""
         tenant = self.of(program)
         tenant.reserved_tokens += change
         if tenant.limited:
-            self._freed(program.about.tenant)
+            self._freed(program.submission.tenant)
 
     def charge(self, program: ProgramState, seconds: float) -> None:
         """A program's call has had so many seconds of an engine."""
@@ -132,7 +132,7 @@ class Tenants:
         tenant = self.of(program)
         tenant.live -= 1
         if not tenant.live:
-            heapq.heappush(self._gone, (tenant.attained, program.about.tenant))
+            heapq.heappush(self._gone, (tenant.attained, program.submission.tenant))
 
     def _forget(self, level: float) -> None:
         """Who left and would come back to this level is like one that was never here. When too

@@ -36,7 +36,7 @@ class TenantQueue:
         program.queue = self
         if not program.begun:
             self._queue(program, order)
-        elif program.ready:
+        elif program.pending_steps:
             self._push_rank(program)
         self.wait(program)
 
@@ -45,23 +45,23 @@ class TenantQueue:
         self.count -= 1
         program.queue = None
         if led:
-            self._push_next_new(program.about.agent)
+            self._push_next_new(program.submission.agent)
 
     def rerank(self, program: ProgramState, order: Rank) -> None:
         """What is known of a program has changed; it is ranked anew, for itself."""
-        if not program.begun and order != program.order:
+        if not program.begun and order != program.agent_rank:
             led = self._is_first_new(program)
             program.rank_version += led  # what it was offered by is no longer so
             self._queue(program, order)
             if led:
-                self._push_next_new(program.about.agent)
+                self._push_next_new(program.submission.agent)
         alone = self._graph(program).informed  # its state says more than its agent does
-        if (program.begun or alone or self._is_first_new(program)) and program.competes:
+        if (program.begun or alone or self._is_first_new(program)) and program.wants_admission:
             self._push_rank(program)
 
     def wait(self, program: ProgramState) -> None:
         """A program may be held until it is due."""
-        if program.competes:
+        if program.wants_admission:
             self._dues.push((*_urgency(program), program))
 
     @property
@@ -88,19 +88,19 @@ class TenantQueue:
         while (item := self._dues.least) is not None:
             program = item[3]
             due = self._wait_queue.due_at(program)
-            if due <= program.due:
+            if due <= program.due_at:
                 return program
             self._dues.pop()
-            program.due = due  # more is known of its like: they take longer
+            program.due_at = due  # more is known of its like: they take longer
             self.wait(program)
         return None
 
     def _queue(self, program: ProgramState, order: Rank) -> None:
         """A new program waits among those of its agent, of which the first competes."""
-        program.order = order
-        queue = self._new.get(program.about.agent)
+        program.agent_rank = order
+        queue = self._new.get(program.submission.agent)
         if queue is None:
-            queue = self._new[program.about.agent] = Heap(self._is_waiting_new)
+            queue = self._new[program.submission.agent] = Heap(self._is_waiting_new)
         queue.push((order, program.index, program))
         if self._is_first_new(program):
             self._push_rank(program)
@@ -122,29 +122,34 @@ class TenantQueue:
             self._push_rank(first[2])
 
     def _is_first_new(self, program: ProgramState) -> bool:
-        queue = self._new.get(program.about.agent)
+        queue = self._new.get(program.submission.agent)
         first = None if queue is None else queue.least
         return first is not None and first[2] is program
 
     def _is_current_due(self, item: Due) -> bool:
         """Whether a program still competes, by when it is due now."""
         program = item[3]
-        return program.queue is self and program.competes and item[1] == program.due
+        return program.queue is self and program.wants_admission and item[1] == program.due_at
 
     def _is_waiting_new(self, choice: Choice) -> bool:
         """Whether it is what is now known of a new program that waits."""
         program = choice[2]
-        return program.queue is self and not program.begun and choice[0] == program.order
+        return program.queue is self and not program.begun and choice[0] == program.agent_rank
 
     def _is_current_rank(self, entry: Offer) -> bool:
         """Whether it is the last entry of a program that waits."""
         program = entry[4]
-        return program.queue is self and program.competes and entry[2] == program.rank_version
+        return (
+            program.queue is self and program.wants_admission and entry[2] == program.rank_version
+        )
 
 
 class _QueueHeap:
-    """Which queue has the least key. A queue must `enter` whenever its key may have become less; one
-    without a key does not compete, and has to enter again when it has one."""
+    """Find the queue with the least key.
+
+    A queue must `enter` whenever its key may have become less; one without a key does not compete,
+    and has to enter again when it has one.
+    """
 
     def __init__(self, key: Callable[[TenantQueue], Any]) -> None:
         self._key = key
@@ -188,7 +193,7 @@ class WaitQueue:
 
     def __init__(self, graph: Callable[[ProgramState], ExecutionGraph], tenants: Tenants) -> None:
         self.rank: Callable[[ProgramState], Rank] = lambda program: (float(program.index),)
-        self.due_at: Callable[[ProgramState], float] = lambda program: program.due
+        self.due_at: Callable[[ProgramState], float] = lambda program: program.due_at
         self.programs: dict[str, ProgramState] = {}
         self._graph, self._tenants = graph, tenants
         self._queues: dict[str, TenantQueue] = {}
@@ -200,36 +205,36 @@ class WaitQueue:
     def add(self, program: ProgramState, order: Rank) -> None:
         """A program is new, or paused. New ones of one agent go by `order`."""
         self.programs[program.id] = program
-        queue = self._queues.get(program.about.tenant)
+        queue = self._queues.get(program.submission.tenant)
         if queue is None:
             needy = self._by_service.least
             self._tenants.on_first_waiting(
                 program, None if needy is None else needy.tenant.attained
             )
             tenant = self._tenants.of(program)
-            queue = self._queues[program.about.tenant] = TenantQueue(self, tenant, self._graph)
+            queue = self._queues[program.submission.tenant] = TenantQueue(self, tenant, self._graph)
         queue.add(program, order)
         self._enter(queue)
 
     def remove(self, program: ProgramState) -> None:
         """A program is admitted, or over."""
         del self.programs[program.id]
-        queue = self._queues[program.about.tenant]
+        queue = self._queues[program.submission.tenant]
         queue.remove(program)
         if not queue.count:
-            del self._queues[program.about.tenant]
+            del self._queues[program.submission.tenant]
             for heap in self._heaps:
                 heap.leave(queue)
 
     def rerank(self, program: ProgramState, order: Rank) -> None:
         """What is known of a held program has changed; it is ranked anew, for itself."""
-        queue = self._queues[program.about.tenant]
+        queue = self._queues[program.submission.tenant]
         queue.rerank(program, order)
         self._enter(queue)
 
     def wait(self, program: ProgramState) -> None:
         """A held program may be held until it is due."""
-        queue = self._queues[program.about.tenant]
+        queue = self._queues[program.submission.tenant]
         queue.wait(program)
         self._by_due.enter(queue)
 
@@ -266,7 +271,7 @@ class WaitQueue:
 
 
 def _urgency(program: ProgramState) -> tuple[int, float, int]:
-    return -program.about.priority, program.due, program.index
+    return -program.submission.priority, program.due_at, program.index
 
 
 def _due(queue: TenantQueue) -> tuple[int, float, int] | None:

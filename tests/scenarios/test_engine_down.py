@@ -118,11 +118,11 @@ async def test_programs_say_the_same_and_end_when_the_engine_is_killed(isolated:
         isolated.dispatcher.scheduler.state,
     )
     runs = [await isolated.start(talker, name) for name in names]
-    await _until(lambda: state.calls > 2)
+    await _until(lambda: state.running_calls > 2)
     os.kill(engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     await _until(lambda: told)
     assert isinstance(told[0], EngineDown)
-    assert (state.calls, state.active, state.capacity) == (0, {}, 0)
+    assert (state.running_calls, state.active, state.capacity) == (0, {}, 0)
     runs.append(await isolated.start(talker, "n0"))  # one that comes meanwhile
     async with asyncio.timeout(300):
         answers = [await run.result() for run in runs]
@@ -145,7 +145,7 @@ async def test_all_programs_hear_why_an_engine_does_not_come_back(
     monkeypatch.setattr(process_engine, "_STARTS", 2)
     monkeypatch.setattr(subprocess, "Popen", lambda command, **more: real(["false"], **more))
     runs = [await isolated.start(talker, f"n{i}") for i in range(8)]
-    await _until(lambda: isolated.dispatcher.scheduler.state.calls > 2)
+    await _until(lambda: isolated.dispatcher.scheduler.state.running_calls > 2)
     os.kill(isolated.dispatcher.engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     async with asyncio.timeout(120):
         ends = await asyncio.gather(*(run.result() for run in runs), return_exceptions=True)

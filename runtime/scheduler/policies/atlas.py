@@ -22,7 +22,7 @@ class Atlas(RequestLevel):
         self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
         served = program.service
-        if now - program.submitted > (1 + _BETA) * max(served, _QUANTA[0]) and program.steps:
+        if now - program.submitted_at > (1 + _BETA) * max(served, _QUANTA[0]) and program.steps:
             return -1.0
         return float(sum(served >= quantum for quantum in _QUANTA))
 

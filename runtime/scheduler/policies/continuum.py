@@ -26,8 +26,10 @@ class Continuum(Pinning):
 
     def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         yield from super().pause(state, now)
-        head = next((p for p in state.wait_queue.ranked() if p.ready), None)
-        pinned = sorted((p for p in state.active.values() if p.acting), key=lambda p: p.index)
+        head = next((p for p in state.wait_queue.ranked() if p.pending_steps), None)
+        pinned = sorted(
+            (p for p in state.active.values() if p.at_tool_boundary), key=lambda p: p.index
+        )
         while head and pinned and state.tokens + head.tokens > state.capacity:
             yield pinned.pop()
 
@@ -44,12 +46,16 @@ class Continuum(Pinning):
         conversation: ConversationState,
         now: float,
     ) -> Retention:
-        samples = state.graph(program.about.agent).durations.samples(conversation.waiting or "")
+        samples = state.graph(program.submission.agent).durations.samples(
+            conversation.waiting or ""
+        )
         cost = state.cost
         reload = cost.recompute(conversation.context)
         if state.host_tokens:
             reload = min(reload, cost.restore(conversation.context))
-        queueing = sum(state.queued) / len(state.queued) if state.queued else 0.0
+        queueing = (
+            sum(state.queue_seconds) / len(state.queue_seconds) if state.queue_seconds else 0.0
+        )
         ttl = best_ttl(samples, queueing + reload) if samples else _DEFAULT
         if ttl <= 0:
             return None

@@ -63,20 +63,22 @@ class Drawloom(Policy):
         self._order, self._admission, self._residency, self._bound, self._housing = self.parts
 
     def order(self, state: SchedulerState, program: ProgramState) -> Rank:
-        declared = program.expected or 0.0
-        calls = state.graph(program.about.agent).declared.expected(declared)
-        return -program.about.priority, calls, program.private_tokens, program.index
+        declared = program.declared_calls or 0.0
+        calls = state.graph(program.submission.agent).declared.expected(declared)
+        return -program.submission.priority, calls, program.private_tokens, program.index
 
     def rank(self, state: SchedulerState, program: ProgramState) -> Rank:
         cost = self._order.cost(state, program)
-        return -program.about.priority, cost, program.private_tokens, program.index
+        return -program.submission.priority, cost, program.private_tokens, program.index
 
     def priority(
         self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
-        first = program.trial or program.late  # a short look, or held for long enough
+        first = (
+            program.probation_calls or program.admitted_overdue
+        )  # a short look, or held for long enough
         cost = -1.0 if first else self._order.cost(state, program)
-        return cost + _TIE * program.index - _CLASS * program.about.priority
+        return cost + _TIE * program.index - _CLASS * program.submission.priority
 
     def due(self, state: SchedulerState, program: ProgramState) -> float:
         return self._bound.due(state, program)
@@ -98,7 +100,7 @@ class Drawloom(Policy):
         return self._order.look(state, program) if state.active else 0
 
     def reserve(self, state: SchedulerState, program: ProgramState) -> int:
-        return self._admission.reserve(state, program, program.trial)
+        return self._admission.reserve(state, program, program.probation_calls)
 
     def again(self, state: SchedulerState) -> float | None:
         return self._admission.again(state)
@@ -115,17 +117,19 @@ class Drawloom(Policy):
         if ahead <= self.parameters.fair * state.tenants.usual:
             return first
         other = self._turn(needy, now)
-        behind = other is None or other.about.priority < first.about.priority
+        behind = other is None or other.submission.priority < first.submission.priority
         return first if behind else other
 
     def _turn(self, held: WaitQueue | TenantQueue, now: float) -> ProgramState | None:
         """Return the first of these, or the one of its priority that was held for too long."""
         due = held.due
-        return due if due is not None and due.due <= now else held.first
+        return due if due is not None and due.due_at <= now else held.first
 
     def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         while len(state.active) > 1 and self._admission.overflows(state):
-            acting = [p for p in state.active.values() if p.acting and not p.trial]
+            acting = [
+                p for p in state.active.values() if p.at_tool_boundary and not p.probation_calls
+            ]
             if not acting:
                 return
             yield max(acting, key=lambda p: self.rank(state, p))
@@ -159,7 +163,7 @@ class Drawloom(Policy):
         self, state: SchedulerState, program: ProgramState, event: ToolReady, now: float
     ) -> float:
         """The shortest expected goes first."""
-        usual = state.graph(program.about.agent).durations.quantile(event.tool, 0.5)
+        usual = state.graph(program.submission.agent).durations.quantile(event.tool, 0.5)
         return self.parameters.unknown if usual is None else usual
 
     def warm(self, state: SchedulerState, env: str, now: float) -> int:

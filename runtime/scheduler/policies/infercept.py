@@ -34,7 +34,7 @@ class Infercept(Pinning):
         discard = state.cost.recompute(context) * (context + others) / 2
         swap = 2 * state.cost.restore(context) * others
         if state.host_tokens and swap < discard:
-            expected = state.graph(program.about.agent).durations.quantile(
+            expected = state.graph(program.submission.agent).durations.quantile(
                 conversation.waiting or "", 0.5
             )
             if expected is not None and expected * context > swap:

@@ -25,7 +25,7 @@ class Kvflow(RequestLevel):
         conversation: ConversationState,
         now: float,
     ) -> Retention:
-        durations = state.graph(program.about.agent).durations
+        durations = state.graph(program.submission.agent).durations
         away = durations.quantile(conversation.waiting or "", 0.5)
         away = _UNKNOWN if away is None else away
         copy = state.cost.restore(conversation.context)

@@ -15,12 +15,12 @@ from drawloom.runtime.scheduler.state import SchedulerState
 
 class Pinning(RequestLevel):
     def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
-        for program in [p for p in state.active.values() if p.acting]:
+        for program in [p for p in state.active.values() if p.at_tool_boundary]:
             if all(conversation.until <= now for conversation in program.conversations.values()):
                 yield program
 
     def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
-        waiting = [p for p in state.wait_queue.ranked() if p.ready]
+        waiting = [p for p in state.wait_queue.ranked() if p.pending_steps]
         for program in waiting:
             if not self.takes(state, program):
                 return
@@ -29,7 +29,7 @@ class Pinning(RequestLevel):
     def takes(self, state: SchedulerState, program: ProgramState) -> bool:
         computing = any(p.running for p in state.active.values())
         fits = state.tokens + program.tokens <= state.capacity
-        return bool(program.ready) and (fits or not computing)
+        return bool(program.pending_steps) and (fits or not computing)
 
 
 __all__ = ["Pinning"]

@@ -31,17 +31,19 @@ class Saga(Pinning):
     def priority(
         self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
-        tenants = {p.about.tenant for p in state.active.values()}
+        tenants = {p.submission.tenant for p in state.active.values()}
         if len(tenants) < 2:
             return 0.0
-        mine = (p for p in state.active.values() if p.about.tenant == program.about.tenant)
+        mine = (
+            p for p in state.active.values() if p.submission.tenant == program.submission.tenant
+        )
         return -sum(self._urgency(state, p, now) for p in mine)
 
     def _urgency(self, state: SchedulerState, program: ProgramState, now: float) -> float:
-        services = state.graph(program.about.agent).services
+        services = state.graph(program.submission.agent).services
         expected = statistics.fmean(services) if services else 60.0
         left = max(1.0, expected - program.service)
-        return left / max(1.0, program.submitted + 1.5 * expected - now)
+        return left / max(1.0, program.submitted_at + 1.5 * expected - now)
 
     def retain(
         self,
@@ -50,7 +52,9 @@ class Saga(Pinning):
         conversation: ConversationState,
         now: float,
     ) -> Retention:
-        samples = state.graph(program.about.agent).durations.samples(conversation.waiting or "")
+        samples = state.graph(program.submission.agent).durations.samples(
+            conversation.waiting or ""
+        )
         late = _late(samples) if samples else _COLD
         used = state.tokens / max(1, state.capacity)
         pressure = max(0.0, (used - _SOFT) / (_HARD - _SOFT))

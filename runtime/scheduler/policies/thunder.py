@@ -39,14 +39,14 @@ class Thunder(Policy):
     def _used(self, state: SchedulerState, now: float, decay: bool = False) -> float:
         used = 0.0
         for program in state.active.values():
-            idle = now - program.called_until if decay and program.acting else 0.0
+            idle = now - program.last_call_end if decay and program.at_tool_boundary else 0.0
             used += program.tokens * 2.0**-idle + _SLACK
         return used
 
     def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
-        for program in [p for p in state.active.values() if p.marked and p.acting]:
+        for program in [p for p in state.active.values() if p.pause_pending and p.at_tool_boundary]:
             yield program
-        if state.ticked != now or self._swept == now:
+        if state.last_tick != now or self._swept == now:
             return
         self._swept, self._resumed = now, self._choose(state, now)
         used = self._used(state, now) + sum(p.tokens + _SLACK for p in self._resumed)
@@ -55,18 +55,18 @@ class Thunder(Policy):
         for program in sorted(state.active.values(), key=_smallest):
             if used <= self.target * self._budget(state):
                 return
-            if program.acting:
+            if program.at_tool_boundary:
                 used -= program.tokens + _SLACK
                 yield program
             else:
-                program.marked = True  # frees nothing yet, so all of them get marked
+                program.pause_pending = True  # frees nothing yet, so all of them get marked
 
     def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         if self._resumed:
             resumed, self._resumed = self._resumed, []
             yield from resumed
         first = state.wait_queue.first
-        if first is None or not first.ready or first.begun or self._crowd(state):
+        if first is None or not first.pending_steps or first.begun or self._crowd(state):
             return
         if self._room(state, now) >= first.tokens + _SLACK:
             yield first
@@ -75,7 +75,7 @@ class Thunder(Policy):
         """Return those that a tick resumes."""
         room, found = self._room(state, now, self.decay), list[ProgramState]()
         for program in sorted(state.wait_queue.ranked(), key=_turn):
-            late = bool(program.ready) and now - program.held_since >= _PATIENCE
+            late = bool(program.pending_steps) and now - program.waiting_since >= _PATIENCE
             need = program.tokens + _SLACK
             if need <= room or late:
                 room -= need
@@ -87,8 +87,8 @@ class Thunder(Policy):
 
     def takes(self, state: SchedulerState, program: ProgramState) -> bool:
         """New ones go straight in; who is paused waits for the clock."""
-        room = self._room(state, state.ticked) >= program.tokens + _SLACK
-        return room and bool(program.ready) and not program.begun
+        room = self._room(state, state.last_tick) >= program.tokens + _SLACK
+        return room and bool(program.pending_steps) and not program.begun
 
     def _crowd(self, state: SchedulerState) -> bool:
         """Whether more than one program is held."""
@@ -118,11 +118,11 @@ class ThunderDynamo(Thunder):
 
 
 def _smallest(program: ProgramState) -> tuple[bool, int, int]:
-    return not program.acting, program.tokens, program.index
+    return not program.at_tool_boundary, program.tokens, program.index
 
 
 def _turn(program: ProgramState) -> tuple[int, int, int]:
-    kind = 0 if program.ready and program.begun else 1 if not program.begun else 2
+    kind = 0 if program.pending_steps and program.begun else 1 if not program.begun else 2
     return kind, program.tokens, program.index
 
 

@@ -163,11 +163,11 @@ async def test_nothing_is_computed_for_a_program_that_is_paused(
         @tool
         async def report() -> AsyncIterator[str]:
             (program,) = runtime.dispatcher.scheduler.state.programs.values()
-            program.marked = True
+            program.pause_pending = True
             for line in _LINES:
                 yield line
                 await asyncio.sleep(0.001)
-            program.marked = False
+            program.pause_pending = False
 
         @agent(tools=[report])
         async def reader() -> None:

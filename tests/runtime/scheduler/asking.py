@@ -16,7 +16,7 @@ _CACHES = {
     "ExecutionGraph": {"_costs"},
     "Look": {"_costs"},
     "LearnedCost": {"_model"},
-    "ProgramState": {"due", "queue", "rank_version"},
+    "ProgramState": {"due_at", "queue", "rank_version"},
     "SchedulerState": {"wait_queue"},
 }
 
@@ -73,7 +73,7 @@ def ask_everything(policy: Policy, state: SchedulerState, now: float) -> None:
             policy.retain(state, program, conversation, now)
             policy.paused(state, program, conversation, now)
             policy.tool(state, program, ToolReady(program.id, conversation.id, "c", "t", "h"), now)
-        for step in [*program.ready.values(), *program.started.values()]:
+        for step in [*program.pending_steps.values(), *program.running_steps.values()]:
             policy.priority(state, program, step, now)
     for program in policy.admit(state, now):
         del program  # only the first: the next is asked for when this one is active

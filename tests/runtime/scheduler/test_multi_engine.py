@@ -65,7 +65,7 @@ def test_every_program_ends_and_every_engine_is_left_empty(policy: str, routing:
             0,
             0,
         )
-        assert state.paused_tokens == state.computing == 0
+        assert state.paused_tokens == state.computing_programs == 0
     for engine in simulation.engines.all.values():
         engine.cache.check([])
         assert len(engine.cache.conversations) == 0
@@ -371,12 +371,12 @@ class FleetMachine(RuleBasedStateMachine):
             assert core.state.tokens == sum(p.tokens for p in active)
             assert core.state.private_tokens == sum(p.private_tokens for p in active)
             assert core.state.reserved_tokens == sum(p.reserved_tokens for p in active)
-            assert core.state.computing == sum(p.running > 0 for p in active)
+            assert core.state.computing_programs == sum(p.running > 0 for p in active)
             held = core.state.wait_queue.programs.values()
             assert core.state.paused_tokens == sum(
-                p.private_tokens for p in held if p.begun and not p.lost
+                p.private_tokens for p in held if p.begun and not p.kv_lost
             )
-            assert core.state.calls == sum(p.running for p in active)
+            assert core.state.running_calls == sum(p.running for p in active)
             assert core.state.capacity == KV * len(core.state.engines)
             assert core.state.host_tokens == self.memory * len(core.state.engines)
 
@@ -386,8 +386,8 @@ class FleetMachine(RuleBasedStateMachine):
         for core in self.fleet.engines.values() if hasattr(self, "fleet") else ():
             for program in core.state.programs.values():
                 calls = {s: at for s, at in self.steps.items() if s.partition("#")[0] == program.id}
-                assert set(program.ready) | set(program.started) == set(calls)
-                assert set(program.started) == {s for s, at in calls.items() if at != "ready"}
+                assert set(program.pending_steps) | set(program.running_steps) == set(calls)
+                assert set(program.running_steps) == {s for s, at in calls.items() if at != "ready"}
                 assert sorted(calls) == sorted(
                     c for x in program.conversations.values() for c in x.calls
                 )

@@ -350,9 +350,9 @@ def test_parallel_branches_are_counted_each() -> None:
     program = it.core.state.programs["a"]
     assert (program.running, program.tokens) == (2, 10_200)
     it.done("a", 216, 3.0, step=one)
-    assert not program.acting  # its sibling still runs
+    assert not program.at_tool_boundary  # its sibling still runs
     it.done("a", 10_010, 4.0, step=two, conversation="a.1")
-    assert program.acting
+    assert program.at_tool_boundary
     assert program.tokens == 10_226
     it.core.handle(ConversationEnded("a", "a.1"), 5.0)
     assert program.tokens == 216
@@ -380,7 +380,7 @@ def test_a_branch_that_is_given_up_while_it_computes_leaves_its_program_pausable
     it.core.handle(ConversationEnded("a", "a.1"), 1.0)  # no StepFinished will come
     assert program.running == 1
     it.done("a", 110, 2.0, step=first)
-    assert program.acting
+    assert program.at_tool_boundary
 
 
 def test_a_held_branch_that_is_given_up_is_not_started_later() -> None:

@@ -188,11 +188,11 @@ def test_once_a_program_is_due_none_of_its_priority_goes_before_it(data: Any) ->
 
     def checked(program: ProgramState, now: float) -> None:
         for other in state.wait_queue.programs.values():
-            same = other.about.priority == program.about.priority
-            due = max(other.due, state.wait_queue.due_at(other))
-            if other is not program and same and other.competes and due <= now:
-                assert program.due <= now
-                assert (program.due, program.index) < (other.due, other.index)
+            same = other.submission.priority == program.submission.priority
+            due = max(other.due_at, state.wait_queue.due_at(other))
+            if other is not program and same and other.wants_admission and due <= now:
+                assert program.due_at <= now
+                assert (program.due_at, program.index) < (other.due_at, other.index)
         activate(program, now)
 
     state.activate = checked  # type: ignore[method-assign]

@@ -71,7 +71,7 @@ def test_a_look_takes_the_memory_of_a_look() -> None:
     _submit(core, "second")
     _submit(core, "third")
     looked = [core.state.programs[name] for name in ("second", "third")]
-    assert [(p.active, p.trial, p.reserved_tokens) for p in looked] == [(True, 1, 0)] * 2
+    assert [(p.active, p.probation_calls, p.reserved_tokens) for p in looked] == [(True, 1, 0)] * 2
 
 
 def test_where_nobody_waits_it_goes_on_at_its_next_call_and_is_promised_what_is_usual() -> None:
@@ -80,9 +80,9 @@ def test_where_nobody_waits_it_goes_on_at_its_next_call_and_is_promised_what_is_
     _submit(core, "second")
     _plan(core, "second")
     program = core.state.programs["second"]
-    assert (program.active, program.trial, program.reserved_tokens) == (False, 0, 0)
+    assert (program.active, program.probation_calls, program.reserved_tokens) == (False, 0, 0)
     core.handle(StepReady("second", "second", "second#1", "work", "e", 20, 5), 3.0)
-    assert (program.active, program.trial, program.reserved_tokens) == (True, 0, PEAK)
+    assert (program.active, program.probation_calls, program.reserved_tokens) == (True, 0, PEAK)
 
 
 def test_what_shows_that_it_is_large_waits_for_what_is_small() -> None:
@@ -120,7 +120,7 @@ def test_declared_programs_are_looked_at_where_they_say_more_on_their_way(
         graph.finished(PEAK, 100.0 * outgrew, 100.0, 50, shown=(1, 1.0), outgrew=outgrew)
     _submit(core, "first", 50.0)
     _submit(core, "second", 50.0)
-    assert (core.state.programs["second"].trial == 1) is looks
+    assert (core.state.programs["second"].probation_calls == 1) is looks
 
 
 def test_what_declared_programs_say_first_and_last_is_learned() -> None:
@@ -130,10 +130,14 @@ def test_what_declared_programs_say_first_and_last_is_learned() -> None:
     _plan(core, "p")
     core.handle(Expected("p", 9.0), 3.0)
     program = core.state.programs["p"]
-    assert (program.said, program.expected, program.outgrew) == (40.0, 10.0, 0.25)
-    assert program.shown == (1, 0.0)
+    assert (program.declared_at_start, program.declared_calls, program.declaration_growth) == (
+        40.0,
+        10.0,
+        0.25,
+    )
+    assert program.size_known_at == (1, 0.0)
     core.handle(Expected("p", 19.0), 4.0)
-    assert program.outgrew == 0.5
+    assert program.declaration_growth == 0.5
     core.handle(ProgramEnded("p"), 5.0)
     assert core.state.graph("wide").told.saved() == [(1, 0.0, 0.5)]
 
@@ -143,7 +147,7 @@ def test_branches_before_the_first_call_show_nothing() -> None:
     _submit(core, "p")
     core.handle(StepReady("p", "p", "p#0", "plan", "e", 10, 5), 1.0)
     core.handle(Forked("p", "p", "p.1", "e"), 1.0)
-    assert core.state.programs["p"].shown is None
+    assert core.state.programs["p"].size_known_at is None
 
 
 def test_a_look_ends_when_there_are_branches_however_few_calls_there_were() -> None:
@@ -155,11 +159,11 @@ def test_a_look_ends_when_there_are_branches_however_few_calls_there_were() -> N
     graph.finished(PEAK, 10.0, 100.0, 50, shown=(5, 1.0))
     _submit(core, "p")
     program = core.state.programs["p"]
-    assert program.trial == 5
+    assert program.probation_calls == 5
     _plan(core, "p")
-    assert program.trial == 5
+    assert program.probation_calls == 5
     core.handle(Forked("p", "p", "p.0", "e"), 3.0)
     core.handle(StepReady("p", "p.0", "p.0#0", "work", "e", 16, 5), 3.0)
     event = StepFinished("p", "p.0", "p.0#0", "work", "e", 20, ("tool",), 4)
     core.handle(event, 4.0)
-    assert program.trial == 0
+    assert program.probation_calls == 0

@@ -107,7 +107,7 @@ def test_beyond_memory_programs_run_while_the_engine_is_known_to_have_time_to_sp
     assert names == ["p0", "p1", "p2"]  # no call has ended yet
     _step(core, "p0", 100, 1.0)
     _finish(core, "p0", 120, 2.0, "shell")
-    load = core.state.load
+    load = core.state.engine_load
     load.busy, load.coming, load.work, load.cycle = 1.0, 0.0, 0.02, 2.0
     assert _admitted(_submit(core, "more")) == []
     load.busy = 0.0
@@ -148,7 +148,7 @@ def test_programs_that_answered_keep_their_places_while_such_go_on(gap: float) -
 def test_an_idle_engine_takes_more_once_that_is_worth_what_they_displace() -> None:
     core = _core(busy=0.85)
     core.state.cost = CostModel(prefill=0.01)
-    core.state.load.busy = 1.0
+    core.state.engine_load.busy = 1.0
     for name in "abc":
         _submit(core, name)
         _step(core, name, 300, 0.0)
@@ -441,7 +441,7 @@ def test_programs_with_branches_wait_while_many_calls_run() -> None:
         core.handle(Forked("wide", "wide:0", f"wide:{branch}", "e"), 2.0)
         event = StepReady("wide", f"wide:{branch}", f"s{branch}", "work", "e", 11, 5)
         core.handle(event, 2.0)
-    assert core.state.calls == 32
+    assert core.state.running_calls == 32
     assert _admitted(_submit(core, "alike", 3.0, expect_tokens=10)) == []
     assert _admitted(core.handle(StepFailed("wide", "s1"), 4.0)) == ["alike"]
 
@@ -451,7 +451,7 @@ def test_programs_without_branches_are_as_many_as_memory_holds() -> None:
     for number in range(40):
         _submit(core, f"p{number}", expect_tokens=10)
         _step(core, f"p{number}", 10, 0.0)
-    assert core.state.calls == len(core.state.active) == 40
+    assert core.state.running_calls == len(core.state.active) == 40
 
 
 def _decoded(core: Scheduler, name: str, context: int, now: float) -> list[Action]:
@@ -519,10 +519,10 @@ def test_a_program_whose_call_failed_is_at_a_tool_boundary() -> None:
     core = _core()
     _submit(core, "p")
     _step(core, "p", 100, 0.0)
-    assert not core.state.programs["p"].acting
+    assert not core.state.programs["p"].at_tool_boundary
     core.handle(StepFailed("p", "p:0#0"), 1.0)
-    assert core.state.programs["p"].acting
-    assert core.state.computing == 0
+    assert core.state.programs["p"].at_tool_boundary
+    assert core.state.computing_programs == 0
     (start,) = _step(core, "p", 100, 2.0)  # it may be tried again
     assert isinstance(start, StartStep)
 
@@ -587,7 +587,7 @@ def test_calls_of_an_engine_that_goes_down_are_started_again_when_there_is_one()
         0,
         0,
     )
-    assert (state.computing, state.calls, program.running) == (0, 0, 0)
+    assert (state.computing_programs, state.running_calls, program.running) == (0, 0, 0)
     assert program.tokens == 210, "what it has to compute again is known"
     assert _admitted(_submit(core, "q", 3.0)) == []
     again = core.handle(EngineUp("e", KV), 4.0)
@@ -792,7 +792,7 @@ class CoreMachine(RuleBasedStateMachine):
         activate = self.core.state.activate
 
         def checked(program: ProgramState, now: float) -> None:
-            assert program.competes, "it has nothing to run"
+            assert program.wants_admission, "it has nothing to run"
             activate(program, now)
 
         self.core.state.activate = checked  # type: ignore[method-assign]
@@ -896,7 +896,7 @@ class CoreMachine(RuleBasedStateMachine):
     @invariant()
     def somebody_runs_if_anybody_waits(self) -> None:
         state = self.core.state
-        competes = (p for p in state.wait_queue.programs.values() if p.competes)
+        competes = (p for p in state.wait_queue.programs.values() if p.wants_admission)
         waits = {p.id for p in competes if not state.tenants.of(p).full}
         resting = (
             state.env_capacity.paused_residents.keys()
@@ -908,28 +908,28 @@ class CoreMachine(RuleBasedStateMachine):
         state = self.core.state
         waits = [p for p in state.programs.values() if not p.active]
         assert state.wait_queue.programs == {p.id: p for p in waits}
-        free = [p for p in waits if p.competes and not state.tenants.of(p).full]
+        free = [p for p in waits if p.wants_admission and not state.tenants.of(p).full]
         needy = state.wait_queue.least_served
         if not free:
             assert (state.wait_queue.first, state.wait_queue.due, needy) == (None, None, None)
             return
         assert state.wait_queue.first in free
         due = state.wait_queue.due  # asked first, as it looks again at who seems to be due
-        assert due is min(free, key=lambda p: (-p.about.priority, p.due, p.index))
+        assert due is min(free, key=lambda p: (-p.submission.priority, p.due_at, p.index))
         assert needy is not None
         assert needy.tenant.attained == min(state.tenants.of(p).attained for p in free)
 
     @invariant()
     def tenants_are_counted(self) -> None:
         state = self.core.state
-        for name in {p.about.tenant for p in state.programs.values()}:
-            mine = [p for p in state.active.values() if p.about.tenant == name]
+        for name in {p.submission.tenant for p in state.programs.values()}:
+            mine = [p for p in state.active.values() if p.submission.tenant == name]
             tenant = state.tenants.named(name)
             assert (tenant.active, tenant.reserved_tokens) == (
                 len(mine),
                 sum(p.reserved_tokens for p in mine),
             )
-            live = sum(p.about.tenant == name for p in state.programs.values())
+            live = sum(p.submission.tenant == name for p in state.programs.values())
             assert tenant.live == live
 
     @invariant()
@@ -942,7 +942,9 @@ class CoreMachine(RuleBasedStateMachine):
         ):
             assert total == sum(getattr(p, field) for p in state.active.values())
         held = state.wait_queue.programs.values()
-        assert state.paused_tokens == sum(p.private_tokens for p in held if p.begun and not p.lost)
+        assert state.paused_tokens == sum(
+            p.private_tokens for p in held if p.begun and not p.kv_lost
+        )
         assert state.capacity == sum(state.engines.values()) <= KV
         for program in state.programs.values():
             assert program.private_tokens == sum(
@@ -953,32 +955,34 @@ class CoreMachine(RuleBasedStateMachine):
     def conversations_are_counted(self) -> None:
         for program in self.core.state.programs.values():
             lines = program.conversations.values()
-            assert program.places == Counter(line.place for line in lines)
-            assert program.waits == sum(line.waiting is not None for line in lines)
+            assert program.conversation_states == Counter(line.place for line in lines)
+            assert program.tool_waits == sum(line.waiting is not None for line in lines)
             calls = Counter(call for line in lines for call in line.calls)
-            assert calls == Counter([*program.ready, *program.started])
-            assert program.running == len(program.started)
+            assert calls == Counter([*program.pending_steps, *program.running_steps])
+            assert program.running == len(program.running_steps)
 
     @invariant()
     def who_gave_way_runs(self) -> None:
         state = self.core.state
-        assert state.pressed <= {step for p in state.active.values() for step in p.started}
+        assert state.preempted_steps <= {
+            step for p in state.active.values() for step in p.running_steps
+        }
 
     @invariant()
     def what_computes_is_counted(self) -> None:
         state = self.core.state
-        assert state.computing == sum(p.running > 0 for p in state.active.values())
-        assert state.calls == sum(p.running for p in state.active.values())
-        assert state.starting == sum(not p.called for p in state.active.values())
-        assert 0.0 <= state.load.busy <= 1.0
-        assert 0.0 <= state.load.coming <= 1.0
+        assert state.computing_programs == sum(p.running > 0 for p in state.active.values())
+        assert state.running_calls == sum(p.running for p in state.active.values())
+        assert state.starting_programs == sum(not p.has_called for p in state.active.values())
+        assert 0.0 <= state.engine_load.busy <= 1.0
+        assert 0.0 <= state.engine_load.coming <= 1.0
 
     @invariant()
     def environments_fit_on_their_host(self) -> None:
         state, capacity = self.core.state, self.core.state.env_capacity
         assert len(self.places) == sum(capacity.used_slots.values()) <= sum(capacity.slots.values())
         held = [p for p in state.programs.values() if p.begun and not p.active]
-        assert capacity.paused_residents == {p.id: p for p in held if p.host is not None}
+        assert capacity.paused_residents == {p.id: p for p in held if p.env_host is not None}
 
     @invariant()
     def nothing_is_kept_of_what_ended(self) -> None:

@@ -80,7 +80,7 @@ def test_without_a_second_tenant_the_short_ones_go_first_for_long() -> None:
     line.submit("a", "brief")
     line.submit("a", "long")
     for _ in range(50):
-        assert line.core.state.programs[line.admitted[0]].about.agent == "brief"
+        assert line.core.state.programs[line.admitted[0]].submission.agent == "brief"
         line.submit("a", "brief")
         line.run(1.0)
 

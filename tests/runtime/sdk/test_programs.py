@@ -356,7 +356,7 @@ async def test_a_program_that_outlives_a_failed_call_is_at_a_tool_boundary(
         with contextlib.suppress(EngineError):
             await chat.turn()
         (found,) = runtime.dispatcher.scheduler.state.programs.values()
-        return found.acting
+        return found.at_tool_boundary
 
     runtime: Runtime = await open_runtime(lambda prompt: "fine")
     engine: Any = runtime.dispatcher.engine
@@ -373,7 +373,7 @@ async def test_a_call_that_its_agent_gave_up_while_it_was_held_is_forgotten(
             async with asyncio.timeout(0.05):
                 await Chat().user("q").turn()
         (found,) = runtime.dispatcher.scheduler.state.programs.values()
-        return found.acting and not runtime.dispatcher._started
+        return found.at_tool_boundary and not runtime.dispatcher._started
 
     runtime: Runtime = await open_runtime(lambda prompt: "fine", pause=60.0)
     assert await runtime.run(hasty)
@@ -419,7 +419,9 @@ async def test_the_scheduler_hears_of_a_call_that_gives_way_and_of_its_going_on(
     def listen(event: Any) -> None:
         emit(event)
         if isinstance(event, Decoded | Preempted):
-            pressed.append((type(event).__name__, len(runtime.dispatcher.scheduler.state.pressed)))
+            pressed.append(
+                (type(event).__name__, len(runtime.dispatcher.scheduler.state.preempted_steps))
+            )
 
     monkeypatch.setattr(runtime.dispatcher, "emit", listen)
     assert await runtime.run(loop, "q") == ["a b c d e f g h"]
@@ -521,6 +523,6 @@ async def test_events_tell_a_program_s_story(open_runtime: Any) -> None:
     runtime: Runtime = await open_runtime(once(call("change", what="a")))
     run = await runtime.start(loop, "q")
     kinds = [notice.kind async for notice in run.events()]
-    assert kinds[0] == "program.submitted"
+    assert kinds[0] == "program.submitted_at"
     assert kinds[-1] == "program.ended"
     assert kinds.index("tool.started") < kinds.index("tool.finished")

@@ -358,11 +358,13 @@ async def test_a_client_that_leaves_frees_what_it_held(scripted: Any) -> None:
         await client.post("/v1/chat/completions", json=_ask(max_tokens=4000), timeout=0.3)
     known = server.dispatcher.scheduler.state.programs
     for _ in range(200):
-        if server.dispatcher.engine.running == 0 and all(p.acting for p in known.values()):
+        if server.dispatcher.engine.running == 0 and all(
+            p.at_tool_boundary for p in known.values()
+        ):
             break
         await asyncio.sleep(0.02)
     assert server.dispatcher.engine.running == 0
-    assert all(program.acting for program in known.values())
+    assert all(program.at_tool_boundary for program in known.values())
 
 
 async def test_a_client_that_leaves_a_later_turn_frees_what_it_held(scripted: Any) -> None:
@@ -375,10 +377,10 @@ async def test_a_client_that_leaves_a_later_turn_frees_what_it_held(scripted: An
         await client.post("/v1/chat/completions", json=turn, timeout=0.3)
     (program,) = server.dispatcher.scheduler.state.programs.values()
     for _ in range(200):
-        if program.acting:
+        if program.at_tool_boundary:
             break
         await asyncio.sleep(0.02)
-    assert program.acting and not program.started
+    assert program.at_tool_boundary and not program.running_steps
 
 
 async def test_a_client_that_leaves_before_it_reads_anything_frees_what_it_held(

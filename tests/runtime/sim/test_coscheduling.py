@@ -37,15 +37,15 @@ class Clock:
 
     def __init__(self) -> None:
         self.host: SimHost | None = None
-        self.due: list[tuple[float, int, Callable[[Any], None], object]] = []
+        self.due_at: list[tuple[float, int, Callable[[Any], None], object]] = []
 
     def at(self, when: float, do: Callable[[Any], None], what: object) -> None:
-        self.due.append((when, len(self.due), do, what))
+        self.due_at.append((when, len(self.due_at), do, what))
 
     def pass_to(self, now: float) -> None:
         assert self.host is not None
-        while ready := sorted((d for d in self.due if d[0] <= now), key=lambda d: d[:2]):
-            self.due.remove(ready[0])
+        while ready := sorted((d for d in self.due_at if d[0] <= now), key=lambda d: d[:2]):
+            self.due_at.remove(ready[0])
             self.host.now = ready[0][0]
             ready[0][2](ready[0][3])
         self.host.now = now
@@ -152,7 +152,7 @@ def test_everybody_ends_under_every_policy_and_gives_everything_back(
     assert len(outcome.ended) == len(jobs)
     state = simulation.cores[0].state
     assert not state.programs
-    assert sum(state.env_capacity.used_slots.values()) == state.computing == 0
+    assert sum(state.env_capacity.used_slots.values()) == state.computing_programs == 0
     assert state.env_capacity.paused_residents == {}
     counters = outcome.host
     assert counters is not None

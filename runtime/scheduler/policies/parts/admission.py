@@ -61,8 +61,8 @@ class Throughput(Admission):
     def reserve(self, state: SchedulerState, program: ProgramState, look: int) -> int:
         if look:
             return program.private_tokens  # it is held again before it has grown
-        graph, p = state.graph(program.about.agent), self.parameters
-        guess = program.about.expect_tokens or p.guess * state.capacity
+        graph, p = state.graph(program.submission.agent), self.parameters
+        guess = program.submission.expect_tokens or p.guess * state.capacity
         count = graph.programs
         seen = count * (graph.usual_peak or 0)
         return max(program.private_tokens, int((p.believed * guess + seen) / (p.believed + count)))
@@ -70,10 +70,10 @@ class Throughput(Admission):
     def fits(self, state: SchedulerState, program: ProgramState, look: int) -> bool:
         if not state.active:
             return True
-        if state.pressed:
+        if state.preempted_steps:
             return False  # those that run have no room as it is
-        graph = state.graph(program.about.agent)
-        if graph.forks and state.calls >= self.parameters.wide:
+        graph = state.graph(program.submission.agent)
+        if graph.forks and state.running_calls >= self.parameters.wide:
             return False  # branches share their KV, so memory does not bound their calls
         spread = graph.peak_spread * (len(state.active) + 1) ** 0.5
         margin = graph.shared + self.parameters.deviations * spread
@@ -88,13 +88,13 @@ class Throughput(Admission):
         displaces: a moment between two calls is not worth that. Of a busy one nothing is known
         before a call has ended.
         """
-        load, busy = state.load, self.parameters.busy
+        load, busy = state.engine_load, self.parameters.busy
         if _is_idle(state):
             return busy >= 0 and self._left(state) <= 0
         return load.measured and load.with_more(self._again(state)) <= busy
 
     def adds(self, state: SchedulerState, program: ProgramState) -> float:
-        return state.load.added(self._again(state))
+        return state.engine_load.added(self._again(state))
 
     def _again(self, state: SchedulerState) -> float:
         """Return the seconds that are computed again in each cycle for one program more than fit:
@@ -111,19 +111,19 @@ class Throughput(Admission):
 
     def _left(self, state: SchedulerState) -> float:
         """Return for how many seconds more an idle engine is to wait; 0 for next to nothing."""
-        left = self._again(state) - state.idle
+        left = self._again(state) - state.idle_seconds
         return left if left > _INSTANT else 0.0
 
     def overflows(self, state: SchedulerState) -> bool:
         beyond = state.private_tokens > (1.0 + self._beyond(state)) * state.capacity
-        return beyond and state.load.busy > self.parameters.busy
+        return beyond and state.engine_load.busy > self.parameters.busy
 
     def _beyond(self, state: SchedulerState) -> float:
         return self.parameters.beyond if state.host_tokens else 0.0
 
 
 def _is_idle(state: SchedulerState) -> bool:
-    return not state.computing and not state.starting
+    return not state.computing_programs and not state.starting_programs
 
 
 __all__ = ["Admission", "Cap", "Throughput"]

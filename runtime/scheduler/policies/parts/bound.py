@@ -24,12 +24,14 @@ class Patience(Bound):
         self.parameters = parameters
 
     def due(self, state: SchedulerState, program: ProgramState) -> float:
-        p, graph = self.parameters, state.graph(program.about.agent)
+        p, graph = self.parameters, state.graph(program.submission.agent)
         usual = state.usual_jct if graph.usual_jct is None else graph.usual_jct
         allowed = p.patience_unknown if usual is None else p.patience * usual
-        if program.about.deadline is not None:
+        if program.submission.deadline is not None:
             span = graph.usual_span or 0.0
-            allowed = min(allowed, max(span, program.about.deadline - program.submitted - span))
+            allowed = min(
+                allowed, max(span, program.submission.deadline - program.submitted_at - span)
+            )
         return allowed
 
 

@@ -32,17 +32,19 @@ class Prewarmed(Housing):
 
     def fits(self, state: SchedulerState, program: ProgramState, now: float) -> bool:
         """One that wants more than a host has gets a whole one."""
-        envs, host = program.about.envs, state.env_capacity.least_loaded_host
+        envs, host = program.submission.envs, state.env_capacity.least_loaded_host
         if host is None:
-            wanted = (env for env in envs if program.lacks(env) or env in program.about.fresh)
+            wanted = (
+                env for env in envs if program.lacks_env(env) or env in program.submission.fresh
+            )
             return all(self._equipped(state, program, env, now) for env in wanted)
-        if program.host is not None or not envs:
+        if program.env_host is not None or not envs:
             return True
         return state.env_capacity.free_slots(host) >= min(len(envs), state.env_capacity.slots[host])
 
     def instead(self, state: SchedulerState) -> ProgramState | None:
         """It gives back what the first waits for only when it ends, so it must go on."""
-        there = (p for p in state.env_capacity.paused_residents.values() if p.ready)
+        there = (p for p in state.env_capacity.paused_residents.values() if p.pending_steps)
         free = (p for p in there if not state.tenants.of(p).full)
         return min(free, key=state.wait_queue.rank, default=None)
 
@@ -58,7 +60,7 @@ class Prewarmed(Housing):
         if not host.warm and not host.creating:
             return True
         spoken_for = capacity.active_demand.get(env, 0)
-        if env not in program.about.fresh:
+        if env not in program.submission.fresh:
             return host.warm + host.creating > spoken_for
         rate = capacity.rates.get(env)
         if rate is not None:

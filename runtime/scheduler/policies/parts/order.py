@@ -38,11 +38,11 @@ class LeastCost(Order):
 
     def _plan(self, state: SchedulerState, program: ProgramState) -> tuple[float, int]:
         """Return the cost of a program, and its `look`."""
-        graph = state.graph(program.about.agent)
+        graph = state.graph(program.submission.agent)
         whole = self._whole(state, program)
         if program.begun or len(program.conversations) > 1:
             return whole, 0
-        declared = program.expected is not None
+        declared = program.declared_calls is not None
         look = graph.told if declared else graph.look
         cost = look.cost(whole if declared else 1.0)
         if cost is None or cost >= self.parameters.worth * whole:
@@ -51,14 +51,14 @@ class LeastCost(Order):
 
     def _whole(self, state: SchedulerState, program: ProgramState) -> float:
         """Return the cost of running a program to its end."""
-        graph = state.graph(program.about.agent)
-        expected = program.expected
+        graph = state.graph(program.submission.agent)
+        expected = program.declared_calls
         if expected is not None and program.raises <= self.parameters.raises:
             calls = graph.declared.expected(expected)
             if program.steps <= calls:
                 return max(1.0, calls - program.steps) * state.step_seconds(graph)
         counted = graph.informed or len(program.conversations) > 1
-        known = graph.service_left(program.places) if counted else None
+        known = graph.service_left(program.conversation_states) if counted else None
         if known is None:
             known = graph.usual_service
         return known or 0.0

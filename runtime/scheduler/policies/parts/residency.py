@@ -41,7 +41,7 @@ class Leases(Residency):
     def retain(
         self, state: SchedulerState, program: ProgramState, conversation: ConversationState
     ) -> Retention:
-        durations = state.graph(program.about.agent).durations
+        durations = state.graph(program.submission.agent).durations
         late = durations.quantile(conversation.waiting or "", 0.95)
         ttl = self._ttl(late)
         chance = 0.5 if late is None else durations.chance_within(conversation.waiting or "", ttl)
@@ -53,7 +53,7 @@ class Leases(Residency):
     def absent(
         self, state: SchedulerState, program: ProgramState, tools: str | None
     ) -> float | None:
-        durations = state.graph(program.about.agent).durations
+        durations = state.graph(program.submission.agent).durations
         late = None if tools is None else durations.quantile(tools, 0.95)
         p = self.parameters
         if tools == CLIENT:  # this one may be the last, as all are while none has been gone on with

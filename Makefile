@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test test-clients lint soak fuzz bench clean
+.PHONY: setup demo test test-all test-clients lint soak fuzz bench clean
 
 setup: .venv/.ready system image
 
@@ -27,8 +27,13 @@ image: .venv/.ready system
 demo: setup
 	$(BIN)/drawloom demo $(ARGS)
 
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: setup
+	$(PYTEST) --hypothesis-profile=full $(ARGS)
 
 test-clients: .venv/.ready
 	$(BIN)/python tests/clients/run.py $(ARGS)

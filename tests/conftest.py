@@ -12,10 +12,12 @@ import pytest
 from hypothesis import settings
 
 import drawloom.engine  # noqa: F401  (before torch loads)
+from tests.lanes import FULL, QUICK
 
 # an example's time says how busy the machine is, not whether the code is right
-settings.register_profile("drawloom", deadline=None)
-settings.load_profile("drawloom")
+settings.register_profile("quick", deadline=None, max_examples=QUICK)
+settings.register_profile("full", deadline=None, max_examples=FULL)
+settings.load_profile("quick")  # `make test-all` asks for the other
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,10 @@ import torch
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.hosting.build import load
+from tests.lanes import slow_unless
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "llama-tied-scaled")
+ORACLES = (*FAMILIES, "llama+ahead", "mistral+ahead")
 WINDOW = 24
 SHAPE: dict[str, Any] = {
     "vocab_size": 259,
@@ -91,7 +93,7 @@ class Oracle:
         return load(str(self.folder), config, runner=GpuRunner if ahead else None)
 
 
-@pytest.fixture(scope="session", params=[*FAMILIES, "llama+ahead", "mistral+ahead"])
+@pytest.fixture(scope="session", params=slow_unless(ORACLES, ["llama", "mistral+ahead"]))
 def oracle(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path
 ) -> Oracle:

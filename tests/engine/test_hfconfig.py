@@ -18,6 +18,7 @@ from drawloom.engine.config import EngineConfig, ModelConfig
 from drawloom.engine.hosting.build import load
 from drawloom.engine.sequence import SamplingParams
 from drawloom.errors import CheckpointError, ContextTooLong
+from tests.lanes import examples
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _PROMPT = [(7 * i) % 250 + 3 for i in range(60)]
@@ -93,7 +94,7 @@ def _expected(folder: Path, plain: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("family", _FAMILIES)
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60), derandomize=True, deadline=None)
 @given(st.dictionaries(st.sampled_from(_KEYS), st.sampled_from(_VALUES), min_size=1, max_size=2))
 def test_a_changed_config_is_refused_or_runs_as_transformers_runs_it(
     family_oracle: Callable[[str], Any], spare: Path, family: str, changes: dict[str, Any]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from drawloom.graph.execution_graph import ExecutionGraph
 from drawloom.graph.probe_cost import Look
+from tests.lanes import examples
 
 
 def _seen(*programs: tuple[int, float, float]) -> Look:
@@ -18,7 +19,7 @@ def _seen(*programs: tuple[int, float, float]) -> Look:
     return look
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.tuples(st.floats(0.0, 9.0), st.floats(0.1, 90.0)), min_size=8, max_size=10))
 def test_it_is_the_best_choice_of_those_that_are_gone_on_with(
     programs: list[tuple[float, float]],

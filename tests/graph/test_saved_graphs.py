@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from drawloom.graph.calibration import Calibration
 from drawloom.graph.execution_graph import END, ExecutionGraph
 from drawloom.graph.forecast import Forecast
+from tests.lanes import examples
 
 STATES = ("plan/", "work/shell", "work/read", END)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     moves=st.lists(st.tuples(st.sampled_from(STATES[:-1]), st.sampled_from(STATES)), max_size=24),
     seconds=st.lists(st.floats(0, 1e4), max_size=20),

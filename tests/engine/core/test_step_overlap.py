@@ -13,6 +13,7 @@ from drawloom.engine.core.step_plan import Sampled, StepPlan
 from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.runners.mock_runner import MockRunner, NumberTokenizer, hashed
 from drawloom.engine.sequence import FinishReason, SamplingParams
+from tests.lanes import examples
 
 SIZE = 4
 
@@ -156,7 +157,7 @@ def test_whoever_has_no_room_loses_nothing_that_is_under_way() -> None:
     assert runner.steps < 40
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     asks=st.lists(
         st.tuples(st.integers(1, 20), st.integers(0, 12), st.booleans(), st.booleans()),

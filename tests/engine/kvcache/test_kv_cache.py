@@ -17,6 +17,7 @@ from drawloom.engine.runners.mock_tiers import TensorRunner
 from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence, Status
 from drawloom.errors import EngineError
 from drawloom.leases import LeaseStatus
+from tests.lanes import examples
 
 SIZE = 4
 SALT = b"tenant"
@@ -235,7 +236,9 @@ class WindowMachine(CacheMachine):
 
 
 for machine in (CacheMachine, WindowMachine):
-    machine.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+    machine.TestCase.settings = settings(
+        max_examples=examples(250), stateful_step_count=40, deadline=None
+    )
 TestCache = CacheMachine.TestCase
 TestWindow = WindowMachine.TestCase
 

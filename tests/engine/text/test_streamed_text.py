@@ -16,6 +16,7 @@ from drawloom.engine.config import EngineConfig
 from drawloom.engine.hosting.build import load
 from drawloom.engine.sequence import SamplingParams
 from drawloom.engine.text.tokenizer import TextStream, Tokenizer
+from tests.lanes import examples
 
 _SPECIAL = ["<unk>", "<s>", "</s>"]
 _BYTES = [f"<0x{i:02X}>" for i in range(256)]
@@ -126,7 +127,7 @@ def _streamed(stream: TextStream, ids: list[int]) -> str:
 
 
 @pytest.mark.parametrize("name", _FAMILIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data(), st.booleans())
 def test_streamed_text_is_that_of_all_ids_at_once(name: str, data: Any, special: bool) -> None:
     tokenizer = _FAMILIES[name]
@@ -136,7 +137,7 @@ def test_streamed_text_is_that_of_all_ids_at_once(name: str, data: Any, special:
 
 
 @pytest.mark.parametrize("name", _FAMILIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data(), st.booleans())
 def test_text_behind_a_prompt_is_what_the_prompt_does_not_have(
     name: str, data: Any, special: bool
@@ -154,7 +155,7 @@ def test_text_behind_a_prompt_is_what_the_prompt_does_not_have(
 
 
 @pytest.mark.parametrize("name", _FAMILIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data())
 def test_ids_outside_the_vocabulary_have_no_text(name: str, data: Any) -> None:
     tokenizer = _FAMILIES[name]
@@ -170,7 +171,7 @@ def test_ids_outside_the_vocabulary_have_no_text(name: str, data: Any) -> None:
 
 
 @pytest.mark.parametrize("name", _FAMILIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data())
 def test_text_ends_before_the_first_stop_string(name: str, data: Any) -> None:
     tokenizer = _FAMILIES[name]

@@ -36,6 +36,7 @@ from drawloom.runtime.sim.sim_program import Outcome
 from drawloom.runtime.sim.simulation import Simulation
 from drawloom.runtime.sim.synthetic import generate
 from drawloom.runtime.sim.workload import Mix
+from tests.lanes import examples, slow_unless
 
 SMALL = replace(machine("h200-8b"), kv_tokens=200_000, host_tokens=800_000)
 JOBS = Mix(tuple(generate("swe", 16, seed=3)), 24, 28).draw(0, 100.0)
@@ -51,7 +52,7 @@ def _run(policy: str, routing: str = "affine", replicas: int = 3) -> tuple[Simul
     return simulation, simulation.run()
 
 
-@pytest.mark.parametrize("routing", ROUTING)
+@pytest.mark.parametrize("routing", slow_unless(ROUTING, ["affine"]))
 @pytest.mark.parametrize("policy", [*policy_names(), "static-cap:3"])
 def test_every_program_ends_and_every_engine_is_left_empty(policy: str, routing: str) -> None:
     simulation, outcome = _run(policy, routing)
@@ -412,5 +413,7 @@ class FleetMachine(RuleBasedStateMachine):
         return not self.dispatcher or any(core.state.active for core in cores)
 
 
-FleetMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+FleetMachine.TestCase.settings = settings(
+    max_examples=examples(60), stateful_step_count=40, deadline=None
+)
 TestFleet = FleetMachine.TestCase

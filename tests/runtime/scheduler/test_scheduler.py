@@ -58,6 +58,7 @@ from drawloom.runtime.scheduler.policies import make_policy, policy_names
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.program_state import ProgramState
+from tests.lanes import examples
 
 KV = 1000
 NEVER = -1.0  # is an engine as little busy as this: memory alone says how many programs run
@@ -989,5 +990,7 @@ class CoreMachine(RuleBasedStateMachine):
         assert set(self.core.state.programs) == set(self.live)
 
 
-CoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+CoreMachine.TestCase.settings = settings(
+    max_examples=examples(60), stateful_step_count=40, deadline=None
+)
 TestCore = CoreMachine.TestCase

@@ -25,6 +25,7 @@ from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.names import header_value, is_name
 from drawloom.runtime.server.openai_requests import Message
 from drawloom.runtime.server.serve import bind
+from tests.lanes import examples
 
 CALL = '<tool_call>\n{"name": "get", "arguments": {"city": "Rome"}}\n</tool_call>'
 TOOL = {
@@ -297,7 +298,9 @@ async def test_a_name_with_control_characters_or_too_long_is_refused(tiny: Any, 
 
 @given(name=st.text(min_size=1, max_size=20), tenant=st.text(max_size=20))
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 async def test_a_name_of_any_unicode_comes_back_and_ends_its_program(
     plain: Any, name: str, tenant: str

@@ -26,6 +26,7 @@ from drawloom.runtime.server.openai_requests import ChatRequest, Message
 from drawloom.runtime.server.sessions import Place, Programs
 from drawloom.tools.chat_template import ChatTemplate
 from drawloom.tools.tool_call import new_call_id
+from tests.lanes import examples
 
 Json = dict[str, Any]
 _FOLDER = Path(__file__).parents[2] / "tools" / "templates"
@@ -214,7 +215,7 @@ def _said(draw: Any, format: str, calls: list[Any]) -> str:
     return f"{content}" + "\n".join(f"<tool_call>\n{body}\n</tool_call>" for body in bodies)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     template=st.sampled_from([name for name in ENDS if name != "deepseek_r1"]),
     named=st.booleans(),
@@ -600,7 +601,7 @@ def _altered(draw: Any, messages: list[Json]) -> list[Json]:
     return messages
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=st.data())
 def test_conversations_that_differ_never_merge(data: Any) -> None:
     draw = data.draw

@@ -27,6 +27,7 @@ from drawloom.runtime.server.openai_requests import (
     Sampling,
 )
 from drawloom.runtime.server.toolspecs import calls_of
+from tests.lanes import examples
 
 from .hostile import BODIES, hostile, requests
 
@@ -112,7 +113,7 @@ def test_no_body_does_more_than_be_refused(seed: int) -> None:
 
 
 @given(requests())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_no_json_does_more_than_be_refused(request: tuple[str, bytes]) -> None:
     _understand(*request)
 

@@ -25,6 +25,7 @@ from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.history import read_entry
 from drawloom.runtime.server.openai_requests import Message
 from drawloom.runtime.server.sessions import Place, Programs
+from tests.lanes import examples
 
 NAMES = ["job", "acme:job", "job:job", "\0job"]
 TENANTS = ["default", "acme", "acme:job"]
@@ -220,7 +221,9 @@ class ManyClients(RuleBasedStateMachine):
 
 
 TestManyClients = ManyClients.TestCase
-TestManyClients.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestManyClients.settings = settings(
+    max_examples=examples(80), stateful_step_count=40, deadline=None
+)
 
 
 @given(st.text(":%a"), st.text(":%a"), st.text(":%a"))

@@ -17,6 +17,7 @@ from drawloom.runtime.sim.presets import machine
 from drawloom.runtime.sim.simulation import Simulation
 from drawloom.runtime.sim.synthetic import generate
 from drawloom.runtime.sim.workload import Mix
+from tests.lanes import examples
 
 # a tree of prefixes: each number's chain, its own last
 CHAINS = ((0,), (0, 1), (0, 1, 2), (0, 3), (0, 3, 4), (5,), (5, 6), (5, 6, 7))
@@ -55,7 +56,7 @@ def _best(chains: list[tuple[int, ...]], capacity: int) -> int:
     return cost(0, frozenset())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(chains=st.lists(st.sampled_from(CHAINS), max_size=8), capacity=st.integers(3, 6))
 def test_giving_up_what_is_used_last_is_the_best_there_is(
     chains: list[tuple[int, ...]], capacity: int

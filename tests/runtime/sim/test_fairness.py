@@ -34,6 +34,7 @@ def test_tenants_come_at_their_rates() -> None:
     assert [job.arrival for job in jobs] == sorted(job.arrival for job in jobs)
 
 
+@pytest.mark.slow
 def test_beyond_the_saturation_point_more_at_a_time_finish_no_more() -> None:
     small = replace(H200, kv_tokens=150_000, host_tokens=300_000)
     full = saturation(small, tasks=30)

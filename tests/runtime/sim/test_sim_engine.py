@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.sim_calls import BLOCK, Work, sequence
 from drawloom.runtime.sim.sim_engine import SimEngine
+from tests.lanes import examples
 
 H200 = replace(machine("h200-8b"), kv_tokens=400_000, host_tokens=0)
 TIGHT = replace(H200, unit=1, kv_tokens=20 * BLOCK)
@@ -43,7 +44,7 @@ def _run(prompts: list[tuple[int, int]], looks: list[float]) -> dict[str, tuple[
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     prompts=st.lists(
         st.tuples(st.integers(100, 90_000), st.integers(1, 400)), min_size=1, max_size=4
@@ -103,7 +104,7 @@ CALLS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(calls=CALLS, host=st.booleans())
 @example(calls=[(150, 150, 0), (100, 150, 0), (60, 100, 0)], host=True)
 @example(calls=[(16, 150, 1), (16, 150, 1), (150, 150, 0)], host=False)

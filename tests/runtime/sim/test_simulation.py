@@ -238,6 +238,7 @@ def test_branches_run_beside_each_other_and_the_join_waits_for_the_last() -> Non
     assert ended.jct == pytest.approx(alone, rel=0.05)
 
 
+@pytest.mark.slow
 def test_what_is_declared_is_worth_more_than_what_a_request_says() -> None:
     found = {}
     for knows in ("declared", "blind"):

@@ -23,6 +23,7 @@ from drawloom.runtime.store.database_errors import dump_json
 from drawloom.runtime.store.declared_classes import classes_in
 from drawloom.runtime.store.error_json import can_record, record_error, restore_error
 from drawloom.runtime.store.result_json import NotKept, decode, describe, encode, result_json
+from tests.lanes import examples
 
 
 class Color(enum.Enum):
@@ -139,7 +140,7 @@ def _stored(data: Any) -> Any:
     return json.loads(dump_json(data))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(values)
 def test_any_value_comes_back_as_it_was(value: Any) -> None:
     kept = encode(value, CLASSES)
@@ -147,7 +148,7 @@ def test_any_value_comes_back_as_it_was(value: Any) -> None:
     assert _same(decode(_stored(kept), CLASSES), value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(values)
 def test_any_argument_looks_the_same_again(value: Any) -> None:
     assert describe(value) == describe(value) == _stored(describe(value))
@@ -243,7 +244,7 @@ class Refused(ToolError):
         return f"{self.args[0]} at {self.path}"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     kind=st.sampled_from([*TREE, ValueError, KeyError, ZeroDivisionError]),
     arguments=st.lists(_texts | st.integers() | st.binary(max_size=4), max_size=3),

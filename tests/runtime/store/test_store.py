@@ -14,6 +14,7 @@ from drawloom.errors import StoreDamaged, StoreError
 from drawloom.runtime.store import database
 from drawloom.runtime.store.database_errors import explain
 from drawloom.runtime.store.store import LeaseRow, RowExists, Store
+from tests.lanes import examples
 
 
 async def test_rows_survive_reopening(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ async def test_a_damaged_step_is_said_and_never_left_out(tmp_path: Path) -> None
     await store.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     start=st.integers(0, 200_000), length=st.integers(1, 60_000), seed=st.integers(0, 1 << 30),
     cut=st.booleans(),

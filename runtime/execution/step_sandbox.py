@@ -9,13 +9,13 @@ from collections.abc import Callable
 from drawloom.environments import Command, ExecResult, ServiceState
 from drawloom.errors import SandboxError, StoreError, ToolError, ToolTimeout
 from drawloom.runtime.execution.env_progress import Progress
-from drawloom.sandbox.api.operations import Verbs
+from drawloom.sandbox.api.operations import SandboxOperations
 from drawloom.sandbox.api.sandbox import LiveSandbox
 
 _NOT_RUNNABLE = (126, 127)  # the exit codes by which shells and the helper say so
 
 
-class StepSandbox(Verbs):
+class StepSandbox(SandboxOperations):
     """An environment as one step sees it: its execs are numbered, so that a resumed step asks for
     their results instead of running them twice. Implements `Sandbox`."""
 

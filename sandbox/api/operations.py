@@ -1,92 +1,77 @@
-"""What a tool may do in its environment, made of the few things that every environment can."""
+"""Operations of an environment that are composed of its primitives."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 
 from drawloom.environments import Command, ExecResult, ServiceState
 from drawloom.errors import SandboxError
 from drawloom.sandbox.api import transfer
 from drawloom.sandbox.api.output_stream import Stream
-from drawloom.sandbox.api.transfer import PIECE
+from drawloom.sandbox.api.primitives import SandboxPrimitives
 
 
-class Verbs(ABC):
-    """Half of a `Sandbox`: everything that is made of commands and pieces of files."""
-
-    @abstractmethod
-    async def exec(
-        self,
-        *command: Command,
-        stdin: bytes = b"",
-        timeout: float | None = None,
-        on_output: Callable[[bytes], None] | None = None,
-    ) -> ExecResult: ...
-
-    @abstractmethod
-    async def launch(self, key: str, *command: Command) -> None: ...
-
-    @abstractmethod
-    async def peek(self, key: str) -> ServiceState | None: ...
-
-    @abstractmethod
-    async def cancel(self, key: str) -> None: ...
-
-    @abstractmethod
-    async def ack(self, key: str) -> None: ...
-
-    @abstractmethod
-    async def append(self, path: str, data: bytes, *, whole: bool = False) -> None: ...
-
-    @abstractmethod
-    async def piece(self, path: str, offset: int) -> tuple[bytes, int]: ...
+class SandboxOperations(SandboxPrimitives):
+    """Implement the part of `Sandbox` that needs no more than the primitives."""
 
     async def sh(self, *command: Command, timeout: float | None = None) -> ExecResult:
+        """Run a command; `exec` by a shorter name."""
         return await self.exec(*command, timeout=timeout)
 
     def stream(self, *command: Command, stdin: bytes = b"", timeout: float | None = None) -> Stream:
+        """Return an iterator that runs a command and yields its output."""
         return Stream(
             lambda heard: self.exec(*command, stdin=stdin, timeout=timeout, on_output=heard)
         )
 
     async def start(self, name: str, *command: Command) -> "Background":
+        """Start a command as a named background process."""
         service = self.service(name)
         await self.launch(service.key, *command)
         return service
 
     def service(self, name: str) -> "Background":
+        """Return the handle of a background process, running or not.
+
+        Raises `SandboxError` for a name that is no identifier.
+        """
         if not name.isidentifier() or len(name) > 40:
             raise SandboxError(f"{name!r} is no name for a background process: an identifier")
         return Background(self, name)
 
     async def upload(self, local: Path, path: str) -> None:
+        """Copy a file or folder of this host into the environment."""
         await transfer.upload(self, local, path)
 
     async def download(self, path: str, local: Path, *, limit: int = 1 << 30) -> None:
+        """Copy a file or folder of at most `limit` bytes out of the environment."""
         await transfer.download(self, path, local, limit)
 
 
 class Background:
-    """Implements `Service`: the helper knows the process by a key, whoever asks and whenever."""
+    """Implement `Service` over the key by which the helper knows a process.
 
-    def __init__(self, box: Verbs, name: str) -> None:
-        self._box, self.name = box, name
+    The key follows from the name, so an owner that lost its memory finds the process again.
+    """
+
+    def __init__(self, sandbox: SandboxPrimitives, name: str) -> None:
+        self._sandbox, self.name = sandbox, name
         self.key = f"service-{name}"
 
     async def state(self) -> ServiceState:
-        found = await self._box.peek(self.key)
+        """Return the state of the process. Raises `SandboxError` if it was never started."""
+        found = await self._sandbox.peek(self.key)
         if found is None:
             raise SandboxError(f"there is no background process {self.name!r}: start it")
         return found
 
     async def stop(self) -> ServiceState:
+        """Kill the process if it runs; return its last state and free its name."""
         state = await self.state()
         if state.running:
-            await self._box.cancel(self.key)
+            await self._sandbox.cancel(self.key)
             while (state := await self.state()).running:
-                pass  # it was killed before this was asked; its end is told in a moment
-        await self._box.ack(self.key)
+                pass  # the kill was sent before this request; the helper reports the end soon
+        await self._sandbox.ack(self.key)
         return state
 
 
-__all__ = ["PIECE", "Background", "Verbs"]
+__all__ = ["Background", "SandboxOperations"]

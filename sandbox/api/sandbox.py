@@ -8,11 +8,12 @@ from collections.abc import Callable
 from drawloom.environments import Command, Env, ExecResult, ServiceState
 from drawloom.errors import SandboxDied, SandboxError
 from drawloom.sandbox.api.commands import argv_of, fit_argv
-from drawloom.sandbox.api.operations import PIECE, Verbs
+from drawloom.sandbox.api.operations import SandboxOperations
+from drawloom.sandbox.api.primitives import PIECE
 from drawloom.sandbox.helper.protocol import Reply, Wire
 
 
-class LiveSandbox(Verbs):
+class LiveSandbox(SandboxOperations):
     """An environment with a helper in it. Implements `Sandbox`, and what its owner needs.
 
     `exec` takes a `key`: the helper keeps the result under it until `ack`, so an owner that lost

@@ -11,38 +11,35 @@ import shutil
 import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from drawloom.errors import SandboxError
+from drawloom.sandbox.api.primitives import PIECE, SandboxPrimitives
 
-if TYPE_CHECKING:
-    from drawloom.sandbox.api.operations import Verbs
-
-PIECE = 1 << 20
 _SECONDS = 600.0
 _MOST_FILES = 200_000
 
 
-async def upload(box: "Verbs", local: Path, path: str) -> None:
+async def upload(sandbox: SandboxPrimitives, local: Path, path: str) -> None:
     """Copy a file or folder of this host to `path` in an environment."""
     if not local.exists():
         raise SandboxError(f"{local} does not exist")
     target = PurePosixPath(path)
     if not target.name or target.name == "..":
         raise SandboxError(f"{path!r} does not name a file or folder")
-    archive = _beside(target, "upload")
+    archive = _temp_sibling(target, "upload")
     with tempfile.TemporaryFile() as file:
         await asyncio.to_thread(_pack, file, local, target.name)
         file.seek(0)
-        await _clear(box, archive)
+        await _clear(sandbox, archive)
         first = True
         while (data := await asyncio.to_thread(file.read, PIECE)) or first:
-            await box.append(archive, data, whole=first)
+            await sandbox.append(archive, data, whole=first)
             first = False
     try:
-        await _tar(box, "-xf", archive, "-C", str(target.parent))
+        await _tar(sandbox, "-xf", archive, "-C", str(target.parent))
     finally:
-        await _clear(box, archive)
+        await _clear(sandbox, archive)
 
 
 def _pack(file: BinaryIO, local: Path, name: str) -> None:
@@ -55,28 +52,28 @@ def _pack(file: BinaryIO, local: Path, name: str) -> None:
         tar.add(local, name, filter=anonymous)
 
 
-async def download(box: "Verbs", path: str, local: Path, limit: int) -> None:
+async def download(sandbox: SandboxPrimitives, path: str, local: Path, limit: int) -> None:
     """Copy a file or folder out of an environment to `local`, whole or not at all."""
     if local.exists() or local.is_symlink():
         raise SandboxError(f"{local} exists: download to a new name")
     source = PurePosixPath(path)
     if not source.name or source.name == "..":
         raise SandboxError(f"{path!r} does not name a file or folder")
-    archive = _beside(source, "download")
+    archive = _temp_sibling(source, "download")
     try:
-        await _clear(box, archive)
-        await _tar(box, "-cf", archive, "-C", str(source.parent), "--", source.name)
+        await _clear(sandbox, archive)
+        await _tar(sandbox, "-cf", archive, "-C", str(source.parent), "--", source.name)
         with tempfile.TemporaryFile() as file:
-            await _fetch(box, archive, file, limit)
+            await _fetch(sandbox, archive, file, limit)
             await asyncio.to_thread(_unpack, file, source.name, local, limit)
     finally:
-        await _clear(box, archive)
+        await _clear(sandbox, archive)
 
 
-async def _fetch(box: "Verbs", archive: str, file: BinaryIO, limit: int) -> None:
+async def _fetch(sandbox: SandboxPrimitives, archive: str, file: BinaryIO, limit: int) -> None:
     most, at = limit + limit // 8 + (1 << 20), 0  # an archive is a little larger than its files
     while True:
-        data, size = await box.piece(archive, at)
+        data, size = await sandbox.piece(archive, at)
         at += len(data)
         if max(size, at) > most:
             raise SandboxError(f"the archive has {size:,} bytes, and the limit is {limit:,}")
@@ -117,9 +114,9 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, folder: P
         raise ValueError("it is neither a file nor a folder")
 
 
-async def _clear(box: "Verbs", archive: str) -> None:
+async def _clear(sandbox: SandboxPrimitives, archive: str) -> None:
     """Remove an archive, or what a command put in its place; tar would wait at a pipe."""
-    await box.exec("rm", "-rf", "--", archive, timeout=_SECONDS)
+    await sandbox.exec("rm", "-rf", "--", archive, timeout=_SECONDS)
 
 
 def _below(path: str, name: str) -> str:
@@ -129,16 +126,16 @@ def _below(path: str, name: str) -> str:
     return "/".join(rest)
 
 
-def _beside(path: PurePosixPath, what: str) -> str:
+def _temp_sibling(path: PurePosixPath, what: str) -> str:
     """A name for an archive; the same again in a step that is done again after a crash."""
     return f"{path.parent}/.{what}-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
 
 
-async def _tar(box: "Verbs", *arguments: str) -> None:
-    result = await box.exec("tar", *arguments, timeout=_SECONDS)
+async def _tar(sandbox: SandboxPrimitives, *arguments: str) -> None:
+    result = await sandbox.exec("tar", *arguments, timeout=_SECONDS)
     if result.code or result.timed_out:
         why = "its image has no tar" if result.code == 127 else result.text.strip()[-300:]
         raise SandboxError(f"tar {' '.join(arguments)} failed ({result.code}): {why}")
 
 
-__all__ = ["PIECE", "download", "upload"]
+__all__ = ["download", "upload"]

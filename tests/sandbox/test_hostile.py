@@ -177,7 +177,7 @@ async def test_traps_in_the_place_of_an_archive_hang_nobody(
 ) -> None:
     (tmp_path / "sent").write_text("42")
     await box.write("d/file", b"42")
-    names = [transfer._beside(PurePosixPath(path), what) for path, what in (
+    names = [transfer._temp_sibling(PurePosixPath(path), what) for path, what in (
         ("d/file", "download"), ("d/sent", "upload"),
     )]  # fmt: skip
     await box.exec("mkfifo", *names)

@@ -24,7 +24,7 @@ class StepSandbox(SandboxOperations):
     ) -> None:
         self._box, self._timeout, self._name = box, timeout, step
         self._progress = progress
-        self._others: dict[str, StepSandbox] = {}
+        self._sidecars: dict[str, StepSandbox] = {}
         self._step = hashlib.blake2b(step.encode(), digest_size=12).hexdigest()
         self.keys: list[str] = []
 
@@ -57,13 +57,13 @@ class StepSandbox(SandboxOperations):
         await self._progress.act()
         return _checked(result, limit)
 
-    def beside(self, name: str) -> "StepSandbox":
-        if name not in self._others:
-            other = self._box.beside(name)
-            self._others[name] = StepSandbox(
+    def sidecar(self, name: str) -> "StepSandbox":
+        if name not in self._sidecars:
+            other = self._box.sidecar(name)
+            self._sidecars[name] = StepSandbox(
                 other, f"{self._name}@{name}", self._timeout, self._progress
             )
-        return self._others[name]
+        return self._sidecars[name]
 
     async def launch(self, key: str, *command: Command) -> None:
         await self._progress.act()
@@ -115,7 +115,7 @@ class StepSandbox(SandboxOperations):
         if self._box.alive:
             for key in self.keys:
                 await self._box.ack(key)
-        for other in self._others.values():
+        for other in self._sidecars.values():
             await other.forget()
 
 

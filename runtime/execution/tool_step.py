@@ -213,8 +213,8 @@ class ToolStep:
         assert env is not None
         async with program.dispatcher.environments.use(env, program.owner) as claimed:
             step = self._in_step(claimed.box)
-            for name, _ in env.beside:
-                await step.beside(name).end_commands()
+            for name, _ in env.sidecars:
+                await step.sidecar(name).end_commands()
             await step.end_commands()
 
     def _in_step(self, box: LiveSandbox) -> StepSandbox:

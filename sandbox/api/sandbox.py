@@ -25,7 +25,7 @@ class LiveSandbox(SandboxOperations):
         self._numbers = itertools.count()
         self.touched = False
         self.setup_seconds = 0.0
-        self.others: dict[str, LiveSandbox] = {}
+        self.sidecars: dict[str, LiveSandbox] = {}
 
     @property
     def id(self) -> str:
@@ -121,13 +121,12 @@ class LiveSandbox(SandboxOperations):
         for at in range(0, max(1, len(data)), PIECE):
             await self.append(path, data[at : at + PIECE], whole=at == 0)
 
-    def beside(self, name: str) -> "LiveSandbox":
-        if name not in self.others:
-            known = ", ".join(self.others) or "none"
-            raise SandboxError(
-                f"nothing is beside {self.id} by the name {name!r}; there is {known}"
-            )
-        return self.others[name]
+    def sidecar(self, name: str) -> "LiveSandbox":
+        """Return a sidecar by its name. Raises `SandboxError` if there is none of this name."""
+        if name not in self.sidecars:
+            known = ", ".join(self.sidecars) or "none"
+            raise SandboxError(f"{self.id} has no sidecar {name!r}; there is {known}")
+        return self.sidecars[name]
 
     async def append(self, path: str, data: bytes, *, whole: bool = False) -> None:
         """Add to a file's end; or make `data` the whole file."""

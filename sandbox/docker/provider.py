@@ -45,7 +45,7 @@ from drawloom.sandbox.helper.seccomp import seccomp
 T = TypeVar("T")
 
 _HELPER = "/.drawloom/helper"
-_BESIDE = f"{LABEL}-beside"
+_SIDECAR_OF = f"{LABEL}-beside"
 _DOOR, _SOCKET = "/.drawloom/door", "model"
 _CREATES = 4  # the daemon serialises starts: more in flight only wait longer (§2.3)
 _ADOPT_SECONDS = 600
@@ -94,30 +94,30 @@ class DockerProvider:
             raise SandboxUnavailable(f"the Docker engine refuses: {error}") from None
 
     async def create(self, env: Env, id: str) -> LiveSandbox:
-        box = await self._with_others(env, id, env.image)
+        box = await self._with_sidecars(env, id, env.image)
         await set_up(box)
         return box
 
-    async def _with_others(self, env: Env, id: str, image: str) -> LiveSandbox:
-        """What is beside it comes first: the first of these has the loopback of all."""
-        others: dict[str, LiveSandbox] = {}
+    async def _with_sidecars(self, env: Env, id: str, image: str) -> LiveSandbox:
+        """Make an environment after its sidecars, the first of which has the loopback of all."""
+        sidecars: dict[str, LiveSandbox] = {}
         try:
-            for name, other in env.beside:
-                others[name] = await self._make(other, f"{id}.{name}", other.image, pod=(id, env))
-                await set_up(others[name])
+            for name, other in env.sidecars:
+                sidecars[name] = await self._make(other, f"{id}.{name}", other.image, pod=(id, env))
+                await set_up(sidecars[name])
             box = await self._make(env, id, image)
         except (SandboxError, asyncio.CancelledError):
-            if others:
+            if sidecars:
                 await asyncio.shield(self.destroy(id))
             raise
-        box.others = others
+        box.sidecars = sidecars
         return box
 
     async def fork(self, env: Env, snapshot: str, id: str) -> LiveSandbox:
-        """What is beside it begins anew."""
+        """Make an environment from a snapshot, with new sidecars."""
         try:
             await self._call(lambda: self._kept.image(snapshot))
-            return await self._with_others(env, id, f"{KEPT}:{snapshot}")
+            return await self._with_sidecars(env, id, f"{KEPT}:{snapshot}")
         except errors.ImageNotFound:
             raise SandboxDied(f"snapshot {snapshot} is gone, and its files with it") from None
 
@@ -161,8 +161,8 @@ class DockerProvider:
         except SandboxError as error:
             raise SandboxDied(f"environment {id} is gone, and its files with it: {error}") from None
         box = await self._open(env, id, sock)
-        for name, other in env.beside:
-            box.others[name] = await self.adopt(other, f"{id}.{name}")
+        for name, other in env.sidecars:
+            box.sidecars[name] = await self.adopt(other, f"{id}.{name}")
         return box
 
     async def _open(self, env: Env, id: str, sock: socket.socket) -> DockerSandbox:
@@ -187,15 +187,15 @@ class DockerProvider:
         if env.runtime:
             more["runtime"] = env.runtime
         of, whole = pod or (id, env)
-        first = f"{LABEL}-{of}.{whole.beside[0][0]}" if whole.beside else ""
+        first = f"{LABEL}-{of}.{whole.sidecars[0][0]}" if whole.sidecars else ""
         if first == f"{LABEL}-{id}":
-            more["extra_hosts"] = {name: "127.0.0.1" for name, _ in whole.beside}
+            more["extra_hosts"] = {name: "127.0.0.1" for name, _ in whole.sidecars}
         container = self._create_container(
             disk,
             image=image,
             entrypoint=command,
             name=f"{LABEL}-{id}",
-            labels=labels_of(LABEL if pod is None else _BESIDE, of, self._owner, env.key),
+            labels=labels_of(LABEL if pod is None else _SIDECAR_OF, of, self._owner, env.key),
             volumes=volumes,
             network_mode=(
                 "bridge"
@@ -276,7 +276,7 @@ class DockerProvider:
         rows = await self._call(lambda: listed(filters=filters, size=True))
         sizes: dict[str, int] = {}
         for row in rows:
-            id = row["Labels"].get(LABEL) or row["Labels"][_BESIDE]
+            id = row["Labels"].get(LABEL) or row["Labels"][_SIDECAR_OF]
             sizes[id] = sizes.get(id, 0) + int(row.get("SizeRw") or 0)
         return sizes
 
@@ -328,20 +328,20 @@ class DockerProvider:
         if box is not None:
             await box.detach()
         await self._end(id)
-        if box is None or box.others or box.env.beside:
-            await self._end_others(id)
+        if box is None or box.sidecars or box.env.sidecars:
+            await self._end_sidecars(id)
         if self._doors.exists():
             await asyncio.to_thread(shutil.rmtree, self._doors / id, ignore_errors=True)
         await self._sweep()
 
-    async def _end_others(self, id: str) -> None:
-        ours = [f"{_BESIDE}={id}", f"{LABEL}.owner={self._owner}"]
+    async def _end_sidecars(self, id: str) -> None:
+        ours = [f"{_SIDECAR_OF}={id}", f"{LABEL}.owner={self._owner}"]
         filters: dict[str, str | list[str] | bool] = {"label": ours}
         rows = await self._call(lambda: self._client.api.containers(all=True, filters=filters))
         for row in rows:
             name = row["Names"][0].removeprefix(f"/{LABEL}-")
             if (other := self._live.pop(name, None)) is not None:
-                other.lose("it was destroyed with what it was beside")
+                other.lose("it was destroyed with the environment that it is a sidecar of")
                 await other.detach()
             await self._end(name)
 

@@ -46,7 +46,7 @@ class DockerSandbox(LiveSandbox):
         self._wire.end("its container ended")
 
     async def ping(self) -> int:
-        for other in self.others.values():
+        for other in self.sidecars.values():
             await other.ping()
         return await super().ping()
 

@@ -122,8 +122,8 @@ class ProcessProvider:
         return await self._make(env, id, kept)
 
     async def _make(self, env: Env, id: str, files: Path | None) -> LiveSandbox:
-        if env.beside:
-            raise SandboxError("Env(beside=…) needs containers: Runtime(sandbox='docker')")
+        if env.sidecars:
+            raise SandboxError("Env(sidecars=…) needs containers: Runtime(sandbox='docker')")
         if env.network:
             raise SandboxError(
                 "Env(network=True) needs containers, Runtime(sandbox='docker'): a local process "

@@ -150,7 +150,7 @@ class Pool(Stock):
         self._aside.leave(program)
         for key in self.keys(program):
             box = self._claimed.pop(key).box
-            for each in (*box.others.values(), box):
+            for each in (*box.sidecars.values(), box):
                 await each.detach()
             self._gone()
 

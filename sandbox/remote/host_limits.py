@@ -25,11 +25,11 @@ class Room:
 
     @staticmethod
     def taken(envs: list[Env]) -> int:
-        """Count environments and those beside them."""
-        return sum(1 + len(env.beside) for env in envs)
+        """Count environments and their sidecars."""
+        return sum(1 + len(env.sidecars) for env in envs)
 
     def lacks(self, env: Env, envs: list[Env]) -> str:
-        """Say why one more has no room beside those that are there; empty if it has."""
+        """Name the limit that one more environment would exceed; empty if none."""
         everything = [*envs, env]
         memory = sum(each.footprint for each in everything)
         if self.taken(everything) > self.most:
@@ -38,13 +38,13 @@ class Room:
             return f"{memory >> 20:,} MiB of {self.memory >> 20:,} (--memory)"
         if sum(_pids(each) for each in everything) > self.pids:
             return f"{self.pids:,} processes"
-        if max(each.cpus for each in (env, *(other for _, other in env.beside))) > self.cpus:
+        if max(each.cpus for each in (env, *(other for _, other in env.sidecars))) > self.cpus:
             return f"{self.cpus:g} cores"
         return ""
 
 
 def _pids(env: Env) -> int:
-    return env.pids + sum(other.pids for _, other in env.beside)
+    return env.pids + sum(other.pids for _, other in env.sidecars)
 
 
 def _processes() -> int:

@@ -52,9 +52,9 @@ class Env:
             memory for a browser. `Env.strict(…)`, `Env.swe(…)`, … bring limits as well.
         llm: whether programs in it find the runtime's model at ``OPENAI_BASE_URL``, without a
             network; their calls are calls of the program that has the environment.
-        beside: other environments, by name, that share its loopback and nothing else: the sites
-            that a browser may see. They are found there under their names and made and destroyed
-            with it; `Sandbox.beside` runs commands in them. Only in containers.
+        sidecars: further containers, by name, that share its loopback and nothing else: the sites
+            that a browser may see. They are found there under their names, and made and destroyed
+            with it; `Sandbox.sidecar` runs commands in them. Only in containers.
         exclude: paths that are no part of it: they are removed before its files are kept (put
             aside, forked). Caches and build products.
         runtime: the container runtime, as Docker names it (`runsc` for gVisor); by default its own.
@@ -72,7 +72,7 @@ class Env:
     profile: ProfileName = "swe"
     runtime: str = ""
     llm: bool = False
-    beside: tuple[tuple[str, "Env"], ...] = ()
+    sidecars: tuple[tuple[str, "Env"], ...] = ()
     exclude: tuple[str, ...] = ()
 
     @classmethod
@@ -108,17 +108,19 @@ class Env:
             raise ConfigError(
                 f"Env(profile={self.profile!r}): choose from {', '.join(get_args(ProfileName))}"
             )
-        for name, other in self.beside:
+        for name, other in self.sidecars:
             if not re.fullmatch("[a-z][a-z0-9-]{0,30}", name):
-                raise ConfigError(f"Env(beside=…): {name!r} is no name for a host")
-            if other.network or other.llm or other.beside:
-                raise ConfigError(f"Env(beside=…): {name} has the loopback of the first, no more")
+                raise ConfigError(f"Env(sidecars=…): {name!r} is no name for a host")
+            if other.network or other.llm or other.sidecars:
+                raise ConfigError(
+                    f"Env(sidecars=…): {name} shares a loopback and has no network, llm or sidecars"
+                )
         if any(not path or path.strip("/.") == "" for path in self.exclude):
             raise ConfigError(
                 f"Env(exclude={self.exclude}): name paths below the root or its folder"
             )
-        if self.beside and self.network:
-            raise ConfigError("Env(beside=…) is instead of a network: leave network=True out")
+        if self.sidecars and self.network:
+            raise ConfigError("Env(sidecars=…) excludes a network: leave network=True out")
         if self.llm and self.network:
             raise ConfigError("Env(llm=True) is for environments without a network: leave one out")
         if self.cpus <= 0 or self.pids < 8 or self.output_cap < 64 or self.warm < 0:
@@ -126,15 +128,21 @@ class Env:
 
     @property
     def footprint(self) -> int:
-        """Bytes of memory that it, and what is beside it, may use at most."""
-        return parse_size(self.memory) + sum(other.footprint for _, other in self.beside)
+        """Return the memory limit of the environment and its sidecars together, in bytes."""
+        return parse_size(self.memory) + sum(other.footprint for _, other in self.sidecars)
 
     @property
     def key(self) -> str:
         """What environments are pooled by: equal keys are interchangeable."""
-        fields = {k: v for k, v in asdict(self).items() if k not in _NOT_ITS_FILES}
+        fields = asdict(self, dict_factory=_stored_names)
+        fields = {k: v for k, v in fields.items() if k not in _NOT_ITS_FILES}
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _stored_names(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return fields by the names that keys are hashed with: stored keys outlive a renaming."""
+    return {"beside" if name == "sidecars" else name: value for name, value in fields}
 
 
 def _over(options: dict[str, Any], **limits: Any) -> dict[str, Any]:
@@ -261,9 +269,8 @@ class Sandbox(Protocol):
         """A background process that was started before."""
         ...
 
-    def beside(self, name: str) -> "Sandbox":
-        """One of the environments that share its loopback. Raises `SandboxError` if there is none
-        of this name."""
+    def sidecar(self, name: str) -> "Sandbox":
+        """Return a sidecar by its name. Raises `SandboxError` if there is none of this name."""
         ...
 
     async def write(self, path: str, data: bytes) -> None:
@@ -280,7 +287,7 @@ class Sandbox(Protocol):
         ...
 
     async def download(self, path: str, local: Path, *, limit: int = 1 << 30) -> None:
-        """Copy a file or folder to `local`, which must not exist. Nothing is ever written beside
+        """Copy a file or folder to `local`, which must not exist. Nothing is ever written outside
         it: an archive with links or names that lead out, devices, or more than `limit` bytes is
         refused whole. Needs `tar` in the image. Raises `SandboxError`."""
         ...

@@ -160,10 +160,10 @@ async def test_a_request_that_names_nothing_is_refused(url: str) -> None:
 
 
 async def test_everything_that_an_environment_takes_counts(url: str) -> None:
-    beside = Env(BOX, memory="64m", beside=(("shop", Env(BOX, memory="64m")),))
+    paired = Env(BOX, memory="64m", sidecars=(("shop", Env(BOX, memory="64m")),))
     async with _host(url, FakeProvider(), most=4, memory=200 << 20):
         provider = await RemoteProvider.open(new_id("store"), url)
-        await provider.create(beside, new_id("box"))
+        await provider.create(paired, new_id("box"))
         for env, why in (
             (Env(BOX, memory="128m"), "--memory"),
             (Env(BOX, memory="1g"), "--memory"),
@@ -175,7 +175,7 @@ async def test_everything_that_an_environment_takes_counts(url: str) -> None:
         await provider.create(Env(BOX, memory="8m"), new_id("box"))
         with pytest.raises(SandboxError, match="full: 4 environments"):
             await provider.create(
-                Env(BOX, memory="8m", beside=(("shop", Env(BOX, memory="8m")),)), new_id("box")
+                Env(BOX, memory="8m", sidecars=(("shop", Env(BOX, memory="8m")),)), new_id("box")
             )
         await provider.close()
 

@@ -194,7 +194,7 @@ async def requests(count: int) -> None:
         await server.close()
         listener.close()
         stats = await runtime.dispatcher.engine.stats()
-        assert stats.held_blocks == stats.conversations == 0, stats
+        assert stats.cache.held_blocks == stats.cache.conversations == 0, stats
     early, late = sizes[len(sizes) // 4], sizes[-1]
     assert late < early * 1.05 + 5, f"memory went from {early:.0f} to {late:.0f} MiB"
 
@@ -214,7 +214,11 @@ async def worker(store: str, kind: str, docker: str | None, seed: int) -> None:
             runs.append(await runtime.start(solve, [t.question for t in several], files))
         await asyncio.gather(*(run.result() for run in runs), return_exceptions=True)
         stats = await runtime.dispatcher.engine.stats()
-        assert (stats.held_blocks, stats.leased_blocks, stats.conversations) == (0, 0, 0)
+        assert (stats.cache.held_blocks, stats.cache.leased_blocks, stats.cache.conversations) == (
+            0,
+            0,
+            0,
+        )
 
 
 def killed_batch(

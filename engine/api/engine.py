@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from drawloom.engine.sequence import FinishReason, SamplingParams
+from drawloom.engine.stats import BatchStats, CacheStats, EngineStats
 from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import ConfigError, DrawloomError
 from drawloom.leases import KVReply
@@ -124,47 +125,6 @@ class EngineInfo:
     max_batch_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Gauges now, counters since the start; tokens, blocks, seconds.
-
-    `hit_tokens` were found on the device, `hit_host_tokens` in host memory. `model_seconds` is
-    what the runner took, `host_seconds` everything else of the steps.
-    """
-
-    running: int = 0
-    waiting: int = 0
-    parked: int = 0
-    free_blocks: int = 0
-    held_blocks: int = 0
-    leased_blocks: int = 0
-    total_blocks: int = 0
-    host_blocks: int = 0
-    total_host_blocks: int = 0
-    conversations: int = 0
-    steps: int = 0
-    prompt_tokens: int = 0
-    hit_tokens: int = 0
-    hit_host_tokens: int = 0
-    computed_tokens: int = 0
-    recomputed_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
-    lease_grants: int = 0
-    lease_clips: int = 0
-    lease_breaks: int = 0
-    lease_regrets: int = 0
-    regret_tokens: int = 0
-    evictions: int = 0
-    demotions: int = 0
-    saved_blocks: int = 0
-    loaded_blocks: int = 0
-    model_seconds: float = 0.0
-    host_seconds: float = 0.0
-    weights: str = ""
-    asleep: bool = False
-
-
 class Engine(Protocol):
     """An engine as the runtime sees it; every method may be called from the event loop."""
 
@@ -237,6 +197,8 @@ class Restarting(Protocol):
 
 
 __all__ = [
+    "BatchStats",
+    "CacheStats",
     "Delta",
     "Engine",
     "EngineInfo",

@@ -1,10 +1,11 @@
 """The sequences of a batch: which wait, which run, and how each leaves."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.sequence import FinishReason, Sequence, Status
+from drawloom.engine.stats import BatchCounters, BatchStats
 from drawloom.errors import ContextTooLong, DrawloomError, EngineError
 
 log = logging.getLogger("drawloom.engine")
@@ -18,14 +19,6 @@ class Output:
     token: int | None
     finish: FinishReason | None
     error: DrawloomError | None = None
-
-
-@dataclass(slots=True)
-class BatchCounters:
-    steps: int = 0
-    computed_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
 
 
 def fault(error: BaseException) -> Exception:
@@ -81,6 +74,15 @@ class Members:
         """Running sequences that wait for their KV to come back from host memory."""
         return sum(1 for seq in self._running if seq.loading)
 
+    def stats(self) -> BatchStats:
+        """Return the present gauges and counters."""
+        return BatchStats(
+            **asdict(self.counters),
+            running=self.running,
+            waiting=self.waiting,
+            parked=self.parked,
+        )
+
     def add(self, seq: Sequence) -> None:
         """Queue a sequence. Raises `ContextTooLong` when it could never run."""
         room = self.max_context - len(seq.tokens)
@@ -123,10 +125,10 @@ class Members:
     def _give_up_blocks(self, seq: Sequence, trusted: int | None) -> None:
         try:
             seq.rollback_in_flight()
-            self.cache.discard(seq, seq.computed if trusted is None else trusted)
+            self.cache.free(seq, seq.computed if trusted is None else trusted)
         except Exception:  # it only costs computing again
             log.exception("what request %s computed could not be kept", seq.id)
-            self.cache.abandon(seq)
+            self.cache.free_unrecorded(seq)
 
     def fail(self, seq: Sequence, error: Exception) -> None:
         """End a sequence with an error. Nothing of its last step is kept."""
@@ -181,4 +183,4 @@ def rank(seq: Sequence) -> tuple[float, int]:
     return seq.priority, seq.arrival
 
 
-__all__ = ["BatchCounters", "Members", "Output", "fault", "rank"]
+__all__ = ["Members", "Output", "fault", "rank"]

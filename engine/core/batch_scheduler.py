@@ -7,7 +7,7 @@ after a tool and decoding are the same arithmetic. Pure: no clock, no tensor, no
 
 from collections.abc import Iterable
 
-from drawloom.engine.core.batch_members import BatchCounters, Members, Output, fault, rank
+from drawloom.engine.core.batch_members import Members, Output, fault, rank
 from drawloom.engine.core.step_plan import Chunk, Sampled, StepPlan, chunk_of
 from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.sequence import UNSAMPLED, FinishReason, Sequence, Status
@@ -34,7 +34,7 @@ class Batch(Members):
         eos_ids: Iterable[int] = (),
         contiguous: bool = False,
     ) -> None:
-        held = cache.pool.count * cache.block_size
+        held = cache.total_blocks * cache.block_size
         slides = cache.window and held >= cache.window + max_tokens + 2 * cache.block_size
         super().__init__(cache, max_context if slides else min(max_context, held), max_sequences)
         self.preempted: list[Sequence] = []
@@ -154,7 +154,7 @@ class Batch(Members):
 
     def _grow(self, seq: Sequence, tokens: int) -> bool:
         try:
-            return self.cache.grow(seq, tokens)
+            return self.cache.append(seq, tokens)
         except Exception as error:
             self.fail(seq, error)
             return False
@@ -189,7 +189,7 @@ class Batch(Members):
 
     def _admit(self, seq: Sequence, copies: list[tuple[int, int, int]]) -> bool:
         """Start a sequence if all of its prompt has room, so that no two starve each other."""
-        made = self.cache.start(seq, self._extent(seq), self._contiguous, self._max_tokens)
+        made = self.cache.allocate(seq, self._extent(seq), self._contiguous, self._max_tokens)
         if made is None:
             return False
         copies += made
@@ -213,7 +213,7 @@ class Batch(Members):
         if seq.status is Status.WAITING and not self._admit(seq, copies):
             return
         count = min(seq.uncomputed, self._max_tokens)
-        if not seq.loading and self.cache.grow(seq, seq.computed + count):
+        if not seq.loading and self.cache.append(seq, seq.computed + count):
             chunks.append(chunk_of(seq, count))
 
     def complete(self, plan: StepPlan, sampled: dict[str, Sampled]) -> list[Output]:
@@ -242,7 +242,7 @@ class Batch(Members):
             seq.in_flight -= 1
         if result is not None and result.error is not None:
             raise result.error
-        self.cache.computed(seq, chunk.end)
+        self.cache.publish(seq, chunk.end)
         if seq.suspect:
             seq.suspect = False
             self._suspects -= 1
@@ -280,7 +280,7 @@ class Batch(Members):
         if not plan.released:
             plan.released = True
             for source, _, _ in plan.copies:
-                self.cache.copied(source)
+                self.cache.finish_copy(source)
 
     def _append(self, seq: Sequence, sampled: Sampled, at: int) -> Output:
         token = sampled.token
@@ -317,4 +317,4 @@ class Batch(Members):
         return token in params.stop_ids or (token in self._eos and not params.ignore_eos)
 
 
-__all__ = ["Batch", "BatchCounters", "Output"]
+__all__ = ["Batch", "Output"]

@@ -83,13 +83,11 @@ class EngineCore(KVVerbs):
         self._does: dict[type[Any], Callable[[Any], Any]] = {
             do.Submit: lambda c: self.submit(c.request),
             do.Cancel: lambda c: self.cancel(c.request),
-            do.Lease: lambda c: self.cache.conversations.lease(
-                c.conversation, self._clock(), c.ttl, c.value
-            ),
+            do.Lease: lambda c: self.cache.lease(c.conversation, self._clock(), c.ttl, c.value),
             do.Release: self._release,
-            do.Demote: lambda c: self.cache.conversations.demote(c.conversation),
-            do.Prefetch: lambda c: self.cache.conversations.prefetch(c.conversation),
-            do.Fork: lambda c: self.cache.conversations.fork(c.parent, c.child),
+            do.Demote: lambda c: self.cache.demote(c.conversation),
+            do.Prefetch: lambda c: self.cache.prefetch(c.conversation),
+            do.Fork: lambda c: self.cache.fork(c.parent, c.child),
             do.Export: self._export,
             do.Import: self._import,
             do.UpdateWeights: self._update_weights,
@@ -146,7 +144,7 @@ class EngineCore(KVVerbs):
         for token in request.tokens[prompt:]:
             text.push(token)
         self._supersede(request.conversation)
-        self.cache.conversations.rewind(request.conversation, seq.tokens)
+        self.cache.truncate(request.conversation, seq.tokens)
         self.batch.add(seq)
         self._requests[request.id] = Request(seq, request.salt, text, self._clock())
         if not request.params.max_tokens and request.params.score_from < 0:
@@ -183,7 +181,7 @@ class EngineCore(KVVerbs):
     def busy(self) -> bool:
         """Whether a step would do anything."""
         waiting = bool(
-            self._launched or self._outputs or self._deltas or self.cache.index.in_flight
+            self._launched or self._outputs or self._deltas or self.cache.copies_in_flight
         )
         return waiting or (len(self.batch) > 0 and not self.asleep)
 
@@ -199,7 +197,7 @@ class EngineCore(KVVerbs):
         """Schedule and launch the next step, then post-process the last one."""
         began = self._clock()
         with self._fault("ending leases"):
-            self.cache.conversations.expire(began)
+            self.cache.expire(began)
         self._arrive(0.0)
         plan, preempted = self._schedule()
         if self._transfer() and plan is not None:
@@ -213,7 +211,7 @@ class EngineCore(KVVerbs):
         deltas += [self._deliver(o) for o in outputs if o.seq.id in self._requests]
         gone = [seq.id for seq in preempted if seq.id in self._requests]
         deltas += [Delta(name, (), "", preempted=True) for name in gone]
-        self.host_seconds += self._clock() - began
+        self.overhead_seconds += self._clock() - began
         return deltas
 
     def _schedule(self) -> tuple[StepPlan | None, list[Sequence]]:
@@ -246,7 +244,7 @@ class EngineCore(KVVerbs):
         if self._launched:
             if len(self._launched) >= self._depth or self._idle or self.asleep:
                 self._complete()
-        elif not self._outputs and self.cache.index.in_flight:
+        elif not self._outputs and self.cache.copies_in_flight:
             self._arrive(WAIT)  # all wait for copies
 
     @property
@@ -269,7 +267,7 @@ class EngineCore(KVVerbs):
         with self._fault("measuring a step"):
             self.model_seconds += done - began
             self._learn(plan, done - began)
-            self.host_seconds += self._clock() - done
+            self.overhead_seconds += self._clock() - done
 
     def _learn(self, plan: StepPlan, seconds: float) -> None:
         """What a token of prefill costs, and so whether copying blocks out and back is cheaper."""
@@ -280,7 +278,7 @@ class EngineCore(KVVerbs):
         known = self.prefill_seconds
         self.prefill_seconds = (1 - _LEARN) * known + _LEARN * each if known else each
         copying = 2 * self.copy_seconds / self.info.block_size
-        self.cache.index.spill = copying < self.prefill_seconds
+        self.cache.spill = copying < self.prefill_seconds
 
     # --- deltas ---------------------------------------------------------------------------
 
@@ -346,7 +344,7 @@ class EngineCore(KVVerbs):
         self._supersede(command.conversation)
         for request in self._requests.values():
             request.seq.released |= request.seq.conversation == command.conversation
-        return self.cache.conversations.release(command.conversation, evict=command.evict)
+        return self.cache.release(command.conversation, evict=command.evict)
 
     def _update_weights(self, command: do.UpdateWeights) -> None:
         """Raises `CheckpointError` or `ConfigError`, and nothing has changed."""
@@ -368,7 +366,7 @@ class EngineCore(KVVerbs):
             self._fingerprint = replace(self._fingerprint, digest=self._digest(weights))
         for request in self._requests.values():
             request.seq.salt, request.seq.hashes = self._salt(request.salt), []
-        self.cache.forget_all()
+        self.cache.remove_all()
 
     def _settle(self) -> None:
         """Nothing runs and no copy is in flight."""
@@ -376,13 +374,13 @@ class EngineCore(KVVerbs):
             self._complete()
         self.batch.preempt_all()
         self._transfer()
-        while self.cache.index.in_flight:
+        while self.cache.copies_in_flight:
             self._arrive(WAIT)
 
     def _sleep(self) -> None:
         if not self.asleep:
             self._settle()
-            self.cache.empty_device()
+            self.cache.evict_all()
             self._transfer()
             self._runner.sleep()
             self.asleep = True

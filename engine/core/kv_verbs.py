@@ -28,7 +28,7 @@ class KVVerbs(Transfers):
         self.info = info
         self.weights, self.asleep = "", False
         self.prefill_seconds = self.copy_seconds = 0.0
-        self.model_seconds = self.host_seconds = 0.0
+        self.model_seconds = self.overhead_seconds = 0.0
         self._fingerprint, self._clock = fingerprint, clock
 
     def _salt(self, salt: bytes) -> bytes:
@@ -37,7 +37,7 @@ class KVVerbs(Transfers):
 
     def _export(self, command: do.Export) -> bytes:
         windowed = self.cache.window > 0
-        found = None if windowed else self.cache.conversations.contents(command.conversation)
+        found = None if windowed else self.cache.block_locations(command.conversation)
         if found is None or self._fingerprint is None or self.asleep:
             raise EngineError(
                 f"conversation {command.conversation} is unknown here, or not exportable"
@@ -50,13 +50,13 @@ class KVVerbs(Transfers):
         if self._fingerprint is None or self.asleep:
             raise EngineError("this engine takes no KV from elsewhere")
         tokens, data = unpack(self._fingerprint, self.weights, command.data)
-        blocks = self.cache.adopt(command.conversation, tokens, self._salt(command.salt))
-        copies = self.cache.drain()
+        blocks = self.cache.import_tokens(command.conversation, tokens, self._salt(command.salt))
+        copies = self.cache.take_copies()
         self._begin(Copies(copies.spills, [], []))  # before it is written over
         try:
             self._runner.write(blocks, data)
         except Exception:
-            self.cache.index.forget_blocks(blocks)
+            self.cache.remove_blocks(blocks)
             self._not_copied(Copies([], copies.saves, []))
             self._begin(Copies([], [], copies.loads))
             raise
@@ -66,40 +66,14 @@ class KVVerbs(Transfers):
         return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, covered)
 
     def stats(self) -> EngineStats:
-        cache, batch, index = self.cache, self.batch, self.cache.index
-        kv, work = cache.counters, batch.counters
+        """Return the present gauges and counters."""
         return EngineStats(
-            running=batch.running,
-            waiting=batch.waiting,
-            parked=batch.parked,
-            free_blocks=cache.pool.free,
-            held_blocks=cache.held_blocks,
-            leased_blocks=cache.leased_blocks,
-            total_blocks=cache.pool.count,
-            host_blocks=index.host_used,
-            total_host_blocks=index.host_total,
-            conversations=len(cache.conversations),
-            steps=work.steps,
-            prompt_tokens=kv.prompt_tokens,
-            hit_tokens=kv.hit_tokens,
-            hit_host_tokens=kv.hit_host_tokens,
-            computed_tokens=work.computed_tokens,
-            recomputed_tokens=kv.recomputed_tokens,
-            generated_tokens=work.generated_tokens,
-            preemptions=work.preemptions,
-            lease_grants=kv.lease_grants,
-            lease_clips=kv.lease_clips,
-            lease_breaks=kv.lease_breaks,
-            lease_regrets=kv.lease_regrets,
-            regret_tokens=kv.regret_tokens,
-            evictions=cache.index.evictions,
-            demotions=kv.demotions,
-            saved_blocks=kv.saved_blocks,
-            loaded_blocks=kv.loaded_blocks,
-            model_seconds=self.model_seconds,
-            host_seconds=self.host_seconds,
-            weights=self.weights,
-            asleep=self.asleep,
+            self.batch.stats(),
+            self.cache.stats(),
+            self.model_seconds,
+            self.overhead_seconds,
+            self.weights,
+            self.asleep,
         )
 
 

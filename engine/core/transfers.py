@@ -50,7 +50,7 @@ class Transfers:
         overwrites is safe, or known to be lost."""
         copies = None
         with self._fault("deciding copies between the tiers"):
-            copies = self.cache.drain()
+            copies = self.cache.take_copies()
         if copies is None:
             return False
         self._begin(copies)
@@ -66,7 +66,7 @@ class Transfers:
             self._not_copied(copies)
 
     def _arrive(self, wait: float) -> None:
-        if not self.cache.index.in_flight:
+        if not self.cache.copies_in_flight:
             return
         self._transfer()
         saved: list[int] = []
@@ -82,9 +82,9 @@ class Transfers:
             if self._deaf > _MOST_FAULTS:  # blocks that may still be written can serve nobody
                 raise EngineError(f"the state of copies cannot be had: {error!r}") from error
         for block in saved:
-            self._arrived(self.cache.saved, block, Copies([], [(block, -1)], []))
+            self._arrived(self.cache.finish_save, block, Copies([], [(block, -1)], []))
         for block in loaded:
-            self._arrived(self.cache.loaded, block, Copies([], [], [(-1, block)]))
+            self._arrived(self.cache.finish_load, block, Copies([], [], [(-1, block)]))
         for copies in failed:
             self._not_copied(copies)
 
@@ -97,7 +97,7 @@ class Transfers:
 
     def _not_copied(self, copies: Copies) -> None:
         """Compute again the blocks that a failed copy would have brought."""
-        for seq in self.cache.not_copied(copies):
+        for seq in self.cache.cancel_copies(copies):
             self.batch.take_back(seq)
         self._outputs += self.batch.take_broken()
 

@@ -1,14 +1,14 @@
-"""Copies of KV blocks between the device and host memory, and the order they are made in."""
+"""Copies of KV blocks between the device and host memory."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Copies between the tiers, as ``(from, to)``, in the order in which they were decided.
+    """List copies between the tiers as ``(source, target)``, in the order of their decision.
 
-    Spills come first and must be complete before a block is written again; saves and loads may
-    take their time. A place may be written by several spills: the one that was decided last holds.
+    Spills come first and must be complete before the next step writes to the device; saves and
+    loads may complete later. Of several spills to one target the last one decided counts.
     """
 
     spills: list[tuple[int, int]]
@@ -20,11 +20,11 @@ class Copies:
 
 
 def runs(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Merge copies ``(from, to)`` of neighbours into ``(from, to, count)``.
+    """Merge copies ``(source, target)`` of neighbouring blocks into ``(source, target, count)``.
 
     Carrying out the result, in any order, has the effect of carrying out `pairs` one by one: of
-    several copies to one place only the last is kept, so that sorting cannot change which one
-    holds. Sources and targets are places of two different memories.
+    several copies to one target only the last is kept. Sources and targets are blocks of two
+    different memories.
     """
     last = {target: source for source, target in pairs}
     merged: list[tuple[int, int, int]] = []

@@ -1,4 +1,4 @@
-"""Blocks whose content is known, and copies of them that are in flight."""
+"""Entries of the prefix index: blocks with known content, and their loads in flight."""
 
 from dataclasses import dataclass, field
 
@@ -7,18 +7,27 @@ from drawloom.engine.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A block whose content is known. `tokens` are what it adds to the chain of `parent`.
+    """Describe a block with known content and where that content is.
 
-    `block` is its place on the device, `host` its place in host memory, each -1 where it is not.
-    `pins` keeps its host copy: a sequence that is about to load it, or a copy in flight.
+    Attributes:
+        key: hash of all tokens up to the end of this block; `parent` is that of the block before.
+        tokens: the tokens of this block.
+        block: device block, -1 if it is not on the device.
+        host_block: block of host memory, -1 if it is not there.
+        host_pins: loads, planned or in flight, that need the host block.
+        dead: removed from the index; copies in flight may still end.
+        saving: a copy to host memory is in flight.
+        load: the copy from host memory in flight, if any.
+        shared: more than one conversation has used it.
+        users: conversations whose records name it; `leases` those that have it leased.
     """
 
     key: bytes
     parent: bytes
     tokens: tuple[int, ...]
     block: int = -1
-    host: int = -1
-    pins: int = 0
+    host_block: int = -1
+    host_pins: int = 0
     dead: bool = False
     saving: bool = False
     load: "Load | None" = None
@@ -27,12 +36,12 @@ class Entry:
     leases: set[str] = field(default_factory=set)
 
     @property
-    def ready(self) -> bool:
-        """Whether all of it is on the device."""
+    def on_device(self) -> bool:
+        """Return whether the whole block is on the device."""
         return self.block >= 0 and self.load is None
 
-    def begins(self, other: "Entry | None") -> bool:
-        """Whether another block has all that this one has, and more."""
+    def is_prefix_of(self, other: "Entry | None") -> bool:
+        """Return whether another block begins with all tokens of this one and has more."""
         count = len(self.tokens)
         return (
             other is not None and len(other.tokens) > count and other.tokens[:count] == self.tokens
@@ -41,8 +50,12 @@ class Entry:
 
 @dataclass(slots=True, eq=False)
 class Load:
-    """A copy from host memory in flight into `block`, which it holds; for an entry that will be
-    known there, or into a sequence's own block (`private`)."""
+    """Describe a copy in flight from host memory into a device block, which it references.
+
+    Attributes:
+        private: the block is a sequence's own; the entry does not become known on the device.
+        waiters: sequences that are parked until the copy is complete.
+    """
 
     entry: Entry
     block: int
@@ -52,12 +65,18 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The kept beginning of a sequence: its full entries (from `first` on, behind a sliding
-    window), a partly filled block to copy from, and the tokens found in all."""
+    """Describe the cached prefix of a sequence.
+
+    Attributes:
+        first: number of the first block that is needed (behind a sliding window, else 0).
+        entries: the full blocks that are cached, from `first` on.
+        partial: a block that begins with the tokens behind them, to be copied from.
+        tokens: length of the prefix, in tokens.
+    """
 
     first: int
     entries: list[Entry]
-    branch: Entry | None
+    partial: Entry | None
     tokens: int
 
 

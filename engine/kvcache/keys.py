@@ -1,4 +1,4 @@
-"""Keys of blocks: chained hashes, by which equal beginnings are found."""
+"""Keys of blocks: chained hashes, by which equal prefixes are found."""
 
 from array import array
 from hashlib import blake2b
@@ -12,12 +12,21 @@ def chain(parent: bytes, tokens: list[int] | tuple[int, ...]) -> bytes:
 
 
 def root(salt: bytes) -> bytes:
-    """Return the key before the first token; tenants, weights and adapters differ in their salt."""
+    """Return the key before the first token.
+
+    Args:
+        salt: differs between tenants, weights and adapters, so that they share no block.
+    """
     return blake2b(salt, digest_size=16, person=b"drawloom-kv").digest()
 
 
 def block_keys(size: int, seq: Sequence, blocks: int) -> list[bytes]:
-    """Return the keys of a sequence's first full blocks of `size` tokens, computed once each."""
+    """Return the keys of a sequence's first full blocks, each computed once.
+
+    Args:
+        size: tokens a block.
+        blocks: how many keys are needed; the list may have more.
+    """
     known = seq.hashes
     for at in range(len(known), blocks):
         parent = known[-1] if known else root(seq.salt)

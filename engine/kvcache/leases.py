@@ -1,7 +1,7 @@
-"""Conversations and the leases on what they left behind.
+"""Records of conversations in the KV cache, and the leases on their blocks.
 
-A *lease* is an attribute of kept blocks, not a lock: it ends with its time, is broken by value
-per block when nothing else is left to reclaim, and never keeps a running sequence waiting. With
+A *lease* is an attribute of kept blocks, not a lock: it ends at its time, is broken in order of
+value per block when nothing else is left to evict, and never keeps a running sequence waiting. With
 host memory behind the device, a conversation may also be demoted while nobody needs it, and
 prefetched before it returns.
 """
@@ -10,16 +10,17 @@ from array import array
 
 from drawloom.engine.kvcache.entries import Entry
 from drawloom.engine.kvcache.lease_order import LeaseOrder
-from drawloom.engine.kvcache.prefix_index import BlockIndex
-from drawloom.engine.kvcache.records import CacheCounters, CachedConversation, common
+from drawloom.engine.kvcache.offload import Offload
+from drawloom.engine.kvcache.records import CachedConversation, common_prefix
 from drawloom.engine.sequence import Sequence
+from drawloom.engine.stats import CacheCounters
 from drawloom.leases import KVReply, LeaseStatus
 
 _SLACK = 64
 
 
 class ConversationLeases:
-    """What conversations left behind in an index, and for how long it is kept.
+    """Record which blocks each conversation has, and lease, demote and release them.
 
     Args:
         limit: most blocks under lease.
@@ -27,113 +28,122 @@ class ConversationLeases:
     """
 
     def __init__(
-        self, index: BlockIndex, counters: CacheCounters, limit: int, save_leased: bool
+        self, offload: Offload, counters: CacheCounters, limit: int, save_leased: bool
     ) -> None:
-        self.index, self.counters = index, counters
+        self.offload, self.index, self.counters = offload, offload.index, counters
         self._limit, self._save_leased = limit, save_leased
         self._records: dict[str, CachedConversation] = {}
         self._leases = LeaseOrder(self._records)
         self._now = 0.0
         self._demoting: dict[Entry, str] = {}
-        self._most = _SLACK
+        self._prune_above = _SLACK
 
     def __len__(self) -> int:
         return len(self._records)
 
-    # --- a sequence comes and goes --------------------------------------------------------
+    # --- sequences ------------------------------------------------------------------------
 
-    def began(self, seq: Sequence) -> None:
-        """A sequence takes its conversation up again; what it lost of it is counted."""
+    def begin(self, seq: Sequence) -> None:
+        """Note that a sequence of a conversation starts, and count the KV that had been lost."""
         record = self._records.get(seq.conversation)
         if record is None:
             return
         counters = self.counters
         record.active += 1
-        lost = max(0, min(common(seq.tokens, record.tokens), seq.reusable) - seq.hit)
+        lost = max(0, min(common_prefix(seq.tokens, record.tokens), seq.reusable) - seq.hit)
         counters.recomputed_tokens += lost
         if lost and record.broken > self._now:
             counters.lease_regrets += 1
             counters.regret_tokens += lost
         record.broken = 0.0
 
-    def left(self, seq: Sequence) -> None:
-        """A sequence ended, and nothing of it can be remembered."""
+    def end_unrecorded(self, seq: Sequence) -> None:
+        """Note that a sequence ended of which no block can be recorded."""
         record = self._records.get(seq.conversation)
         if record is not None:
             record.active = max(0, record.active - 1)
 
-    def remember(self, seq: Sequence, entries: list[Entry]) -> None:
-        """A sequence ended and left these behind, its computed beginning."""
+    def record(self, seq: Sequence, entries: list[Entry]) -> None:
+        """Record the blocks of a sequence that ended as those of its conversation.
+
+        Blocks that the conversation had and does not continue are released.
+
+        Args:
+            entries: the computed prefix of the sequence.
+        """
         if seq.released:
             for entry in entries:
                 entry.users.discard(seq.conversation)
             return
         record = self._records.pop(seq.conversation, None) or CachedConversation()
-        self._records[seq.conversation] = record  # the last one is the one used last
+        self._records[seq.conversation] = record  # the last one is the most recently used
         record.active = max(0, record.active - 1)
         mine = set(map(id, entries))
         follows = {entry.parent: entry for entry in entries}
         superseded = [entry for entry in record.entries if id(entry) not in mine]
         for entry in superseded:  # a newer turn took another path
-            self._leave_behind(entry, seq.conversation)
+            self._release_entry(entry, seq.conversation)
         for entry in reversed(superseded):
-            if entry.begins(follows.get(entry.parent)):
-                self.index.retire(entry)
+            if entry.is_prefix_of(follows.get(entry.parent)):
+                self.index.remove_unused(entry)
         record.entries = entries
         known = len(record.tokens)
-        if seq.computed >= known or common(seq.tokens, record.tokens) < known:
+        if seq.computed >= known or common_prefix(seq.tokens, record.tokens) < known:
             record.tokens = array("i", seq.tokens[: seq.computed])
         record.leased = 0
-        for at, entry in enumerate(entries):  # a lease covers a beginning, without gaps
+        for at, entry in enumerate(entries):  # a lease covers a prefix without gaps
             if seq.conversation in entry.leases and record.leased == at:
                 record.leased += 1
             else:
                 self.index.unlease(entry, seq.conversation)
-        if len(self._records) > self._most:
-            self._sweep()
+        if len(self._records) > self._prune_above:
+            self._prune()
 
-    def _sweep(self) -> None:
-        """Drop the records that are of no use any more.
+    def _prune(self) -> None:
+        """Delete the records that are of no use any more.
 
-        These are the conversations that lost blocks and have none left that only they use, and of
-        all others as many as there are more than blocks, the longest unused first: one-off
-        requests would leave records for ever otherwise. None that runs or has a lease is dropped.
-        A conversation that returns finds its KV by the hashes of its tokens, with or without one.
+        These are conversations that lost blocks and have none left that only they use; and, if
+        there are more records than blocks, the least recently used: one-off requests would
+        accumulate records for ever. Conversations that run or have a lease stay. A conversation
+        that returns finds its KV by the hashes of its tokens, with or without a record.
         """
         idle = [name for name, record in self._records.items() if self._idle(record)]
         for name in [name for name in idle if self._lost(name)]:
-            self._drop(name)
+            self._delete(name)
         idle = [name for name in idle if name in self._records]
-        index = self.index
-        for name in idle[: max(0, len(self._records) - index.pool.count - index.host_total)]:
-            self._drop(name)
-        self._most = len(self._records) * 3 // 2 + _SLACK
+        blocks = self.index.pool.count + self.index.host.count
+        for name in idle[: max(0, len(self._records) - blocks)]:
+            self._delete(name)
+        self._prune_above = len(self._records) * 3 // 2 + _SLACK
 
     def _idle(self, record: CachedConversation) -> bool:
         return not record.active and not record.leased and record.broken <= self._now
 
     def _lost(self, name: str) -> bool:
-        """Whether a conversation lost blocks, and all it has left is used by others, too."""
+        """Return whether a conversation lost blocks and shares all that it has left."""
         entries = self._records[name].entries
         alive = [entry for entry in entries if not entry.dead]
         return len(alive) < len(entries) and all(len(entry.users) > 1 for entry in alive)
 
-    def _drop(self, name: str) -> None:
+    def _delete(self, name: str) -> None:
         for entry in self._records.pop(name).entries:
             entry.users.discard(name)
             self._demoting.pop(entry, None)
 
-    def rewind(self, conversation: str, tokens: list[int]) -> None:
-        """Give back what a conversation holds behind the tokens that it goes on from.
+    def truncate(self, conversation: str, tokens: list[int]) -> None:
+        """Release the blocks of a conversation that its next prompt does not continue.
 
-        Its client rewrote what came last, dropped it, or began anew: nobody is expected to ask for
-        it again, so it is the first to be reclaimed, last block first, whatever lease it had. It
-        is not forgotten before that: some clients do come back.
+        Its client rewrote, dropped or restarted its history, and nobody is expected to ask for the
+        rest again. So the rest is evicted first, last block first, whatever its lease. It stays
+        indexed until then: some clients do return to it.
+
+        Args:
+            tokens: the next prompt.
         """
         record = self._records.get(conversation)
         if record is None or record.active or self.index.windowed:
             return  # behind a sliding window, blocks leave by themselves
-        shared, at, kept = common(tokens, record.tokens), 0, 0
+        shared, at, kept = common_prefix(tokens, record.tokens), 0, 0
         for entry in record.entries:
             if at >= shared:
                 break
@@ -141,28 +151,24 @@ class ConversationLeases:
             kept += 1
         if kept == len(record.entries):
             return
-        left, record.entries = record.entries[kept:], record.entries[:kept]
+        rest, record.entries = record.entries[kept:], record.entries[:kept]
         record.leased = min(record.leased, kept)
         del record.tokens[at:]
-        for entry in left:
-            self._leave_behind(entry, conversation)
+        for entry in rest:
+            self._release_entry(entry, conversation)
 
-    def _leave_behind(self, entry: Entry, conversation: str) -> None:
-        """Give up a block that a conversation has no use for any more."""
+    def _release_entry(self, entry: Entry, conversation: str) -> None:
+        """Release one block of a conversation; it is evicted next if no other has used it."""
         self._demoting.pop(entry, None)
         self.index.unlease(entry, conversation)
         entry.users.discard(conversation)
         if not (entry.users or entry.shared):
-            self.index.reclaim_next(entry)
+            self.index.evict_next(entry)
 
-    # --- verbs for programs ---------------------------------------------------------------
+    # --- commands -------------------------------------------------------------------------
 
     def lease(self, conversation: str, now: float, ttl: float, value: float) -> KVReply:
-        """Keep a conversation's blocks, if possible, for `ttl` seconds. A new lease replaces the
-        old.
-
-        `value` is the seconds that having them would save; leases are broken by value per block.
-        """
+        """Lease the blocks of a conversation; see `KVCache.lease`."""
         record = self._records.get(conversation)
         if record is None or not record.entries:
             return KVReply(LeaseStatus.MISSING, 0)
@@ -185,7 +191,7 @@ class ConversationLeases:
         return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, covered)
 
     def release(self, conversation: str, *, evict: bool = True) -> KVReply:
-        """End a conversation. With `evict`, blocks that only it used are free at once."""
+        """End a conversation; see `KVCache.release`."""
         record = self._records.get(conversation)
         if record is None:
             return KVReply(LeaseStatus.MISSING, 0)
@@ -197,14 +203,14 @@ class ConversationLeases:
             self._demoting.pop(entry, None)
             if not evict or entry.dead or entry.users or entry.shared:
                 continue
-            idle = entry.block < 0 or not self.index.pool.refs(entry.block) or entry.saving
+            idle = entry.block < 0 or not index.pool.refcount(entry.block) or entry.saving
             if idle and not index.children.get(entry.key):
-                index.forget(entry)
+                index.remove(entry)
         del self._records[conversation]
         return KVReply(LeaseStatus.ACCEPTED, covered)
 
     def fork(self, parent: str, child: str) -> KVReply:
-        """A new conversation that begins as a copy of another; blocks are shared, not copied."""
+        """Record a conversation that begins as a copy of another; see `KVCache.fork`."""
         record = self._records.get(parent)
         if record is None:
             return KVReply(LeaseStatus.MISSING, 0)
@@ -212,15 +218,13 @@ class ConversationLeases:
             twin = CachedConversation(list(record.entries), record.tokens[:])
             self._records[child] = twin
             for entry in record.entries:
-                self.index.use(entry, child)
+                self.index.add_user(entry, child)
         return KVReply(LeaseStatus.ACCEPTED, len(record.tokens))
 
     def demote(self, conversation: str) -> KVReply:
-        """Copy a conversation to host memory while nobody needs it; then its device blocks are the
-        first to be reclaimed. `DEFERRED` while it runs; `CLIPPED` when host memory is full, and
-        then its lease holds on."""
+        """Copy a conversation to host memory; see `KVCache.demote`."""
         record = self._records.get(conversation)
-        if record is None or not self.index.host_total:
+        if record is None or not self.index.host.count:
             return KVReply(LeaseStatus.MISSING, 0)
         if record.active:
             return KVReply(LeaseStatus.DEFERRED, 0)
@@ -231,117 +235,126 @@ class ConversationLeases:
             for entry in record.entries:
                 if entry.saving:
                     self._demoting[entry] = conversation
-                self._give_way(entry, conversation)
+                self._evict_next(entry, conversation)
         self.counters.demotions += 1
         done = sum(len(entry.tokens) for entry in record.entries[:covered])
         return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, done)
 
     def _save(self, entries: list[Entry]) -> int:
-        """Begin to copy entries to host memory, from the first on; how many are, or will be."""
+        """Begin to copy entries to host memory, in order; return how many are or will be there."""
         count = 0
         for entry in entries:
-            if entry.dead or not self.index.save(entry):
+            if entry.dead or not self.offload.save(entry):
                 break
             count += 1
         return count
 
-    def saved(self, entry: Entry) -> None:
-        """A block's copy is in host memory; if that was to demote it, it gives way now."""
+    def finish_save(self, entry: Entry) -> None:
+        """Let a block whose copy is complete be evicted next, if it was to be demoted."""
         conversation = self._demoting.pop(entry, None)
         if conversation is not None and not entry.dead:
-            self._give_way(entry, conversation)
+            self._evict_next(entry, conversation)
 
-    def not_saved(self, entry: Entry) -> None:
-        """A block's copy failed: it is not demoted."""
+    def cancel_save(self, entry: Entry) -> None:
+        """Leave a block where it is whose copy failed."""
         self._demoting.pop(entry, None)
 
-    def _give_way(self, entry: Entry, conversation: str) -> None:
+    def _evict_next(self, entry: Entry, conversation: str) -> None:
         self.index.unlease(entry, conversation, front=True)
-        self.index.reclaim_next(entry, host=False)
+        self.index.evict_next(entry, host=False)
 
     def prefetch(self, conversation: str) -> KVReply:
-        """Load back what of a conversation is only in host memory, without breaking any lease.
-        `CLIPPED` when there is no room for all of it."""
+        """Load a conversation from host memory; see `KVCache.prefetch`."""
         record = self._records.get(conversation)
         if record is None:
             return KVReply(LeaseStatus.MISSING, 0)
         index, covered = self.index, 0
         record.entries = [e for e in record.entries if not e.dead]
-        for entry in record.entries:  # so that making room for the tail takes no head
+        for entry in record.entries:  # so that making room for the tail evicts no head
             self._demoting.pop(entry, None)
             if entry.block in index.lru:
                 index.lru.move_to_end(entry.block)
         for entry in record.entries:
-            if entry.block < 0:
-                entry.pins += 1
-                block = index.take_kept()
-                if block >= 0 and not entry.dead:
-                    index.load(entry, block, None)
-                elif block >= 0:
-                    index.pool.drop(block)
-                    index.pool.give_back(block)
-                index.unpin(entry)
-                if entry.dead or entry.block < 0:
-                    return KVReply(LeaseStatus.CLIPPED, covered)
+            if entry.block < 0 and not self._load(entry):
+                return KVReply(LeaseStatus.CLIPPED, covered)
             covered += len(entry.tokens)
         return KVReply(LeaseStatus.ACCEPTED, covered)
+
+    def _load(self, entry: Entry) -> bool:
+        """Begin to load a block; return False if there is no room without breaking a lease."""
+        index = self.index
+        index.host.pin(entry)
+        block = self.offload.allocate_unleased()
+        if block >= 0 and not entry.dead:
+            self.offload.load(entry, block, None)
+        elif block >= 0:
+            index.pool.drop_ref(block)
+            index.pool.free(block)
+        index.host.unpin(entry)
+        return entry.block >= 0 and not entry.dead
 
     def expire(self, now: float) -> None:
         """End the leases whose time is over; their blocks count as unleased and just used."""
         self._now = now
-        for name in self._leases.expired(now):
+        for name in self._leases.pop_expired(now):
             self._unlease(name, self._records[name])
 
-    def contents(self, conversation: str) -> tuple[list[int], list[tuple[int, int]]] | None:
-        """The tokens of a conversation and, block by block, ``(device block, host block)`` of them,
-        either -1; None for one that is unknown or incomplete."""
+    def block_locations(self, conversation: str) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """Return the cached tokens of a conversation and where their blocks are.
+
+        Returns:
+            The tokens, and ``(device block, host block)`` for each block, -1 where it is not; None
+            if there is no record.
+        """
         record = self._records.get(conversation)
         if record is None:
             return None
         tokens: list[int] = []
-        places = []
+        locations = []
         for entry in record.entries:
             if entry.dead or entry.load is not None:
                 break
             tokens += entry.tokens
-            places.append((entry.block, entry.host))
-        return tokens, places
+            locations.append((entry.block, entry.host_block))
+        return tokens, locations
 
-    # --- when there is no room left -------------------------------------------------------
+    # --- pressure -------------------------------------------------------------------------
 
     def break_cheapest(self) -> bool:
-        """Break the lease of least value per block that frees any; False if none does."""
-        refs = self.index.pool.refs
-        name = self._leases.cheapest(lambda e: e.block < 0 or not refs(e.block))
+        """Break the lease of least value per block that frees any; return False if none does."""
+        refcount = self.index.pool.refcount
+        name = self._leases.pop_cheapest(lambda e: e.block < 0 or not refcount(e.block))
         if name is None:
             return False
-        self._break(name, self._records[name])
-        return True
-
-    def _break(self, name: str, record: CachedConversation) -> None:
+        record = self._records[name]
         self.counters.lease_breaks += 1
         self._unlease(name, record, front=True)
         record.broken = record.expires
+        return True
 
-    def clear(self) -> None:
+    def release_idle(self) -> None:
         """Release every conversation that does not run."""
         for name in [n for n, r in self._records.items() if not r.active]:
             self.release(name)
 
     def unlease_all(self) -> None:
+        """End every lease."""
         for name, record in self._records.items():
             self._unlease(name, record)
 
     def _unlease(self, name: str, record: CachedConversation, front: bool = False) -> None:
-        """End a lease, its tail the first to become the least recently used; with `front` all of
-        it is reclaimed next, tail first."""
+        """End a lease; its last blocks are evicted before its first.
+
+        Args:
+            front: before all other blocks; else they count as just used.
+        """
         leased = record.entries[: record.leased]
         for entry in leased if front else reversed(leased):
             self.index.unlease(entry, name, front=front)
         record.leased = 0
 
     def check(self) -> None:
-        """For tests. Raises `AssertionError`."""
+        """Assert the invariants of leases (for tests)."""
         assert self.index.leased <= self._limit
         for name, record in self._records.items():
             for entry in record.entries[: record.leased]:

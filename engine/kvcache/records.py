@@ -1,4 +1,4 @@
-"""Records of conversations in the KV cache, and counts over all of them."""
+"""Records of conversations in the KV cache."""
 
 from array import array
 from collections.abc import Sequence
@@ -9,10 +9,16 @@ from drawloom.engine.kvcache.entries import Entry
 
 @dataclass(slots=True)
 class CachedConversation:
-    """What a conversation left behind: its chain of entries and how far it was ever computed.
+    """Record the blocks of a conversation and the tokens it has computed.
 
-    Its tokens are an array: as a list they would take 36 bytes each. `version` outdates what the
-    heaps of leases still say; `broken` is until when a lease that was broken would have held.
+    Attributes:
+        entries: its chain of blocks.
+        tokens: all tokens whose KV was ever computed; an array, because a list takes 36 bytes each.
+        expires: when its lease ends, in seconds.
+        leased: how many of the first entries are leased.
+        version: version of its lease; older items in the heaps of `LeaseOrder` are stale.
+        broken: when a broken lease would have ended; 0 if none was broken.
+        active: sequences of it that run.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -24,31 +30,12 @@ class CachedConversation:
     active: int = 0
 
 
-@dataclass(slots=True)
-class CacheCounters:
-    """Since the start, in tokens and events. `lease_regrets` are broken leases whose conversation
-    came back while they would have held, `regret_tokens` what it lost by that."""
-
-    hit_tokens: int = 0
-    hit_host_tokens: int = 0
-    recomputed_tokens: int = 0
-    prompt_tokens: int = 0
-    lease_grants: int = 0
-    lease_clips: int = 0
-    lease_breaks: int = 0
-    lease_regrets: int = 0
-    regret_tokens: int = 0
-    demotions: int = 0
-    saved_blocks: int = 0
-    loaded_blocks: int = 0
-
-
-def common(mine: list[int], theirs: Sequence[int]) -> int:
-    """How many tokens two lists begin with alike."""
+def common_prefix(mine: list[int], theirs: Sequence[int]) -> int:
+    """Return the length of the common prefix of two token lists."""
     length = min(len(mine), len(theirs))
     if tuple(mine[:length]) == tuple(theirs[:length]):
         return length
     return next(n for n in range(length) if mine[n] != theirs[n])
 
 
-__all__ = ["CacheCounters", "CachedConversation", "common"]
+__all__ = ["CachedConversation", "common_prefix"]

@@ -60,7 +60,7 @@ class Profiler:
             if cached:
                 self._run(tokens[:cached], 1)
             best = min(best, self._run(tokens, 1))
-            self.core.cache.forget_all()
+            self.core.cache.remove_all()
         return Sample(best, new=new, cached=cached)
 
     def decode(self, sequences: int, context: int) -> Sample | None:
@@ -84,7 +84,7 @@ class Profiler:
             self.core.step()
             if decoding:
                 times.append(time.perf_counter() - began)
-        self.core.cache.forget_all()
+        self.core.cache.remove_all()
         return Sample(min(times), sequences=sequences, context=sequences * context)
 
     def _all_decode(self, sequences: int) -> bool:
@@ -158,7 +158,7 @@ def report(core: EngineCore, parameters: int, bytes_: int) -> dict[str, object]:
     return {
         "cost": asdict(cost),
         "median error": errors[len(errors) // 2],
-        "host us a step": 1e6 * stats.host_seconds / max(1, stats.steps),
+        "host us a step": 1e6 * stats.overhead_seconds / max(1, stats.batch.steps),
         "share of read bandwidth, decode": bytes_ / alone / 1e9 / limits["read GB/s"],
         "share of arithmetic, prefill": 2e-9
         * parameters

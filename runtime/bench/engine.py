@@ -215,7 +215,7 @@ class _Ours:
         self.core, self.count = core, 0
 
     def generate(self, rows: list[list[int]], output: int) -> None:
-        self.core.cache.forget_all()
+        self.core.cache.remove_all()
         params = SamplingParams(max_tokens=output, ignore_eos=True)
         for tokens in rows:
             self.count += 1

@@ -135,9 +135,10 @@ def crowd(core: EngineCore, load: Crowd, leases: bool) -> dict[str, float]:
             heapq.heappush(ready, (now + rng.expovariate(1 / load.gap), name))
     seconds, after = time.monotonic() - began, core.stats()
     return {
-        "recomputed": (after.recomputed_tokens - before.recomputed_tokens) / load.working_set,
+        "recomputed": (after.cache.recomputed_tokens - before.cache.recomputed_tokens)
+        / load.working_set,
         "tokens/s": load.working_set / seconds,
-        "from host": float(after.hit_host_tokens - before.hit_host_tokens),
+        "from host": float(after.cache.hit_host_tokens - before.cache.hit_host_tokens),
     }
 
 

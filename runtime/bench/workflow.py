@@ -190,13 +190,13 @@ class Bench:
         return {"env_stall_s": stall / len(self.drawn), "env_idle_s": idle}
 
     def _more(self, player: Player, stats: EngineStats, seconds: float) -> dict[str, float]:
-        hits = stats.hit_tokens + stats.hit_host_tokens
+        hits = stats.cache.hit_tokens + stats.cache.hit_host_tokens
         return {
             "tokens_per_s": player.output / seconds,
             "steps_per_min": 60 * sum(len(job.calls) for job in self.drawn) / seconds,
             "recomputed_share": player.recomputed / max(1, player.fresh),
-            "hit_share": hits / max(1, stats.prompt_tokens),
-            "preemptions": stats.preemptions,
+            "hit_share": hits / max(1, stats.cache.prompt_tokens),
+            "preemptions": stats.batch.preemptions,
         }
 
     def simulated(self, policy: str) -> dict[str, float]:
@@ -218,7 +218,7 @@ async def _leased(engine: LocalEngine) -> float:
     try:
         while True:
             await asyncio.sleep(_SAMPLED)
-            leased, now = (await engine.stats()).leased_blocks, time.monotonic()
+            leased, now = (await engine.stats()).cache.leased_blocks, time.monotonic()
             total, at = total + leased * (now - at), now
     except asyncio.CancelledError:
         return total

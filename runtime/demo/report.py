@@ -98,9 +98,9 @@ def _row(outcome: Outcome, equal: bool) -> dict[str, Any]:
         "jct_mean_s": outcome.jct_mean,
         "jct_p95_s": _quantile(outcome.jct, 0.95),
         "ttft_p99_s": _quantile(outcome.ttft, 0.99),
-        "prompt_tokens": stats.prompt_tokens,
-        "recomputed_tokens": stats.recomputed_tokens,
-        "prefix_hit_tokens": stats.hit_tokens,
+        "prompt_tokens": stats.cache.prompt_tokens,
+        "recomputed_tokens": stats.cache.recomputed_tokens,
+        "prefix_hit_tokens": stats.cache.hit_tokens,
         "env_claims": outcome.env_claims,
         "env_warm_claims": outcome.env_warm_claims,
         "env_wait_hidden": hidden,
@@ -167,7 +167,7 @@ def _panels(outcomes: dict[str, list[Outcome]]) -> list[Panel]:
     for policy, rounds in outcomes.items():
         outcome = _median_round(rounds)
         note = (
-            f"{outcome.stats.recomputed_tokens:,} prompt tokens were recomputed; "
+            f"{outcome.stats.cache.recomputed_tokens:,} prompt tokens were recomputed; "
             f"a call queued for {outcome.spent['queued'] / _calls(outcome):.2f} s"
         )
         title = f"{_TITLES[policy]}: {outcome.jct_mean:.1f} s for a program, on average"

@@ -61,8 +61,9 @@ class _Snapshot(Collector):
 
     def collect(self) -> Iterable[Metric]:
         info, stats = self._info, self._stats
-        used = stats.held_blocks / max(1, stats.total_blocks)
-        blocks = {"block_size": str(info.block_size), "num_gpu_blocks": str(stats.total_blocks)}
+        batch, cache = stats.batch, stats.cache
+        used = cache.held_blocks / max(1, cache.total_blocks)
+        blocks = {"block_size": str(info.block_size), "num_gpu_blocks": str(cache.total_blocks)}
         config = GaugeMetricFamily(
             "vllm:cache_config_info", "The KV cache", labels=[*blocks, *_LABELS]
         )
@@ -70,41 +71,41 @@ class _Snapshot(Collector):
         yield config
         yield from self._gauges(
             {
-                "vllm:num_requests_running": stats.running,
-                "vllm:num_requests_waiting": stats.waiting,
+                "vllm:num_requests_running": batch.running,
+                "vllm:num_requests_waiting": batch.waiting,
                 "vllm:kv_cache_usage_perc": used,
                 "drawloom_programs": self._programs,
-                "drawloom_requests_parked": stats.parked,
-                "drawloom_kv_blocks_free": stats.free_blocks,
-                "drawloom_kv_blocks_held": stats.held_blocks,
-                "drawloom_kv_blocks_leased": stats.leased_blocks,
-                "drawloom_kv_blocks_host": stats.host_blocks,
-                "drawloom_kv_conversations": stats.conversations,
+                "drawloom_requests_parked": batch.parked,
+                "drawloom_kv_blocks_free": cache.free_blocks,
+                "drawloom_kv_blocks_held": cache.held_blocks,
+                "drawloom_kv_blocks_leased": cache.leased_blocks,
+                "drawloom_kv_blocks_host": cache.host_blocks,
+                "drawloom_kv_conversations": cache.conversations,
             }
         )
         yield from self._counters(
             {
-                "vllm:prefix_cache_queries": stats.prompt_tokens,
-                "vllm:prefix_cache_hits": stats.hit_tokens + stats.hit_host_tokens,
-                "vllm:prompt_tokens": stats.prompt_tokens,
-                "vllm:generation_tokens": stats.generated_tokens,
-                "vllm:num_preemptions": stats.preemptions,
-                "drawloom_kv_hit_device_tokens": stats.hit_tokens,
-                "drawloom_kv_hit_host_tokens": stats.hit_host_tokens,
-                "drawloom_kv_recomputed_tokens": stats.recomputed_tokens,
-                "drawloom_kv_lease_grants": stats.lease_grants,
-                "drawloom_kv_lease_clips": stats.lease_clips,
-                "drawloom_kv_lease_breaks": stats.lease_breaks,
-                "drawloom_kv_lease_regrets": stats.lease_regrets,
-                "drawloom_kv_regret_tokens": stats.regret_tokens,
-                "drawloom_kv_evictions": stats.evictions,
-                "drawloom_kv_demotions": stats.demotions,
-                "drawloom_kv_saved_blocks": stats.saved_blocks,
-                "drawloom_kv_loaded_blocks": stats.loaded_blocks,
-                "drawloom_engine_steps": stats.steps,
-                "drawloom_engine_computed_tokens": stats.computed_tokens,
+                "vllm:prefix_cache_queries": cache.prompt_tokens,
+                "vllm:prefix_cache_hits": cache.hit_tokens + cache.hit_host_tokens,
+                "vllm:prompt_tokens": cache.prompt_tokens,
+                "vllm:generation_tokens": batch.generated_tokens,
+                "vllm:num_preemptions": batch.preemptions,
+                "drawloom_kv_hit_device_tokens": cache.hit_tokens,
+                "drawloom_kv_hit_host_tokens": cache.hit_host_tokens,
+                "drawloom_kv_recomputed_tokens": cache.recomputed_tokens,
+                "drawloom_kv_lease_grants": cache.lease_grants,
+                "drawloom_kv_lease_clips": cache.lease_clips,
+                "drawloom_kv_lease_breaks": cache.lease_breaks,
+                "drawloom_kv_lease_regrets": cache.lease_regrets,
+                "drawloom_kv_regret_tokens": cache.regret_tokens,
+                "drawloom_kv_evictions": cache.evictions,
+                "drawloom_kv_demotions": cache.demotions,
+                "drawloom_kv_saved_blocks": cache.saved_blocks,
+                "drawloom_kv_loaded_blocks": cache.loaded_blocks,
+                "drawloom_engine_steps": batch.steps,
+                "drawloom_engine_computed_tokens": batch.computed_tokens,
                 "drawloom_engine_model_seconds": stats.model_seconds,
-                "drawloom_engine_host_seconds": stats.host_seconds,
+                "drawloom_engine_host_seconds": stats.overhead_seconds,
             }
         )
 

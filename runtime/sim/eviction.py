@@ -145,17 +145,17 @@ def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
     seen, known, again = set[int](), set[str](), 0
 
     def tell(event: Event, now: float) -> None:
-        cache.conversations.expire(now)
+        cache.expire(now)
         for action in core.handle(event, now):
             if isinstance(action, LeaseKV):
-                cache.conversations.lease(action.conversation, now, action.ttl, action.value)
+                cache.lease(action.conversation, now, action.ttl, action.value)
             elif isinstance(action, ReleaseKV):
-                cache.conversations.release(action.conversation, evict=action.evict)
+                cache.release(action.conversation, evict=action.evict)
 
     for now, what, index in timeline(log):
         a = log[index]
         if what == _FIRST:
-            cache.computed(running[index], a.prompt)
+            cache.publish(running[index], a.prompt)
             continue
         if what == _START:
             if a.program not in known:
@@ -164,19 +164,19 @@ def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
             prompt = machine.unit * a.prompt
             tell(StepReady(a.program, a.program, a.step, "llm", _ENGINE, prompt, 0), now)
             seq = sequence(a.step, a.program, list(a.units))
-            started = cache.start(seq, cache.blocks_for(len(a.units)), False)
+            started = cache.allocate(seq, cache.blocks_for(len(a.units)), False)
             if started is None:
                 raise EngineError(f"call {a.step} does not fit beside those that run with it")
             for source, _, _ in started:
-                cache.copied(source)
-            cache.drain()
+                cache.finish_copy(source)
+            cache.take_copies()
             again += max(0, sum(u in seen for u in a.units[: a.prompt]) - min(seq.hit, a.prompt))
             seen.update(a.units)
             running[index] = seq
             continue
         seq = running.pop(index)
-        cache.computed(seq, len(a.units))
-        cache.finish(seq)
+        cache.publish(seq, len(a.units))
+        cache.free(seq)
         context = machine.unit * len(a.units)
         tell(
             StepFinished(

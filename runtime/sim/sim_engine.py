@@ -41,7 +41,7 @@ class SimEngine:
             machine.kv_tokens // size, BLOCK, 1.0,
             host_blocks=host_blocks, save_leased=False,
         )  # fmt: skip
-        self.cache.index.spill = spill
+        self.cache.spill = spill
         self._waiting: list[tuple[float, int, Work]] = []
         self._prefills: list[tuple[float, int, Work]] = []
         self._decoding: list[tuple[float, int, Work]] = []
@@ -174,7 +174,7 @@ class SimEngine:
             _, _, work = heapq.heappop(self._prefills)
             work.left, work.first = 0.0, work.first or self.now
             work.ends = self._iterations + work.prompt + work.output - work.target
-            self.cache.computed(work.seq, work.target // self.machine.unit)
+            self.cache.publish(work.seq, work.target // self.machine.unit)
             heapq.heappush(self._decoding, (work.ends, work.order, work))
             self._context += work.target
             self._watch(work)
@@ -184,7 +184,7 @@ class SimEngine:
             _, _, work = heapq.heappop(self._decoding)
             self._context -= work.prompt + work.output
             self._say(work, len(work.answer))
-            self.cache.finish(work.seq)
+            self.cache.free(work.seq)
             self.counters.output += work.output
             self.finished.append(work)
             self._blocked = -1
@@ -195,7 +195,7 @@ class SimEngine:
         """So many numbers of its answer have KV now."""
         seq, prompt = work.seq, work.prompt // self.machine.unit
         seq.tokens += work.answer[len(seq.tokens) - prompt : units]
-        self.cache.computed(seq, prompt + units)
+        self.cache.publish(seq, prompt + units)
 
     # --- blocks ---------------------------------------------------------------------------
 
@@ -223,7 +223,7 @@ class SimEngine:
                 continue  # it gave way to one before it
             held = len(work.seq.blocks)
             self._say(work, held * BLOCK - work.prompt // self.machine.unit)
-            while self._grows(entry) and not self.cache.grow(work.seq, held * BLOCK + 1):
+            while self._grows(entry) and not self.cache.append(work.seq, held * BLOCK + 1):
                 self._preempt(max(self._started(), key=_rank))
             if self._grows(entry):
                 self.spoke.append(work)
@@ -244,7 +244,7 @@ class SimEngine:
             self._parked.remove(work)
         elif work.left > 0:
             self._prefills = _without(self._prefills, work)
-            self.cache.computed(seq, max(seq.confirmed, round(work.target - work.left) // unit))
+            self.cache.publish(seq, max(seq.confirmed, round(work.target - work.left) // unit))
         else:
             self._decoding = _without(self._decoding, work)
             left = work.ends - self._iterations
@@ -257,7 +257,7 @@ class SimEngine:
         left_tokens = round(work.left)
         self.counters.computed -= left_tokens
         work.known = max(work.known, work.target - left_tokens)
-        self.cache.discard(seq, seq.computed)
+        self.cache.free(seq, seq.computed)
         seq.preemptions += 1
         work.preemptions += 1
         self.counters.preempted += 1
@@ -278,12 +278,12 @@ class SimEngine:
                 return
             seq = work.seq
             extent = self.cache.blocks_for(len(seq.tokens))
-            started = self.cache.start(seq, extent, False)
+            started = self.cache.allocate(seq, extent, False)
             if started is None:
                 self._blocked = work.order
                 return
             for source, _, _ in started:
-                self.cache.copied(source)
+                self.cache.finish_copy(source)
             heapq.heappop(self._waiting)
             self._account(work)
             self.transfer()
@@ -312,7 +312,7 @@ class SimEngine:
 
     def transfer(self) -> None:
         """Carry out what the cache decided to copy; each direction one after the other."""
-        copies = self.cache.drain()
+        copies = self.cache.take_copies()
         seconds = self.machine.cost.restore(self.machine.unit * BLOCK)
         self._copier[0] = max(self._copier[0], self.now) + seconds * len(copies.spills)
         for pairs, out in ((copies.saves, 0), (copies.loads, 1)):
@@ -326,9 +326,9 @@ class SimEngine:
         while self._copies and self._copies[0][0] <= self.now + 1e-12:
             _, _, loaded, block = heapq.heappop(self._copies)
             if loaded:
-                self.cache.loaded(block)
+                self.cache.finish_load(block)
             else:
-                self.cache.saved(block)
+                self.cache.finish_save(block)
             self._blocked = -1
         ready = [work for work in self._parked if not work.seq.loading]
         for work in ready:

@@ -60,7 +60,7 @@ class Engines:
         engine = self.all[name]
         if name not in self._touched:
             self._touched[name] = None
-            engine.cache.conversations.expire(self.now)
+            engine.cache.expire(self.now)
             engine.advance(self.now)
         return engine
 
@@ -107,7 +107,7 @@ class Engines:
     def move(self, source: str, conversation: str) -> tuple[list[int], float]:
         """A conversation's KV sets out; what it has, and when it is there. It takes a handshake
         and two copies, out of one device and into another."""
-        found = self.at(source).cache.conversations.contents(conversation)
+        found = self.at(source).cache.block_locations(conversation)
         units = found[0] if found is not None else []
         tokens = len(units) * self._machine.unit
         self.moved += tokens
@@ -115,7 +115,7 @@ class Engines:
 
     def arrive(self, target: str, conversation: str, units: list[int]) -> None:
         """It is there, as much of it as finds room."""
-        self.at(target).cache.adopt(conversation, units, b"")
+        self.at(target).cache.import_tokens(conversation, units, b"")
 
 
 __all__ = ["Engines", "News"]

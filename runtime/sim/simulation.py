@@ -373,20 +373,20 @@ class Simulation:
         )
 
     def _lease(self, action: LeaseKV) -> None:
-        conversations = self.engines.at(action.engine).cache.conversations
-        conversations.lease(action.conversation, self.now, action.ttl, action.value)
+        cache = self.engines.at(action.engine).cache
+        cache.lease(action.conversation, self.now, action.ttl, action.value)
 
     def _release(self, action: ReleaseKV) -> None:
-        conversations = self.engines.at(action.engine).cache.conversations
-        conversations.release(action.conversation, evict=action.evict)
+        cache = self.engines.at(action.engine).cache
+        cache.release(action.conversation, evict=action.evict)
         if self._coming.get(action.conversation, ("", 0.0))[0] == action.engine:
             del self._coming[action.conversation]
 
     def _demote(self, action: DemoteKV) -> None:
-        self.engines.at(action.engine).cache.conversations.demote(action.conversation)
+        self.engines.at(action.engine).cache.demote(action.conversation)
 
     def _prefetch(self, action: PrefetchKV) -> None:
-        self.engines.at(action.engine).cache.conversations.prefetch(action.conversation)
+        self.engines.at(action.engine).cache.prefetch(action.conversation)
 
     def _move(self, action: MoveKV) -> None:
         units, there = self.engines.move(action.engine, action.conversation)

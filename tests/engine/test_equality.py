@@ -101,7 +101,7 @@ def test_prefix_hits_change_nothing_and_save_the_prefill(oracle: Any, run_core: 
     for index, prompt in enumerate(prompts):
         core.submit(_ask(str(index), prompt))
         oracle.follows(prompt, run_core(core)[str(index)])
-    assert core.stats().hit_tokens >= 3 * (len(shared) - 2)
+    assert core.stats().cache.hit_tokens >= 3 * (len(shared) - 2)
 
 
 def test_who_begins_alike_at_the_same_time_computes_it_once(oracle: Any, run_core: Run) -> None:
@@ -111,7 +111,7 @@ def test_who_begins_alike_at_the_same_time_computes_it_once(oracle: Any, run_cor
     for index, prompt in enumerate(prompts):
         core.submit(_ask(str(index), prompt))
     _check(oracle, prompts, run_core(core))
-    assert core.stats().hit_tokens >= 7 * len(shared)
+    assert core.stats().cache.hit_tokens >= 7 * len(shared)
 
 
 def test_a_returning_conversation_recomputes_nothing(oracle: Any, run_core: Run) -> None:
@@ -122,7 +122,7 @@ def test_a_returning_conversation_recomputes_nothing(oracle: Any, run_core: Run)
         said = run_core(core)[str(turn)]
         oracle.follows(tokens, said)
         tokens = tokens + said + more
-    assert core.stats().recomputed_tokens == 0
+    assert core.stats().cache.recomputed_tokens == 0
 
 
 def test_forks_copy_the_partial_block_and_do_not_disturb_each_other(
@@ -137,7 +137,7 @@ def test_forks_copy_the_partial_block_and_do_not_disturb_each_other(
         core.handle(do.Fork("trunk", f"branch-{index}"))
         core.submit(_ask(str(index), prompt, f"branch-{index}"))
     _check(oracle, branches, run_core(core))
-    assert core.stats().recomputed_tokens == 0
+    assert core.stats().cache.recomputed_tokens == 0
 
 
 @pytest.mark.parametrize("host_tokens", [0, 4096])
@@ -151,9 +151,9 @@ def test_preemption_and_eviction_change_nothing(
         core.submit(_ask(str(index), prompt))
     _check(oracle, prompts, run_core(core))
     stats = core.stats()
-    assert stats.preemptions > 0
+    assert stats.batch.preemptions > 0
     if host_tokens:
-        assert stats.hit_host_tokens + stats.loaded_blocks > 0
+        assert stats.cache.hit_host_tokens + stats.cache.loaded_blocks > 0
 
 
 def test_what_was_demoted_comes_back_as_it_was(oracle: Any, run_core: Run) -> None:
@@ -169,8 +169,8 @@ def test_what_was_demoted_comes_back_as_it_was(oracle: Any, run_core: Run) -> No
     core.submit(_ask("1", tokens, "chat"))
     oracle.follows(tokens, run_core(core)["1"])
     stats = core.stats()
-    assert stats.hit_host_tokens >= (24 if oracle.family == "mistral" else len(tokens) - 20)
-    assert stats.recomputed_tokens == 0
+    assert stats.cache.hit_host_tokens >= (24 if oracle.family == "mistral" else len(tokens) - 20)
+    assert stats.cache.recomputed_tokens == 0
 
 
 def test_a_prefetched_conversation_does_not_wait_for_its_copies(oracle: Any, run_core: Run) -> None:
@@ -184,8 +184,8 @@ def test_a_prefetched_conversation_does_not_wait_for_its_copies(oracle: Any, run
     run_core(core)
     core.submit(_ask("1", tokens, "chat"))
     oracle.follows(tokens, run_core(core)["1"])
-    assert core.stats().hit_host_tokens == 0
-    assert core.stats().loaded_blocks > 0
+    assert core.stats().cache.hit_host_tokens == 0
+    assert core.stats().cache.loaded_blocks > 0
 
 
 def test_append_mode_computes_what_is_known_and_rolls_back_to_the_common_prefix(
@@ -198,7 +198,7 @@ def test_append_mode_computes_what_is_known_and_rolls_back_to_the_common_prefix(
         assert run_core(core)[f"extend-{at}"] == []
     core.submit(_ask("0", prompt, "chat"))
     oracle.follows(prompt, run_core(core)["0"])
-    assert core.stats().hit_tokens >= 19 + 39 + 55
+    assert core.stats().cache.hit_tokens >= 19 + 39 + 55
 
 
 def test_log_probabilities_of_given_tokens_are_those_of_the_model(
@@ -228,7 +228,7 @@ def test_scores_survive_preemption(oracle: Any) -> None:
         core.submit(_ask(str(index), prompt, max_tokens=40, score_from=5))
     while core.busy:
         scores |= {d.request: d.scores for d in core.step() if d.finish}
-    assert core.stats().preemptions > 0
+    assert core.stats().batch.preemptions > 0
     for index, prompt in enumerate(prompts):
         wanted = oracle.logits(prompt).log_softmax(-1)
         found = [wanted[at - 1, prompt[at]].item() for at in range(5, 60)]
@@ -246,7 +246,7 @@ def test_a_conversation_moves_to_another_engine(oracle: Any, run_core: Run) -> N
     assert reply.status is LeaseStatus.ACCEPTED
     there.submit(_ask("1", tokens, "chat"))
     oracle.follows(tokens, run_core(there)["1"])
-    assert there.stats().hit_tokens == len(tokens) - 2
+    assert there.stats().cache.hit_tokens == len(tokens) - 2
 
 
 def test_a_request_that_goes_on_says_what_it_would_have_said(oracle: Any, run_core: Run) -> None:

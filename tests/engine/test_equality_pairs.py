@@ -100,12 +100,12 @@ async def _run(engine: EngineClient, case: dict[str, Any], check: Callable[..., 
         assert len(tokens) == COUNT
         check(prompts[index], tokens)
     stats = await engine.stats()
-    assert (stats.running, stats.waiting) == (0, 0)
+    assert (stats.batch.running, stats.batch.waiting) == (0, 0)
     windowed = case["family"] == "mistral"  # holds its window only, so all of them fit
     if case["memory"] != "ample" and case["batch"] > 1 and case["chunk"] > 1 and not windowed:
-        assert stats.preemptions > 0
+        assert stats.batch.preemptions > 0
     if case["before"] in ("prefix", "fork"):
-        assert stats.hit_tokens + stats.hit_host_tokens > 0
+        assert stats.cache.hit_tokens + stats.cache.hit_host_tokens > 0
 
 
 @pytest.mark.parametrize(

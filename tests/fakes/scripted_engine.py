@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from drawloom.engine.api.engine import Delta, EngineInfo, EngineStats, GenerateRequest, RequestUsage
+from drawloom.engine.api.engine import (
+    BatchStats,
+    Delta,
+    EngineInfo,
+    EngineStats,
+    GenerateRequest,
+    RequestUsage,
+)
 from drawloom.engine.sequence import FinishReason
 from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.leases import KVReply, LeaseStatus
@@ -109,7 +116,7 @@ class ScriptedEngine:
         return KVReply(LeaseStatus.ACCEPTED, len(tokens))
 
     async def stats(self) -> EngineStats:
-        return EngineStats(self.running)
+        return EngineStats(BatchStats(running=self.running))
 
     async def close(self) -> None: ...
 

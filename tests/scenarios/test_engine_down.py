@@ -135,7 +135,7 @@ async def test_programs_say_the_same_and_end_when_the_engine_is_killed(isolated:
         2048,
     )
     stats = await engine.stats()
-    assert (stats.conversations, stats.held_blocks, stats.running) == (0, 0, 0)
+    assert (stats.cache.conversations, stats.cache.held_blocks, stats.batch.running) == (0, 0, 0)
 
 
 async def test_all_programs_hear_why_an_engine_does_not_come_back(

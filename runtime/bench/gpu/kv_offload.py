@@ -37,7 +37,7 @@ class Tiers:
 
     def measure(self, tries: int = 5, others: int = 32) -> Restored:
         core, tokens = self._core, self._speed.prompt(self._context)
-        core.cache.forget_all()
+        core.cache.remove_all()
         recompute = first_token(core, "chat", tokens)
         core.handle(do.Demote("chat"))
         run(core)
@@ -66,7 +66,7 @@ class Tiers:
 
     def _empty(self) -> None:
         """Free all device blocks that have a copy in host memory."""
-        self._core.cache.empty_device()
+        self._core.cache.evict_all()
         self._core._transfer()
 
     def _slowdown(self, others: int, steps: int = 48) -> float:
@@ -79,7 +79,7 @@ class Tiers:
         for copies in (False, True):
             with Steps(core) as noted:
                 for _ in range(steps):
-                    if copies and not core.cache.index.in_flight:
+                    if copies and not core.cache.copies_in_flight:
                         self._empty()
                         core.handle(do.Prefetch("chat"))
                     speed.step()
@@ -110,7 +110,7 @@ def shared_prefix(speed: Speed, requests: int, prefix: int, steps: int = 32) -> 
         for name in names:
             core.cancel(name)
         run(core)
-        core.cache.forget_all()
+        core.cache.remove_all()
     return rates[0] / rates[1] if rates[1] else 0.0
 
 

@@ -118,13 +118,13 @@ async def _run(core: EngineCore, load: Load) -> Ran:
             await asyncio.gather(*(one.result() for one in runs))
         took, after = time.monotonic() - began, core.stats()
         waits = [w for one in runs for w in _waits(await runtime.store.steps(one.id))]
-    steps = after.steps - before.steps
+    steps = after.batch.steps - before.batch.steps
     return Ran(
         took,
-        (after.generated_tokens - before.generated_tokens) / took,
+        (after.batch.generated_tokens - before.batch.generated_tokens) / took,
         statistics.median(waits or [0.0]),
         noted.idle,
-        (after.host_seconds - before.host_seconds) / max(1, steps),
+        (after.overhead_seconds - before.overhead_seconds) / max(1, steps),
         steps,
     )
 

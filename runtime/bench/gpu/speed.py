@@ -117,7 +117,7 @@ class Speed:
     def _drain(self) -> None:
         while self.core.busy:
             self.step()
-        self.core.cache.forget_all()
+        self.core.cache.remove_all()
 
 
 __all__ = ["Decoded", "Speed"]

@@ -214,7 +214,7 @@ class Bench:
 
     def _loops(self, model: Model, core: EngineCore) -> Iterator[Row]:
         for load in self.plan.loads:
-            core.cache.forget_all()
+            core.cache.remove_all()
             ran = loop(core, load)
             name = f"{model.name}: {load.programs} programs with tools"
             yield Row(name, "tokens/s", ran.rate, 0.0, "")

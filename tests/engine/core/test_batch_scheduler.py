@@ -111,9 +111,9 @@ def test_cancel_frees_the_blocks_at_once() -> None:
     batch = _batch()
     batch.add(_seq("a", 100))
     assert batch.schedule() is not None
-    assert batch.cache.held_blocks > 0
+    assert batch.cache.stats().held_blocks > 0
     batch.cancel("a")
-    assert batch.cache.held_blocks == 0
+    assert batch.cache.stats().held_blocks == 0
     assert batch.cancel("a") is None
 
 

@@ -68,7 +68,7 @@ def test_new_weights_drop_no_request_and_use_no_old_block() -> None:
     assert len(_run(core)["running"]) + 4 >= 20
     core.submit(_ask("again", 100, "old"))
     _run(core)
-    assert core.stats().hit_tokens == 0
+    assert core.stats().cache.hit_tokens == 0
     assert core.stats().weights == "v2"
     with pytest.raises(ConfigError, match="v2"):
         core.handle(do.UpdateWeights("v2", tensors={}))
@@ -86,14 +86,14 @@ def test_sleep_frees_the_device_and_drops_no_request(host: int) -> None:
         core.step()
     core.handle(do.Sleep())
     core.submit(_ask("asked-while-asleep", 10))
-    assert core.stats().held_blocks == 0
+    assert core.stats().cache.held_blocks == 0
     assert not core.busy or core.step() is not None
     core.handle(do.Wake())
     out = _run(core)
     assert len(out["asked-while-asleep"]) == 5
     core.submit(_ask("back", 110, "chat"))
     _run(core)
-    assert core.stats().hit_host_tokens >= (100 if host else 0)
+    assert core.stats().cache.hit_host_tokens >= (100 if host else 0)
 
 
 def test_a_newer_extension_supersedes_the_one_that_runs() -> None:
@@ -105,7 +105,7 @@ def test_a_newer_extension_supersedes_the_one_that_runs() -> None:
     while core.busy:
         ends |= {d.request: d.finish for d in core.step() if d.finish}
     assert ends == {"first": FinishReason.CANCELLED, "second": FinishReason.LENGTH}
-    assert core.stats().hit_tokens >= 16
+    assert core.stats().cache.hit_tokens >= 16
 
 
 def test_a_leased_conversation_is_demoted_and_prefetched() -> None:
@@ -113,15 +113,15 @@ def test_a_leased_conversation_is_demoted_and_prefetched() -> None:
     core.submit(_ask("a", 100, "chat"))
     _run(core)
     assert core.handle(do.Lease("chat", 60.0, 1.0)).status is LeaseStatus.ACCEPTED
-    assert core.stats().leased_blocks == 7
+    assert core.stats().cache.leased_blocks == 7
     assert core.handle(do.Demote("chat")).status is LeaseStatus.ACCEPTED
     _run(core)
-    assert core.stats().leased_blocks == 0
-    assert core.stats().demotions == 1
+    assert core.stats().cache.leased_blocks == 0
+    assert core.stats().cache.demotions == 1
     assert core.handle(do.Prefetch("chat")).tokens == 104
     assert core.handle(do.Release("chat")).status is LeaseStatus.ACCEPTED
-    assert core.stats().conversations == 0
-    assert core.stats().host_blocks == 0
+    assert core.stats().cache.conversations == 0
+    assert core.stats().cache.host_blocks == 0
 
 
 def test_a_broken_lease_whose_program_comes_back_is_regretted() -> None:
@@ -132,12 +132,12 @@ def test_a_broken_lease_whose_program_comes_back_is_regretted() -> None:
     core.handle(do.Lease("chat", 10.0, 1.0))
     core.submit(_ask("b", 180))
     _run(core)
-    assert core.stats().lease_breaks == 1
+    assert core.stats().cache.lease_breaks == 1
     clock.now = 5.0
     core.submit(_ask("c", 120, "chat"))
     _run(core)
-    assert core.stats().lease_regrets == 1
-    assert core.stats().regret_tokens > 50
+    assert core.stats().cache.lease_regrets == 1
+    assert core.stats().cache.regret_tokens > 50
 
 
 def test_a_replaced_lease_outlives_its_first_end() -> None:
@@ -149,10 +149,10 @@ def test_a_replaced_lease_outlives_its_first_end() -> None:
     core.handle(do.Lease("chat", 5.0, 1.0))
     clock.now = 3.0
     core.step()
-    assert core.stats().leased_blocks == 7
+    assert core.stats().cache.leased_blocks == 7
     clock.now = 6.0
     core.step()
-    assert core.stats().leased_blocks == 0
+    assert core.stats().cache.leased_blocks == 0
 
 
 def test_a_parked_sequence_holds_up_nobody() -> None:
@@ -164,12 +164,12 @@ def test_a_parked_sequence_holds_up_nobody() -> None:
     core.submit(_ask("back", 210, "chat"))
     core.submit(_ask("other", 20, max_tokens=30))
     core.step()
-    assert core.stats().parked == 1
+    assert core.stats().batch.parked == 1
     finished: list[str] = []
     while core.busy:
         finished += [d.request for d in core.step() if d.finish]
     assert finished == ["other", "back"]
-    assert core.stats().recomputed_tokens == 0
+    assert core.stats().cache.recomputed_tokens == 0
 
 
 def test_ten_times_more_programs_than_memory_at_99_percent_all_finish() -> None:
@@ -193,13 +193,13 @@ def test_ten_times_more_programs_than_memory_at_99_percent_all_finish() -> None:
                 core.handle(do.Lease(name, 1e6, 1.0))
                 length = 150 + 20 * turns[name]
                 core.submit(_ask(f"{name}-{turns[name]}", length, name, max_tokens=12))
-        fullest = max(fullest, 1 - core.cache.pool.free / 100)
+        fullest = max(fullest, 1 - core.cache.stats().free_blocks / 100)
         if not core.busy:
             break
     assert set(turns.values()) == {4}
     assert fullest > 0.99
     core.cache.check([])
-    assert core.stats().conversations == 0
+    assert core.stats().cache.conversations == 0
 
 
 def test_a_conversation_that_is_released_while_it_runs_leaves_nothing() -> None:
@@ -208,7 +208,7 @@ def test_a_conversation_that_is_released_while_it_runs_leaves_nothing() -> None:
     core.step()
     core.handle(do.Release("chat"))
     assert len(_run(core)["a"]) == 10
-    assert core.stats().conversations == 0
+    assert core.stats().cache.conversations == 0
     assert core.cache.available == 64
 
 

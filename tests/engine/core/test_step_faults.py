@@ -57,17 +57,17 @@ CALLS: list[tuple[Callable[[EngineCore], Any], str]] = [
     (lambda c: c.batch, "_admit"),
     (lambda c: c.batch, "_append"),
     (lambda c: c.batch, "_finish_reason"),
-    (lambda c: c.cache, "start"),
-    (lambda c: c.cache, "grow"),
+    (lambda c: c.cache, "allocate"),
+    (lambda c: c.cache, "append"),
     (lambda c: c.cache, "match"),
     (lambda c: c.cache, "producer"),
-    (lambda c: c.cache, "computed"),
-    (lambda c: c.cache, "finish"),
-    (lambda c: c.cache, "drain"),
-    (lambda c: c.cache, "saved"),
-    (lambda c: c.cache, "loaded"),
-    (lambda c: c.cache.conversations, "expire"),
-    (lambda c: c.cache.conversations, "remember"),
+    (lambda c: c.cache, "publish"),
+    (lambda c: c.cache, "free"),
+    (lambda c: c.cache, "take_copies"),
+    (lambda c: c.cache, "finish_save"),
+    (lambda c: c.cache, "finish_load"),
+    (lambda c: c.cache._conversations, "expire"),
+    (lambda c: c.cache._conversations, "record"),
     (lambda c: c, "_learn"),
     (lambda c: c, "_told"),
     (lambda c: c, "_delta"),
@@ -177,7 +177,7 @@ def _is_sound(core: EngineCore) -> None:
     assert len(_answer(_run(core)["after"])[0]) == 3
 
 
-@pytest.mark.parametrize("name", ["computed", "start", "_append", "_told"])
+@pytest.mark.parametrize("name", ["publish", "allocate", "_append", "_told"])
 def test_a_request_over_which_a_call_always_fails_ends_alone(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -63,7 +63,7 @@ def _run(core: EngineCore) -> dict[str, tuple[list[int], FinishReason | None]]:
             said.setdefault(delta.request, []).extend(delta.tokens)
             ended[delta.request] = delta.finish or ended.get(delta.request)
     core.cache.check([])
-    assert core.cache.held_blocks == 0
+    assert core.cache.stats().held_blocks == 0
     return {name: (tokens, ended[name]) for name, tokens in said.items()}
 
 
@@ -91,7 +91,7 @@ def test_a_step_that_was_launched_for_nothing_is_forgotten() -> None:
         engine.submit(_ask("a", [1, 2, 0], max_tokens=30, stop_ids=(1,)))
     assert _run(core) == _run(plain)
     assert runner.steps == core.batch.counters.generated_tokens + 1
-    assert core.stats().generated_tokens == plain.stats().generated_tokens
+    assert core.stats().batch.generated_tokens == plain.stats().batch.generated_tokens
 
 
 def test_a_step_that_fails_ends_only_the_sequence_that_fails_alone() -> None:
@@ -115,7 +115,7 @@ def test_nobody_finds_what_a_step_was_to_compute_before_it_is_known_to_be_there(
     core.submit(_ask("same", list(range(12)), max_tokens=3))
     tokens, finish = _run(core)["same"]
     assert finish is FinishReason.LENGTH and len(tokens) == 3
-    assert core.stats().hit_tokens == 0
+    assert core.stats().cache.hit_tokens == 0
 
 
 def test_weights_change_and_the_engine_sleeps_only_when_all_steps_are_known() -> None:
@@ -194,7 +194,7 @@ def test_the_same_is_said_with_and_without(
         while core.busy:
             step()
         core.cache.check([])
-        assert core.cache.held_blocks == 0
+        assert core.cache.stats().held_blocks == 0
         assert len(core.batch._slots) == 4
         results.append((said, ends))
     assert results[0] == results[1]

@@ -62,7 +62,7 @@ async def _settled(engine: EngineClient) -> EngineStats:
     """When the copies in flight have arrived and let go of their blocks."""
     for _ in range(500):
         stats = await engine.stats()
-        if not stats.held_blocks:
+        if not stats.cache.held_blocks:
             return stats
         await asyncio.sleep(0.01)
     raise AssertionError(f"still held: {stats}")
@@ -91,7 +91,7 @@ async def test_closing_a_stream_frees_its_blocks(engine: EngineClient) -> None:
         break
     await stream.aclose()
     stats = await engine.stats()
-    assert (stats.running, stats.waiting, stats.held_blocks) == (0, 0, 0)
+    assert (stats.batch.running, stats.batch.waiting, stats.cache.held_blocks) == (0, 0, 0)
 
 
 async def test_a_stop_string_cuts_the_text_even_across_tokens(engine: EngineClient) -> None:
@@ -116,12 +116,12 @@ async def test_a_token_outside_the_vocabulary_is_refused(engine: EngineClient) -
 async def test_leases_are_answered(engine: EngineClient) -> None:
     await _all(engine, _ask("a"))
     assert (await engine.lease("a", 10.0, 1.0)).status is LeaseStatus.ACCEPTED
-    assert (await engine.stats()).leased_blocks > 0
+    assert (await engine.stats()).cache.leased_blocks > 0
     assert (await engine.fork("a", "b")).tokens == 27
     await engine.release("a")
     await engine.release("b")
     stats = await _settled(engine)
-    assert (stats.leased_blocks, stats.conversations) == (0, 0)
+    assert (stats.cache.leased_blocks, stats.cache.conversations) == (0, 0)
 
 
 async def test_a_request_that_breaks_the_model_harms_no_other(
@@ -173,7 +173,7 @@ async def test_a_prompt_is_extended_scored_and_moved_between_the_tiers(
     wanted = llama.logits([*tokens, 5, 6, 7]).log_softmax(-1)[len(tokens) - 1 :, :]
     assert scores[0] == pytest.approx([wanted[i, 5 + i].item() for i in range(3)], abs=1e-4)
     assert (scores[1], len(scores[2])) == ((), 1)
-    assert (await engine.stats()).conversations == 1
+    assert (await engine.stats()).cache.conversations == 1
     with pytest.raises(EngineError, match="before"):
         await engine.score((), [(1,)])
 

@@ -117,7 +117,7 @@ async def test_a_request_goes_on_after_a_death_when_its_reader_does(
             os.kill(engine.pid, signal.SIGKILL)
         if delta.lost:
             await up.wait()
-            assert (await engine.stats()).running == 0
+            assert (await engine.stats()).batch.running == 0
     assert tokens == llama.greedy(list(range(3, 23)), 40)
 
 
@@ -130,7 +130,7 @@ async def test_what_is_computed_ahead_is_not_computed_again_after_a_death(
         await asyncio.sleep(0)
     os.kill(engine.pid, signal.SIGKILL)
     assert (await extending).status is LeaseStatus.CLIPPED
-    assert (await engine.stats()).computed_tokens == 0
+    assert (await engine.stats()).batch.computed_tokens == 0
 
 
 async def test_a_request_over_which_the_engine_dies_again_and_again_is_given_up(

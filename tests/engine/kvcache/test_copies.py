@@ -63,7 +63,7 @@ def test_imported_kv_is_saved_after_it_is_written(run_core: Run, early: bool) ->
     core.handle(do.Wake())
     core.submit(_ask("b", "chat", range(35)))
     run_core(core)
-    assert core.stats().hit_host_tokens == 30
+    assert core.stats().cache.hit_host_tokens == 30
 
 
 def test_kv_that_cannot_be_written_is_not_known(run_core: Run) -> None:
@@ -80,7 +80,7 @@ def test_kv_that_cannot_be_written_is_not_known(run_core: Run) -> None:
         core.handle(do.Import("chat", source.handle(do.Export("chat"))))
     core.submit(_ask("b", "chat", range(35)))
     run_core(core)
-    assert core.stats().hit_tokens == 0
+    assert core.stats().cache.hit_tokens == 0
 
 
 def _demoted(run_core: Run, **options: Any) -> tuple[EngineCore, TensorRunner]:
@@ -98,7 +98,7 @@ def test_what_a_failed_load_would_have_brought_is_computed(run_core: Run) -> Non
     runner.copies.failing = 1
     core.submit(_ask("b", "chat", range(35)))
     assert len(run_core(core)["b"]) == 2
-    assert core.cache.index.host_used == 0, "nobody tries to load it again"
+    assert core.cache.stats().host_blocks == 0, "nobody tries to load it again"
 
 
 @pytest.mark.parametrize("place", ["transfer", "arrived"])
@@ -172,13 +172,13 @@ def test_a_conversation_that_was_spilled_says_what_it_said(
                for n, name in enumerate(("mine", "stranger"))}  # fmt: skip
     said = {}
     for turn, name in enumerate(("mine", "stranger", "mine")):
-        core.cache.index.spill = True
+        core.cache.spill = True
         params = SamplingParams(max_tokens=8, ignore_eos=True)
         core.submit(GenerateRequest(str(turn), name, tuple(prompts[name]), params))
         said[turn] = run_core(core)[str(turn)]
         llama.follows(prompts[name], said[turn])
     assert said[2] == said[0]
-    assert core.stats().hit_host_tokens > 0
+    assert core.stats().cache.hit_host_tokens > 0
     core.close()
 
 

@@ -63,7 +63,7 @@ class CacheMachine(RuleBasedStateMachine):
             save_leased=save_leased,
             window=self.window,
         )
-        self.cache.index.spill = spill
+        self.cache.spill = spill
         self.runner = TensorRunner(
             hashed(3), SIZE, 18, host, window=self.window, delay=delay, ahead=ahead,
             paged=paged, early=early,
@@ -183,7 +183,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.cache.conversations._sweep()
+        self.cache._conversations._prune()
 
     @rule(data=st.data())
     def cancel(self, data: Any) -> None:
@@ -205,7 +205,7 @@ class CacheMachine(RuleBasedStateMachine):
     def sleep_and_wake(self, chance: int) -> None:
         if chance == 3:
             self.core.handle(do.Sleep())
-            assert self.cache.held_blocks == 0 and not self.cache.leased_blocks
+            assert self.cache.stats().held_blocks == 0 and not self.cache.stats().leased_blocks
             self.core.handle(do.Wake())
 
     @invariant()
@@ -223,10 +223,10 @@ class CacheMachine(RuleBasedStateMachine):
                 break
             self.core.step()
         assert not len(self.core.batch), "a sequence never finished"
-        self.cache.forget_all()
+        self.cache.remove_all()
         self.cache.check([])
-        assert self.cache.pool.free == self.cache.pool.count
-        assert self.cache.index.host_used == 0
+        assert self.cache.stats().free_blocks == self.cache.total_blocks
+        assert self.cache.stats().host_blocks == 0
 
 
 class WindowMachine(CacheMachine):
@@ -246,12 +246,12 @@ TestWindow = WindowMachine.TestCase
 def _turn(cache: KVCache, conversation: str, tokens: list[int]) -> Sequence:
     """Compute a prompt as a batch would, and end."""
     seq = Sequence(f"{conversation}-{len(tokens)}", conversation, tokens, SamplingParams())
-    copies = cache.start(seq, cache.blocks_for(len(tokens)), False)
+    copies = cache.allocate(seq, cache.blocks_for(len(tokens)), False)
     assert copies is not None, "no room"
     for source, _, _ in copies:
-        cache.copied(source)
-    cache.computed(seq, len(tokens))
-    cache.finish(seq)
+        cache.finish_copy(source)
+    cache.publish(seq, len(tokens))
+    cache.free(seq)
     seq.status = Status.FINISHED
     return seq
 
@@ -265,7 +265,7 @@ def test_leased_blocks_are_evicted_last() -> None:
     kept, lost = [1] * 15, [2] * 15
     _turn(cache, "kept", kept)
     _turn(cache, "lost", lost)
-    assert cache.conversations.lease("kept", 0.0, 10.0, 1.0).status is LeaseStatus.ACCEPTED
+    assert cache.lease("kept", 0.0, 10.0, 1.0).status is LeaseStatus.ACCEPTED
     _turn(cache, "other", [3] * 16)
     assert _hit(cache, kept) == 15
     assert _hit(cache, lost) == 0
@@ -274,18 +274,18 @@ def test_leased_blocks_are_evicted_last() -> None:
 def test_a_running_sequence_may_reclaim_every_lease() -> None:
     cache = KVCache(8, SIZE, lease_budget=1.0)
     _turn(cache, "a", [1] * 30)
-    cache.conversations.lease("a", 0.0, 1e9, 1e9)
+    cache.lease("a", 0.0, 1e9, 1e9)
     _turn(cache, "b", [2] * 31)
     assert cache.counters.lease_breaks == 1
-    assert cache.leased_blocks == 0
+    assert cache.stats().leased_blocks == 0
 
 
 def test_the_least_valuable_lease_breaks_first() -> None:
     cache = KVCache(8, SIZE, lease_budget=1.0)
     _turn(cache, "cheap", [1] * 16)
     _turn(cache, "dear", [2] * 16)
-    cache.conversations.lease("cheap", 0.0, 100.0, 1.0)
-    cache.conversations.lease("dear", 0.0, 100.0, 2.0)
+    cache.lease("cheap", 0.0, 100.0, 1.0)
+    cache.lease("dear", 0.0, 100.0, 2.0)
     _turn(cache, "new", [3] * 16)
     assert _hit(cache, [2] * 16) == 16
     assert _hit(cache, [1] * 16) == 0
@@ -294,25 +294,25 @@ def test_the_least_valuable_lease_breaks_first() -> None:
 def test_an_expired_lease_protects_nothing() -> None:
     cache = KVCache(8, SIZE, lease_budget=1.0)
     _turn(cache, "a", [1] * 16)
-    cache.conversations.lease("a", 0.0, 1.0, 1.0)
+    cache.lease("a", 0.0, 1.0, 1.0)
     _turn(cache, "b", [2] * 16)
-    cache.conversations.expire(2.0)
-    assert cache.leased_blocks == 0
+    cache.expire(2.0)
+    assert cache.stats().leased_blocks == 0
 
 
 def test_leases_that_were_replaced_are_not_kept() -> None:
     cache = KVCache(8, SIZE, lease_budget=1.0)
     _turn(cache, "a", [1] * 16)
     for now in range(1000):
-        cache.conversations.lease("a", float(now), 1e9, 1.0)
-    leases = cache.conversations._leases
+        cache.lease("a", float(now), 1e9, 1.0)
+    leases = cache._conversations._leases
     assert len(leases._by_value) < 100 and len(leases._by_expiry) < 100
 
 
 def test_leases_over_the_budget_are_clipped_and_say_so() -> None:
     cache = KVCache(8, SIZE, lease_budget=0.5)
     _turn(cache, "a", [1] * 24)
-    reply = cache.conversations.lease("a", 0.0, 1.0, 1.0)
+    reply = cache.lease("a", 0.0, 1.0, 1.0)
     assert reply.status is LeaseStatus.CLIPPED
     assert reply.tokens == 16
 
@@ -322,42 +322,42 @@ def test_release_frees_at_once_what_only_that_conversation_used() -> None:
     shared = [7] * 8
     _turn(cache, "a", shared + [1] * 8)
     _turn(cache, "b", shared + [2] * 8)
-    free = cache.pool.free
-    cache.conversations.release("a")
-    assert cache.pool.free == free + 2
+    free = cache.stats().free_blocks
+    cache.release("a")
+    assert cache.stats().free_blocks == free + 2
     assert _hit(cache, shared + [2] * 8) == 16
 
 
 def test_a_newer_turn_supersedes_the_lease_of_the_branch_it_left() -> None:
     cache = KVCache(16, SIZE, lease_budget=1.0)
     _turn(cache, "a", [1] * 16)
-    cache.conversations.lease("a", 0.0, 100.0, 1.0)
+    cache.lease("a", 0.0, 100.0, 1.0)
     _turn(cache, "a", [1] * 8 + [2] * 8)
-    assert cache.leased_blocks == 2
+    assert cache.stats().leased_blocks == 2
 
 
 def test_the_unfinished_block_of_a_turn_is_gone_when_a_newer_turn_has_finished_it() -> None:
     cache = KVCache(18, SIZE, lease_budget=0.5, host_blocks=18)
     tokens, fork = list(range(2 * SIZE + 1)), list(range(SIZE + 1))
     _turn(cache, "other", fork)
-    cache.conversations.lease("other", 0.0, 1e6, 1.0)
+    cache.lease("other", 0.0, 1e6, 1.0)
     for end in range(SIZE + 1, len(tokens) + 1):
         _turn(cache, "mine", tokens[:end])
-        cache.conversations.lease("mine", 0.0, 1e6, 1.0)
-        for block, _ in cache.drain().saves:
-            cache.saved(block)
+        cache.lease("mine", 0.0, 1e6, 1.0)
+        for block, _ in cache.take_copies().saves:
+            cache.finish_save(block)
     # two full blocks, the last token's, and the unfinished one that the other conversation is at
-    assert len(cache.index.known) == 4
-    assert cache.index.host_used == 4
+    assert len(cache._index.known) == 4
+    assert cache.stats().host_blocks == 4
     assert _hit(cache, fork) == len(fork)
 
 
 def test_verbs_on_an_unknown_conversation_answer_missing() -> None:
     cache = KVCache(4, SIZE)
     replies = (
-        cache.conversations.lease("x", 0.0, 1.0, 1.0),
-        cache.conversations.release("x"),
-        cache.conversations.fork("x", "y"),
+        cache.lease("x", 0.0, 1.0, 1.0),
+        cache.release("x"),
+        cache.fork("x", "y"),
     )
     assert {r.status for r in replies} == {LeaseStatus.MISSING}
 
@@ -397,8 +397,8 @@ def test_a_context_of_thousands_of_blocks_is_forgotten() -> None:
     cache = KVCache(2100, SIZE)
     long = list(range(2000 * SIZE))
     _turn(cache, "long", long)
-    cache.conversations.release("long", evict=False)
+    cache.release("long", evict=False)
     assert _hit(cache, long) == 2000 * SIZE
-    cache.forget_all()
+    cache.remove_all()
     assert _hit(cache, long) == 0
     assert cache.available == 2100

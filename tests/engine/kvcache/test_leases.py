@@ -13,9 +13,11 @@ from drawloom.engine.api.engine import EngineInfo, GenerateRequest
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.kvcache.keys import chain, root
 from drawloom.engine.kvcache.kv_cache import KVCache
-from drawloom.engine.kvcache.prefix_index import BlockIndex
+from drawloom.engine.kvcache.offload import Offload
+from drawloom.engine.kvcache.prefix_index import PrefixIndex
 from drawloom.engine.runners.mock_runner import NumberTokenizer, QuickRunner
 from drawloom.engine.sequence import SamplingParams, Sequence
+from drawloom.engine.stats import CacheCounters
 from drawloom.leases import LeaseStatus
 
 SIZE = 16
@@ -59,20 +61,22 @@ def test_one_off_requests_leave_a_bounded_memory(kind: str, host: int) -> None:
     finally:
         tracemalloc.stop()
     core.cache.check([])
-    assert len(core.cache.conversations) <= 2 * (64 + host) + 64
-    assert max(len(entry.users) for entry in core.cache.index.known.values()) <= 2 * 164 + 64
+    assert core.cache.stats().conversations <= 2 * (64 + host) + 64
+    assert max(len(entry.users) for entry in core.cache._index.known.values()) <= 2 * 164 + 64
     assert sizes[1] < 1.3 * sizes[0] + 200_000, "as many again take as much again"
 
 
 def test_a_conversation_that_was_dropped_hits_what_is_left_of_it() -> None:
     core, twin = _core(), _core()
-    twin.cache.conversations._most = sys.maxsize  # drops nobody
+    twin.cache._conversations._prune_above = sys.maxsize  # deletes no record
     for engine in (core, twin):
         for n in range(400):
             _serve(engine, f"chat-{n}", range(1000 * (n % 9), 1000 * (n % 9) + 30 + n))
-    assert len(core.cache.conversations) < len(twin.cache.conversations)
-    for counter in ("hit_tokens", "computed_tokens", "evictions"):
-        assert getattr(core.stats(), counter) == getattr(twin.stats(), counter)
+    assert core.cache.stats().conversations < twin.cache.stats().conversations
+    mine, theirs = core.stats(), twin.stats()
+    assert mine.batch.computed_tokens == theirs.batch.computed_tokens
+    assert mine.cache.hit_tokens == theirs.cache.hit_tokens
+    assert mine.cache.evictions == theirs.cache.evictions
 
 
 def test_whoever_has_a_lease_or_runs_is_not_dropped() -> None:
@@ -85,8 +89,8 @@ def test_whoever_has_a_lease_or_runs_is_not_dropped() -> None:
     core.submit(GenerateRequest("s", "runs-again", tuple(range(100)), params))
     for _ in range(3):
         core.step()
-    core.cache.conversations._sweep()
-    assert core.stats().leased_blocks == 3
+    core.cache._conversations._prune()
+    assert core.stats().cache.leased_blocks == 3
     assert core.handle(do.Release("leased")).status is LeaseStatus.ACCEPTED
     core.cancel("r")
     core.cancel("s")
@@ -96,7 +100,7 @@ def test_whoever_has_a_lease_or_runs_is_not_dropped() -> None:
 def test_tokens_of_a_conversation_are_compact() -> None:
     core = _core()
     _serve(core, "chat", range(500))
-    record = core.cache.conversations._records["chat"]
+    record = core.cache._conversations._records["chat"]
     assert isinstance(record.tokens, array)
     assert sys.getsizeof(record.tokens) < 5 * 500
 
@@ -107,7 +111,7 @@ def test_what_a_conversation_leaves_behind_when_it_is_rewritten_is_reclaimed_fir
     for turn in range(40):
         _serve(core, "mine", [*trunk, *range(1000 * turn, 1000 * turn + 120)])
         core.handle(do.Lease("mine", 1e9, 1e9))
-        core.cache.index.check({}, {b""} | set(core.cache.index.children))
+        core.cache._index.check({}, {b""} | set(core.cache._index.children))
     assert core.cache.counters.hit_tokens >= 39 * 96  # the trunk is found each time
     before = core.cache.counters.hit_tokens
     _serve(core, "other", range(5000, 5128))
@@ -135,16 +139,17 @@ def test_what_another_conversation_goes_on_from_is_not_given_back() -> None:
 
 
 def test_a_copy_for_one_that_fails_takes_nothing_from_who_has_the_block_on_the_device() -> None:
-    index, tokens = BlockIndex(8, 4), tuple(range(SIZE))
-    block = index.pool.take()
+    index, tokens = PrefixIndex(8, 4), tuple(range(SIZE))
+    offload = Offload(index, CacheCounters())
+    block = index.pool.allocate()
     entry = index.publish(root(b""), chain(root(b""), tokens), tokens, block)
-    assert index.save(entry)
-    index.let_go(index.saved(block))
-    index.evict(entry)
+    assert offload.save(entry)
+    index.unpin(offload.finish_save(block))
+    offload.evict(entry)
     both = [Sequence(name, name, [*tokens, 1], SamplingParams()) for name in "ab"]
-    places = [index.pool.take(), index.pool.take()]
-    index.load(entry, places[0], both[0])
-    index.load(entry, places[1], both[1], private=True)
-    index.loaded(places[0])
-    assert index.load_failed(places[1]) == [both[1]]
+    places = [index.pool.allocate(), index.pool.allocate()]
+    offload.load(entry, places[0], both[0])
+    offload.load(entry, places[1], both[1], private=True)
+    offload.finish_load(places[0])
+    assert offload.cancel_load(places[1]) == [both[1]]
     assert not entry.dead and entry.block == places[0]

@@ -83,7 +83,11 @@ def test_the_pictures_show_every_program(
 def test_nothing_is_held_when_all_programs_are_done(outcomes: dict[str, list[Outcome]]) -> None:
     for several in outcomes.values():
         stats = several[0].stats
-        assert (stats.held_blocks, stats.leased_blocks, stats.conversations) == (0, 0, 0)
+        assert (stats.cache.held_blocks, stats.cache.leased_blocks, stats.cache.conversations) == (
+            0,
+            0,
+            0,
+        )
 
 
 async def test_with_random_tool_output_it_solves_nothing() -> None:

@@ -23,7 +23,7 @@ async def test_a_second_runtime_on_the_same_store_is_refused_and_harms_nothing(
         with pytest.raises(StoreError, match="in use by process"):
             async with Runtime(sandbox="none", store=url):
                 pass
-        assert (await runtime.dispatcher.engine.stats()).running == 0
+        assert (await runtime.dispatcher.engine.stats()).batch.running == 0
     async with Runtime(sandbox="none", store=url):
         pass
 

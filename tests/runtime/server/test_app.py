@@ -69,7 +69,7 @@ async def tiny() -> AsyncIterator[tuple[httpx.AsyncClient, Server]]:
     ):
         yield both
         stats = await runtime.dispatcher.engine.stats()
-        assert stats.running == stats.waiting == 0
+        assert stats.batch.running == stats.batch.waiting == 0
 
 
 @pytest.fixture

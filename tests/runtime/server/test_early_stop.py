@@ -51,6 +51,6 @@ async def test_it_ends_with_the_usage_of_what_was_taken(engine: EngineClient, af
     assert usage is not None
     assert (usage.prompt_tokens, usage.output_tokens) == (len(prompt), len(ids))
     stats = await engine.stats()
-    assert stats.running == stats.waiting == 0
+    assert stats.batch.running == stats.batch.waiting == 0
     again = (await _generate(engine, prompt + ids, "b", 2))[-1].usage
     assert again is not None and again.cached_tokens >= len(prompt) - 16

@@ -59,7 +59,7 @@ async def _ask(server: Server, client: _Client, caller: Caller) -> tuple[ChatCom
 def _resident(server: Server) -> int:
     """Blocks of the device that belong to conversations that are not over."""
     engine: Any = server.dispatcher.engine
-    known = engine._core.cache.index.known.values()
+    known = engine._core.cache._index.known.values()
     return sum(bool(entry.users) and entry.block >= 0 for entry in known)
 
 

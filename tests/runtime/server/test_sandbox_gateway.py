@@ -56,7 +56,7 @@ async def test_an_agent_inside_asks_the_runtime_s_model_without_a_network(
         assert run.usage.tokens >= sum(a["usage"]["completion_tokens"] for a in answers)
         assert seen == [(run.id,)], "its calls are the program's own"
         stats = await runtime.dispatcher.engine.stats()
-        assert (stats.conversations, stats.held_blocks) == (0, 0)
+        assert (stats.cache.conversations, stats.cache.held_blocks) == (0, 0)
 
 
 async def test_nobody_is_refused_while_the_way_to_the_model_is_made_again() -> None:

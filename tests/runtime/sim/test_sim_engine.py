@@ -83,7 +83,7 @@ def _finish(engine: SimEngine, works: list[Work]) -> list[Work]:
         engine.transfer()
         held = [work.seq for work in works if work.seq.blocks]
         engine.cache.check(held)
-        assert engine.cache.held_blocks <= engine.machine.kv_tokens // BLOCK
+        assert engine.cache.stats().held_blocks <= engine.machine.kv_tokens // BLOCK
         ended += engine.finished
         engine.finished.clear()
     return ended
@@ -123,7 +123,7 @@ def test_all_end_and_every_token_is_computed_once_and_once_more_where_it_was_los
     assert counters.preempted == sum(work.preemptions for work in works) == len(engine.gave_way)
     if not counters.preempted:
         assert not counters.repeated
-    assert engine.cache.held_blocks == 0
+    assert engine.cache.stats().held_blocks == 0
 
 
 @settings(max_examples=40, deadline=None)

@@ -60,8 +60,8 @@ def _is_empty(simulation: Simulation) -> None:
         )
     for engine in simulation.engines.all.values():
         engine.cache.check([])
-        assert len(engine.cache.conversations) == 0
-        assert engine.cache.held_blocks == 0
+        assert engine.cache.stats().conversations == 0
+        assert engine.cache.stats().held_blocks == 0
 
 
 @pytest.mark.parametrize("host", [False, True])

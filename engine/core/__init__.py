@@ -1,1 +1,5 @@
-"""Plan steps and carry out commands: batch, cache and runner behind one synchronous object."""
+"""Plan engine steps and carry out commands: batch, cache and runner behind `EngineCore`.
+
+Everything here is synchronous and without torch. A thread, a child process, a simulator or a test
+drives it.
+"""

@@ -1,4 +1,4 @@
-"""The sequences of a batch: which wait, which run, and how each leaves."""
+"""Sequences of a batch: the queue, those that run, and how each leaves."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -13,7 +13,12 @@ log = logging.getLogger("drawloom.engine")
 
 @dataclass(slots=True)
 class Output:
-    """What a step did for one sequence. `token` is None when it only had KV to compute."""
+    """Report what a step did for one sequence.
+
+    Attributes:
+        token: the sampled token; None if only KV was computed, or the sequence failed.
+        finish: why the sequence ended; None if it did not.
+    """
 
     seq: Sequence
     token: int | None
@@ -21,30 +26,19 @@ class Output:
     error: DrawloomError | None = None
 
 
-def fault(error: BaseException) -> Exception:
-    """Return what fails a request: the panic of a library in Rust is no `Exception`.
-
-    Raises:
-        KeyboardInterrupt, SystemExit, GeneratorExit: what is to end the thread goes on.
-    """
-    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-        raise error
-    return error if isinstance(error, Exception) else EngineError(f"a library failed: {error!r}")
-
-
 class Members:
-    """The sequences of an engine, waiting and running, over one KV cache.
+    """Keep the waiting and the running sequences of an engine, over one KV cache.
 
-    Whatever fails over a sequence ends that sequence alone, and leaves the rest in order.
+    A fault over one sequence ends that sequence alone, and leaves the others in order.
 
     Attributes:
-        broken: the sequences that failed since `take_broken`.
+        failures: the sequences that failed since `take_failures`.
     """
 
     def __init__(self, cache: KVCache, max_context: int, max_sequences: int) -> None:
         self.cache, self.max_context = cache, max_context
         self.counters = BatchCounters()
-        self.broken: list[Output] = []
+        self.failures: list[Output] = []
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._sorted = True
@@ -59,19 +53,22 @@ class Members:
 
     @property
     def waiting(self) -> int:
+        """Return the number of sequences in the queue."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
+        """Return the number of sequences with blocks, parked ones included."""
         return len(self._running)
 
     @property
     def sequences(self) -> list[Sequence]:
+        """Return all sequences."""
         return list(self._by_id.values())
 
     @property
     def parked(self) -> int:
-        """Running sequences that wait for their KV to come back from host memory."""
+        """Return the number of running sequences whose KV is being loaded from host memory."""
         return sum(1 for seq in self._running if seq.loading)
 
     def stats(self) -> BatchStats:
@@ -84,7 +81,11 @@ class Members:
         )
 
     def add(self, seq: Sequence) -> None:
-        """Queue a sequence. Raises `ContextTooLong` when it could never run."""
+        """Queue a sequence.
+
+        Raises:
+            ContextTooLong: if it could never run.
+        """
         room = self.max_context - len(seq.tokens)
         if room < (seq.params.max_tokens > 0):
             raise ContextTooLong(
@@ -101,7 +102,7 @@ class Members:
         self._waiting.append(seq)
 
     def cancel(self, seq_id: str) -> Sequence | None:
-        """Take a sequence out and free what it held, at once."""
+        """Remove a sequence and free its blocks at once; return it, or None if it is unknown."""
         seq = self._by_id.get(seq_id)
         if seq is not None:
             self._end(seq)
@@ -109,58 +110,58 @@ class Members:
 
     # --- leaving --------------------------------------------------------------------------
 
-    def take_back(self, seq: Sequence, trusted: int | None = None) -> None:
-        """Put a running sequence back in the queue, to be computed again from what is certain:
-        `trusted` tokens, or its full blocks."""
+    def requeue(self, seq: Sequence, trusted: int | None = None) -> None:
+        """Put a running sequence back into the queue after a fault.
+
+        Args:
+            trusted: tokens whose KV is certain and stays cached; by default its full blocks.
+        """
         if seq.status is not Status.RUNNING:
             return
         full = seq.published * self.cache.block_size
-        self._leave_blocks(seq, full if trusted is None else trusted)
+        self._requeue(seq, full if trusted is None else trusted)
 
-    def _leave_blocks(self, seq: Sequence, trusted: int | None) -> None:
-        """Put a running sequence back in the queue; without `trusted`, all computed holds."""
-        self._give_up_blocks(seq, trusted)
-        self._requeue(seq)
+    def _requeue(self, seq: Sequence, trusted: int | None) -> None:
+        """Free a running sequence's blocks and queue it; without `trusted`, all KV is certain."""
+        self._free_blocks(seq, trusted)
+        self._stop_running(seq)
+        self._waiting.append(seq)
+        seq.status = Status.WAITING
 
-    def _give_up_blocks(self, seq: Sequence, trusted: int | None) -> None:
+    def _free_blocks(self, seq: Sequence, trusted: int | None) -> None:
         try:
             seq.rollback_in_flight()
-            self.cache.free(seq, seq.computed if trusted is None else trusted)
-        except Exception:  # it only costs computing again
-            log.exception("what request %s computed could not be kept", seq.id)
+            self.cache.free(seq, trusted)
+        except Exception:  # costs no more than computing its tokens again
+            log.exception("the KV of request %s could not be kept", seq.id)
             self.cache.free_unrecorded(seq)
 
     def fail(self, seq: Sequence, error: Exception) -> None:
-        """End a sequence with an error. Nothing of its last step is kept."""
+        """End a sequence with an error; the results of its last step are discarded."""
         if seq.id not in self._by_id:
             return
         if not isinstance(error, DrawloomError):
             log.error("request %s failed", seq.id, exc_info=error)
             error = EngineError(f"the engine failed on this request: {error!r}")
-        self.broken.append(Output(seq, None, FinishReason.ERROR, error))
+        self.failures.append(Output(seq, None, FinishReason.ERROR, error))
         self._end(seq, seq.published * self.cache.block_size)
 
-    def take_broken(self) -> list[Output]:
-        """The sequences that failed since the last call."""
-        broken, self.broken = self.broken, []
-        return broken
+    def take_failures(self) -> list[Output]:
+        """Return the sequences that failed since the last call."""
+        failures, self.failures = self.failures, []
+        return failures
 
     def preempt_all(self) -> None:
-        """Put everything that runs back in the queue (the weights or the device's memory go)."""
+        """Preempt all sequences, because the weights or the device's memory will change."""
         for seq in list(self._running):
             self._preempt(seq)
 
     def _preempt(self, seq: Sequence) -> None:
         self.counters.preemptions += 1
         seq.preemptions += 1
-        self._leave_blocks(seq, None)
+        self._requeue(seq, None)
 
-    def _requeue(self, seq: Sequence) -> None:
-        self._leave(seq)
-        self._waiting.append(seq)
-        seq.status = Status.WAITING
-
-    def _leave(self, seq: Sequence) -> None:
+    def _stop_running(self, seq: Sequence) -> None:
         self._running.remove(seq)
         self._unsynced -= seq.needs_sync
         self._slots.append(seq.slot)
@@ -168,9 +169,9 @@ class Members:
 
     def _end(self, seq: Sequence, trusted: int | None = None) -> None:
         if seq.status is Status.RUNNING or seq.blocks:
-            self._give_up_blocks(seq, trusted)
+            self._free_blocks(seq, trusted)
         if seq.status is Status.RUNNING:
-            self._leave(seq)
+            self._stop_running(seq)
         else:
             self._waiting.remove(seq)
         self._suspects -= seq.suspect
@@ -179,8 +180,8 @@ class Members:
 
 
 def rank(seq: Sequence) -> tuple[float, int]:
-    """The order of sequences, the first to be served first."""
+    """Return the sort key of a sequence: lower ones are served first."""
     return seq.priority, seq.arrival
 
 
-__all__ = ["Members", "Output", "fault", "rank"]
+__all__ = ["Members", "Output", "rank"]

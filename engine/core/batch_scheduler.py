@@ -1,27 +1,35 @@
-"""The batch: which tokens the next step computes.
+"""Batch: which tokens the next engine step computes.
 
-One rule for everything (after vLLM V1): a sequence has `computed` tokens and wants all of its
-tokens computed; a step hands out a budget of tokens. Prefill in chunks, prefix hits, resuming
+One rule for everything (after vLLM V1): a sequence has `computed` tokens and needs all of its
+tokens computed; a step hands out a budget of tokens. Chunked prefill, prefix hits, resumption
 after a tool and decoding are the same arithmetic. Pure: no clock, no tensor, no thread.
 """
 
 from collections.abc import Iterable
 
-from drawloom.engine.core.batch_members import Members, Output, fault, rank
+from drawloom.engine.core.batch_members import Members, Output, rank
+from drawloom.engine.core.faults import as_exception
 from drawloom.engine.core.step_plan import Chunk, Sampled, StepPlan, chunk_of
 from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.sequence import UNSAMPLED, FinishReason, Sequence, Status
 
 
-class _TooEarly(Exception):
-    """Nothing can be scheduled before what is under way is known."""
+class _StepInFlight(Exception):
+    """Signal that nothing can be planned before the step in flight completes."""
 
 
 class Batch(Members):
-    """The sequences of an engine, waiting and running, over one KV cache.
+    """Plan engine steps for the sequences of an engine, and book their results.
+
+    Args:
+        max_tokens: most tokens of one step.
+        max_sequences: most sequences that run at a time.
+        max_context: most tokens of one sequence.
+        eos_ids: token ids that end a sequence.
+        contiguous: reserve neighbouring blocks for each sequence (see `BlockPool`).
 
     Attributes:
-        preempted: the sequences that did, in the step that was scheduled last.
+        preempted: the sequences preempted by the last `schedule`.
     """
 
     def __init__(
@@ -34,19 +42,21 @@ class Batch(Members):
         eos_ids: Iterable[int] = (),
         contiguous: bool = False,
     ) -> None:
-        held = cache.total_blocks * cache.block_size
-        slides = cache.window and held >= cache.window + max_tokens + 2 * cache.block_size
-        super().__init__(cache, max_context if slides else min(max_context, held), max_sequences)
+        capacity = cache.total_blocks * cache.block_size
+        slides = cache.window and capacity >= cache.window + max_tokens + 2 * cache.block_size
+        super().__init__(
+            cache, max_context if slides else min(max_context, capacity), max_sequences
+        )
         self.preempted: list[Sequence] = []
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._eos = frozenset(eos_ids)
         self._contiguous = contiguous
 
-    # --- one step -------------------------------------------------------------------------
+    # --- planning -------------------------------------------------------------------------
 
     def schedule(self) -> StepPlan | None:
-        """The next step, or None when there is nothing to compute now."""
+        """Plan the next step; return None if there is nothing to compute now."""
         chunks: list[Chunk] = []
         copies: list[tuple[int, int, int]] = []
         self.preempted = []
@@ -59,23 +69,28 @@ class Batch(Members):
         else:
             try:
                 budget, pressed = self._continue_running(chunks)
-            except _TooEarly:
+            except _StepInFlight:
                 return None
             if self._waiting and budget and not pressed:
                 self._start_waiting(budget, chunks, copies)
-        # a copy may not wait for a sequence that is parked: its source could be gone by then
+        # a copy must not wait for a parked sequence: its source could be evicted by then
         return StepPlan(chunks, copies) if chunks or copies else None
 
     @property
     def needs_sync(self) -> bool:
-        """Whether a step must be known before the next can be planned: of a sequence that runs (see
-        `Sequence.needs_sync`), or because it is looked for which one makes steps fail."""
+        """Return whether the next step cannot be planned before this one completes.
+
+        A running sequence needs its last token (see `Sequence.needs_sync`), or the sequence that
+        makes steps fail is being searched for.
+        """
         return self._unsynced > 0 or self._suspects > 0
 
-    def launched(self, plan: StepPlan) -> None:
-        """A step is under way, and the next one may be scheduled before it is complete: whatever
-        takes a source of its copies comes after it on the device."""
-        self._release(plan)
+    def mark_launched(self, plan: StepPlan) -> None:
+        """Note that a step is in flight, so that the next one can be planned before it completes.
+
+        The sources of its copies may be reused: later steps follow it on the device.
+        """
+        self._release_sources(plan)
         for chunk in plan.chunks:
             seq = chunk.seq
             seq.in_flight += 1
@@ -84,8 +99,8 @@ class Batch(Members):
                 seq.tokens.append(UNSAMPLED)
                 seq.unsampled += 1
 
-    def _waits(self, seq: Sequence) -> bool:
-        """Whether nothing can be computed for a sequence before what is under way is known."""
+    def _must_wait(self, seq: Sequence) -> bool:
+        """Return whether a sequence must wait for a load or for the step in flight."""
         if seq.loading:
             return True
         if not seq.in_flight:
@@ -95,11 +110,14 @@ class Batch(Members):
         return length == seq.computed or seq.needs_sync or (seq.unsampled > 0 and last)
 
     def _continue_running(self, chunks: list[Chunk]) -> tuple[int, bool]:
-        """Chunks of what runs; the budget left, and whether anything had to give way.
+        """Plan the chunks of running sequences.
 
-        Whoever decodes gets its token before any prompt gets a share of the budget, whatever the
-        priorities: a long prompt would silence running answers otherwise (Sarathi-Serve, Agrawal
-        et al. 2024).
+        Every decoding sequence gets its token before any prompt gets a share of the budget,
+        whatever the priorities: a long prompt would stall running answers otherwise
+        (Sarathi-Serve, Agrawal et al. 2024).
+
+        Returns:
+            The budget that is left, and whether any sequence was preempted.
         """
         if not self._sorted:
             self._running.sort(key=rank)
@@ -110,7 +128,7 @@ class Batch(Members):
         while at < len(self._running) and budget:
             seq = self._running[at]
             at += 1
-            if (seq.loading or seq.in_flight) and self._waits(seq):
+            if (seq.loading or seq.in_flight) and self._must_wait(seq):
                 continue
             if len(seq.tokens) - seq.computed > 1:
                 prompts.append(seq)
@@ -135,24 +153,32 @@ class Batch(Members):
         return budget, pressed
 
     def _make_room(self, seq: Sequence, tokens: int) -> bool:
-        """Blocks for `seq`, taken from those behind it if need be; False if some gave way. Nobody
-        gives way before all that is under way is known: what it just says would be lost, and it
-        could come back to the same place for ever."""
-        given = True
-        while not self._grow(seq, tokens):
+        """Get blocks for a sequence, preempting those of lower rank, or itself, if need be.
+
+        Never preempts while a step is in flight: the victim would lose the token being sampled
+        and could be preempted at the same point for ever (livelock).
+
+        Returns:
+            False if a sequence was preempted.
+
+        Raises:
+            _StepInFlight: if a sequence would have to be preempted while a step is in flight.
+        """
+        enough = True
+        while not self._append_blocks(seq, tokens):
             if seq.status is Status.FINISHED:
                 return False
             if any(other.in_flight for other in self._running):
-                raise _TooEarly
-            given = False
+                raise _StepInFlight
+            enough = False
             victim = self._running[-1]
             self._preempt(victim)
             self.preempted.append(victim)
             if victim is seq:
                 break
-        return given
+        return enough
 
-    def _grow(self, seq: Sequence, tokens: int) -> bool:
+    def _append_blocks(self, seq: Sequence, tokens: int) -> bool:
         try:
             return self.cache.append(seq, tokens)
         except Exception as error:
@@ -166,7 +192,7 @@ class Batch(Members):
             if not budget or len(self._running) >= self._max_sequences:
                 return
             try:
-                if self._follows(seq):
+                if self._waits_for_prefix(seq):
                     continue
                 if not self._admit(seq, copies):
                     return
@@ -177,8 +203,11 @@ class Batch(Members):
             except Exception as error:
                 self.fail(seq, error)
 
-    def _follows(self, seq: Sequence) -> bool:
-        """Whether the beginning of a sequence is being computed: share it, and hurry it."""
+    def _waits_for_prefix(self, seq: Sequence) -> bool:
+        """Return whether a running sequence computes this one's prefix, which it will share.
+
+        The running sequence takes over the better priority of the two.
+        """
         producer = self.cache.producer(seq)
         if producer is None:
             return False
@@ -188,7 +217,7 @@ class Batch(Members):
         return True
 
     def _admit(self, seq: Sequence, copies: list[tuple[int, int, int]]) -> bool:
-        """Start a sequence if all of its prompt has room, so that no two starve each other."""
+        """Start a sequence if there is room for all of its prompt, so that no two starve."""
         made = self.cache.allocate(seq, self._extent(seq), self._contiguous, self._max_tokens)
         if made is None:
             return False
@@ -216,11 +245,17 @@ class Batch(Members):
         if not seq.loading and self.cache.append(seq, seq.computed + count):
             chunks.append(chunk_of(seq, count))
 
+    # --- booking --------------------------------------------------------------------------
+
     def complete(self, plan: StepPlan, sampled: dict[str, Sampled]) -> list[Output]:
-        """Book what the runner did. Sequences cancelled meanwhile are passed over."""
+        """Book the results of a step. Sequences that ended meanwhile are skipped.
+
+        Args:
+            sampled: results by sequence id.
+        """
         counters = self.counters
         counters.steps += 1
-        self._release(plan)
+        self._release_sources(plan)
         outputs = []
         for chunk in plan.chunks:
             seq = chunk.seq
@@ -230,11 +265,11 @@ class Batch(Members):
             try:
                 output = self._book(chunk, sampled.get(seq.id))
             except BaseException as error:
-                self.fail(seq, fault(error))
+                self.fail(seq, as_exception(error))
             else:
                 if output is not None:
                     outputs.append(output)
-        return outputs + self.take_broken()
+        return outputs + self.take_failures()
 
     def _book(self, chunk: Chunk, result: Sampled | None) -> Output | None:
         seq = chunk.seq
@@ -252,14 +287,17 @@ class Batch(Members):
             return None
         if seq.params.max_tokens:
             assert result is not None, f"nothing was sampled for {seq.id}"
-            return self._append(seq, result, chunk.end)
+            return self._add_token(seq, result, chunk.end)
         self._end(seq)
         return Output(seq, None, FinishReason.LENGTH)
 
-    def failed(self, plan: StepPlan, error: Exception) -> list[Output]:
-        """A step raised. Its sequences are taken back and run one by one; one that fails alone
-        ends with the error, the others never notice."""
-        self._release(plan)
+    def fail_step(self, plan: StepPlan, error: Exception) -> list[Output]:
+        """Book a step that raised.
+
+        Its sequences are queued again and run one by one: one that fails alone ends with the
+        error, the others only lose time.
+        """
+        self._release_sources(plan)
         for chunk in plan.chunks:
             seq = chunk.seq
             if seq.status is not Status.RUNNING or chunk.epoch != seq.epoch:
@@ -269,20 +307,20 @@ class Batch(Members):
             else:
                 self._suspects += not seq.suspect
                 seq.suspect = True
-                self.take_back(seq, min(seq.published * self.cache.block_size, chunk.start))
+                self.requeue(seq, min(seq.published * self.cache.block_size, chunk.start))
         targets = {target for _, target, _ in plan.copies}
         for seq in [s for s in self._running if s.loading and targets.intersection(s.blocks)]:
-            self.take_back(seq)  # parked, so without a chunk: its copy was not made either
-        return self.take_broken()
+            self.requeue(seq)  # parked, so without a chunk: its copy was not made either
+        return self.take_failures()
 
-    def _release(self, plan: StepPlan) -> None:
-        """The copies of a step were made, or never will be: their sources may be reclaimed."""
+    def _release_sources(self, plan: StepPlan) -> None:
+        """Unpin the sources of a step's copies, once."""
         if not plan.released:
             plan.released = True
             for source, _, _ in plan.copies:
                 self.cache.finish_copy(source)
 
-    def _append(self, seq: Sequence, sampled: Sampled, at: int) -> Output:
+    def _add_token(self, seq: Sequence, sampled: Sampled, at: int) -> Output:
         token = sampled.token
         if seq.unsampled:
             seq.tokens[at] = token
@@ -312,7 +350,7 @@ class Batch(Members):
         return None
 
     def ends(self, seq: Sequence, token: int) -> bool:
-        """Whether a token is one that ends a sequence."""
+        """Return whether a token ends a sequence."""
         params = seq.params
         return token in params.stop_ids or (token in self._eos and not params.ignore_eos)
 

@@ -1,4 +1,4 @@
-"""What crosses between the engine core and the runner of a device, and the runner's seam."""
+"""Step plan: what the engine core and the runner of a device exchange, and the runner's seam."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,13 +11,17 @@ from drawloom.errors import DrawloomError
 
 @dataclass(slots=True, eq=False)
 class Chunk:
-    """Tokens of one sequence to compute: those from `start`, at the end of a context of `end`.
+    """Describe tokens of one sequence that a step computes.
 
-    `blocks` is the sequence's own list, good until the step is complete: copying it would cost
-    more than all the rest of a decode step's planning. A `score` of n >= 0 asks for the
-    log-probabilities of the tokens behind those from place n of the chunk on. A token that is
-    `UNSAMPLED` is the one that the sequence's last step says. A chunk whose `epoch` is not its
-    sequence's any more is of no use to it.
+    Attributes:
+        tokens: the tokens; `UNSAMPLED` stands for the one that the sequence's last step samples.
+        start: position of the first of them.
+        blocks: the sequence's own list, valid until the step completes: copying it would cost more
+            than the rest of planning a decode step.
+        sample: sample the token that follows.
+        score: index of the first token of the chunk whose successors' log-probabilities are
+            wanted, -1 for none.
+        epoch: the sequence's at planning; if that has changed, the result is ignored.
     """
 
     seq: Sequence
@@ -30,11 +34,12 @@ class Chunk:
 
     @property
     def end(self) -> int:
+        """Return the length of the context with this chunk."""
         return self.start + len(self.tokens)
 
     @property
     def scored(self) -> list[int]:
-        """The tokens whose log-probabilities are asked for."""
+        """Return the tokens whose log-probabilities are wanted."""
         first = self.start + self.score + 1
         last = min(self.end + 1, self.seq.prompt_length + self.seq.resumed_tokens)
         return self.seq.tokens[first:last] if self.score >= 0 else []
@@ -42,10 +47,11 @@ class Chunk:
 
 @dataclass(slots=True, eq=False)
 class StepPlan:
-    """All that crosses from the batch to the model runner.
+    """Describe one engine step.
 
-    `copies` are ``(source block, target block, tokens)``, made before anything is computed; their
-    sources are held until it is `released`.
+    Attributes:
+        copies: ``(source block, target block, tokens)``, made before anything is computed; the
+            sources are pinned until the plan is `released`.
     """
 
     chunks: list[Chunk]
@@ -55,9 +61,15 @@ class StepPlan:
 
 @dataclass(slots=True)
 class Sampled:
-    """What a step found out about a chunk: the token that follows, its log-probability under the
-    unmodified distribution, the likeliest tokens there, and the `scores` of given tokens; or the
-    `error` by which there is no token for this sequence."""
+    """Report the result of a chunk.
+
+    Attributes:
+        token: the token that follows.
+        logprob: its log-probability under the unmodified distribution.
+        top: the likeliest ``(token, log-probability)`` at its position.
+        scores: log-probabilities of the `Chunk.scored` tokens.
+        error: why there is no token for this sequence.
+    """
 
     token: int
     logprob: float = 0.0
@@ -67,67 +79,91 @@ class Sampled:
 
 
 def chunk_of(seq: Sequence, count: int) -> Chunk:
-    """Cut the next `count` tokens of a sequence that are to be computed."""
+    """Return the chunk of the next `count` uncomputed tokens of a sequence."""
     start, length = seq.computed, len(seq.tokens)
     end = start + count
     if count == 1 and end == length and seq.params.score_from < 0:
-        return Chunk(seq, [seq.tokens[-1]], start, seq.blocks, True, -1, seq.epoch)
+        return Chunk(seq, [seq.tokens[-1]], start, seq.blocks, True, epoch=seq.epoch)
     score, since = -1, seq.params.score_from
     if since >= 0:
         first = max(since, 1) - 1 + len(seq.scores)
         if first < end and first + 1 < seq.prompt_length + seq.resumed_tokens:
             score = first - start
-    tokens = seq.tokens[start:end]
-    return Chunk(seq, tokens, start, seq.blocks, end == length, score, seq.epoch)
+    return Chunk(
+        seq,
+        seq.tokens[start:end],
+        start,
+        seq.blocks,
+        sample=end == length,
+        score=score,
+        epoch=seq.epoch,
+    )
 
 
 class Runner(Protocol):
-    """A model on a device, or what stands for one. Called by one thread only.
+    """Run a model on a device. Called by one thread only.
 
-    With `ahead`, a step may be launched before the one before it is known: steps are carried out
-    in their order, and what a sequence said last is fed to its next step on the device.
+    With `async_launch`, a step may be launched before the one before it completes: steps run in
+    order, and a sequence's last token is fed to its next step on the device.
     """
 
     @property
-    def ahead(self) -> bool: ...
+    def async_launch(self) -> bool:
+        """Return whether steps may be launched before the last one completes."""
+        ...
 
     def launch(self, plan: StepPlan) -> Callable[[], dict[str, Sampled]]:
-        """Begin a step; what it returns waits for the result, by sequence id, and raises what
-        went wrong. Sequences that neither sample nor score are left out."""
+        """Start a step.
+
+        Returns:
+            A function that waits for the step and returns its results by sequence id, or raises.
+            Sequences that neither sample nor score are left out.
+        """
         ...
 
     def transfer(self, copies: Copies) -> None:
-        """Begin to copy blocks between the tiers; spills are done when this returns."""
+        """Start copies between the tiers; spills are complete when this returns."""
         ...
 
-    def arrived(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
-        """The device blocks whose saves and whose loads are through since the last time. With
-        nothing to tell, waits up to `wait` seconds for it."""
+    def finished_copies(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
+        """Return the device blocks whose saves, and those whose loads, completed since last time.
+
+        Args:
+            wait: seconds to wait for one, if none has.
+        """
         ...
 
-    def failed(self) -> list[Copies]:
-        """The copies that failed, as `arrived` found out; each is reported once."""
+    def failed_copies(self) -> list[Copies]:
+        """Return the copies that failed, as `finished_copies` found out; each is reported once."""
         ...
 
     def read(self, places: list[tuple[int, int]]) -> Any:
-        """The KV of blocks, from the device or else from host memory, block-major on the CPU."""
+        """Return the KV of blocks, block-major on the CPU.
+
+        Args:
+            places: ``(device block, host block)``; the host block is read where the first is -1.
+        """
         ...
 
     def write(self, blocks: list[int], data: Any) -> None:
-        """Put what `read` gave into device blocks."""
+        """Write KV that `read` returned to device blocks."""
         ...
 
     def update(self, weights: Any) -> None:
-        """Take other weights of the same shapes, in place."""
+        """Replace the weights by others of the same shapes, in place."""
         ...
 
     def sleep(self) -> None:
         """Give the device's memory back; the KV on it is lost."""
         ...
 
-    def wake(self) -> None: ...
+    def wake(self) -> None:
+        """Take the device's memory again."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give all resources back; no call may follow."""
+        ...
 
 
 __all__ = ["Chunk", "Runner", "Sampled", "StepPlan", "chunk_of"]

@@ -20,11 +20,17 @@ class Copies:
 
 
 def runs(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Merge copies ``(source, target)`` of neighbouring blocks into ``(source, target, count)``.
+    """Merge copies of neighbouring blocks.
 
     Carrying out the result, in any order, has the effect of carrying out `pairs` one by one: of
     several copies to one target only the last is kept. Sources and targets are blocks of two
     different memories.
+
+    Args:
+        pairs: copies ``(source, target)``.
+
+    Returns:
+        Copies ``(source, target, count)``.
     """
     last = {target: source for source, target in pairs}
     merged: list[tuple[int, int, int]] = []

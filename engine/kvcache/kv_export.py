@@ -1,4 +1,4 @@
-"""A conversation's KV as bytes: what one engine exports and another of the same model imports."""
+"""Serialisation of a conversation's KV, for an engine of the same model elsewhere."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -9,11 +9,11 @@ from drawloom.errors import EngineError
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What two engines must share for one's KV to mean anything to the other.
+    """Identify the model and the layout that KV belongs to: both engines must have the same.
 
     Attributes:
         model: everything else in the configuration that changes numbers, as text.
-        digest: of a sample of every weight: models of one shape are not one model.
+        digest: hash of a sample of every weight, because models of one shape differ.
     """
 
     layers: int
@@ -27,7 +27,12 @@ class Fingerprint:
 
 
 def pack(fingerprint: Fingerprint, weights: str, tokens: list[int], kv: Any) -> bytes:
-    """Tokens and KV [blocks, layers, 2, size, kv_heads, d] in the safetensors format."""
+    """Serialise a conversation in the safetensors format.
+
+    Args:
+        weights: version of the weights.
+        kv: [blocks, layers, 2, block_size, kv_heads, head_dim].
+    """
     import torch
     from safetensors.torch import save
 
@@ -37,7 +42,11 @@ def pack(fingerprint: Fingerprint, weights: str, tokens: list[int], kv: Any) -> 
 
 
 def unpack(fingerprint: Fingerprint, weights: str, data: bytes) -> tuple[list[int], Any]:
-    """Raises `EngineError` for what is not KV of this model and version."""
+    """Read tokens and KV that `pack` serialised.
+
+    Raises:
+        EngineError: if this is not KV of this model and these weights.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 

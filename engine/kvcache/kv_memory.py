@@ -1,4 +1,4 @@
-"""The memory behind the KV cache: one tensor on the device, one in host memory."""
+"""Memory of the KV cache: one tensor on the device, one in host memory."""
 
 import logging
 import queue
@@ -17,16 +17,19 @@ log = logging.getLogger("drawloom.engine")
 
 
 class KVStore:
-    """Keys and values of all layers, on the device.
+    """Hold the keys and values of all layers on the device.
 
-    Where it is `paged`, for a GPU, a block is contiguous over all layers, so that moving one is one
-    copy, and in it the tokens of a head: [blocks, layers, 2, kv_heads, size, d]. A CPU reads the
-    context of a sequence as one view instead: [layers, 2, kv_heads, blocks, size, d]. Either way
-    a layer is seen as [blocks, size, kv_heads, d] with strides.
+    If `paged`, for a GPU, a block is contiguous over all layers, so that moving one is one copy:
+    [blocks, layers, 2, kv_heads, size, d]. A CPU reads the context of a sequence as one view
+    instead: [layers, 2, kv_heads, blocks, size, d]. Either way a layer is a strided view of
+    [blocks, size, kv_heads, d].
+
+    Args:
+        size: tokens a block.
 
     Attributes:
-        tensor: [blocks, layers, 2, size, kv_heads, d], as a view.
-        moved: the same with a block as it lies in memory, for copying it.
+        tensor: a view of [blocks, layers, 2, size, kv_heads, d].
+        moved: a view of the same with each block in the order of memory, for copying.
     """
 
     def __init__(
@@ -50,11 +53,11 @@ class KVStore:
             self.tensor = self.moved = memory.permute(3, 0, 1, 4, 2, 5)
 
     def seen(self, moved: Tensor) -> Tensor:
-        """Blocks as they lie in memory as blocks of `tensor`, and the other way round."""
+        """Return blocks in the order of memory as blocks of `tensor`, or the other way round."""
         return moved.transpose(-3, -2) if self.paged else moved
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, each [blocks, size, kv_heads, d]."""
+        """Return the keys and the values of a layer, each [blocks, size, kv_heads, d]."""
         return self.tensor[:, index, 0], self.tensor[:, index, 1]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
@@ -63,10 +66,13 @@ class KVStore:
 
 
 class CopyThread:
-    """Carries out copies in a thread of its own, in their order.
+    """Carry out copies in a thread of their own, in order.
 
-    A copy that raises is reported as failed, and the thread goes on. Should the thread itself die,
-    what it had not done is reported as failed, and another one is started.
+    A copy that raises is reported as failed, and the thread goes on. If the thread itself dies, the
+    copies that it had not done are reported as failed, and another thread is started.
+
+    Args:
+        work: carries out copies.
     """
 
     def __init__(self, work: Callable[[Copies], None]) -> None:
@@ -77,7 +83,7 @@ class CopyThread:
     def _begin(self) -> None:
         self._jobs: queue.SimpleQueue[Copies | None] = queue.SimpleQueue()
         self._ended: deque[tuple[Copies, bool]] = deque()
-        self._told = threading.Event()
+        self._signal = threading.Event()
         self.thread = threading.Thread(target=self._run, name="kv-copies", daemon=True)
         self.thread.start()
 
@@ -90,19 +96,23 @@ class CopyThread:
                 self._ended.append((copies, False))
             else:
                 self._ended.append((copies, True))
-            self._told.set()
+            self._signal.set()
 
     def put(self, copies: Copies) -> None:
+        """Queue copies."""
         self._begun.append(copies)
         self._jobs.put(copies)
 
     def ended(self, wait: float) -> list[tuple[Copies, bool]]:
-        """The copies that ended since the last call, and whether each succeeded. With none, waits
-        up to `wait` seconds for one."""
+        """Return the copies that ended since the last call, and whether each succeeded.
+
+        Args:
+            wait: seconds to wait for one, if none has.
+        """
         alive = self.thread.is_alive()
         if wait and alive and self._begun and not self._ended:
-            self._told.wait(wait)
-        self._told.clear()
+            self._signal.wait(wait)
+        self._signal.clear()
         found = []
         while self._ended:
             found.append(self._ended.popleft())
@@ -115,18 +125,20 @@ class CopyThread:
         return found
 
     def close(self) -> None:
+        """Finish the queued copies and end the thread."""
         self._jobs.put(None)
         self.thread.join()
 
 
 class HostTier:
-    """Blocks in host memory, allocated once (pinned for a GPU), and the copies to and from them.
+    """Hold blocks in host memory, and copy them from and to the device.
 
-    A CPU copies in a thread of its own, a GPU on two streams of its own, one each way, as it has an
-    engine for each: no step waits. Runs of neighbours are one copy.
+    The memory is allocated once, pinned for a GPU. A CPU copies in a thread of its own, a GPU on
+    two streams, one each way, because it has a copy engine for each: no step waits. Runs of
+    neighbouring blocks are one copy.
 
     Attributes:
-        memory: blocks as they lie in `KVStore.moved`.
+        memory: [host blocks, ...], each block in the order of `KVStore.moved`.
     """
 
     def __init__(self, store: KVStore, blocks: int) -> None:
@@ -143,6 +155,7 @@ class HostTier:
         self._copier = None if self._gpu else CopyThread(self._carry_out)
 
     def transfer(self, store: KVStore, copies: Copies) -> None:
+        """Start copies; spills are complete, or ordered before the next step, on return."""
         self._store = store
         # a spilled block is written over by the next step: in its stream, before it
         self._move(copies.spills, store.moved, self.memory)
@@ -173,9 +186,14 @@ class HostTier:
         self._move(copies.saves, self._store.moved, self.memory)
         self._move(copies.loads, self.memory, self._store.moved)
 
-    def arrived(self, wait: float) -> tuple[list[int], list[int]]:
+    def finished_copies(self, wait: float) -> tuple[list[int], list[int]]:
+        """Return the device blocks whose saves, and those whose loads, completed since last time.
+
+        Args:
+            wait: seconds to wait for one, if none has.
+        """
         if self._gpu:
-            return self._arrived_on_gpu(wait)
+            return self._finished_on_gpu(wait)
         assert self._copier is not None
         saved: list[int] = []
         loaded: list[int] = []
@@ -187,22 +205,23 @@ class HostTier:
                 self._failed.append(copies)
         return saved, loaded
 
-    def failed(self) -> list[Copies]:
-        """The copies that failed, as `arrived` found out; each is reported once."""
+    def failed_copies(self) -> list[Copies]:
+        """Return the copies that failed, as `finished_copies` found out; each is reported once."""
         failed, self._failed = self._failed, []
         return failed
 
-    def _arrived_on_gpu(self, wait: float) -> tuple[list[int], list[int]]:
+    def _finished_on_gpu(self, wait: float) -> tuple[list[int], list[int]]:
         if wait and (first := self._loads or self._saves):
             first[0][0].synchronize()
-        return _through(self._saves), _through(self._loads)
+        return _pop_complete(self._saves), _pop_complete(self._loads)
 
     def synchronize(self) -> None:
-        """What was spilled is readable in host memory, too."""
+        """Wait until spilled blocks can be read from host memory."""
         if self._gpu:
             torch.cuda.synchronize()
 
     def close(self) -> None:
+        """End the thread that copies."""
         if self._copier is not None:
             self._copier.close()
 
@@ -213,8 +232,8 @@ def _event() -> Any:
     return event
 
 
-def _through(copies: deque[tuple[Any, list[int]]]) -> list[int]:
-    """The blocks of the copies that are through, in their order."""
+def _pop_complete(copies: deque[tuple[Any, list[int]]]) -> list[int]:
+    """Remove and return the blocks of the copies that are complete, in order."""
     done: list[int] = []
     while copies and copies[0][0].query():
         done += copies.popleft()[1]

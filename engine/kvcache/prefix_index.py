@@ -99,8 +99,7 @@ class PrefixIndex:
             self.lru[block] = entry
 
     def unpin_block(self, block: int) -> None:
-        """Remove a reference to a device block, which is freed if it was the last and the block
-        has no entry."""
+        """Remove a reference to a device block; without an entry it is freed with the last one."""
         entry = self.by_block.get(block)
         if entry is not None:
             self.unpin(entry)

@@ -23,7 +23,7 @@ class ModelRunner:
         unknown: ids of the model that its tokenizer does not have, ascending; never sampled.
     """
 
-    ahead = False
+    async_launch = False
 
     def __init__(
         self,
@@ -144,11 +144,11 @@ class ModelRunner:
         assert self.host is not None, "copies without host memory"
         self.host.transfer(self._awake(), copies)
 
-    def arrived(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
-        return self.host.arrived(wait) if self.host is not None else ([], [])
+    def finished_copies(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
+        return self.host.finished_copies(wait) if self.host is not None else ([], [])
 
-    def failed(self) -> list[Copies]:
-        return self.host.failed() if self.host is not None else []
+    def failed_copies(self) -> list[Copies]:
+        return self.host.failed_copies() if self.host is not None else []
 
     @torch.inference_mode()
     def read(self, places: list[tuple[int, int]]) -> Tensor:

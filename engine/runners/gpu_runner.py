@@ -51,7 +51,7 @@ class GpuRunner(ModelRunner):
             was; None is nowhere.
     """
 
-    ahead = True
+    async_launch = True
 
     def __init__(
         self,

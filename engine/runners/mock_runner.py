@@ -49,10 +49,13 @@ class NumberTokenizer(Tokenizer):
 
 
 class MockRunner:
-    """Says what `script` says. Copies arrive when `arrived` was asked for them `delay` times.
+    """Sample what `script` returns, and check each block that a step reads.
 
-    With `ahead` it writes and says everything when a step is launched, as a device does that the
-    host has not waited for yet.
+    With `async_launch` it computes a step when that is launched, as a device does that the engine
+    has not waited for yet.
+
+    Args:
+        delay: calls of `finished_copies` until a copy is complete.
     """
 
     def __init__(
@@ -62,9 +65,9 @@ class MockRunner:
         *,
         window: int = 0,
         delay: int = 0,
-        ahead: bool = False,
+        async_launch: bool = False,
     ) -> None:
-        self.ahead, self._said = ahead, dict[str, int]()
+        self.async_launch, self._said = async_launch, dict[str, int]()
         self._script, self._size, self._window = script, block_size, window
         self._delay = delay
         self._device: dict[int, int] = {}
@@ -74,7 +77,7 @@ class MockRunner:
         self.asleep = False
 
     def launch(self, plan: StepPlan) -> Callable[[], dict[str, Sampled]]:
-        if not self.ahead:
+        if not self.async_launch:
             return lambda: self.run(plan)
         out = self.run(plan)
         return lambda: out
@@ -110,7 +113,7 @@ class MockRunner:
     def _as_it_is(self, chunk: Chunk) -> Sequence:
         """The sequence with no token pending, as far as this chunk goes."""
         seq = chunk.seq
-        if not self.ahead:
+        if not self.async_launch:
             return seq
         true = copy(seq)
         true.tokens = seq.tokens[: chunk.start] + self._fed(chunk)
@@ -127,7 +130,7 @@ class MockRunner:
         slots = range(block * self._size, (block + 1) * self._size)
         return {s % self._size: self._device[s] for s in slots if s in self._device}
 
-    def arrived(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
+    def finished_copies(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
         self._asked += 1
         saved: list[int] = []
         loaded: list[int] = []
@@ -142,7 +145,7 @@ class MockRunner:
                 loaded.append(block)
         return saved, loaded
 
-    def failed(self) -> list[Copies]:
+    def failed_copies(self) -> list[Copies]:
         return []
 
     def read(self, places: list[tuple[int, int]]) -> list[dict[int, int]]:

@@ -100,11 +100,11 @@ class TensorRunner(MockRunner):
         *,
         window: int = 0,
         delay: int = 0,
-        ahead: bool = False,
+        async_launch: bool = False,
         paged: bool = False,
         early: bool = False,
     ) -> None:
-        super().__init__(script, block_size, window=window, delay=delay, ahead=ahead)
+        super().__init__(script, block_size, window=window, delay=delay, async_launch=async_launch)
         cpu = torch.device("cpu")
         self.store = KVStore(_SPEC, blocks, block_size, cpu, torch.int64, paged)
         self._device: Any = Slots(self.store, block_size)
@@ -118,11 +118,11 @@ class TensorRunner(MockRunner):
         assert not self.asleep and self.tier is not None
         self.tier.transfer(self.store, copies)
 
-    def arrived(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
-        return self.tier.arrived(wait) if self.tier is not None else ([], [])
+    def finished_copies(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
+        return self.tier.finished_copies(wait) if self.tier is not None else ([], [])
 
-    def failed(self) -> list[Copies]:
-        return self.tier.failed() if self.tier is not None else []
+    def failed_copies(self) -> list[Copies]:
+        return self.tier.failed_copies() if self.tier is not None else []
 
     def read(self, places: list[tuple[int, int]]) -> Any:
         def content(block: int, host: int) -> torch.Tensor:

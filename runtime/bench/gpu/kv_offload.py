@@ -67,7 +67,7 @@ class Tiers:
     def _empty(self) -> None:
         """Free all device blocks that have a copy in host memory."""
         self._core.cache.evict_all()
-        self._core._transfer()
+        self._core.transfers.start()
 
     def _slowdown(self, others: int, steps: int = 48) -> float:
         """Return how much slower other sequences decode while a chat is brought back repeatedly."""

@@ -127,7 +127,7 @@ def test_a_step_that_fails_ends_only_the_sequence_that_fails_alone() -> None:
         if plan is None:
             break
         if any(c.seq.id == "bad" for c in plan.chunks):
-            outputs = batch.failed(plan, RuntimeError("broken"))
+            outputs = batch.fail_step(plan, RuntimeError("broken"))
         else:
             outputs = batch.complete(plan, {c.seq.id: Sampled(5, 0.0) for c in plan.chunks})
         ended |= {o.seq.id: o.finish for o in outputs if o.finish}

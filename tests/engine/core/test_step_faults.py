@@ -34,8 +34,8 @@ class Guides:
         return AnyGuide()
 
 
-def _core(ahead: bool) -> EngineCore:
-    runner = TensorRunner(hashed(50), SIZE, 30, 60, ahead=ahead, delay=1)
+def _core(async_launch: bool) -> EngineCore:
+    runner = TensorRunner(hashed(50), SIZE, 30, 60, async_launch=async_launch, delay=1)
     info = EngineInfo("e", "mock", "cpu", 120, 120, SIZE, 240)
     cache = KVCache(30, SIZE, host_blocks=60)
     return EngineCore(
@@ -48,14 +48,14 @@ CALLS: list[tuple[Callable[[EngineCore], Any], str]] = [
     (lambda c: c._runner, "launch"),
     (lambda c: c._runner, "run"),
     (lambda c: c._runner, "transfer"),
-    (lambda c: c._runner, "arrived"),
-    (lambda c: c._runner, "failed"),
+    (lambda c: c._runner, "finished_copies"),
+    (lambda c: c._runner, "failed_copies"),
     (lambda c: c.batch, "schedule"),
-    (lambda c: c.batch, "launched"),
+    (lambda c: c.batch, "mark_launched"),
     (lambda c: c.batch, "complete"),
     (lambda c: c.batch, "ends"),
     (lambda c: c.batch, "_admit"),
-    (lambda c: c.batch, "_append"),
+    (lambda c: c.batch, "_add_token"),
     (lambda c: c.batch, "_finish_reason"),
     (lambda c: c.cache, "allocate"),
     (lambda c: c.cache, "append"),
@@ -68,9 +68,9 @@ CALLS: list[tuple[Callable[[EngineCore], Any], str]] = [
     (lambda c: c.cache, "finish_load"),
     (lambda c: c.cache._conversations, "expire"),
     (lambda c: c.cache._conversations, "record"),
-    (lambda c: c, "_learn"),
-    (lambda c: c, "_told"),
-    (lambda c: c, "_delta"),
+    (lambda c: c, "_measure"),
+    (lambda c: c.requests, "_advance"),
+    (lambda c: c.requests, "_delta"),
     (lambda c: NumberTokenizer, "text.push"),
     (lambda c: NumberTokenizer, "text.flush"),
     (lambda c: AnyGuide, "accept"),
@@ -140,19 +140,24 @@ def _inject(
     return breaking
 
 
-@pytest.mark.parametrize("ahead", [False, True], ids=["plain", "ahead"])
+@pytest.mark.parametrize("async_launch", [False, True], ids=["plain", "async"])
 @pytest.mark.parametrize(("owner", "name"), CALLS, ids=[name for _, name in CALLS])
 def test_one_exception_ends_one_request_at_most(
-    monkeypatch: pytest.MonkeyPatch, owner: Callable[[EngineCore], Any], name: str, ahead: bool
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Callable[[EngineCore], Any],
+    name: str,
+    async_launch: bool,
 ) -> None:
-    wanted = {k: _answer(v) for k, v in _serve(_core(ahead)).items()}
+    wanted = {k: _answer(v) for k, v in _serve(_core(async_launch)).items()}
     for at in (1, 2, 5, 12):
-        core = _core(ahead)
+        core = _core(async_launch)
         with monkeypatch.context() as patch:
             breaking = _inject(patch, core, owner(core), name, at)
             heard = _serve(core)
         if breaking.calls < at:  # a step makes fewer of these calls
-            assert at > 1 or (name, ahead) == ("launched", False), f"{name} is never called"
+            assert at > 1 or (name, async_launch) == ("mark_launched", False), (
+                f"{name} is never called"
+            )
             break
         found = {k: _answer(v) for k, v in heard.items()}
         assert found.keys() == wanted.keys()
@@ -170,14 +175,14 @@ def test_one_exception_ends_one_request_at_most(
 
 def _is_sound(core: EngineCore) -> None:
     """Nothing is left behind of a fault: all blocks are there, and the next request is served."""
-    assert not len(core.batch) and not core._requests
+    assert not len(core.batch) and not core.requests.open
     assert sorted(core.batch._slots) == list(range(4))
     core.cache.check([])
     core.submit(GenerateRequest("after", "after", (7, 8, 9), SamplingParams(max_tokens=3)))
     assert len(_answer(_run(core)["after"])[0]) == 3
 
 
-@pytest.mark.parametrize("name", ["publish", "allocate", "_append", "_told"])
+@pytest.mark.parametrize("name", ["publish", "allocate", "_add_token", "_advance"])
 def test_a_request_over_which_a_call_always_fails_ends_alone(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

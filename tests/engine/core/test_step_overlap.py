@@ -42,8 +42,10 @@ class Watched(MockRunner):
         return wait
 
 
-def _core(ahead: bool = True, blocks: int = 40, words: int = 50) -> tuple[EngineCore, Watched]:
-    runner = Watched(hashed(words), SIZE, ahead=ahead)
+def _core(
+    async_launch: bool = True, blocks: int = 40, words: int = 50
+) -> tuple[EngineCore, Watched]:
+    runner = Watched(hashed(words), SIZE, async_launch=async_launch)
     info = EngineInfo("e", "mock", "cpu", blocks * SIZE, blocks * SIZE, SIZE)
     core = EngineCore(
         info, KVCache(blocks, SIZE), runner, NumberTokenizer(), max_tokens=16, max_sequences=4
@@ -86,7 +88,7 @@ def test_what_must_be_told_every_token_is_not_run_ahead_of() -> None:
 
 def test_a_step_that_was_launched_for_nothing_is_forgotten() -> None:
     core, runner = _core(words=3)
-    plain, _ = _core(ahead=False, words=3)
+    plain, _ = _core(async_launch=False, words=3)
     for engine in (core, plain):
         engine.submit(_ask("a", [1, 2, 0], max_tokens=30, stop_ids=(1,)))
     assert _run(core) == _run(plain)
@@ -96,7 +98,7 @@ def test_a_step_that_was_launched_for_nothing_is_forgotten() -> None:
 
 def test_a_step_that_fails_ends_only_the_sequence_that_fails_alone() -> None:
     core, runner = _core()
-    plain, _ = _core(ahead=False)
+    plain, _ = _core(async_launch=False)
     runner.fail = lambda plan: any(c.seq.id == "bad" and c.end > 5 for c in plan.chunks)
     for engine in (core, plain):
         for name in ("good", "bad", "fine"):
@@ -121,7 +123,7 @@ def test_nobody_finds_what_a_step_was_to_compute_before_it_is_known_to_be_there(
 def test_weights_change_and_the_engine_sleeps_only_when_all_steps_are_known() -> None:
     core, runner = _core()
     core.submit(_ask("a", [1, 2, 3], max_tokens=12))
-    plain, _ = _core(ahead=False)
+    plain, _ = _core(async_launch=False)
     plain.submit(_ask("a", [1, 2, 3], max_tokens=12))
     deltas: list[Delta] = []
     for _ in range(4):
@@ -173,8 +175,8 @@ def test_the_same_is_said_with_and_without(
 ) -> None:
     """Requests that come one by one, into too little memory; some end early, some are penalised."""
     results = []
-    for ahead in (True, False):
-        core, _ = _core(ahead, blocks, words)
+    for async_launch in (True, False):
+        core, _ = _core(async_launch, blocks, words)
         said: dict[str, list[int]] = {}
         ends: dict[str, FinishReason] = {}
 

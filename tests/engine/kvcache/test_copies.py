@@ -101,7 +101,7 @@ def test_what_a_failed_load_would_have_brought_is_computed(run_core: Run) -> Non
     assert core.cache.stats().host_blocks == 0, "nobody tries to load it again"
 
 
-@pytest.mark.parametrize("place", ["transfer", "arrived"])
+@pytest.mark.parametrize("place", ["transfer", "finished_copies"])
 def test_a_runner_that_cannot_copy_for_once_fails_nobody(run_core: Run, place: str) -> None:
     core, runner = _demoted(run_core)
     real, calls = getattr(runner, place), list[int]()
@@ -124,8 +124,8 @@ def _tier() -> HostTier:
 
 def _wait(tier: HostTier) -> tuple[list[int], list[int], list[Copies]]:
     for _ in range(1000):
-        saved, loaded = tier.arrived(0.01)
-        failed = tier.failed()
+        saved, loaded = tier.finished_copies(0.01)
+        failed = tier.failed_copies()
         if saved or loaded or failed:
             return saved, loaded, failed
     raise AssertionError("nobody tells what became of a copy")
@@ -205,7 +205,7 @@ def test_a_copy_that_nobody_can_ask_for_ends_the_engine(
     run_core: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core, runner = _demoted(run_core)
-    monkeypatch.setattr(runner, "arrived", lambda wait=0.0: 1 / 0)
+    monkeypatch.setattr(runner, "finished_copies", lambda wait=0.0: 1 / 0)
     core.submit(_ask("b", "chat", range(35)))
     with pytest.raises(Exception, match="state of copies"):
         for _ in range(50):

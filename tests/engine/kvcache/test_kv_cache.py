@@ -41,7 +41,7 @@ class CacheMachine(RuleBasedStateMachine):
         delay=st.integers(0, 3),
         save_leased=st.booleans(),
         spill=st.booleans(),
-        ahead=st.booleans(),
+        async_launch=st.booleans(),
         paged=st.booleans(),
         early=st.booleans(),
     )
@@ -51,7 +51,7 @@ class CacheMachine(RuleBasedStateMachine):
         delay: int,
         save_leased: bool,
         spill: bool,
-        ahead: bool,
+        async_launch: bool,
         paged: bool,
         early: bool,
     ) -> None:
@@ -65,7 +65,7 @@ class CacheMachine(RuleBasedStateMachine):
         )
         self.cache.spill = spill
         self.runner = TensorRunner(
-            hashed(3), SIZE, 18, host, window=self.window, delay=delay, ahead=ahead,
+            hashed(3), SIZE, 18, host, window=self.window, delay=delay, async_launch=async_launch,
             paged=paged, early=early,
         )  # fmt: skip
         info = EngineInfo("e", "mock", "cpu", 72 if not self.window else 200, 72, SIZE, host * SIZE)
@@ -113,7 +113,9 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(times=st.integers(1, 40))
     def step(self, times: int) -> None:
         for _ in range(times):
-            running = {name: one.seq for name, one in self.core._requests.items()}  # ended ones too
+            running = {
+                name: one.seq for name, one in self.core.requests.open.items()
+            }  # ended ones too
             for delta in self.core.step():
                 assert delta.error is None, delta.error
                 if delta.finish in (FinishReason.STOP, FinishReason.LENGTH):
@@ -126,12 +128,12 @@ class CacheMachine(RuleBasedStateMachine):
         if len(self.core._launched) >= self.core._depth:
             return
         plan = self.core.batch.schedule()
-        self.core._transfer()
+        self.core.transfers.start()
         if plan is not None:
-            if self.core._runner.ahead:
-                self.core.batch.launched(plan)
-            for output in self.core.batch.failed(plan, RuntimeError("no")):
-                del self.core._requests[output.seq.id]
+            if self.core._runner.async_launch:
+                self.core.batch.mark_launched(plan)
+            for output in self.core.batch.fail_step(plan, RuntimeError("no")):
+                del self.core.requests.open[output.seq.id]
 
     @rule(count=st.integers(1, 3))
     def copies_that_fail(self, count: int) -> None:
@@ -376,7 +378,7 @@ def test_blocks_imported_with_a_salt_under_new_weights_belong_to_both() -> None:
         delay=0,
         save_leased=False,
         spill=False,
-        ahead=False,
+        async_launch=False,
         paged=False,
         early=False,
     )

@@ -129,11 +129,11 @@ def test_what_has_arrived_is_told_once_and_in_its_order(device: Device) -> None:
     device.busy = {"out", "in"}
     tier.transfer(store, Copies([], [(1, 0), (3, 1)], []))
     tier.transfer(store, Copies([], [], [(0, 2)]))
-    assert tier.arrived(0.0) == ([], [])
+    assert tier.finished_copies(0.0) == ([], [])
     device.busy = {"in"}
-    assert tier.arrived(0.0) == ([1, 3], [])
-    assert tier.arrived(0.0) == ([], [])
-    assert tier.arrived(1.0) == ([], [2])  # waits for it
+    assert tier.finished_copies(0.0) == ([1, 3], [])
+    assert tier.finished_copies(0.0) == ([], [])
+    assert tier.finished_copies(1.0) == ([], [2])  # waits for it
 
 
 def _engine(oracle: Any, device: Device, few: bool) -> tuple[EngineCore, list[Graph]]:

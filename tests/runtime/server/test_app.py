@@ -269,7 +269,7 @@ async def test_turns_of_a_program_go_on_where_it_was(tiny: Any) -> None:
     assert released.json() == {"program_id": "mine", "released": True}
     assert (await client.delete("/v1/programs/mine")).status_code == 404
     await server.dispatcher.settle()
-    assert (await server.dispatcher.engine.stats()).conversations == 0
+    assert (await server.dispatcher.engine.stats()).cache.conversations == 0
 
 
 async def test_a_nameless_client_is_known_by_what_it_sends(tiny: Any) -> None:

@@ -39,7 +39,7 @@ from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.sdk.adoption import adopt, environments_of, lasting, sweep_store
 from drawloom.runtime.sdk.run import Run
 from drawloom.runtime.sdk.sync import SyncUse
-from drawloom.runtime.server.gateway_factory import Doors
+from drawloom.runtime.server.gateway_factory import GatewayFactory
 from drawloom.runtime.store.result_json import result_json
 from drawloom.runtime.store.store import StepRow, Store
 from drawloom.sandbox.api.provider import Provider
@@ -163,7 +163,7 @@ class Runtime(SyncUse):
             await dispatcher.remember()
             self._dispatcher = dispatcher
             if provider is not None:
-                doors = provider.doors = Doors(self)
+                doors = provider.doors = GatewayFactory(self)
                 undo.push_async_callback(doors.close_all)
             await sweep_store(self.dispatcher)
             self._undo = undo.pop_all()

@@ -22,7 +22,7 @@ from drawloom.ids import new_id
 from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server import openapi
 from drawloom.runtime.server.access_log import RECORD, AccessLog, Record
-from drawloom.runtime.server.chat_completions import ChatCompletion, Event, Served
+from drawloom.runtime.server.chat_completions import ChatCompletion, Event, ServingContext
 from drawloom.runtime.server.completions import Completion
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.drain import Drain, shutting_down
@@ -35,7 +35,7 @@ from drawloom.runtime.server.openai_requests import (
     ReleaseRequest,
     Sampling,
 )
-from drawloom.runtime.server.sessions import Programs
+from drawloom.runtime.server.sessions import SessionTable
 
 log = logging.getLogger("drawloom.server")
 
@@ -86,13 +86,13 @@ class Server:
         )
         self.dispatcher, self.info = dispatcher, info
         self._trust_priority = trust_priority
-        self.programs = Programs(dispatcher, ttl)
+        self.sessions = SessionTable(dispatcher, ttl)
         self.timings = Timings(info)
-        self.served = Served(
+        self.context = ServingContext(
             info.model,
             runtime.template,
             dispatcher.engine.tokenizer,
-            self.programs,
+            self.sessions,
             self.timings,
             info.max_context,
             reasoning,
@@ -116,19 +116,19 @@ class Server:
         self.app = AccessLog(self.drain)
 
     async def close(self) -> None:
-        await self.programs.close()
+        await self.sessions.close()
 
     # --- completions ----------------------------------------------------------------------
 
     async def _chat(self, request: Request) -> Response:
         asked = self._polite(await _read(request, ChatRequest))
-        job = await ChatCompletion.create(self.served, asked, _identity(request, asked))
+        job = await ChatCompletion.create(self.context, asked, _identity(request, asked))
         return await self._answer(request, job, bool(asked.stream), job.program)
 
     async def _completion(self, request: Request) -> Response:
         asked = self._polite(await _read(request, CompletionRequest))
         caller = _identity(request, asked)
-        job = await Completion.create(self.served, asked, caller)
+        job = await Completion.create(self.context, asked, caller)
         return await self._answer(request, job, bool(asked.stream), caller.name or "")
 
     def _polite(self, asked: S) -> S:
@@ -231,15 +231,15 @@ class Server:
     # --- everything else ------------------------------------------------------------------
 
     def _about(self) -> Event:
-        about = {"id": self.served.model, "object": "model", "owned_by": "drawloom"}
+        about = {"id": self.context.model, "object": "model", "owned_by": "drawloom"}
         return about | {"created": 0, "max_model_len": self.info.max_context}
 
     async def _models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._about()]})
 
     async def _model(self, request: Request) -> Response:
-        if request.path_params["id"] != self.served.model:
-            raise HttpError(404, f"only {self.served.model!r} is served", code="model_not_found")
+        if request.path_params["id"] != self.context.model:
+            raise HttpError(404, f"only {self.context.model!r} is context", code="model_not_found")
         return JSONResponse(self._about())
 
     async def _release(self, request: Request) -> Response:
@@ -253,11 +253,11 @@ class Server:
     async def _list(self, request: Request) -> Response:
         """List the programs that the server knows, those of one tenant if it is named."""
         tenant = request.query_params.get("tenant")
-        found = [p for p in self.programs.describe() if tenant in (None, p["tenant"])]
+        found = [p for p in self.sessions.describe() if tenant in (None, p["tenant"])]
         return JSONResponse({"object": "list", "data": found})
 
     def _ended(self, request: Request, name: str) -> Response:
-        found = self.programs.end(Caller(_tenant(request), name))
+        found = self.sessions.release(Caller(_tenant(request), name))
         return JSONResponse({"program_id": name, "released": found}, 200 if found else 404)
 
     async def _health(self, request: Request) -> Response:
@@ -271,7 +271,7 @@ class Server:
 
     async def _metrics(self, request: Request) -> Response:
         stats = await self.dispatcher.engine.stats()
-        page = render(self.timings, self.info, stats, len(self.programs))
+        page = render(self.timings, self.info, stats, len(self.sessions))
         return Response(page, media_type="text/plain; version=0.0.4")
 
 
@@ -300,7 +300,7 @@ def _tenant(request: Request) -> str:
 def _identity(request: Request, asked: Sampling) -> Caller:
     """Return who asks: tenant and program, in the order of research/sdk.md §4; from inside an
     environment the program that has it, whatever the request says."""
-    inside: Caller | None = request.scope.get("drawloom.inside")
+    inside: Caller | None = request.scope.get("drawloom.caller")
     if inside is not None:
         return inside
     about = asked.metadata or {}

@@ -20,7 +20,7 @@ from drawloom.runtime.server.history import read_entry
 from drawloom.runtime.server.metrics import Timings
 from drawloom.runtime.server.openai_requests import ChatRequest, Message
 from drawloom.runtime.server.prompting import Prompted, Prompter, in_pool
-from drawloom.runtime.server.sessions import Place, Programs
+from drawloom.runtime.server.sessions import Session, SessionTable
 from drawloom.runtime.server.toolspecs import calls_of
 from drawloom.tools.chat_template import ChatTemplate
 from drawloom.tools.forced_call_grammar import call_grammar, call_mark
@@ -34,13 +34,13 @@ from drawloom.tools.parsers import (
 
 
 @dataclass(slots=True)
-class Served:
+class ServingContext:
     """What a server serves: a model's template, its programs, and how long things take."""
 
     model: str
     template: ChatTemplate
     tokenizer: Tokenizer
-    programs: Programs
+    sessions: SessionTable
     timings: Timings
     max_context: int
     reasoning: bool = False
@@ -51,102 +51,104 @@ class Served:
 
 
 class ChatCompletion:
-    """One request, from its place in a program to its answer. Made by `create`."""
+    """One request, from its session in a program to its answer. Made by `create`."""
 
     turn: ChatTurn
-    place: Place
+    session: Session
     prompted: Prompted
     params: SamplingParams
 
     @classmethod
-    async def create(cls, served: Served, asked: ChatRequest, caller: Caller) -> "ChatCompletion":
+    async def create(
+        cls, context: ServingContext, asked: ChatRequest, caller: Caller
+    ) -> "ChatCompletion":
         """Check a request, find the conversation that it continues, and make its prompt.
 
         Raises `HttpError` for what makes no sense or cannot fit.
         """
-        job = cls(served, asked)
+        job = cls(context, asked)
         job.turn = await in_pool(ChatTurn.read, asked.messages)
-        job.place = served.programs.claim(caller, job.turn)
+        job.session = context.sessions.begin(caller, job.turn)
         try:
             await job._prompt()
         except BaseException:
-            served.programs.leave(job.place)
+            context.sessions.finish(job.session)
             raise
         return job
 
-    def __init__(self, served: Served, asked: ChatRequest) -> None:
-        self.served, self.asked = served, asked
+    def __init__(self, context: ServingContext, asked: ChatRequest) -> None:
+        self.context, self.asked = context, asked
         self.id, self.created = new_id("chatcmpl"), int(time.time())
-        if asked.model and asked.model != served.model:
+        if asked.model and asked.model != context.model:
             raise HttpError(
-                404, f"model {asked.model!r} is not served here; {served.model!r} is",
+                404, f"model {asked.model!r} is not context here; {context.model!r} is",
                 param="model", code="model_not_found",
             )  # fmt: skip
         self.count = asked.choices
         self.choices: list[Assembly] = []
-        _check_size(asked, served)
+        _check_size(asked, context)
         self.calls = calls_of(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
         self.shown = [tool.schema_for_model() for tool in asked.tools or []]
 
     async def _prompt(self) -> None:
         """Make the prompt and tell the scheduler of it."""
-        served, place = self.served, self.place
+        context, session = self.context, self.session
         try:
             self.prompted = await in_pool(
-                served.prompter.make, self.turn, self.shown, self._record, place.match
+                context.prompter.make, self.turn, self.shown, self._record, session.match
             )
         except ContextTooLong:
-            raise context_too_long(None, served.max_context, "messages") from None
+            raise context_too_long(None, context.max_context, "messages") from None
         except ConfigError as error:
             raise HttpError(400, str(error), param="messages") from None
-        place.tokens = self.prompted.tokens
+        session.tokens = self.prompted.tokens
         self.inside = opens_thought(self.prompted.prompt)
-        self.thinks = served.reasoning or self.inside
+        self.thinks = context.reasoning or self.inside
         offered = frozenset(tool.function.name for tool in self.calls.tools)
-        self.reader = partial(_reader, served.template.calls, offered, self.thinks, self.inside)
+        self.reader = partial(_reader, context.template.calls, offered, self.thinks, self.inside)
         format_ = self.asked.response_format
         forced = self._forced() if self.calls.required else None
         self.grammar = forced or (format_.grammar() if format_ is not None else None)
         self.params = self._params()
         output = self.asked.max_completion_tokens or self.asked.max_tokens or 0
-        served.programs.ready(place, self.prompted.known, self.asked.priority or 0, output)
+        context.sessions.submit(session, self.prompted.known, self.asked.priority or 0, output)
 
     @property
     def _record(self) -> Record | None:
-        return self.place.record if isinstance(self.place.record, Record) else None
+        return self.session.record if isinstance(self.session.record, Record) else None
 
     def _params(self) -> SamplingParams:
-        asked, served = self.asked, self.served
+        asked, context = self.asked, self.context
         if asked.max_completion_tokens is not None:
             asked.max_tokens = asked.max_completion_tokens
-        if not self.place.tokens:
+        if not self.session.tokens:
             raise HttpError(400, "the chat template makes no prompt of this", param="messages")
-        room = served.max_context - len(self.place.tokens)
+        room = context.max_context - len(self.session.tokens)
         if room < 1:
-            raise context_too_long(len(self.place.tokens), served.max_context, "messages")
-        format = served.template.calls if self.calls.tools else ""
+            raise context_too_long(len(self.session.tokens), context.max_context, "messages")
+        format = context.template.calls if self.calls.tools else ""
         return asked.params(
             room,
-            served.tokenizer.size,
+            context.tokenizer.size,
             self._banned(),
             logprobs=bool(asked.logprobs),
             top_logprobs=asked.top_logprobs or 0,
-            show_special=needs_special(format, self.thinks, served.tokenizer.hides),
+            show_special=needs_special(format, self.thinks, context.tokenizer.hides),
         )
 
     def _banned(self) -> tuple[int, ...]:
         """Return the token that begins a call, if the prompt shows tools and none may be called."""
         if self.calls.tools or not self.asked.tools:
             return ()
-        mark = self.served.tokenizer.id_of(call_mark(self.served.template.calls))
+        mark = self.context.tokenizer.id_of(call_mark(self.context.template.calls))
         return () if mark is None else (mark,)
 
     def _forced(self) -> Grammar:
         functions = [tool.function.model_dump() for tool in self.calls.tools]
-        known = self.served.tokenizer.id_of
+        known = self.context.tokenizer.id_of
         try:
             lark = call_grammar(
-                self.served.template.calls,
+                self.context.template.calls,
                 functions,
                 self.calls.several,
                 lambda m: known(m) is not None,
@@ -197,13 +199,13 @@ class ChatCompletion:
         record = None
         if answers:
             record = Record(
-                self.turn.continued(self._record, self.place.match),
+                self.turn.continued(self._record, self.session.match),
                 made.messages, made.prompt, packed(made.tokens), made.marks, answers, not whole,
             )  # fmt: skip
-        self.served.programs.leave(self.place, record)
+        self.context.sessions.finish(self.session, record)
         for choice in self.choices:
             if choice.usage is not None:
-                self.served.timings.observe(choice.usage, choice.reason)
+                self.context.timings.observe(choice.usage, choice.reason)
 
     def _answer(self, choice: Assembly, special: bool) -> Answer:
         message = Message.model_validate(choice.message)
@@ -225,19 +227,19 @@ class ChatCompletion:
         return Assembly(index, turn, parser, calls=calls, several=several, spell=spell)
 
     def _spell(self, token: int) -> str:
-        return self.served.tokenizer.decode([token], special=True)
+        return self.context.tokenizer.decode([token], special=True)
 
     async def _run(self, choice: Assembly) -> AsyncGenerator[list[Event], None]:
-        stream = self.served.programs.generate(
-            self.place, self.params, self.grammar, choice.index, lambda: choice.enough
+        stream = self.context.sessions.generate(
+            self.session, self.params, self.grammar, choice.index, lambda: choice.enough
         )
-        conversation = self.place.conversation
+        conversation = self.session.conversation
         async with aclosing(stream) as deltas:
             async for delta in deltas:
                 known = len(choice.kinds)
                 chunks = choice.feed(delta)
                 conversation.tool = choice.tool or conversation.tool
-                conversation.kinds += choice.kinds[known:]
+                conversation.call_kinds += choice.kinds[known:]
                 yield chunks
 
     async def _queue(
@@ -274,11 +276,11 @@ class ChatCompletion:
     @property
     def program(self) -> str:
         """What the client calls its program."""
-        return self.place.program.label
+        return self.session.program.label
 
     def _about(self, kind: str) -> Event:
         about = {"id": self.id, "object": kind, "created": self.created}
-        return about | {"model": self.served.model, "program_id": self.program}
+        return about | {"model": self.context.model, "program_id": self.program}
 
     def usages(self) -> list[RequestUsage]:
         """Return the usage of each choice that was computed to its end."""
@@ -299,10 +301,10 @@ def _reader(
     return ReasoningParser(plain, inside) if thinks else plain
 
 
-def _check_size(asked: ChatRequest, served: Served) -> None:
+def _check_size(asked: ChatRequest, context: ServingContext) -> None:
     """Refuse what cannot fit, before anything is rendered."""
-    if sum(len(message.content or "") for message in asked.messages) > served.prompter.most_bytes:
-        raise context_too_long(None, served.max_context, "messages")
+    if sum(len(message.content or "") for message in asked.messages) > context.prompter.most_bytes:
+        raise context_too_long(None, context.max_context, "messages")
 
 
 def usage(found: list[RequestUsage]) -> Event:
@@ -323,4 +325,4 @@ def usage(found: list[RequestUsage]) -> Event:
     }
 
 
-__all__ = ["ChatCompletion", "Event", "Served", "usage"]
+__all__ = ["ChatCompletion", "Event", "ServingContext", "usage"]

@@ -10,7 +10,7 @@ from drawloom.engine.sequence import FinishReason
 from drawloom.errors import ContextTooLong
 from drawloom.ids import new_id
 from drawloom.runtime.server.assembly import Event
-from drawloom.runtime.server.chat_completions import Served, usage
+from drawloom.runtime.server.chat_completions import ServingContext, usage
 from drawloom.runtime.server.conversation import PlainRecord, TextRequest, packed
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.errors import HttpError, context_too_long
@@ -22,19 +22,21 @@ class Completion:
     """One request with its prompts. Made by `create`."""
 
     @classmethod
-    async def create(cls, served: Served, asked: CompletionRequest, caller: Caller) -> "Completion":
+    async def create(
+        cls, context: ServingContext, asked: CompletionRequest, caller: Caller
+    ) -> "Completion":
         """Check a request and read its prompts. Raises `HttpError` for what makes no sense or
         cannot fit."""
-        job = cls(served, asked, caller)
+        job = cls(context, asked, caller)
         job.prompts = await in_pool(job._prompts)
         return job
 
-    def __init__(self, served: Served, asked: CompletionRequest, caller: Caller) -> None:
-        self.served, self.asked, self.caller = served, asked, caller
+    def __init__(self, context: ServingContext, asked: CompletionRequest, caller: Caller) -> None:
+        self.context, self.asked, self.caller = context, asked, caller
         self.id, self.created = new_id("cmpl"), int(time.time())
-        if asked.model and asked.model != served.model:
+        if asked.model and asked.model != context.model:
             raise HttpError(
-                404, f"model {asked.model!r} is not served here; {served.model!r} is",
+                404, f"model {asked.model!r} is not context here; {context.model!r} is",
                 param="model", code="model_not_found",
             )  # fmt: skip
         self.prompts: list[tuple[str, list[int]]] = []
@@ -54,24 +56,24 @@ class Completion:
         return [self._read(one) for one in prompt]
 
     def _read(self, prompt: str | list[int]) -> tuple[str, list[int]]:
-        served = self.served
+        context = self.context
         tokens = prompt if isinstance(prompt, list) else self._encoded(prompt)
         if not tokens:
             raise HttpError(400, "prompt: a prompt has no tokens", param="prompt")
-        check_ids(tokens, served.tokenizer.size, "prompt")
-        if served.max_context - len(tokens) < 1:
-            raise context_too_long(len(tokens), served.max_context, "prompt")
-        return served.tokenizer.decode(tokens, special=True), tokens
+        check_ids(tokens, context.tokenizer.size, "prompt")
+        if context.max_context - len(tokens) < 1:
+            raise context_too_long(len(tokens), context.max_context, "prompt")
+        return context.tokenizer.decode(tokens, special=True), tokens
 
     def _encoded(self, text: str) -> list[int]:
-        served = self.served
+        context = self.context
         try:
-            if len(text) > served.prompter.most_bytes:
+            if len(text) > context.prompter.most_bytes:
                 raise ContextTooLong("more bytes than the context can hold")
-            served.prompter.check(text)
+            context.prompter.check(text)
         except ContextTooLong:
-            raise context_too_long(None, served.max_context, "prompt") from None
-        return served.tokenizer.encode_with_specials(text)
+            raise context_too_long(None, context.max_context, "prompt") from None
+        return context.tokenizer.encode_with_specials(text)
 
     async def whole(self) -> Event:
         choices: list[Event] = []
@@ -102,35 +104,35 @@ class Completion:
     async def _stream(
         self, text: str, tokens: list[int], sample: int
     ) -> AsyncGenerator[Delta, None]:
-        asked, programs = self.asked, self.served.programs
-        place = programs.claim(self.caller, TextRequest(text))
-        place.tokens = tokens
+        asked, programs = self.asked, self.context.sessions
+        session = programs.begin(self.caller, TextRequest(text))
+        session.tokens = tokens
         wants = asked.logprobs is not None
         said: list[int] = []
         told, whole = text, False
         try:
             params = asked.params(
-                self.served.max_context - len(tokens),
-                self.served.tokenizer.size,
+                self.context.max_context - len(tokens),
+                self.context.tokenizer.size,
                 logprobs=wants,
                 top_logprobs=asked.logprobs or 0,
                 score_from=1 if asked.echo and wants and len(tokens) > 1 else -1,
             )
-            known = place.record.size if place.record is not None else 0
-            programs.ready(place, known, asked.priority or 0, asked.max_tokens or 0)
-            async with aclosing(programs.generate(place, params, None, sample=sample)) as deltas:
+            known = session.record.size if session.record is not None else 0
+            programs.submit(session, known, asked.priority or 0, asked.max_tokens or 0)
+            async with aclosing(programs.generate(session, params, None, sample=sample)) as deltas:
                 async for delta in deltas:
                     said += delta.tokens
                     told += delta.text
                     if delta.usage is not None:
                         self._usages.append(delta.usage)
-                        self.served.timings.observe(delta.usage, _finish(delta) or "stop")
+                        self.context.timings.observe(delta.usage, _finish(delta) or "stop")
                     yield delta
             whole = True
         finally:
-            text += self.served.tokenizer.decode(said, special=True)
+            text += self.context.tokenizer.decode(said, special=True)
             record = PlainRecord(text, packed([*tokens, *said]), told=told) if whole else None
-            programs.leave(place, record)
+            programs.finish(session, record)
 
     def _choice(self, index: int, prompt: list[int], deltas: list[Delta]) -> Event:
         said = [t for d in deltas for t in d.tokens]
@@ -138,7 +140,7 @@ class Completion:
         tokens = [*prompt, *said] if self.asked.echo else said
         hidden = 0  # characters of tokens that were put before the text that was given
         if self.asked.echo:
-            whole = self.served.tokenizer.decode(prompt, special=True)
+            whole = self.context.tokenizer.decode(prompt, special=True)
             given = self.given[index // self.count]
             given = whole if given is None else given
             text, hidden = given + text, max(0, len(whole) - len(given))
@@ -147,7 +149,7 @@ class Completion:
             scored: list[float | None] = [None, *deltas[-1].scores] if self.asked.echo else []
             values = scored + [p for d in deltas for p in d.logprobs]
             tops = [dict(self._named(top)) for d in deltas for top in d.tops]
-            words = [self.served.tokenizer.decode([t], special=True) for t in tokens]
+            words = [self.context.tokenizer.decode([t], special=True) for t in tokens]
             choice["logprobs"] = {
                 "tokens": words,
                 "token_logprobs": values,
@@ -159,11 +161,11 @@ class Completion:
         return choice
 
     def _named(self, top: tuple[tuple[int, float], ...]) -> list[tuple[str, float]]:
-        return [(self.served.tokenizer.decode([t], special=True), p) for t, p in top]
+        return [(self.context.tokenizer.decode([t], special=True), p) for t, p in top]
 
     def _about(self) -> Event:
         about = {"id": self.id, "object": "text_completion", "created": self.created}
-        return about | {"model": self.served.model}
+        return about | {"model": self.context.model}
 
 
 def _finish(delta: Delta) -> str | None:

@@ -74,7 +74,7 @@ class Record:
         return beginning(self.entries)
 
     @property
-    def issued(self) -> set[str]:
+    def issued_calls(self) -> set[str]:
         """Ids of the calls that the answers made."""
         return set().union(*(_ids(answer.entries[0]) for answer in self.answers))
 
@@ -98,7 +98,7 @@ class PlainRecord:
     told: str = ""
 
     @property
-    def issued(self) -> set[str]:
+    def issued_calls(self) -> set[str]:
         return set()
 
     @property

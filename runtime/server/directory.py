@@ -1,14 +1,15 @@
-"""Finds the program of a request, and bounds how many are kept.
+"""Directory of the programs behind the server, with limits on their number.
 
-Programs of different callers never meet: what a client names is found by its tenant and its name,
-a program of the runtime by its own id in a table of its own, and a nameless one by what its
-conversations hold, among those of the same tenant.
+Programs of different callers never meet: a named program is found by tenant and name, a program of
+the runtime by its id in a separate table, and a nameless program by the content of its
+conversations, within one tenant.
 """
 
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 from drawloom.ids import new_id
 from drawloom.runtime.execution.budget import Account
@@ -17,49 +18,70 @@ from drawloom.runtime.server.conversation import Match, PlainRecord, Record, Req
 _NAMELESS = 1024
 _NAMED = 4096
 _TOKENS = 1 << 24
+"""Limits: nameless programs, named programs, and tokens in the records of idle ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: a tenant, perhaps with a name for its program, or from inside an environment the
-    program of the runtime that has it."""
+    """Identify the sender of a request.
+
+    Attributes:
+        tenant: the tenant that it belongs to.
+        name: the name it gives its program, if any.
+        runtime_program: id of the runtime's program whose environment the request comes from.
+    """
 
     tenant: str = "default"
     name: str | None = None
-    inside: str | None = None
+    runtime_program: str | None = None
 
 
 @dataclass(slots=True, eq=False)
 class HttpConversation:
-    """One conversation. `record` is what it held at the end of its last request. One that is put
-    `aside` was given up for another, as it seemed: it is known, but holds no KV."""
+    """Keep one conversation of a program.
+
+    Attributes:
+        name: its name at the scheduler and the engine.
+        record: its content at the end of its last request.
+        tool: the tool that was called last; part of the next call's state in the execution graph.
+        call_kinds: kinds of the tool calls of the last answer.
+        busy: a request extends it now.
+        superseded: another request took its place (see `sessions`). Its record is kept, its KV is
+            not.
+    """
 
     name: str
     record: Record | PlainRecord | None = None
     tool: str = ""
-    kinds: list[str] = field(default_factory=list)
+    call_kinds: list[str] = field(default_factory=list)
     busy: bool = False
-    aside: bool = False
+    superseded: bool = False
 
     @property
     def size(self) -> int:
+        """Tokens of the record."""
         return self.record.size if self.record is not None else 0
 
 
 @dataclass(slots=True, eq=False)
 class HttpProgram:
-    """A program behind the server.
+    """Keep a program behind the server.
 
     Attributes:
-        id: names it to the scheduler; unlike that of any other caller's program.
-        label: names it to its client.
-        account: it is a program of the runtime's own that asks from inside its environment: it was
-            admitted elsewhere, and ends there.
-        admitted: None while the scheduler does not know it: before its first request, and when a
-            nameless one has been silent for so long that it is taken for over.
-        issued: ids of the calls that its answers made, of a nameless program.
-        concurrent: it has had several requests at a time.
-        returns: it has gone on with a conversation that had been put aside.
+        id: unique name at the scheduler.
+        named: its client gave it a name.
+        label: its name for its client.
+        account: budget of a program of the runtime itself, which sends requests from inside its
+            environment; None for programs of clients. Such a program is admitted and ended by the
+            runtime.
+        admitted: its admission; None while the scheduler does not know it: before its first
+            request, and while it is suspended.
+        issued_calls: ids of all tool calls in its answers; kept for nameless programs.
+        running: number of its requests in progress.
+        last_seen: time of its last request by the monotonic clock, in seconds.
+        ended: it was released.
+        had_concurrent: it had several requests at a time.
+        resumes_superseded: it continued a conversation that had been superseded.
     """
 
     id: str
@@ -69,31 +91,47 @@ class HttpProgram:
     account: Account | None = None
     admitted: asyncio.Future[None] | None = None
     conversations: dict[str, HttpConversation] = field(default_factory=dict)
-    issued: set[str] = field(default_factory=set)
+    issued_calls: set[str] = field(default_factory=set)
     running: int = 0
-    seen: float = 0.0
+    last_seen: float = 0.0
     ended: bool = False
-    concurrent: bool = False
-    returns: bool = False
+    had_concurrent: bool = False
+    resumes_superseded: bool = False
 
     @property
     def linear(self) -> bool:
-        """Whether it has had one conversation at a time, as far as it has shown."""
-        return not (self.concurrent or self.returns)
+        """True if it has had one conversation at a time so far."""
+        return not (self.had_concurrent or self.resumes_superseded)
 
     @property
     def current_conversations(self) -> list[HttpConversation]:
-        """Those that are not put aside."""
-        return [
-            conversation for conversation in self.conversations.values() if not conversation.aside
-        ]
+        """Conversations that are not superseded."""
+        return [one for one in self.conversations.values() if not one.superseded]
+
+    def describe(self, now: float) -> dict[str, Any]:
+        """Return its entry in ``/v1/programs``.
+
+        Args:
+            now: seconds of the monotonic clock.
+        """
+        current = self.current_conversations
+        return {
+            "program_id": self.label,
+            "tenant": self.tenant,
+            "named": self.named,
+            "status": "running" if self.running else "idle",
+            "requests": self.running,
+            "conversations": len(current),
+            "tokens": sum(conversation.size for conversation in current),
+            "idle_s": 0.0 if self.running else round(now - self.last_seen, 3),
+        }
 
 
 class Directory:
-    """All programs, and where to find their conversations."""
+    """Index programs by name and by the content of their conversations."""
 
     def __init__(self) -> None:
-        self.inside: dict[str, HttpProgram] = {}
+        self.runtime_programs: dict[str, HttpProgram] = {}
         self._named: dict[tuple[str, str], HttpProgram] = {}
         self._nameless: dict[str, HttpProgram] = {}
         self._idle: dict[HttpProgram, int] = {}  # the longest silent first; tokens of each
@@ -101,18 +139,20 @@ class Directory:
         self._starts: dict[tuple[str, bytes], dict[str, tuple[HttpProgram, HttpConversation]]] = {}
 
     def __len__(self) -> int:
-        return len(self.inside) + len(self._named) + len(self._nameless)
+        return len(self.runtime_programs) + len(self._named) + len(self._nameless)
 
     def __iter__(self) -> Iterator[HttpProgram]:
-        return chain(self.inside.values(), self._named.values(), self._nameless.values())
+        return chain(self.runtime_programs.values(), self._named.values(), self._nameless.values())
 
     # --- programs -------------------------------------------------------------------------
 
-    def named_by(self, caller: Caller) -> HttpProgram | None:
-        """Return the program that a caller names. A nameless one is named by the id that its
-        answers carried."""
-        if caller.inside is not None:
-            return self.inside.get(caller.inside)
+    def resolve(self, caller: Caller) -> HttpProgram | None:
+        """Return the program that a caller names, or None.
+
+        A nameless program can be named by the id that its answers carried.
+        """
+        if caller.runtime_program is not None:
+            return self.runtime_programs.get(caller.runtime_program)
         if caller.name is None:
             return None
         named = self._named.get((caller.tenant, caller.name))
@@ -120,27 +160,27 @@ class Directory:
         return named or (other if other is not None and other.tenant == caller.tenant else None)
 
     def find(self, caller: Caller, request: Request) -> HttpProgram | None:
-        """Return the program of a request: by its name or, if it has none, by what it sends."""
-        if caller.inside is not None or caller.name is not None:
-            return self.named_by(caller)
+        """Return the program of a request, by its name or by its content; None if it is new."""
+        if caller.runtime_program is not None or caller.name is not None:
+            return self.resolve(caller)
         turns, kin, replaced = [], [], []
-        for program, line, match in self._alike(caller.tenant, request):
-            idle = not line.busy and not line.aside
-            if match.whole and not line.busy:
+        for program, conversation, match in self._matches(caller.tenant, request):
+            idle = not conversation.busy and not conversation.superseded
+            if match.whole and not conversation.busy:
                 turns.append((match.agreed, program))
-            elif (idle and match.answers) or not program.issued.isdisjoint(
+            elif (idle and match.answers) or not program.issued_calls.isdisjoint(
                 request.calls(match.agreed)
             ):
-                kin.append((match.agreed, program))  # a branch, or a history that was edited
+                kin.append((match.agreed, program))  # a branch, or an edited history
             elif idle and match.replaced:
-                replaced.append((match.agreed, program))  # or another's, whom we do not know
+                replaced.append((match.agreed, program))  # may be another client's
         if len(replaced) > 1:
             replaced.clear()
         best = max(reversed(turns or kin or replaced), key=lambda turn: turn[0], default=None)
         return best[1] if best is not None else None
 
     def add(self, caller: Caller) -> HttpProgram:
-        """Make a program for a caller that has none."""
+        """Create the program of a caller."""
         if caller.name is None:
             id = new_id("http")
             program = self._nameless[id] = HttpProgram(id, False, caller.tenant, id)
@@ -151,31 +191,31 @@ class Directory:
         return program
 
     def remove(self, program: HttpProgram) -> None:
-        """Forget a program and all its conversations."""
+        """Remove a program and all its conversations."""
         for conversation in program.conversations.values():
-            self.forget(program, conversation)
-        self.busy(program)
+            self.unindex(program, conversation)
+        self.mark_busy(program)
         if program.account is not None:
-            self.inside.pop(program.id, None)
+            self.runtime_programs.pop(program.id, None)
         elif program.named:
             self._named.pop((program.tenant, program.label), None)
         else:
             self._nameless.pop(program.id, None)
 
-    def busy(self, program: HttpProgram) -> None:
-        """Take a program off the list of those that may end."""
+    def mark_busy(self, program: HttpProgram) -> None:
+        """Mark a program as busy: `excess` does not return it."""
         self._tokens -= self._idle.pop(program, 0)
 
-    def idle(self, program: HttpProgram) -> None:
-        """Put a program on the list of those that may end."""
+    def mark_idle(self, program: HttpProgram) -> None:
+        """Mark a program as idle: `excess` may return it."""
         if program.account is None:
             self._idle[program] = sum(
                 conversation.size for conversation in program.conversations.values()
             )
             self._tokens += self._idle[program]
 
-    def surplus(self) -> list[HttpProgram]:
-        """Return the idle programs that are too many, the longest silent ones."""
+    def excess(self) -> list[HttpProgram]:
+        """Return the idle programs beyond the limits, the longest idle first."""
         named, nameless = len(self._named) - _NAMED, len(self._nameless) - _NAMELESS
         tokens, over = self._tokens - _TOKENS, []
         for program, size in self._idle.items():
@@ -190,16 +230,16 @@ class Directory:
 
     # --- conversations of nameless programs -----------------------------------------------
 
-    def remember(self, program: HttpProgram, conversation: HttpConversation) -> None:
-        """Make a conversation found by what it holds."""
+    def index(self, program: HttpProgram, conversation: HttpConversation) -> None:
+        """Add a conversation of a nameless program to the index by content."""
         if program.named or conversation.record is None:
             return
         start = (program.tenant, conversation.record.start)
         self._starts.setdefault(start, {})[conversation.name] = (program, conversation)
-        program.issued |= conversation.record.issued
+        program.issued_calls |= conversation.record.issued_calls
 
-    def forget(self, program: HttpProgram, conversation: HttpConversation) -> None:
-        """Make a conversation found no more."""
+    def unindex(self, program: HttpProgram, conversation: HttpConversation) -> None:
+        """Remove a conversation from the index by content."""
         if program.named or conversation.record is None:
             return
         start = (program.tenant, conversation.record.start)
@@ -208,13 +248,18 @@ class Directory:
             if not found:
                 del self._starts[start]
 
-    def alike(self, tenant: str, request: Request) -> tuple[Record | PlainRecord, Match] | None:
-        """Return the record of any conversation of the tenant that a request agrees with most."""
-        found = [(line.record, match) for _, line, match in self._alike(tenant, request)
-                 if line.record is not None and match.agreed]  # fmt: skip
+    def best_match(
+        self, tenant: str, request: Request
+    ) -> tuple[Record | PlainRecord, Match] | None:
+        """Return the record of a tenant that agrees most with a request, and its match."""
+        found = [
+            (conversation.record, match)
+            for _, conversation, match in self._matches(tenant, request)
+            if conversation.record is not None and match.agreed
+        ]
         return max(found, key=lambda one: one[1].agreed) if found else None
 
-    def _alike(
+    def _matches(
         self, tenant: str, request: Request
     ) -> list[tuple[HttpProgram, HttpConversation, Match]]:
         found = self._starts.get((tenant, request.start), {})

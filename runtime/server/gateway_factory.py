@@ -1,4 +1,4 @@
-"""What environments find of their runtime from inside."""
+"""Factory of sandbox gateways: access to a runtime's model from inside its environments."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,27 +7,39 @@ if TYPE_CHECKING:
     from drawloom.runtime.sdk.runtime import Runtime
 
 
-class Doors:
-    """Implements `sandbox/api/provider.py`'s `Doors`; the server is made with the first one."""
+class GatewayFactory:
+    """Open a gateway socket for each environment that asks for one.
+
+    Implements the protocol `Doors` of `sandbox/api/provider.py`. The HTTP server behind the sockets
+    is imported and made with the first one.
+    """
 
     def __init__(self, runtime: "Runtime") -> None:
         self._runtime = runtime
-        self._door: Any = None
+        self._gateway: Any = None
 
     async def open(self, box: str, path: Path) -> None:
-        if self._door is None:
-            from drawloom.runtime.server.sandbox_gateway import Door
+        """Listen for requests of an environment.
 
-            self._door = Door(self._runtime)
-        await self._door.open(box, path)
+        Args:
+            box: id of the environment.
+            path: the Unix socket to create.
+        """
+        if self._gateway is None:
+            from drawloom.runtime.server.sandbox_gateway import SandboxGateway
+
+            self._gateway = SandboxGateway(self._runtime)
+        await self._gateway.open(box, path)
 
     async def close(self, box: str) -> None:
-        if self._door is not None:
-            await self._door.close(box)
+        """Close the socket of an environment, if it has one."""
+        if self._gateway is not None:
+            await self._gateway.close(box)
 
     async def close_all(self) -> None:
-        if self._door is not None:
-            await self._door.close_all()
+        """Close all sockets and the server behind them."""
+        if self._gateway is not None:
+            await self._gateway.close_all()
 
 
-__all__ = ["Doors"]
+__all__ = ["GatewayFactory"]

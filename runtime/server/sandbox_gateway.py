@@ -1,8 +1,9 @@
-"""The model of a runtime, on a Unix socket for each environment that asks for it.
+"""Gateway from environments to the runtime's model, on one Unix socket for each environment.
 
-An agent that runs inside an environment speaks OpenAI's wire to `OPENAI_BASE_URL`; its calls are
-calls of the program that has the environment: scheduled with it, on its budget, their KV released
-at its end. Who asks is known by the socket, whatever the request says of itself.
+An agent that runs inside an environment speaks OpenAI's protocol to `OPENAI_BASE_URL`. Its LLM
+calls are calls of the program that holds the environment: they are scheduled with it, charged to
+its budget, and their KV is released at its end. The socket identifies the program, whatever the
+request says.
 """
 
 import asyncio
@@ -24,46 +25,45 @@ from drawloom.runtime.server.app import Server
 from drawloom.runtime.server.directory import Caller
 
 _NOBODY = 65534
-
-
-_OFFERED = frozenset(
+_ALLOWED = frozenset(
     {("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models")}
 )
 
 
-def _offered(method: str, path: str) -> bool:
-    """Tell whether code inside an environment may ask for this: a model's answers and its name,
-    never anything about programs, which may be another's."""
-    return (method, path) in _OFFERED or (method == "GET" and path.startswith("/v1/models/"))
+def _is_allowed(method: str, path: str) -> bool:
+    """Allow completions and the model's name only: other paths show other programs."""
+    return (method, path) in _ALLOWED or (method == "GET" and path.startswith("/v1/models/"))
 
 
 @dataclass(slots=True, eq=False)
-class _Inside:
-    """The app as one environment sees it."""
+class _ScopedApp:
+    """Serve the ASGI app to one environment, as the program that holds it."""
 
-    door: "Door"
+    gateway: "SandboxGateway"
     box: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        program = self.door.program(self.box)
-        if program is None or not _offered(scope["method"], scope["path"]):
+        caller = self.gateway.caller(self.box)
+        if caller is None or not _is_allowed(scope["method"], scope["path"]):
             await _refuse(send)
             return
-        await self.door.server.app({**scope, "drawloom.inside": program}, receive, send)
+        await self.gateway.server.app({**scope, "drawloom.caller": caller}, receive, send)
 
 
-def _guarded(protocol: Any) -> Any:
-    """The socket can be found by every user of this host; only us, root, and the nobody that tools
-    run as, are heard."""
-    known = {0, os.getuid(), _NOBODY}
+def _restrict_peers(protocol: Any) -> Any:
+    """Return a protocol class that accepts this user, root, and the user that tools run as.
 
-    class Guarded(protocol):  # type: ignore[misc]
+    Every user of the host can connect to the socket, so peers are checked by their user id.
+    """
+    accepted = {0, os.getuid(), _NOBODY}
+
+    class Restricted(protocol):  # type: ignore[misc]
         def connection_made(self, transport: Any) -> None:
-            asked = transport.get_extra_info("socket")
-            about = asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            if struct.unpack("3i", about)[1] not in known:
+            peer = transport.get_extra_info("socket")
+            credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            if struct.unpack("3i", credentials)[1] not in accepted:
                 transport.abort()
                 return
             super().connection_made(transport)
@@ -72,19 +72,19 @@ def _guarded(protocol: Any) -> Any:
             if self in self.connections:
                 super().connection_lost(exc)
 
-    return Guarded
+    return Restricted
 
 
 async def _refuse(send: Send) -> None:
-    words = "this environment belongs to no program that runs, or asks for more than a model"
-    body = json.dumps({"error": {"message": words, "type": "forbidden"}}).encode()
+    message = "no running program holds this environment, or the path is not offered to it"
+    body = json.dumps({"error": {"message": message, "type": "forbidden"}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 403, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-class Door:
-    """Opens and closes these sockets; one server behind all of them."""
+class SandboxGateway:
+    """Open and close the sockets of environments; one HTTP server answers on all of them."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -93,12 +93,17 @@ class Door:
         self._open: dict[str, tuple[asyncio.Server, Path]] = {}
 
     async def open(self, box: str, path: Path) -> None:
-        """Listen at `path` for environment `box`."""
+        """Listen for requests of an environment.
+
+        Args:
+            box: id of the environment.
+            path: the Unix socket to create; an existing file is replaced.
+        """
         config = uvicorn.Config(
-            _Inside(self, box), log_level="warning", access_log=False, lifespan="off"
+            _ScopedApp(self, box), log_level="warning", access_log=False, lifespan="off"
         )
         config.load()
-        protocol = _guarded(config.http_protocol_class)
+        protocol = _restrict_peers(config.http_protocol_class)
         path.unlink(missing_ok=True)
         listening = await asyncio.get_running_loop().create_unix_server(
             lambda: protocol(config=config, server_state=self._state, app_state={}), str(path)
@@ -107,6 +112,7 @@ class Door:
         self._open[box] = (listening, path)
 
     async def close(self, box: str) -> None:
+        """Close the socket of an environment, if it has one."""
         found = self._open.pop(box, None)
         if found is not None:
             found[0].close()
@@ -114,21 +120,21 @@ class Door:
                 found[1].unlink()
 
     async def close_all(self) -> None:
+        """Close all sockets, their connections and the server."""
         for box in list(self._open):
             await self.close(box)
         for connection in list(self._state.connections):
             connection.shutdown()
         await self.server.close()
 
-    def program(self, box: str) -> Caller | None:
-        """Return the caller that the program is which has an environment."""
+    def caller(self, box: str) -> Caller | None:
+        """Return the program that holds an environment, as a caller; None if none runs."""
         dispatcher = self._runtime.dispatcher
         holder = dispatcher.environments.holder(box)
         run = self._runtime.running(holder) if holder is not None else None
         if run is None:
             return None
-        agent = run.agent
-        return self.server.programs.inside(run.id, agent.tenant, run.account)
+        return self.server.sessions.runtime_caller(run.id, run.agent.tenant, run.account)
 
 
-__all__ = ["Door"]
+__all__ = ["SandboxGateway"]

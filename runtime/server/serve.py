@@ -215,7 +215,7 @@ def _announce(server: Server, listener: socket.socket, access: Access) -> None:
     for line in describe(server.dispatcher.engine.info, server.dispatcher.scheduler.policy.name):
         output.note(line)
     key = "with a key" if access.keys else "no key is asked for"
-    output.note(f"{server.served.model} at {url}/v1 ({key})")
+    output.note(f"{server.context.model} at {url}/v1 ({key})")
     shown = "$DRAWLOOM_API_KEY" if access.keys else "none"
     output.note(f"  any OpenAI client: export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={shown}")
     output.note(f"  its programs: drawloom ps --server {url}; its metrics: {url}/metrics")

@@ -1,25 +1,22 @@
-"""Programs that are only seen through their requests.
+"""Sessions: HTTP requests, assigned to programs and conversations.
 
-Every request belongs to a program. A client that names its program keeps it until it releases it
-or is silent for `ttl` seconds; one that names none is recognised by what it sends: a request that
-begins with all that a conversation was told and answered is its next turn, and one that begins as
-it did up to an answer or a call of its belongs to the same program.
-To the scheduler both are one kind of program, and neither is over between two turns.
+Every request belongs to a program. A client that names its program keeps it until it releases it,
+or sends nothing for `ttl` seconds. A nameless client is recognised by its messages: a request that
+begins with everything a conversation was sent and answered is its next turn, and a request that
+shares an answer or a tool call with a conversation belongs to the same program. The scheduler makes
+no difference between the two kinds, and neither kind ends between two turns.
 
-When is a program over whose client never says so? One with a name after `ttl`: its name may come
-back at any time. One without, when it has been silent for `_OVER` times as long as 99 of 100
-others were before they came back. Until then it counts as a program that waits, as it must: its
-attained service, its calls and its lease are what it is scheduled by. It holds no memory that
-others need for so long: its lease, by what was learned of how soon clients return, ends first, and
-its KV is cache like any other from then on. After that the scheduler observes its end, as it could
-not learn otherwise how many calls such programs make, while it is still known here: who comes back
-after all goes on in the same conversation, as a new program to the scheduler.
+A nameless program is over when its client stays away: when it has been idle for `_IDLE_FACTOR`
+times the 99th percentile of the idle times after which clients returned. Until then it counts as a
+waiting program, since its attained service, its calls and its lease are what it is scheduled by.
+Its lease ends earlier, by the learned return times, and from then on its KV is cache like any
+other. `ProgramEnded` then tells the scheduler how many calls such programs make. The conversations
+stay known here: a client that does return continues them, as a new program to the scheduler.
 
-A conversation that a client gives up holds nothing either. While a program has had but one at a
-time, a request that is no turn of it takes its place: the conversation goes on from the tokens
-that both begin with, and what followed is the first to be reclaimed. What was given up is put
-aside, and if its client goes on with it all the same, the program has several, each of which is
-kept.
+An abandoned conversation holds no KV either. While a program has one conversation at a time, a
+request that does not continue it supersedes it: the conversation goes on from the common tokens,
+and the KV of the rest is evicted first. The superseded record is kept. If its client continues it
+after all, the program has several conversations and keeps each of them.
 """
 
 import asyncio
@@ -51,24 +48,28 @@ from drawloom.runtime.server.early_stop import generate_until
 from drawloom.runtime.server.errors import ProgramReleased
 
 AGENT = "http-program"
-"""What the scheduler learns of clients under; who answers what called no tool that we see."""
+"""The agent name under which the scheduler learns from HTTP clients."""
 _OUTPUT = 256
+"""Output tokens that a request without a limit is expected to have."""
 _CONVERSATIONS = 8
+"""Idle conversations kept for each program."""
 _SWEEP_SECONDS = 1.0
-_OVER, _RETURNS = 4.0, 8  # returns that are seen before they say how long one may be silent
-_SILENT, _UNKNOWN = 10.0, 30.0  # seconds; the least, and before that is known
+_IDLE_FACTOR, _MIN_RETURNS = 4.0, 8
+"""Factor on the usual idle time, which is known after this many returns."""
+_MIN_IDLE, _DEFAULT_IDLE = 10.0, 30.0
+"""Seconds: the least idle limit, and the limit before `_MIN_RETURNS` returns."""
 
 
 @dataclass(slots=True, eq=False)
-class Place:
-    """Where a request belongs. Its conversation is busy until it is left.
+class Session:
+    """Bind one request to a program and a conversation, which is busy until the request ends.
 
     Attributes:
-        record: what is known of the conversation whose tokens the prompt may begin with.
+        record: the record whose tokens the prompt may begin with.
         match: how far the request agrees with `record`.
-        parent: the busy conversation that it branches off.
-        instead: it gives up what its conversation holds.
-        tokens: the prompt; filled in before `Programs.ready`.
+        parent: the busy conversation that this one is forked from.
+        replaces: the request supersedes what its conversation holds.
+        tokens: the prompt; set before `SessionTable.submit`.
     """
 
     program: HttpProgram
@@ -76,85 +77,86 @@ class Place:
     record: Record | PlainRecord | None
     match: Match
     parent: HttpConversation | None = None
-    instead: bool = False
+    replaces: bool = False
     tokens: list[int] = field(default_factory=list)
 
 
-class Programs:
-    """The programs behind a server.
-
-    Args:
-        ttl: seconds for which a silent program is remembered.
-    """
+class SessionTable:
+    """Assign requests to programs and conversations, and run their LLM calls."""
 
     def __init__(self, dispatcher: Dispatcher, ttl: float = 300.0) -> None:
+        """Start the periodic sweep.
+
+        Args:
+            dispatcher: the runtime's dispatcher.
+            ttl: seconds for which an idle program is kept.
+        """
         self.dispatcher, self.ttl = dispatcher, ttl
-        self.known = Directory()
+        self.directory = Directory()
         self._steps = self._conversations = 0
-        self._silences = Sketch()
+        self._idle_times = Sketch()
         self._sweeper = asyncio.create_task(self._sweep())
 
     def __len__(self) -> int:
-        return len(self.known)
+        return len(self.directory)
 
     async def close(self) -> None:
+        """End all programs and wait until their effects are carried out."""
         self._sweeper.cancel()
         await asyncio.gather(self._sweeper, return_exceptions=True)
-        for program in list(self.known):
-            self._end(program)
+        for program in list(self.directory):
+            self._release(program)
         await self.dispatcher.settle()
 
     def describe(self) -> list[dict[str, Any]]:
-        """Describe every program for people: identity, state, size and idle time in seconds."""
+        """Return the answer's entries of ``/v1/programs``, one for each program."""
         now = time.monotonic()
-        return [
-            {
-                "program_id": program.label,
-                "tenant": program.tenant,
-                "named": program.named,
-                "status": "running" if program.running else "idle",
-                "requests": program.running,
-                "conversations": len(program.current_conversations),
-                "tokens": sum(conversation.size for conversation in program.current_conversations),
-                "idle_s": 0.0 if program.running else round(now - program.seen, 3),
-            }
-            for program in self.known
-        ]
+        return [program.describe(now) for program in self.directory]
 
-    # --- whose request it is --------------------------------------------------------------
+    # --- assigning requests ---------------------------------------------------------------
 
-    def inside(self, id: str, tenant: str, account: Account) -> Caller:
-        """Return the caller that a program of the runtime is from inside its environment."""
-        program = self.known.inside.get(id)
+    def runtime_caller(self, id: str, tenant: str, account: Account) -> Caller:
+        """Return the caller that stands for a program of the runtime itself.
+
+        Requests from inside an environment belong to the program that holds the environment.
+
+        Args:
+            id: the program's id.
+            tenant: the program's tenant.
+            account: the program's budget, which its requests are charged to.
+        """
+        program = self.directory.runtime_programs.get(id)
         if program is None:
             program = HttpProgram(id, True, tenant, id, account)
-            self.known.inside[id] = program
-        program.seen = time.monotonic()
-        return Caller(tenant, inside=id)
+            self.directory.runtime_programs[id] = program
+        program.last_seen = time.monotonic()
+        return Caller(tenant, runtime_program=id)
 
-    def claim(self, caller: Caller, request: Request) -> Place:
-        """Return the place of a request: the conversation that it continues, or a new one.
+    def begin(self, caller: Caller, request: Request) -> Session:
+        """Open a session for a request: in the conversation it continues, or in a new one.
 
-        A conversation that is busy is continued by nobody else: what begins as it did before is a
-        fork of it. Raises `ProgramReleased` for a caller inside an environment whose program has
-        ended.
+        Only one request at a time extends a conversation. A concurrent request with the same
+        prefix is a fork of it.
+
+        Raises:
+            ProgramReleased: the caller is inside an environment whose program has ended.
         """
-        program = self.known.find(caller, request)
+        program = self.directory.find(caller, request)
         if program is None:
-            if caller.inside is not None:
-                raise ProgramReleased(caller.inside)
-            program = self.known.add(caller)
+            if caller.runtime_program is not None:
+                raise ProgramReleased(caller.runtime_program)
+            program = self.directory.add(caller)
         elif not program.named and not program.running:
-            self._silences.observe(time.monotonic() - program.seen)
-        place = self._place(program, request)
-        program.concurrent |= program.running > 0
-        place.conversation.busy = True
+            self._idle_times.observe(time.monotonic() - program.last_seen)
+        session = self._find(program, request)
+        program.had_concurrent |= program.running > 0
+        session.conversation.busy = True
         program.running += 1
-        self.known.busy(program)
-        self._bound()
-        return place
+        self.directory.mark_busy(program)
+        self._evict_excess()
+        return session
 
-    def _place(self, program: HttpProgram, request: Request) -> Place:
+    def _find(self, program: HttpProgram, request: Request) -> Session:
         found = [
             (conversation, conversation.record, request.match(conversation.record))
             for conversation in program.conversations.values()
@@ -162,71 +164,80 @@ class Programs:
         ]
         found.sort(key=lambda one: one[2].agreed)  # stable: of equals the latest is last
         idle = [one for one in found if not one[0].busy]
-        present = [one for one in idle if not one[0].aside]
-        for taken in ([o for o in idle if o[2].whole], [o for o in present if o[2].rewritten]):
+        current = [one for one in idle if not one[0].superseded]
+        for taken in ([o for o in idle if o[2].whole], [o for o in current if o[2].rewritten]):
             if taken:
                 conversation, record, match = taken[-1]
-                program.returns |= conversation.aside
-                conversation.aside = False
-                return Place(program, conversation, record, match)
+                program.resumes_superseded |= conversation.superseded
+                conversation.superseded = False
+                return Session(program, conversation, record, match)
         forked = [one for one in found if one[0].busy and one[2].whole]
         if forked:
             parent, record, match = forked[-1]
-            return Place(program, self._conversation(program), record, match, parent)
-        begun: tuple[Record | PlainRecord | None, Match] = (None, Match())
+            return Session(program, self._new_conversation(program), record, match, parent)
+        prefix: tuple[Record | PlainRecord | None, Match] = (None, Match())
         if found and found[-1][2].agreed:
-            begun = found[-1][1:]
+            prefix = found[-1][1:]
         elif not program.named:
-            begun = self.known.alike(program.tenant, request) or begun
-        if present and not program.running and self._gives_up(program, present[-1][2]):
-            return Place(program, present[-1][0], begun[0], begun[1], instead=True)
-        return Place(program, self._conversation(program), begun[0], begun[1])
+            prefix = self.directory.best_match(program.tenant, request) or prefix
+        if current and not program.running and self._supersedes(program, current[-1][2]):
+            return Session(program, current[-1][0], *prefix, replaces=True)
+        return Session(program, self._new_conversation(program), *prefix)
 
     @staticmethod
-    def _gives_up(program: HttpProgram, match: Match) -> bool:
-        """Tell whether a request that is no turn of a conversation is what became of it: what
-        begins with an answer of it, or anything in a program that has one at a time."""
-        return program.linear or (match.answers > 0 and not program.returns)
+    def _supersedes(program: HttpProgram, match: Match) -> bool:
+        """Tell whether a request that does not continue a conversation takes its place.
 
-    def _conversation(self, program: HttpProgram) -> HttpConversation:
-        """Return a new conversation of a program."""
-        self._conversations += 1  # never one name twice: an ended program may still be running
+        It does if it shares an answer with it, or if the program has one conversation at a time.
+        """
+        return program.linear or (match.answers > 0 and not program.resumes_superseded)
+
+    def _new_conversation(self, program: HttpProgram) -> HttpConversation:
+        self._conversations += 1  # names are never reused: an ended program may still run
         conversation = HttpConversation(f"{program.id}/{self._conversations}")
         program.conversations[conversation.name] = conversation
         return conversation
 
-    def ready(self, place: Place, known: int, priority: int, output: int = 0) -> None:
-        """Tell the scheduler of a request whose prompt is there.
+    def submit(self, session: Session, known: int, priority: int, output: int = 0) -> None:
+        """Announce a request with a prompt to the scheduler.
 
         Args:
-            known: so many tokens of the prompt are those of `place.record`.
-            output: how many tokens may come, if that is known.
+            session: the request's session, with `tokens`.
+            known: tokens of the prompt that are taken from `session.record`.
+            priority: lower goes first.
+            output: the most output tokens; 0 if the request sets no limit.
 
-        Raises `ProgramReleased` for a program that was released meanwhile.
+        Raises:
+            ProgramReleased: the program was released meanwhile.
         """
-        program, dispatcher = place.program, self.dispatcher
-        self._alive(program)
+        program, dispatcher = session.program, self.dispatcher
+        self._check_alive(program)
         if program.admitted is None and program.account is None:
             program.admitted = dispatcher.expect_admission(program.id)
-            expect = len(place.tokens) + (output or _OUTPUT)
+            expect = len(session.tokens) + (output or _OUTPUT)
             dispatcher.emit(
                 ProgramSubmitted(program.id, AGENT, program.tenant, priority, expect_tokens=expect)
             )
-        if (parent := place.parent) is not None:
-            engine = dispatcher.engine.info.id
-            dispatcher.emit(Forked(program.id, parent.name, place.conversation.name, engine, known))
+        if (parent := session.parent) is not None:
+            engine, name = dispatcher.engine.info.id, session.conversation.name
+            dispatcher.emit(Forked(program.id, parent.name, name, engine, known))
 
-    def leave(self, place: Place, record: Record | PlainRecord | None = None) -> None:
-        """End a request. `record` is all that the conversation holds now; with None it holds what
-        it held before, and one that held nothing is over."""
-        program, conversation = place.program, place.conversation
+    def finish(self, session: Session, record: Record | PlainRecord | None = None) -> None:
+        """Close a request's session.
+
+        Args:
+            session: the session, as `begin` returned it.
+            record: the conversation's new content. None keeps the old content; a conversation
+                without content ends.
+        """
+        program, conversation = session.program, session.conversation
         conversation.busy = False
         program.running -= 1
-        program.seen = time.monotonic()
+        program.last_seen = time.monotonic()
         if record is not None:
-            self.known.forget(program, conversation)
-            if place.instead and not program.ended:
-                self._put_aside(program, conversation.record)
+            self.directory.unindex(program, conversation)
+            if session.replaces and not program.ended:
+                self._keep_superseded(program, conversation.record)
             conversation.record = record
         if conversation.record is None or program.ended:
             program.conversations.pop(conversation.name, None)
@@ -235,65 +246,66 @@ class Programs:
             program.conversations[conversation.name] = program.conversations.pop(
                 conversation.name, conversation
             )
-            self.known.remember(program, conversation)
-            self._forget_some(program)
+            self.directory.index(program, conversation)
+            self._forget_oldest(program)
         if program.running or program.ended:
             return
         if not program.named and not program.conversations:
-            self._end(program)
+            self._release(program)
             return
-        self.known.idle(program)
-        self._bound()
+        self.directory.mark_idle(program)
+        self._evict_excess()
 
-    def _put_aside(self, program: HttpProgram, record: Record | PlainRecord | None) -> None:
-        """Keep what a conversation was, should its client go on with it after all."""
-        aside = self._conversation(program)
-        aside.record, aside.aside = record, True
-        self.known.remember(program, aside)
+    def _keep_superseded(self, program: HttpProgram, record: Record | PlainRecord | None) -> None:
+        superseded = self._new_conversation(program)
+        superseded.record, superseded.superseded = record, True
+        self.directory.index(program, superseded)
 
-    def _bound(self) -> None:
-        """Keep so many programs and no more: of those that are idle the longest silent end."""
-        for program in self.known.surplus():
-            self._end(program)
+    # --- ending programs ------------------------------------------------------------------
 
-    def _forget_some(self, program: HttpProgram) -> None:
-        """Keep so many conversations of a program: those that were used last."""
-        idle = [
-            conversation for conversation in program.conversations.values() if not conversation.busy
-        ]
+    def _evict_excess(self) -> None:
+        """End the programs that have been idle for longest, beyond the limits of `Directory`."""
+        for program in self.directory.excess():
+            self._release(program)
+
+    def _forget_oldest(self, program: HttpProgram) -> None:
+        """End all idle conversations of a program but the `_CONVERSATIONS` used last."""
+        idle = [c for c in program.conversations.values() if not c.busy]
         for conversation in idle[:-_CONVERSATIONS]:
             del program.conversations[conversation.name]
-            self.known.forget(program, conversation)
-            if not conversation.aside:
+            self.directory.unindex(program, conversation)
+            if not conversation.superseded:
                 self.dispatcher.emit(ConversationEnded(program.id, conversation.name))
 
-    def _rest(self, program: HttpProgram) -> None:
-        """Take a silent program for over, as far as the scheduler is concerned. Its KV stays as
-        long as there is room, and its next turn submits it again."""
+    def _suspend(self, program: HttpProgram) -> None:
+        """End an idle program for the scheduler only.
+
+        Its KV stays in the cache while there is room; its next request submits it again.
+        """
         if program.admitted is not None:
             program.admitted = None
             self.dispatcher.emit(ProgramEnded(program.id, keep=True))
 
     @property
-    def _patience(self) -> float:
-        """The seconds of silence after which a program without a name is taken for over."""
-        usual = self._silences.quantile(0.99)
-        if usual is None or self._silences.count < _RETURNS:
-            return _UNKNOWN
-        return max(_SILENT, _OVER * usual)
+    def _idle_limit(self) -> float:
+        """Seconds of idleness after which a nameless program is suspended."""
+        usual = self._idle_times.quantile(0.99)
+        if usual is None or self._idle_times.count < _MIN_RETURNS:
+            return _DEFAULT_IDLE
+        return max(_MIN_IDLE, _IDLE_FACTOR * usual)
 
-    def end(self, caller: Caller) -> bool:
-        """End a program: all it held is free. False if the caller has none by that name."""
-        program = self.known.named_by(caller)
+    def release(self, caller: Caller) -> bool:
+        """End a program and free everything it holds; False if the caller has no such program."""
+        program = self.directory.resolve(caller)
         if program is None or program.account is not None:
             return False
-        self._end(program)
+        self._release(program)
         return True
 
-    def _end(self, program: HttpProgram) -> None:
-        self.known.remove(program)
+    def _release(self, program: HttpProgram) -> None:
+        self.directory.remove(program)
         program.ended = True
-        if program.account is not None:  # the program goes on, its conversations here do not
+        if program.account is not None:  # the runtime's program goes on, its conversations end
             for conversation in program.conversations:
                 self.dispatcher.emit(ConversationEnded(program.id, conversation))
         if program.admitted is not None:
@@ -306,20 +318,24 @@ class Programs:
             self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:
-        """End the programs that have been silent for too long at a time of the monotonic clock."""
-        patience = self._patience
-        for program in list(self.known):
-            silent = 0.0 if program.running else now - program.seen
-            if silent > self.ttl:
-                self._end(program)
-            elif silent > patience and not program.named:
-                self._rest(program)
+        """Release or suspend idle programs.
+
+        Args:
+            now: seconds of the monotonic clock.
+        """
+        limit = self._idle_limit
+        for program in list(self.directory):
+            idle = 0.0 if program.running else now - program.last_seen
+            if idle > self.ttl:
+                self._release(program)
+            elif idle > limit and not program.named:
+                self._suspend(program)
 
     # --- one LLM call ---------------------------------------------------------------------
 
     async def generate(
         self,
-        place: Place,
+        session: Session,
         params: SamplingParams,
         grammar: Grammar | None,
         choice: int = 0,
@@ -338,21 +354,21 @@ class Programs:
             BudgetExceeded: for a program that has a budget, and none of it left.
             ProgramReleased: for a program that was released meanwhile.
         """
-        program, dispatcher = place.program, self.dispatcher
+        program, dispatcher = session.program, self.dispatcher
         if (account := program.account) is not None:
             account.before_llm()
             account.usage.llm_calls += 1
             params = replace(params, max_tokens=max(1, account.output_left(params.max_tokens)))
         conversation = (
-            place.conversation.name if not choice else f"{place.conversation.name}.{choice}"
+            session.conversation.name if not choice else f"{session.conversation.name}.{choice}"
         )
         self._steps += 1
         step = f"{program.id}:{self._steps}"
-        engine, state = dispatcher.engine.info.id, f"http|{place.conversation.tool}"
-        place.conversation.tool, place.conversation.kinds = "", []
+        engine, state = dispatcher.engine.info.id, f"http|{session.conversation.tool}"
+        session.conversation.tool, session.conversation.call_kinds = "", []
         await self._admission(program)
         start = dispatcher.expect_start(step)
-        prompt = len(place.tokens)
+        prompt = len(session.tokens)
         usage: RequestUsage | None = None
         dispatcher.emit(
             StepReady(program.id, conversation, step, state, engine, prompt, params.max_tokens)
@@ -360,7 +376,7 @@ class Programs:
         try:
             priority = await start
             request = GenerateRequest(
-                step, conversation, tuple(place.tokens), params, priority,
+                step, conversation, tuple(session.tokens), params, priority,
                 program.tenant.encode("utf-8", "surrogatepass"), grammar,
                 noise=str(choice or sample),
             )  # fmt: skip
@@ -372,7 +388,7 @@ class Programs:
                     await dispatcher.heard(program.id, step, context, delta)
                     yield delta
             if usage is not None:
-                self._finished(place, conversation, step, state, usage)
+                self._finished(session, conversation, step, state, usage)
         finally:
             if usage is None:  # its client is gone, or it failed
                 dispatcher.emit(StepFailed(program.id, step))
@@ -383,31 +399,32 @@ class Programs:
         """Wait until the scheduler lets a program run. Raises `ProgramReleased` for one that was
         released meanwhile, and what `Dispatcher.drain` was given."""
         if (admitted := program.admitted) is None:
-            self._alive(program)
+            self._check_alive(program)
             return
         await asyncio.wait({admitted})
-        self._alive(program)
+        self._check_alive(program)
         admitted.result()
 
     @staticmethod
-    def _alive(program: HttpProgram) -> None:
+    def _check_alive(program: HttpProgram) -> None:
         if program.ended:
             raise ProgramReleased(program.label)
 
     def _finished(
-        self, place: Place, conversation: str, step: str, state: str, usage: RequestUsage
+        self, session: Session, conversation: str, step: str, state: str, usage: RequestUsage
     ) -> None:
-        if (account := place.program.account) is not None:
+        if (account := session.program.account) is not None:
             account.usage.output_tokens += usage.output_tokens
             account.usage.tokens += usage.prompt_tokens - usage.cached_tokens + usage.output_tokens
         context = usage.prompt_tokens + usage.output_tokens
         computed = usage.prompt_tokens - usage.cached_tokens
         self.dispatcher.emit(
             StepFinished(
-                place.program.id, conversation, step, state, self.dispatcher.engine.info.id,
-                context, tuple(place.conversation.kinds) or (CLIENT,), computed, *spans(usage),
+                session.program.id, conversation, step, state, self.dispatcher.engine.info.id,
+                context, tuple(session.conversation.call_kinds) or (CLIENT,), computed,
+                *spans(usage),
             )
         )  # fmt: skip
 
 
-__all__ = ["Place", "Programs"]
+__all__ = ["Session", "SessionTable"]

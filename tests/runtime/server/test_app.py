@@ -264,7 +264,7 @@ async def test_turns_of_a_program_go_on_where_it_was(tiny: Any) -> None:
         messages.append(answer["choices"][0]["message"])
         messages.append({"role": "user", "content": "And then?"})
     assert cached[0] < cached[1] < cached[2]
-    assert len(server.programs) == 1
+    assert len(server.sessions) == 1
     released = await client.post("/programs/release", json={"program_id": "mine"})
     assert released.json() == {"program_id": "mine", "released": True}
     assert (await client.delete("/v1/programs/mine")).status_code == 404
@@ -293,7 +293,7 @@ async def test_a_name_with_control_characters_or_too_long_is_refused(tiny: Any, 
     client, server = tiny
     answer = await client.post("/v1/chat/completions", json=_ask("hello", program_id=name))
     assert answer.status_code == 400 and "256" in answer.text
-    assert len(server.programs) == 0
+    assert len(server.sessions) == 0
 
 
 @given(name=st.text(min_size=1, max_size=20), tenant=st.text(max_size=20))
@@ -320,7 +320,7 @@ async def test_a_name_of_any_unicode_comes_back_and_ends_its_program(
     assert second.json()["program_id"] == answer.json()["program_id"]
     ended = await client.post("/programs/release", json={"program_id": name}, headers=owner)
     assert ended.status_code == 200, ended.text
-    assert len(server.programs) == 0
+    assert len(server.sessions) == 0
 
 
 @pytest.mark.parametrize(
@@ -332,10 +332,10 @@ async def test_a_name_of_any_unicode_comes_back_and_ends_its_program(
 )  # fmt: skip
 async def test_a_program_is_ended_by_a_name_only(plain: Any, path: str, status: int) -> None:
     client, server = plain
-    server.programs.inside("p", "default", None)
+    server.sessions.runtime_caller("p", "default", None)
     answer = await client.delete(f"/v1/programs/{path}")
     assert answer.status_code == status, answer.text
-    assert len(server.programs) == 1
+    assert len(server.sessions) == 1
     for header in ("x-tenant", "x-program-id", "x-session-id"):
         long = await client.post("/v1/chat/completions", json=_ask(), headers={header: "y" * 257})
         assert long.status_code == 400 and long.json()["error"]["param"] == header
@@ -347,7 +347,7 @@ async def test_tenants_share_no_program_and_no_kv(tiny: Any) -> None:
     await client.post("/v1/chat/completions", json=body)
     other = await client.post("/v1/chat/completions", json=body, headers={"x-tenant": "b"})
     assert other.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-    assert len(server.programs) == 2
+    assert len(server.sessions) == 2
 
 
 async def test_a_client_that_leaves_frees_what_it_held(scripted: Any) -> None:
@@ -414,28 +414,28 @@ async def test_a_client_that_leaves_before_it_reads_anything_frees_what_it_held(
 
 async def test_a_program_that_is_released_ends_what_had_not_begun(tiny: Any) -> None:
     _, server = tiny
-    programs, caller = server.programs, Caller(name="p")
-    place = programs.claim(caller, TextRequest("hello"))
-    place.tokens = [5, 6, 7]
-    programs.ready(place, 0, 0)
-    assert programs.end(caller)
+    programs, caller = server.sessions, Caller(name="p")
+    session = programs.begin(caller, TextRequest("hello"))
+    session.tokens = [5, 6, 7]
+    programs.submit(session, 0, 0)
+    assert programs.release(caller)
     with pytest.raises(EngineError, match="released"):
-        await anext(programs.generate(place, SamplingParams(max_tokens=2), None))
-    other = programs.claim(caller, TextRequest("hello"))
-    assert other.conversation.name != place.conversation.name
-    programs.leave(place)
-    programs.leave(other)
-    assert not programs.end(Caller(name="q"))
+        await anext(programs.generate(session, SamplingParams(max_tokens=2), None))
+    other = programs.begin(caller, TextRequest("hello"))
+    assert other.conversation.name != session.conversation.name
+    programs.finish(session)
+    programs.finish(other)
+    assert not programs.release(Caller(name="q"))
 
 
 async def test_a_program_that_is_released_while_its_prompt_is_made_never_begins(tiny: Any) -> None:
     _, server = tiny
-    programs, caller = server.programs, Caller(name="p")
-    place = programs.claim(caller, TextRequest("hello"))
-    assert programs.end(caller)
+    programs, caller = server.sessions, Caller(name="p")
+    session = programs.begin(caller, TextRequest("hello"))
+    assert programs.release(caller)
     with pytest.raises(EngineError, match="released"):
-        programs.ready(place, 0, 0)
-    programs.leave(place)
+        programs.submit(session, 0, 0)
+    programs.finish(session)
     assert not server.dispatcher.scheduler.state.programs
 
 
@@ -450,11 +450,11 @@ async def test_silent_programs_hold_up_nobody() -> None:
             body = _ask(f"{index} " + "word " * 40, max_tokens=3, program_id=f"p{index % 10}")
             answer = await client.post("/v1/chat/completions", json=body, timeout=20)
             assert answer.status_code == 200, answer.text
-        assert len(server.programs) == 10
+        assert len(server.sessions) == 10
         for index in range(20):
             body = _ask(f"other words {index}", max_tokens=3, program_id="p0")
             await client.post("/v1/chat/completions", json=body)
-        (p0,) = [p for p in server.programs.known if p.label == "p0"]
+        (p0,) = [p for p in server.sessions.directory if p.label == "p0"]
         assert len(p0.conversations) <= 8
 
 
@@ -556,40 +556,41 @@ def _told(server: Any) -> list[Any]:
 
 async def test_what_begins_as_a_busy_conversation_did_is_a_fork_of_it(tiny: Any) -> None:
     client, server = tiny
-    told, programs = _told(server), server.programs
+    told, programs = _told(server), server.sessions
     trunk: Json = {**_ask("Where is it?", max_tokens=6), "program_id": "p"}
     assert (await client.post("/v1/chat/completions", json=trunk)).status_code == 200
-    (program,) = programs.known
+    (program,) = programs.directory
     (conversation,) = program.conversations.values()
     record = conversation.record
     said = record.answers[0].message
     ids = [*record.tokens, *record.answers[0].tokens]
-    places = []
+    opened = []
     for way in "abc":
         messages = [*trunk["messages"], said, {"role": "user", "content": way}]
         turn = ChatTurn.read([Message.model_validate(m) for m in messages])
-        place = programs.claim(Caller(name="p"), turn)
-        made = server.served.prompter.make(turn, [], place.record, place.match)
-        place.tokens = made.tokens
-        programs.ready(place, made.known, 0)
-        places.append(place)
-    assert places[0].conversation is conversation
+        session = programs.begin(Caller(name="p"), turn)
+        made = server.context.prompter.make(turn, [], session.record, session.match)
+        session.tokens = made.tokens
+        programs.submit(session, made.known, 0)
+        opened.append(session)
+    assert opened[0].conversation is conversation
     forks = [event for event in told if isinstance(event, Forked)]
-    children = [place.conversation.name for place in places[1:]]
+    children = [session.conversation.name for session in opened[1:]]
     assert [(f.parent, f.child, f.shared) for f in forks] == [
         (conversation.name, child, len(ids)) for child in children
     ]
     lines = server.dispatcher.scheduler.state.programs[program.id].conversations
-    for place in places:
-        assert place.tokens[: len(ids)] == ids
+    for session in opened:
+        assert session.tokens[: len(ids)] == ids
         params = SamplingParams(max_tokens=2)
-        async for _ in programs.generate(place, params, None):
-            if place.conversation is not conversation:
+        async for _ in programs.generate(session, params, None):
+            if session.conversation is not conversation:
                 assert (
-                    lines[place.conversation.name].private_tokens < len(place.tokens) - len(ids) + 4
+                    lines[session.conversation.name].private_tokens
+                    < len(session.tokens) - len(ids) + 4
                 )
-    for place in places:
-        programs.leave(place)
+    for session in opened:
+        programs.finish(session)
 
 
 async def test_programs_without_a_name_do_not_fork_off_each_other(tiny: Any) -> None:

@@ -14,6 +14,7 @@ from drawloom.runtime.scheduler.events import (
     ProgramSubmitted,
     StepFinished,
     StepReady,
+    Tick,
 )
 from drawloom.runtime.server.app import Server
 from drawloom.runtime.server.sessions import AGENT
@@ -82,7 +83,7 @@ def _seen(event: Any, tool: str, state: str) -> tuple[Any, ...]:
 
 
 def _events(told: list[Any], tool: str, state: str) -> list[Any]:
-    return [_seen(event, tool, state) for event in told if not isinstance(event, Decoded)]
+    return [_seen(event, tool, state) for event in told if not isinstance(event, Decoded | Tick)]
 
 
 async def test_with_a_name_or_without_with_tools_or_in_text_the_scheduler_is_told_the_same(
@@ -115,15 +116,15 @@ async def test_a_nameless_program_that_is_silent_for_much_longer_than_others_is_
     client, server, told = await serve(TEXT)
     label = await _agent(client, None, False, turns=12)
     graph, now = server.dispatcher.scheduler.state.graphs[AGENT], time.monotonic()
-    server.programs.sweep(now + 9)  # others came back at once, but nobody is that impatient
+    server.sessions.sweep(now + 9)  # others came back at once, but nobody is that impatient
     assert server.dispatcher.scheduler.state.programs and not graph.programs
-    server.programs.sweep(now + 11)
+    server.sessions.sweep(now + 11)
     assert not server.dispatcher.scheduler.state.programs
     assert graph.programs == 1 and [calls for calls, _, _ in graph.sizes] == [12]
     assert [event.keep for event in told if isinstance(event, ProgramEnded)] == [True]
-    assert [program.label for program in server.programs.known] == [label]
-    server.programs.sweep(now + 1000)
-    assert not len(server.programs)
+    assert [program.label for program in server.sessions.directory] == [label]
+    server.sessions.sweep(now + 1000)
+    assert not len(server.sessions)
     await client.aclose()
 
 
@@ -134,11 +135,11 @@ async def test_before_any_came_back_nobody_is_over_soon_and_a_name_keeps_its_pro
     await _agent(client, None, False, turns=1)
     await _agent(client, "job", False, turns=1)
     now = time.monotonic()
-    server.programs.sweep(now + 29)
+    server.sessions.sweep(now + 29)
     assert len(server.dispatcher.scheduler.state.programs) == 2
-    server.programs.sweep(now + 31)
+    server.sessions.sweep(now + 31)
     assert list(server.dispatcher.scheduler.state.programs) == ["default:job"]
-    server.programs.sweep(now + 301)
+    server.sessions.sweep(now + 301)
     assert not server.dispatcher.scheduler.state.programs
     await client.aclose()
 
@@ -147,14 +148,14 @@ async def test_who_comes_back_after_it_was_over_goes_on_and_is_waited_for_longer
     serve: Any,
 ) -> None:
     client, server, told = await serve(TEXT)
-    programs, messages = server.programs, [{"role": "user", "content": "Do it."}]
+    programs, messages = server.sessions, [{"role": "user", "content": "Do it."}]
     labels = set()
     for _ in range(10):  # a minute each time
         answer = (await client.post("/v1/chat/completions", json={"messages": messages})).json()
         labels.add(answer["program_id"])
         messages += [answer["choices"][0]["message"], {"role": "user", "content": "Observation"}]
-        (program,) = programs.known
-        program.seen -= 60
+        (program,) = programs.directory
+        program.last_seen -= 60
         programs.sweep(time.monotonic())
     assert len(labels) == 1
     ends = [isinstance(event, ProgramEnded) for event in told]

@@ -18,12 +18,12 @@ from tokenizers import Tokenizer as Library
 from drawloom.engine.api.engine import Delta, EngineInfo, RequestUsage
 from drawloom.engine.sequence import FinishReason
 from drawloom.engine.text.tokenizer import Tokenizer
-from drawloom.runtime.server.chat_completions import ChatCompletion, Served
+from drawloom.runtime.server.chat_completions import ChatCompletion, ServingContext
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.history import canonical, read_entry
 from drawloom.runtime.server.metrics import Timings
 from drawloom.runtime.server.openai_requests import ChatRequest, Message
-from drawloom.runtime.server.sessions import Place, Programs
+from drawloom.runtime.server.sessions import Session, SessionTable
 from drawloom.tools.chat_template import ChatTemplate
 from drawloom.tools.tool_call import new_call_id
 from tests.lanes import examples
@@ -66,7 +66,7 @@ TEMPLATES = {
 
 
 class _Dispatcher:
-    """Takes the place of the dispatcher; nothing runs."""
+    """Takes the session of the dispatcher; nothing runs."""
 
     class engine:
         class info:
@@ -80,18 +80,18 @@ class _Dispatcher:
     async def settle(self) -> None: ...
 
 
-class _Scripted(Programs):
+class _Scripted(SessionTable):
     """Answers each request with `script`."""
 
-    script, closing, finish = "", "", FinishReason.STOP
+    script, closing, reason = "", "", FinishReason.STOP
 
-    async def generate(self, place: Place, *_: Any, **__: Any) -> AsyncGenerator[Delta, None]:
+    async def generate(self, session: Session, *_: Any, **__: Any) -> AsyncGenerator[Delta, None]:
         ids, stream = TOKENIZER.encode(self.script), TOKENIZER.stream()
         for token in ids:
             yield Delta("r", (token,), stream.push(token))
-        usage = RequestUsage(len(place.tokens), 0, len(ids), 0, 0.0, 0.0, 0.0, 0.0)
+        usage = RequestUsage(len(session.tokens), 0, len(ids), 0, 0.0, 0.0, 0.0, 0.0)
         closing = TOKENIZER.encode(self.closing)
-        yield Delta("r", tuple(closing), stream.flush(), (), self.finish, usage)
+        yield Delta("r", tuple(closing), stream.flush(), (), self.reason, usage)
 
 
 class _Server:
@@ -99,11 +99,11 @@ class _Server:
 
     def __init__(self, template: str, reasoning: bool = False) -> None:
         dispatcher: Any = _Dispatcher()
-        self.programs = _Scripted(dispatcher)
+        self.sessions = _Scripted(dispatcher)
         self.end = ENDS[template]
         info = EngineInfo("e", "m", "cpu", 1 << 20, 1 << 20, 16)
-        self.served = Served(
-            "m", TEMPLATES[template], TOKENIZER, self.programs, Timings(info), 1 << 20, reasoning
+        self.context = ServingContext(
+            "m", TEMPLATES[template], TOKENIZER, self.sessions, Timings(info), 1 << 20, reasoning
         )
 
     async def ask(
@@ -112,9 +112,9 @@ class _Server:
     ) -> tuple[Json, ChatCompletion]:  # fmt: skip
         """Return the message that answers `messages`, and the request."""
         asked = ChatRequest.model_validate({"messages": messages, **options})
-        job = await ChatCompletion.create(self.served, asked, caller or Caller())
-        self.programs.script, self.programs.finish = said, finish
-        self.programs.closing = self.end if end is None else end
+        job = await ChatCompletion.create(self.context, asked, caller or Caller())
+        self.sessions.script, self.sessions.reason = said, finish
+        self.sessions.closing = self.end if end is None else end
         whole = await job.whole()
         return whole["choices"][0]["message"], job
 
@@ -234,12 +234,12 @@ def test_a_history_written_anew_is_the_same_conversation(
         for _ in range(3):
             most = 1 if template == "llama3_2" else 2
             calls = draw(st.lists(ARGUMENTS, max_size=most))
-            said = _said(draw, server.served.template.calls, calls)
+            said = _said(draw, server.context.template.calls, calls)
             sent = _rewritten(draw, messages)
             answer, job = await server.ask(sent, said, caller, tools=[TOOL])
             if before is not None:
                 known = [*before.prompted.tokens, *before.choices[0].ids]
-                assert job.place.conversation is before.place.conversation
+                assert job.session.conversation is before.session.conversation
                 shown = job.prompted.prompt.text
                 if template not in ("hermes", "mistral") or shown.startswith(
                     before.prompted.prompt.text  # these two write the end of a chat otherwise
@@ -255,8 +255,8 @@ def test_a_history_written_anew_is_the_same_conversation(
                 )
             if not answer.get("tool_calls"):
                 messages.append({"role": "user", "content": draw(WORDS) + "!"})
-        assert len(server.programs) == 1
-        await server.programs.close()
+        assert len(server.sessions) == 1
+        await server.sessions.close()
 
     _run(talk())
 
@@ -282,11 +282,11 @@ def test_a_thought_that_the_template_leaves_out_is_left_out() -> None:
         answer, first = await server.ask([QUESTION], f"{thought}Here.")
         messages = [QUESTION, answer, {"role": "user", "content": "Why?"}]
         _, second = await server.ask(messages, "Because.")
-        assert second.place.conversation is first.place.conversation
+        assert second.session.conversation is first.session.conversation
         assert second.prompted.known == len(first.prompted.tokens)
         assert "hm" in "".join(first.choices[0].text) and "hm" not in _shown(second)
         assert _shown(second) == second.prompted.prompt.text
-        await server.programs.close()
+        await server.sessions.close()
 
     _run(talk())
 
@@ -298,11 +298,11 @@ def test_what_follows_a_stop_string_is_not_in_the_next_prompt() -> None:
         answer, first = await server.ask([QUESTION], told, end="Observation: made")
         messages = [QUESTION, answer, {"role": "user", "content": "Observation: 4"}]
         _, second = await server.ask(messages, "So.")
-        assert second.place.conversation is first.place.conversation
+        assert second.session.conversation is first.session.conversation
         assert "made" not in _shown(second)
         assert _shown(second).count("Observation") == 1
         assert second.prompted.known >= len(first.prompted.tokens) + len(TOKENIZER.encode(told))
-        await server.programs.close()
+        await server.sessions.close()
 
     _run(talk())
 
@@ -315,8 +315,8 @@ def test_a_client_may_put_the_stop_string_back(form: str) -> None:
         messages = [QUESTION, {"role": "assistant", "content": form},
                     {"role": "user", "content": "4"}]  # fmt: skip
         _, second = await server.ask(messages, "So.")
-        assert second.place.conversation is first.place.conversation
-        await server.programs.close()
+        assert second.session.conversation is first.session.conversation
+        await server.sessions.close()
 
     _run(talk())
 
@@ -330,7 +330,7 @@ def test_calls_that_come_back_as_text_are_one_program(template: str) -> None:
         for step in range(3):
             answer, job = await server.ask(messages, f"Step.\n{CALL}", tools=[TOOL])
             if before is not None:
-                assert job.place.conversation is before.place.conversation
+                assert job.session.conversation is before.session.conversation
                 assert job.prompted.known >= len(before.prompted.tokens)
             before, (call,) = job, answer["tool_calls"]
             function = {"name": "get", "arguments": json.loads(call["function"]["arguments"])}
@@ -341,8 +341,8 @@ def test_calls_that_come_back_as_text_are_one_program(template: str) -> None:
                 {"role": "assistant", "content": [{"type": "text", "text": text}]},
                 {"role": "user", "content": [{"type": "text", "text": f"Observation:\n{step}"}]},
             ]
-        assert len(server.programs) == 1
-        await server.programs.close()
+        assert len(server.sessions) == 1
+        await server.sessions.close()
 
     _run(talk())
 
@@ -359,10 +359,10 @@ def test_a_step_that_its_client_takes_back_belongs_to_the_program() -> None:
         _, second = await server.ask(messages, CALL, tools=[TOOL])
         messages[-1] = {"role": "user", "content": "Observation: 4\nError: no such tool"}
         _, third = await server.ask(messages, CALL, tools=[TOOL])
-        assert first.place.program is second.place.program is third.place.program
+        assert first.session.program is second.session.program is third.session.program
         assert third.prompted.known >= len(first.prompted.tokens)
         assert _shown(third) == third.prompted.prompt.text
-        await server.programs.close()
+        await server.sessions.close()
 
     _run(talk())
 
@@ -383,8 +383,8 @@ def test_other_tools_and_another_system_message_are_what_the_model_sees() -> Non
         _, third = await server.ask(messages, "So.", caller, tools=[TOOL])
         assert "Two." in _shown(third) and "One." not in _shown(third)
         assert _shown(third) == third.prompted.prompt.text
-        assert len(second.place.program.conversations) == 1  # none is left behind
-        await server.programs.close()
+        assert len(second.session.program.conversations) == 1  # none is left behind
+        await server.sessions.close()
 
     _run(talk())
 
@@ -399,9 +399,9 @@ def test_what_is_kept_of_a_conversation_keeps_no_request() -> None:
             messages = [*messages, answer, _result(answer)]
             del job
         gc.collect()
-        assert len(server.programs) == 1
+        assert len(server.sessions) == 1
         assert [job() for job in jobs] == [None] * 4
-        await server.programs.close()
+        await server.sessions.close()
 
     _run(talk())
 
@@ -410,12 +410,12 @@ def test_any_of_several_choices_may_be_gone_on_from() -> None:
     async def talk() -> None:
         server = _Server("qwen2_5")
         _, first = await server.ask([QUESTION], "same", n=2)
-        record: Any = first.place.conversation.record
+        record: Any = first.session.conversation.record
         assert len(record.answers) == 2
         answer = first.choices[1].message
         _, second = await server.ask([QUESTION, answer, QUESTION], "So.")
-        assert second.place.conversation is first.place.conversation
-        await server.programs.close()
+        assert second.session.conversation is first.session.conversation
+        await server.sessions.close()
 
     _run(talk())
 
@@ -425,20 +425,20 @@ def test_who_asks_again_takes_up_what_broke_off() -> None:
         server = _Server("qwen2_5")
         answer, first = await server.ask([QUESTION], "one")
         messages = [QUESTION, answer, {"role": "user", "content": "two?"}]
-        server.programs.script = "a long answer"
+        server.sessions.script = "a long answer"
         job = await ChatCompletion.create(
-            server.served, ChatRequest.model_validate({"messages": messages}), Caller()
+            server.context, ChatRequest.model_validate({"messages": messages}), Caller()
         )
         stream = job.chunks()
         for _ in range(4):
             await anext(stream)
         await stream.aclose()
         _, again = await server.ask(messages, "two")
-        assert job.place.conversation is again.place.conversation is first.place.conversation
+        assert job.session.conversation is again.session.conversation is first.session.conversation
         said = {"role": "assistant", "content": "two"}
         _, after = await server.ask([*messages, said, QUESTION], "three")
-        assert after.place.conversation is first.place.conversation
-        await server.programs.close()
+        assert after.session.conversation is first.session.conversation
+        await server.sessions.close()
 
     _run(talk())
 
@@ -450,17 +450,19 @@ def test_a_named_program_keeps_no_conversation_that_was_superseded() -> None:
         _, again = await server.ask([QUESTION], "two", caller)
         edited = [QUESTION, {"role": "assistant", "content": "what I made of it"}, QUESTION]
         _, other = await server.ask(edited, "three", caller)
-        assert first.place.conversation is again.place.conversation is other.place.conversation
+        assert (
+            first.session.conversation is again.session.conversation is other.session.conversation
+        )
         assert "what I made of it" in _shown(other) and "one" not in _shown(other)
         branch = [QUESTION, edited[1], {"role": "user", "content": "Or?"}]
         _, sibling = await server.ask(branch, "four", caller)
-        assert sibling.place.conversation is other.place.conversation
+        assert sibling.session.conversation is other.session.conversation
         assert sibling.prompted.known >= len(TOKENIZER.encode("what I made of it"))
         anew = [{"role": "user", "content": "Something else?"}]
         _, last = await server.ask(anew, "five", caller)
-        assert last.place.conversation is other.place.conversation
-        assert last.place.program.current_conversations == [last.place.conversation]
-        await server.programs.close()
+        assert last.session.conversation is other.session.conversation
+        assert last.session.program.current_conversations == [last.session.conversation]
+        await server.sessions.close()
 
     _run(talk())
 
@@ -472,17 +474,17 @@ def test_a_program_that_goes_on_with_what_it_seemed_to_give_up_has_several_conve
         task = [{"role": "user", "content": "A part of it."}]
         result, part = await server.ask(task, "Done.", caller)
         assert (
-            part.place.conversation is main.place.conversation
+            part.session.conversation is main.session.conversation
         )  # for all that is known, it is given up
         _, again = await server.ask([QUESTION, answer, QUESTION], "So.", caller)
-        assert again.place.conversation is not main.place.conversation
+        assert again.session.conversation is not main.session.conversation
         assert again.prompted.known >= len(main.prompted.tokens)
         _, other = await server.ask([*task, result, QUESTION], "Done again.", caller)
-        assert other.place.conversation is part.place.conversation
+        assert other.session.conversation is part.session.conversation
         _, third = await server.ask([{"role": "user", "content": "And?"}], "Three.", caller)
-        assert third.place.program.current_conversations[-1] is third.place.conversation
-        assert len(third.place.program.current_conversations) == 3
-        await server.programs.close()
+        assert third.session.program.current_conversations[-1] is third.session.conversation
+        assert len(third.session.program.current_conversations) == 3
+        await server.sessions.close()
 
     _run(talk())
 
@@ -492,13 +494,13 @@ def test_requests_at_a_time_are_conversations_of_their_own() -> None:
         server, caller = _Server("qwen2_5"), Caller(name="p")
         turns = [[{"role": "user", "content": word}] for word in "abc"]
         asked = [ChatRequest.model_validate({"messages": turn}) for turn in turns]
-        jobs = [await ChatCompletion.create(server.served, one, caller) for one in asked]
+        jobs = [await ChatCompletion.create(server.context, one, caller) for one in asked]
         for job in jobs:
             await job.whole()
         _, other = await server.ask([QUESTION], "yes", caller)
-        assert len({job.place.conversation.name for job in [*jobs, other]}) == 4
-        assert len(other.place.program.current_conversations) == 4
-        await server.programs.close()
+        assert len({job.session.conversation.name for job in [*jobs, other]}) == 4
+        assert len(other.session.program.current_conversations) == 4
+        await server.sessions.close()
 
     _run(talk())
 
@@ -511,9 +513,9 @@ def test_an_answer_that_went_on_past_its_end_stays_as_it_was_sampled(template: s
         answer, first = await server.ask([QUESTION], said, end="", finish=FinishReason.LENGTH)
         assert end not in answer["content"]
         _, second = await server.ask([QUESTION, answer, QUESTION], "So.")
-        assert second.place.conversation is first.place.conversation
+        assert second.session.conversation is first.session.conversation
         assert second.prompted.known == len(first.prompted.tokens) + len(TOKENIZER.encode(said))
-        await server.programs.close()
+        await server.sessions.close()
 
     _run(talk())
 
@@ -526,10 +528,10 @@ def test_a_nameless_client_that_rewrites_its_answers_is_one_program() -> None:
             jobs.append(job)
             said = {"role": "assistant", "content": f"Act {step}"}
             messages = [*messages, said, {"role": "user", "content": f"Observation: {step}"}]
-        assert len({job.place.conversation.name for job in jobs}) == len(server.programs) == 1
+        assert len({job.session.conversation.name for job in jobs}) == len(server.sessions) == 1
         _, shorter = await server.ask([*messages[:3], QUESTION], "yes")
-        assert shorter.place.conversation is jobs[0].place.conversation
-        await server.programs.close()
+        assert shorter.session.conversation is jobs[0].session.conversation
+        await server.sessions.close()
 
     _run(talk())
 
@@ -540,9 +542,9 @@ def test_nameless_clients_that_began_alike_and_rewrite_are_not_taken_for_each_ot
         firsts = [(await server.ask([QUESTION], f"Number {i}."))[1] for i in range(2)]
         edited = [QUESTION, {"role": "assistant", "content": "Act"}, QUESTION]
         _, other = await server.ask(edited, "yes")
-        assert other.place.program not in [first.place.program for first in firsts]
-        assert len(server.programs) == 3
-        await server.programs.close()
+        assert other.session.program not in [first.session.program for first in firsts]
+        assert len(server.sessions) == 3
+        await server.sessions.close()
 
     _run(talk())
 
@@ -553,14 +555,14 @@ def test_what_is_shared_with_a_busy_conversation_is_known_to_its_fork() -> None:
         answer, first = await server.ask([QUESTION], CALL, caller, tools=[TOOL])
         messages = [QUESTION, answer, _result(answer)]
         asked = ChatRequest.model_validate({"messages": messages, "tools": [TOOL]})
-        jobs = [await ChatCompletion.create(server.served, asked, caller) for _ in range(3)]
+        jobs = [await ChatCompletion.create(server.context, asked, caller) for _ in range(3)]
         known = [*first.prompted.tokens, *first.choices[0].ids]
-        assert jobs[0].place.parent is None
-        assert [job.place.parent for job in jobs[1:]] == [first.place.conversation] * 2
+        assert jobs[0].session.parent is None
+        assert [job.session.parent for job in jobs[1:]] == [first.session.conversation] * 2
         assert all(job.prompted.tokens[: len(known)] == known for job in jobs)
         for job in jobs:
             await job.whole()
-        await server.programs.close()
+        await server.sessions.close()
 
     _run(talk())
 
@@ -618,12 +620,12 @@ def test_conversations_that_differ_never_merge(data: Any) -> None:
         other = _altered(draw, history)
         _, second = await server.ask([*other, new], "x", tools=[TOOL])
         if other[:3] != history[:3]:  # else a branch, behind calls that only it knows
-            assert second.place.program is not first.place.program
+            assert second.session.program is not first.session.program
         sent = [Message.model_validate(message).rendered() for message in [*other, new]]
-        assert _shown(second) == server.served.template.render(sent, [TOOL]).text
+        assert _shown(second) == server.context.template.render(sent, [TOOL]).text
         _, third = await server.ask([*history, new], "x", tools=[TOOL])
-        assert third.place.program is first.place.program
-        await server.programs.close()
+        assert third.session.program is first.session.program
+        await server.sessions.close()
 
     _run(talk())
 

@@ -50,7 +50,7 @@ class _Client:
 async def _ask(server: Server, client: _Client, caller: Caller) -> tuple[ChatCompletion, str]:
     asked = {"messages": client.messages, "max_tokens": 12, "temperature": 0, "ignore_eos": True}
     request = ChatRequest.model_validate(asked)
-    job = await ChatCompletion.create(server.served, request, caller)
+    job = await ChatCompletion.create(server.context, request, caller)
     answer = await job.whole()
     await server.dispatcher.settle()
     return job, str(answer["choices"][0]["message"]["content"])
@@ -87,21 +87,21 @@ def test_a_client_of_one_conversation_at_a_time_holds_one_however_it_treats_its_
             told, emit = list[Any](), server.dispatcher.emit
             server.dispatcher.emit = lambda event: (told.append(event), emit(event))[1]  # type: ignore
             for way, back in ways:
-                known = len(server.programs)
+                known = len(server.sessions)
                 job, said = await _ask(server, client, caller)
                 tokens = [*job.prompted.tokens, *job.choices[0].ids]
                 if named:
                     usage = job.usages()[0]
                     found = min(_common(held[:-1], tokens), usage.prompt_tokens - 1)
                     assert usage.cached_tokens >= found // BLOCK * BLOCK, "what it kept is lost"
-                    assert len(job.place.program.current_conversations) == 1
+                    assert len(job.session.program.current_conversations) == 1
                     assert _resident(server) <= -(-len(tokens) // BLOCK) + 1
                     (program,) = server.dispatcher.scheduler.state.programs.values()
                     assert program.tokens == len(tokens)
                 else:  # what shares no answer may be another's, for all that can be known
                     shared = history[: _common(history, client.messages)]
                     sure = any(message["role"] == "assistant" for message in shared)
-                    assert len(server.programs) <= known + (not sure)
+                    assert len(server.sessions) <= known + (not sure)
                 held = tokens
                 history = [*client.messages, {"role": "assistant", "content": said}]
                 client.next(way, said, back)
@@ -121,7 +121,7 @@ async def test_a_client_that_rewrites_takes_nothing_from_one_that_waits() -> Non
         server, waiting, rewriting = Server(runtime), _Client("Wait."), _Client("word " * 60)
         first, said = await _ask(server, waiting, Caller(name="waiting"))
         await server.dispatcher.engine.lease(
-            first.place.conversation.name, 0.0, 0.0
+            first.session.conversation.name, 0.0, 0.0
         )  # it ends at once
         for turn in range(30):
             await _ask(server, rewriting, Caller(name="rewriting"))

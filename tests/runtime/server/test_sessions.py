@@ -1,4 +1,4 @@
-"""Programs behind the server: more clients than every bound, and none meets another."""
+"""SessionTable behind the server: more clients than every bound, and none meets another."""
 
 import asyncio
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from drawloom.runtime.server.conversation import (
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.history import read_entry
 from drawloom.runtime.server.openai_requests import Message
-from drawloom.runtime.server.sessions import Place, Programs
+from drawloom.runtime.server.sessions import Session, SessionTable
 from tests.lanes import examples
 
 NAMES = ["job", "acme:job", "job:job", "\0job"]
@@ -66,11 +66,11 @@ def _turn(messages: list[dict[str, Any]]) -> ChatTurn:
     return ChatTurn.read([Message.model_validate(m) for m in messages])
 
 
-def _record(place: Place, turn: ChatTurn, message: dict[str, Any]) -> Record:
+def _record(session: Session, turn: ChatTurn, message: dict[str, Any]) -> Record:
     said = Message.model_validate(message)
     answer = Answer((read_entry(said),), said.rendered(), packed([7]), str(message["content"]))
-    record = place.record if isinstance(place.record, Record) else None
-    entries = turn.continued(record, place.match)
+    record = session.record if isinstance(session.record, Record) else None
+    entries = turn.continued(record, session.match)
     return Record(entries, turn.messages, Prompt(""), packed([1, 2, 3]), (), (answer,))
 
 
@@ -100,28 +100,28 @@ class ManyClients(RuleBasedStateMachine):
             self.patch.setattr(module if name == "_CONVERSATIONS" else directory, name, bound)
         self.dispatcher: Any = _Dispatcher()
 
-        async def make() -> Programs:
-            return Programs(self.dispatcher)
+        async def make() -> SessionTable:
+            return SessionTable(self.dispatcher)
 
-        self.programs = self.loop.run_until_complete(make())
+        self.sessions = self.loop.run_until_complete(make())
         self.conversations: list[_Conversation] = []
-        self.open: list[tuple[Place, _Conversation, ChatTurn]] = []
+        self.open: list[tuple[Session, _Conversation, ChatTurn]] = []
         self.owners: dict[Any, Any] = {}
         self.count = 0
 
     def _ask(self, one: _Conversation) -> None:
         turn = _turn(one.messages)
-        place = self.programs.claim(one.caller, turn)
-        program = place.program
+        session = self.sessions.begin(one.caller, turn)
+        program = session.program
         assert self.owners.setdefault(program, one.owner) == one.owner, "two clients met"
         assert program.tenant == one.caller.tenant
         alone = sum(other.owner == one.owner for other in self.conversations) == 1
         if alone and one.program is not None and not one.program.ended:
             assert program is one.program, "a conversation lost its program"
         one.program = program
-        place.tokens = [1, 2, 3]
-        self.programs.ready(place, 0, 0)
-        self.open.append((place, one, turn))
+        session.tokens = [1, 2, 3]
+        self.sessions.submit(session, 0, 0)
+        self.open.append((session, one, turn))
 
     @rule(
         kind=st.sampled_from(["nameless", "nameless", "named", "inside"]),
@@ -132,7 +132,7 @@ class ManyClients(RuleBasedStateMachine):
     def a_client_comes(self, kind: str, name: str, tenant: str, subject: str) -> None:
         caller = Caller(tenant, name if kind == "named" else None)
         if kind == "inside":
-            caller = self.programs.inside(name, "default", Account(Budget()))
+            caller = self.sessions.runtime_caller(name, "default", Account(Budget()))
         self.conversations.append(_Conversation(subject, caller))
         self._ask(self.conversations[-1])
 
@@ -143,8 +143,10 @@ class ManyClients(RuleBasedStateMachine):
         idle = [one for one in self.conversations if one not in busy]
         if idle:
             one = data.draw(st.sampled_from(idle))
-            if one.caller.inside is not None:
-                self.programs.inside(one.caller.inside, "default", Account(Budget()))
+            if one.caller.runtime_program is not None:
+                self.sessions.runtime_caller(
+                    one.caller.runtime_program, "default", Account(Budget())
+                )
             self._ask(one)
 
     @precondition(lambda self: self.open)
@@ -154,9 +156,9 @@ class ManyClients(RuleBasedStateMachine):
         calls=st.booleans(),
     )
     def an_answer_ends(self, data: Any, ends: str, calls: bool) -> None:
-        place, one, turn = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+        session, one, turn = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
         if ends == "broken":
-            self.programs.leave(place)
+            self.sessions.finish(session)
             return
         one.turns += 1
         self.count += 1
@@ -164,54 +166,54 @@ class ManyClients(RuleBasedStateMachine):
         if calls:
             function = {"name": "f", "arguments": "{}"}
             said["tool_calls"] = [{"id": f"{self.count:09}", "function": function}]
-        self.programs.leave(place, _record(place, turn, said))
+        self.sessions.finish(session, _record(session, turn, said))
         one.messages += [said, {"role": "user", "content": "next"}]
 
     @rule(name=st.sampled_from(NAMES), tenant=st.sampled_from(TENANTS))
     def a_program_is_released(self, name: str, tenant: str) -> None:
-        mine = [p for p in self.programs.known if self.owners.get(p) == Caller(tenant, name)]
-        assert self.programs.end(Caller(tenant, name)) is bool(mine)
+        mine = [p for p in self.sessions.directory if self.owners.get(p) == Caller(tenant, name)]
+        assert self.sessions.release(Caller(tenant, name)) is bool(mine)
         assert all(program.ended for program in mine)
 
     @rule(inside=st.sampled_from(NAMES))
     def a_program_inside_releases_nothing(self, inside: str) -> None:
-        assert not self.programs.end(Caller("default", "x", inside=inside))
+        assert not self.sessions.release(Caller("default", "x", runtime_program=inside))
 
     @invariant()
     def what_runs_is_known_and_what_idles_is_bounded(self) -> None:
-        if not hasattr(self, "programs"):
+        if not hasattr(self, "sessions"):
             return
-        for place, _, _ in self.open:
-            assert place.program.ended or place.program in list(self.programs.known)
-            assert place.conversation.busy
-        conversations = [place.conversation for place, _, _ in self.open]
+        for session, _, _ in self.open:
+            assert session.program.ended or session.program in list(self.sessions.directory)
+            assert session.conversation.busy
+        conversations = [session.conversation for session, _, _ in self.open]
         assert len(set(map(id, conversations))) == len(conversations), (
             "one conversation, two requests"
         )
-        ids = [program.id for program in self.programs.known]
-        assert len(set(ids)) == len(ids) or any(p.account for p in self.programs.known)
+        ids = [program.id for program in self.sessions.directory]
+        assert len(set(ids)) == len(ids) or any(p.account for p in self.sessions.directory)
         for named, bound in ((True, directory._NAMED), (False, directory._NAMELESS)):
-            alike = [p for p in self.programs.known if p.named is named and p.account is None]
+            alike = [p for p in self.sessions.directory if p.named is named and p.account is None]
             running = sum(p.running > 0 for p in alike)
             assert len(alike) <= max(bound, running)
-        for program in self.programs.known:
+        for program in self.sessions.directory:
             idle = [line for line in program.conversations.values() if not line.busy]
             assert len(idle) <= module._CONVERSATIONS
         idle_tokens = sum(
             line.size
-            for p in self.programs.known
+            for p in self.sessions.directory
             if not p.running and p.account is None
             for line in p.conversations.values()
         )
         assert idle_tokens <= directory._TOKENS
 
     def teardown(self) -> None:
-        if not hasattr(self, "programs"):
+        if not hasattr(self, "sessions"):
             return
-        for place, _, _ in self.open:
-            self.programs.leave(place)
-        known = self.programs.known
-        self.loop.run_until_complete(self.programs.close())
+        for session, _, _ in self.open:
+            self.sessions.finish(session)
+        known = self.sessions.directory
+        self.loop.run_until_complete(self.sessions.close())
         assert not self.dispatcher.submitted
         assert not known._starts and not known._idle
         assert len(known) == known._tokens == 0
@@ -235,14 +237,14 @@ def test_no_two_names_have_one_program(a: str, b: str, c: str) -> None:
 
 async def test_the_same_words_of_two_tenants_are_two_programs() -> None:
     dispatcher: Any = _Dispatcher()
-    programs = Programs(dispatcher)
+    programs = SessionTable(dispatcher)
     one = _Conversation("hello", Caller())
     found = []
     for tenant in ("default", "acme", "default"):
         turn = _turn(one.messages)
-        place = programs.claim(Caller(tenant), turn)
-        programs.leave(place, _record(place, turn, SAID))
-        found.append(place.program)
+        session = programs.begin(Caller(tenant), turn)
+        programs.finish(session, _record(session, turn, SAID))
+        found.append(session.program)
         if len(found) == 1:
             one.messages += [SAID, {"role": "user", "content": "next"}]
     assert found[0] is found[2] is not found[1]
@@ -251,18 +253,18 @@ async def test_the_same_words_of_two_tenants_are_two_programs() -> None:
 
 async def test_more_nameless_programs_at_once_than_are_kept_are_all_answered() -> None:
     dispatcher: Any = _Dispatcher()
-    programs = Programs(dispatcher)
+    programs = SessionTable(dispatcher)
     count = directory._NAMELESS + 40
-    places = []
+    opened = []
     for index in range(count):
         turn = _turn([{"role": "user", "content": str(index)}])
-        place = programs.claim(Caller(), turn)
-        place.tokens = [1]
-        programs.ready(place, 0, 0)
-        places.append((place, turn))
-    assert len({place.program.id for place, _ in places}) == count == len(programs)
-    for place, turn in places:
-        programs.leave(place, _record(place, turn, {"role": "assistant", "content": "a"}))
+        session = programs.begin(Caller(), turn)
+        session.tokens = [1]
+        programs.submit(session, 0, 0)
+        opened.append((session, turn))
+    assert len({session.program.id for session, _ in opened}) == count == len(programs)
+    for session, turn in opened:
+        programs.finish(session, _record(session, turn, {"role": "assistant", "content": "a"}))
     assert len(programs) == directory._NAMELESS
     await programs.close()
 
@@ -270,13 +272,13 @@ async def test_more_nameless_programs_at_once_than_are_kept_are_all_answered() -
 @pytest.mark.parametrize("other", ["default", "acme"])
 async def test_a_nameless_program_is_named_by_its_id_in_its_own_tenant_only(other: str) -> None:
     dispatcher: Any = _Dispatcher()
-    programs = Programs(dispatcher)
+    programs = SessionTable(dispatcher)
     turn = _turn([{"role": "user", "content": "hello"}])
-    place = programs.claim(Caller(), turn)
-    programs.leave(place, _record(place, turn, {"role": "assistant", "content": "a"}))
-    again = programs.claim(Caller(other, place.program.label), turn)
-    assert (again.program is place.program) is (other == "default")
-    programs.leave(again)
+    session = programs.begin(Caller(), turn)
+    programs.finish(session, _record(session, turn, {"role": "assistant", "content": "a"}))
+    again = programs.begin(Caller(other, session.program.label), turn)
+    assert (again.program is session.program) is (other == "default")
+    programs.finish(again)
     await programs.close()
 
 
@@ -284,16 +286,16 @@ async def test_a_nameless_program_is_named_by_its_id_in_its_own_tenant_only(othe
 async def test_text_that_begins_with_what_was_told_is_the_next_turn(told: str) -> None:
     """What was sampled has a mark that the client is not shown, and the rest of a stop string."""
     dispatcher: Any = _Dispatcher()
-    programs = Programs(dispatcher)
+    programs = SessionTable(dispatcher)
     prompt = "Question\n"
-    place = programs.claim(Caller(), TextRequest(prompt))
+    session = programs.begin(Caller(), TextRequest(prompt))
     sampled = f"{prompt}{told}<|end|>: made"
-    programs.leave(place, PlainRecord(sampled, packed([1, 2]), told=prompt + told))
+    programs.finish(session, PlainRecord(sampled, packed([1, 2]), told=prompt + told))
     for text in (sampled, prompt + told):
-        again = programs.claim(Caller(), TextRequest(text + "\nObservation: 4"))
-        assert again.conversation is place.conversation and again.match.whole
-        programs.leave(again)
-    other = programs.claim(Caller(), TextRequest("Question?"))
-    assert other.program is not place.program
-    programs.leave(other)
+        again = programs.begin(Caller(), TextRequest(text + "\nObservation: 4"))
+        assert again.conversation is session.conversation and again.match.whole
+        programs.finish(again)
+    other = programs.begin(Caller(), TextRequest("Question?"))
+    assert other.program is not session.program
+    programs.finish(other)
     await programs.close()

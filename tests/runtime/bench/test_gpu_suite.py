@@ -33,6 +33,7 @@ def test_a_wrong_kernel_is_found_out() -> None:
     assert kernel_accuracy._error(torch.tensor([torch.nan, 0.0]), right) == float("inf")
 
 
+@pytest.mark.slow
 def test_every_part_of_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a small model and the CPU: figures mean nothing here, that there are all of them does."""
     sizes = Sizes(4, 2, 16, 64, 96, 40, (1, 2), 40, 64, 2)

@@ -29,6 +29,7 @@ def test_kendall_looks_at_pairs_that_differ_by_a_tenth() -> None:
     assert kendall({"a": 1.0, "b": 1.05}, {"a": 2.0, "b": 1.0}) == 1.0
 
 
+@pytest.mark.slow
 def test_programs_are_replayed_live_and_simulated() -> None:
     bench = Bench(Replay("graphs", there=3, count=4, tokens=1 / 64), generate("graphs", 6))
     for policy in ("fcfs-lru", "drawloom"):

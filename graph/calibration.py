@@ -1,4 +1,4 @@
-"""What a graph foretold, beside what then happened."""
+"""Comparison of forecasts with what then happened."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,18 @@ from drawloom.graph.forecast import Forecast
 
 @dataclass(slots=True)
 class Calibration:
-    """Of the returns from one tool (or several at once). A forecast that is right has half of them
-    within its median and 95 % within its 95th percentile.
+    """Count how often forecasts for one tool, or one set of tools, came true.
+
+    If forecasts are right, half of the returns are within the median and 95 % within the 95th
+    percentile. The field names are stored with learned graphs.
 
     Attributes:
-        returns: forecasts that were checked.
-        within_p50: of these, returns no later than the median that was foretold.
-        within_p95: and no later than the 95th percentile.
-        places: forecasts of the next state that were checked.
-        likeliest: of these, the ones whose likeliest state it was.
-        chance: the sum of the probabilities that were given to what happened.
+        returns: checked forecasts of the time until a program returns.
+        within_p50: returns no later than the forecast median.
+        within_p95: returns no later than the forecast 95th percentile.
+        places: checked forecasts of the next state.
+        likeliest: how often the next state was the one forecast as likeliest.
+        chance: sum of the probabilities that were forecast for the states that came next.
     """
 
     returns: int = 0
@@ -27,7 +29,13 @@ class Calibration:
     chance: float = 0.0
 
     def observe(self, forecast: Forecast, seconds: float, state: str) -> None:
-        """A program came back after `seconds`, to `state`."""
+        """Compare a forecast with the return of its program.
+
+        Args:
+            forecast: made when the program called its tools.
+            seconds: time from then until the program's next LLM call.
+            state: the graph state of that call.
+        """
         if forecast.seconds_p50 is not None and forecast.seconds_p95 is not None:
             self.returns += 1
             self.within_p50 += seconds <= forecast.seconds_p50

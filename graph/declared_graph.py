@@ -1,8 +1,8 @@
-"""`Graph`: an agent written as nodes and edges instead of a loop.
+"""`Graph`: an agent that is written as nodes and edges instead of a loop.
 
 Nodes are async functions over one shared state; the same chats and tools work inside them. An
-edge may have a condition, a fan-out (`each`) and a prior (`p`) for the scheduler, which counts
-what really happens from then on.
+edge may have a condition, a fan-out (`each`) and a prior (`p`) for the scheduler, which learns the
+true frequencies from then on.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ N = TypeVar("N", bound=Node)
 
 @dataclass(frozen=True, slots=True)
 class Edge(Generic[S]):
-    """From one node to another; taken when `when` holds, once for each item of `each`."""
+    """Lead from one node to another; taken when `when` holds, once for each item of `each`."""
 
     source: str
     target: str
@@ -35,10 +35,16 @@ class Edge(Generic[S]):
 
 
 class Graph(Generic[S]):
-    """Nodes over a state of type `state`. Run it like an agent, with the state as its argument.
+    """Describe an agent by nodes over a state of type `state`.
 
-    The first node declared is the entry. A node starts when one of its incoming edges is taken
-    and, at a join, when everything that was fanned out towards it has ended.
+    Run it like an agent, with the state as its argument. The first node declared is the entry. A
+    node starts when one of its incoming edges is taken and, at a join, when everything that was
+    fanned out towards it has ended.
+
+    Args:
+        name: of the agent.
+        state: type of the state.
+        max_steps: executions of nodes after which a run fails.
     """
 
     def __init__(self, name: str, state: type[S], *, max_steps: int = 1000) -> None:
@@ -47,7 +53,11 @@ class Graph(Generic[S]):
         self.edges: list[Edge[S]] = []
 
     def node(self, fn: N) -> N:
-        """Declare a node: ``async def name(state)`` or, behind a fan-out, ``(state, item)``."""
+        """Declare a node: ``async def name(state)`` or, behind a fan-out, ``(state, item)``.
+
+        Raises:
+            GraphError: the name is taken, or the function is not a coroutine function.
+        """
         if fn.__name__ in self.nodes:
             raise GraphError(f"graph {self.name}: node {fn.__name__!r} is declared twice")
         if not inspect.iscoroutinefunction(cast(object, fn)):
@@ -65,8 +75,21 @@ class Graph(Generic[S]):
         p: float | None = None,
         fan: float = 1.0,
     ) -> None:
-        """Declare an edge; `p` is the prior probability that it is taken, `fan` how many items
-        `each` is expected to have. From both the scheduler knows how much is still to come."""
+        """Declare an edge.
+
+        The scheduler computes from `p` and `fan` how much is still to come.
+
+        Args:
+            source: node that the edge leaves.
+            target: node that it leads to.
+            when: returns whether it is taken, given the state.
+            each: returns the items of a fan-out, given the state.
+            p: prior probability that it is taken.
+            fan: expected number of items of `each`.
+
+        Raises:
+            GraphError: a node is not declared, or a number is out of its range.
+        """
         for node in (source, target):
             if self.nodes.get(node.__name__) is not node:
                 raise GraphError(f"graph {self.name}: {node.__name__!r} is not one of its nodes")
@@ -78,14 +101,18 @@ class Graph(Generic[S]):
 
     @property
     def nx(self) -> "nx.DiGraph[Any]":
-        """The declared shape, with `p` where it was given."""
+        """Return the declared shape, with `p` on the edges that have one."""
         shape: nx.DiGraph[Any] = nx.DiGraph()
         shape.add_nodes_from(self.nodes)
         shape.add_edges_from((e.source, e.target, {"p": e.p}) for e in self.edges)
         return shape
 
     def check(self) -> None:
-        """Raise `GraphError` for nodes out of reach, loops without an exit and priors over 1."""
+        """Check the shape.
+
+        Raises:
+            GraphError: a node cannot be reached, a loop has no exit, or priors exceed 1.
+        """
         if not self.nodes:
             raise GraphError(f"graph {self.name} has no node")
         shape, entry = self.nx, next(iter(self.nodes))
@@ -100,7 +127,7 @@ class Graph(Generic[S]):
                 raise GraphError(f"graph {self.name}: the priors out of {node!r} exceed 1")
 
     def priors(self) -> dict[tuple[str, str], float]:
-        """Every edge's prior; what was not given is shared out evenly."""
+        """Return the prior of every edge; edges without one share the rest evenly."""
         out: dict[tuple[str, str], float] = {}
         for node in self.nodes:
             edges = [e for e in self.edges if e.source == node]
@@ -111,12 +138,15 @@ class Graph(Generic[S]):
                 out[e.source, e.target] = e.p if e.p is not None else share
         return out
 
-    def ahead(self, front: Mapping[str, int]) -> float:
-        """Executions of nodes still to come when each node of `front` is to run so many times.
+    def expected_remaining(self, front: Mapping[str, int]) -> float:
+        """Return the expected executions of nodes from here on.
 
-        Of n executions of a node, each follows its `each` edges for itself; its other edges are
+        Of n executions of a node, each follows its `each` edges by itself; its other edges are
         taken once, for all of them (a join). So n executions are expected to be followed by
         ``a n + b`` in all, themselves included; a and b solve two linear systems.
+
+        Args:
+            front: how many times each node is about to run.
         """
         names, priors = list(self.nodes), self.priors()
         place = {name: at for at, name in enumerate(names)}
@@ -141,43 +171,54 @@ class Graph(Generic[S]):
     async def run(
         self,
         state: S,
-        moved: Callable[[str, str], None] = lambda a, b: None,
-        comes: Callable[[float], None] = lambda steps: None,
+        on_move: Callable[[str, str], None] = lambda a, b: None,
+        on_remaining: Callable[[float], None] = lambda steps: None,
     ) -> S:
-        """Run from the entry until no edge is taken. `moved` hears of every edge taken, `comes`
-        how many executions of nodes are still to come, whenever that is known anew.
+        """Run from the entry until no edge is taken.
 
-        Raises `GraphError` after `max_steps` nodes.
+        Args:
+            state: passed to all nodes.
+            on_move: called with source and target of every edge that is taken.
+            on_remaining: called with the expected executions of nodes still to come, whenever that
+                changes.
+
+        Returns:
+            The state.
+
+        Raises:
+            GraphError: more than `max_steps` nodes ran.
         """
         self.check()
         entry = next(iter(self.nodes))
-        moved("start", entry)
+        on_move("start", entry)
         front: dict[str, list[tuple[Any, ...]]] = {entry: [()]}
         steps = 0
         while front:
-            comes(self.ahead({name: len(several) for name, several in front.items()}))
+            on_remaining(
+                self.expected_remaining({name: len(several) for name, several in front.items()})
+            )
             calls = [(name, args) for name, several in front.items() for args in several]
             steps += len(calls)
             if steps > self.max_steps:
                 raise GraphError(f"graph {self.name} took over {self.max_steps} steps")
             await _all(self.nodes[name](state, *args) for name, args in calls)
-            front = self._next(state, list(front), moved)
+            front = self._next(state, list(front), on_move)
         return state
 
     def _next(
-        self, state: S, ended: list[str], moved: Callable[[str, str], None]
+        self, state: S, ended: list[str], on_move: Callable[[str, str], None]
     ) -> dict[str, list[tuple[Any, ...]]]:
         front: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
         for name in ended:
             taken = [e for e in self.edges if e.source == name and (not e.when or e.when(state))]
             for edge in taken:
-                moved(name, edge.target)
+                on_move(name, edge.target)
                 if edge.each is not None:
                     front[edge.target] += [(item,) for item in edge.each(state)]
                 elif () not in front[edge.target]:
                     front[edge.target].append(())
             if not taken:
-                moved(name, "end")
+                on_move(name, "end")
         return {name: several for name, several in front.items() if several}
 
 

@@ -1,8 +1,8 @@
-"""A distribution of seconds in little room: decayed counts in logarithmic buckets.
+"""Quantile sketch: a distribution of seconds as decayed counts in logarithmic buckets.
 
-DDSketch (Masson, Rim and Lee, VLDB 2019): a quantile is within 2 % of a value that was observed at
-its rank, and the sum of two sketches is the sketch of all observations. Old observations fade by
-`DECAY` with each new one, so a sketch follows what changes.
+This is DDSketch (Masson, Rim and Lee, VLDB 2019): a quantile is within 2 % of a value that was
+observed at its rank, and the sum of two sketches is the sketch of all observations. Old
+observations decay by `DECAY` with each new one, so that a sketch follows changes.
 """
 
 import math
@@ -13,17 +13,17 @@ import numpy as np
 ACCURACY, DECAY = 0.02, 0.995
 _BASE = (1 + ACCURACY) / (1 - ACCURACY)
 _LOG = math.log(_BASE)
-_LEAST, _BUCKETS = 1e-3, 480  # up to 1e5 seconds; what is less than a millisecond is 0
-_TOO_HEAVY = 1e100
+_LEAST, _BUCKETS = 1e-3, 480  # up to 1e5 seconds; less than a millisecond counts as 0
+_RESCALE_ABOVE = 1e100
 _NONE = np.zeros(0)
 _VALUES = np.concatenate([[0.0], _LEAST * _BASE ** np.arange(_BUCKETS - 1) * 2 / (1 + _BASE)])
 
 
-class Sketch:
-    """Decayed counts of observed seconds. Only the buckets from the first to the last that were
-    seen take memory: a tool that was called once costs a few hundred bytes.
+class QuantileSketch:
+    """Keep decayed counts of observed seconds.
 
-    `count` is what the observations still weigh.
+    Only the buckets between the first and the last one in use take memory: a tool that was called
+    once costs a few hundred bytes.
     """
 
     __slots__ = ("_counts", "_first", "_sums", "_weight")
@@ -35,18 +35,18 @@ class Sketch:
         self._weight = 1.0
 
     def observe(self, seconds: float) -> None:
-        """Add one observation; those before it fade by `DECAY`."""
+        """Add an observation; earlier ones decay by `DECAY`."""
         self._weight /= DECAY
         at = _bucket(seconds)
         self._reach(at, at + 1)
         self._counts[at - self._first] += self._weight
         self._sums = None
-        if self._weight > _TOO_HEAVY:
+        if self._weight > _RESCALE_ABOVE:
             self._counts /= self._weight
             self._weight = 1.0
 
-    def merge(self, other: "Sketch") -> None:
-        """Add what another one has observed."""
+    def merge(self, other: "QuantileSketch") -> None:
+        """Add the observations of another sketch."""
         if not len(other._counts):
             return
         self._reach(other._first, other._first + len(other._counts))
@@ -56,7 +56,7 @@ class Sketch:
         self._sums = None
 
     def _reach(self, first: int, end: int) -> None:
-        """Widen the span of buckets so that it covers those from `first` to before `end`."""
+        """Widen the range of buckets to cover `first` to `end`, exclusive."""
         if not len(self._counts):
             self._first, self._counts = first, np.zeros(end - first)
             return
@@ -70,7 +70,7 @@ class Sketch:
 
     @property
     def count(self) -> float:
-        """Weight of all observations, each faded by those after it."""
+        """Return the decayed number of observations."""
         return self._total / self._weight
 
     def quantile(self, share: float) -> float | None:
@@ -82,7 +82,7 @@ class Sketch:
         return float(_VALUES[min(at, _BUCKETS - 1)])
 
     def share_within(self, seconds: float) -> float:
-        """Return the share of the observations of at most so many seconds; 0 without any."""
+        """Return the share of the observations that are at most `seconds`; 0 without any."""
         at, total = _bucket(seconds) - self._first, self._total
         if not total or at < 0:
             return 0.0
@@ -99,16 +99,19 @@ class Sketch:
         return self._sums
 
     def saved(self) -> dict[str, float]:
-        """Return the weight of each bucket that has any, as JSON."""
+        """Return the weight of each bucket in use, as JSON."""
         there = np.flatnonzero(self._counts)
         return {str(self._first + at): float(self._counts[at] / self._weight) for at in there}
 
     @classmethod
-    def restore(cls, saved: dict[str, float]) -> "Sketch":
-        """Return the sketch that `saved` kept. Raises `TypeError` or `ValueError` for anything
-        else."""
+    def restore(cls, saved: dict[str, float]) -> "QuantileSketch":
+        """Return the sketch that `saved` described.
+
+        Raises:
+            TypeError, ValueError: `saved` is something else.
+        """
         if not isinstance(saved, dict):
-            raise TypeError(f"no sketch: {saved!r}")
+            raise TypeError(f"a sketch is a dict of counts by bucket, not {saved!r}")
         found = cls()
         for at, count in saved.items():
             if not (0 <= int(at) < _BUCKETS and 0 <= float(count) < math.inf):
@@ -124,4 +127,4 @@ def _bucket(seconds: float) -> int:
     return min(_BUCKETS - 1, max(1, 1 + math.ceil(math.log(seconds / _LEAST) / _LOG - 1e-9)))
 
 
-__all__ = ["ACCURACY", "DECAY", "Sketch"]
+__all__ = ["ACCURACY", "DECAY", "QuantileSketch"]

@@ -44,9 +44,11 @@ async def _read(url: str) -> dict[str, ExecutionGraph]:
 
 def _view(graph: ExecutionGraph) -> dict[str, object]:
     return {
-        "programs": graph.programs,
-        "edges": [[s, t, d["p"]] for s, t, d in graph.nx.edges(data=True) if d["p"]],
-        "steps_left": {state: graph.steps_left(state) for state in graph.nx},
+        "programs": graph.stats.programs,
+        "edges": [[s, t, d["p"]] for s, t, d in graph.transitions.nx.edges(data=True) if d["p"]],
+        "steps_left": {
+            state: graph.transitions.calls_left(state) for state in graph.transitions.nx
+        },
         "seconds": {key: _seconds(graph, key) for key in graph.durations.keys},
     }
 
@@ -56,10 +58,10 @@ def _seconds(graph: ExecutionGraph, key: str) -> list[float | None]:
 
 
 def _table(name: str, graph: ExecutionGraph) -> Table:
-    table = Table("from", "to", "p", "calls left", title=f"{name}: {graph.programs} programs")
-    for source in graph.nx:
-        left = graph.steps_left(source)
-        ahead = sorted(graph.following(source).items(), key=lambda item: -item[1])
+    table = Table("from", "to", "p", "calls left", title=f"{name}: {graph.stats.programs} programs")
+    for source in graph.transitions.nx:
+        left = graph.transitions.calls_left(source)
+        ahead = sorted(graph.transitions.probabilities(source).items(), key=lambda item: -item[1])
         for target, p in ahead:
             if p:
                 table.add_row(source, target, f"{p:.2f}", "" if left is None else f"{left:.1f}")

@@ -52,7 +52,7 @@ class Agents(dict[str, ExecutionGraph]):
     def learned(self, graph: ExecutionGraph) -> None:
         """Note that a graph may have other seconds for a call than before."""
         if graph.agent in self:
-            self._count(graph.agent, graph.step_seconds)
+            self._count(graph.agent, graph.stats.step_seconds)
 
     def _count(self, agent: str, seconds: float) -> None:
         self._sum += seconds - self._seconds.pop(agent, 0.0)

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from drawloom.graph.execution_graph import ExecutionGraph
-from drawloom.graph.state_chain import END
-from drawloom.graph.tool_durations import key_of
+from drawloom.graph.tool_durations import tools_key
+from drawloom.graph.transition_model import END
 from drawloom.runtime.scheduler.actions import Action, ParkEnvs, RefuseStep, ReleaseKV, StartStep
 from drawloom.runtime.scheduler.events import (
     ConversationEnded,
@@ -70,10 +70,10 @@ class Calls:
             conversation = ConversationState(event.conversation, event.engine)
             program.join(conversation)
         graph, waiting, forecast = self._graph(program), conversation.waiting, conversation.forecast
-        graph.observe(conversation.state, event.state)
+        graph.transitions.observe(conversation.state, event.state)
         program.take(conversation)
         conversation.waiting = conversation.forecast = None
-        conversation.state, conversation.forked = graph.named(event.state), False
+        conversation.state, conversation.forked = graph.transitions.canonical(event.state), False
         conversation.calls += (event.step,)
         program.put(conversation)
         if waiting is not None:
@@ -82,7 +82,9 @@ class Calls:
             if forecast is not None:
                 graph.calibrate(forecast, now - conversation.since, conversation.state)
         shared = (
-            conversation.shared if conversation.context or conversation.shared else graph.shared
+            conversation.shared
+            if conversation.context or conversation.shared
+            else graph.shared_tokens
         )
         self._state.resize(program, conversation, event.prompt, min(shared, event.prompt))
         conversation.prompt = event.prompt
@@ -116,10 +118,10 @@ class Calls:
         graph = self._graph(program)
         shared = conversation.shared
         if program.steps == 1 and len(program.conversations) == 1:  # what it found was not its own
-            graph.shared = shared = max(0, conversation.prompt - event.computed)
+            graph.shared_tokens = shared = max(0, conversation.prompt - event.computed)
         state.resize(program, conversation, event.context, min(shared, event.context))
         program.take(conversation)
-        conversation.since, conversation.waiting = now, key_of(event.calls)
+        conversation.since, conversation.waiting = now, tools_key(event.calls)
         program.put(conversation)
         conversation.forecast = (
             graph.forecast(conversation.state, conversation.waiting) if event.calls else None
@@ -221,7 +223,7 @@ class Calls:
         if program is None or parent is None or event.child in program.conversations:
             return []
         program.take(parent)
-        state, parent.forked = self._graph(program).forked(parent.state), True
+        state, parent.forked = self._graph(program).transitions.forked(parent.state), True
         program.put(parent)
         program.reveal_size()
         there = parent.context or parent.shared
@@ -238,7 +240,7 @@ class Calls:
             return []
         program.take(conversation)
         self._state.drop(program, conversation)
-        self._graph(program).observe(conversation.state, END)
+        self._graph(program).transitions.observe(conversation.state, END)
         for name in conversation.calls:  # they were given up: nobody will say that they ended
             self._stop(program, name)
         actions = self.release(program, conversation)

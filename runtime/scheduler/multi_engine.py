@@ -177,7 +177,7 @@ class MultiEngineScheduler:
             raise EngineError(f"program {event.program} has nowhere to go: no engine is up")
         home = min(self._open or self.engines, key=self._share)
         state = self.engines[home].state
-        usual = state.graph(event.agent).usual_peak
+        usual = state.graph(event.agent).stats.mean_peak_tokens
         guess = event.expect_tokens or int(_GUESS * state.capacity)
         self._sizes[event.program] = guess if usual is None else usual
         self._homes[event.program] = home

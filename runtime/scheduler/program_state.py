@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
-from drawloom.graph.execution_graph import Place
+from drawloom.graph.execution_graph import Position
 from drawloom.graph.forecast import Forecast
-from drawloom.graph.state_chain import START
+from drawloom.graph.transition_model import START
 from drawloom.runtime.scheduler.branches import Branches
 from drawloom.runtime.scheduler.events import ProgramSubmitted, StepReady
 
@@ -52,9 +52,9 @@ class ConversationState:
         return max(0, self.context - self.shared)
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Position:
         """Its state, whether the call there has ended, and whether what branches off is there."""
-        return self.state, self.waiting is not None, self.forked
+        return Position(self.state, self.waiting is not None, self.forked)
 
 
 @dataclass(slots=True, eq=False)
@@ -143,7 +143,7 @@ class ProgramState:
     growth_threshold: float = inf
     conversations: dict[str, ConversationState] = field(default_factory=dict)
     envs: frozenset[str] = frozenset()
-    _spots: dict[Place, int] | None = None
+    _spots: dict[Position, int] | None = None
 
     @property
     def id(self) -> str:
@@ -160,7 +160,7 @@ class ProgramState:
         return not self.running and not self.tool_waits
 
     @property
-    def conversation_states(self) -> Mapping[Place, int]:
+    def conversation_states(self) -> Mapping[Position, int]:
         """How many of its conversations are in each place."""
         if self._spots is None:
             return {line.place: 1 for line in self.conversations.values()}

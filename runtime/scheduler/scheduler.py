@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from drawloom.graph.execution_graph import ExecutionGraph
-from drawloom.graph.state_chain import END
+from drawloom.graph.program_stats import ProgramSummary
+from drawloom.graph.transition_model import END
 from drawloom.runtime.scheduler.actions import (
     Action,
     Admit,
@@ -132,25 +133,26 @@ class Scheduler:
         self.state.end(program)
         graph = self.state.graph(program.submission.agent)
         if program.peak:
-            span = now - program.admitted_at
-            self.state.ended_after(now - program.submitted_at)
+            jct = now - program.submitted_at
+            self.state.ended_after(jct)
             graph.finished(
-                program.peak,
-                program.service,
-                span,
-                program.steps,
-                program.trail,
-                shown=program.size_known_at,
-                outgrew=program.declaration_growth,
+                ProgramSummary(
+                    program.peak,
+                    program.service,
+                    now - program.admitted_at,
+                    jct,
+                    program.steps,
+                    program.trail,
+                    size_known_at=program.size_known_at,
+                    declaration_growth=program.declaration_growth,
+                    declared_calls=program.declared_calls,
+                )
             )
-            graph.took(now - program.submitted_at)
-            if program.declared_calls is not None:
-                graph.declared.observe(program.declared_calls, program.steps)
             self.state.graphs.learned(graph)
             self._promise(graph)
         actions: list[Action] = []
         for conversation in program.conversations.values():
-            graph.observe(conversation.state, END)
+            graph.transitions.observe(conversation.state, END)
             actions += self.calls.release(program, conversation, event.keep)
         return [*actions, ReleaseEnvs(program.id), *self.rebalance(now)]
 
@@ -158,9 +160,9 @@ class Scheduler:
         """Each time that an agent's history has grown by a tenth, promise its active programs what
         it says now."""
         known = self._promised
-        if graph.programs < known.get(graph.agent, 0) * _GROWTH + 1:
+        if graph.stats.programs < known.get(graph.agent, 0) * _GROWTH + 1:
             return
-        known[graph.agent] = graph.programs
+        known[graph.agent] = graph.stats.programs
         for program in self.state.active_by_agent.get(graph.agent, {}).values():
             self.state.update_reservation(program, self.policy.reserve(self.state, program))
         if len(known) > _SLACK + 2 * len(self.state.graphs):

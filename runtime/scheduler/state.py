@@ -128,7 +128,7 @@ class SchedulerState:
     def step_seconds(self, graph: ExecutionGraph) -> float:
         """Return the seconds of service of an LLM call of an agent; of all agents while it is
         young."""
-        return graph.step_seconds or self.graphs.step_seconds or 1.0
+        return graph.stats.step_seconds or self.graphs.step_seconds or 1.0
 
     # --- calls ----------------------------------------------------------------------------
 

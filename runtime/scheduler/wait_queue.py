@@ -55,7 +55,9 @@ class TenantQueue:
             self._queue(program, order)
             if led:
                 self._push_next_new(program.submission.agent)
-        alone = self._graph(program).informed  # its state says more than its agent does
+        alone = self._graph(
+            program
+        ).stats.states_informative  # its state says more than its agent does
         if (program.begun or alone or self._is_first_new(program)) and program.wants_admission:
             self._push_rank(program)
 
@@ -70,7 +72,7 @@ class TenantQueue:
         is looked at again when its agent's history has grown."""
         while (entry := self._offers.least) is not None:
             _, _, _, known, program = entry
-            if known == self._graph(program).programs:
+            if known == self._graph(program).stats.programs:
                 return program
             self._offers.pop()
             self._push_rank(program)
@@ -108,7 +110,7 @@ class TenantQueue:
     def _push_rank(self, program: ProgramState) -> None:
         """Let a program compete by the rank that it has now; only its last entry counts."""
         program.rank_version += 1
-        known = self._graph(program).programs
+        known = self._graph(program).stats.programs
         self._offers.push(
             (self._wait_queue.rank(program), program.index, program.rank_version, known, program)
         )

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from drawloom.engine.api.engine import Grammar
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import ConfigError, ToolError
-from drawloom.graph.execution_graph import State
+from drawloom.graph.execution_graph import GraphState
 from drawloom.prompts import Prompt
 from drawloom.runtime.execution.llm_step import LlmCall, Turn, record_failure, replay_turn
 from drawloom.runtime.execution.offload import offload
@@ -179,7 +179,7 @@ class Chat:
         row = self._program.recorded(key, "llm", "llm")
         if row is None:
             await self._program.may_begin()
-            state = str(State(site, self._last_tool))
+            state = str(GraphState(site, self._last_tool))
             try:
                 turn = await LlmCall(
                     self._program, self._name, key, state, [*self._ids, *fresh], fresh,

@@ -16,8 +16,8 @@ def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
         program = running()
         learned = program.dispatcher.scheduler.state.graph(graph.name)
         for (source, target), p in graph.priors().items():
-            if not learned.knows(source, target):
-                learned.declare(source, target, p)
+            if not learned.transitions.knows(source, target):
+                learned.transitions.declare(source, target, p)
         kind = graph.state
         if isinstance(state, dict) and not isinstance(state, kind):
             state = kind(**state)  # a resumed program's state comes from JSON
@@ -25,7 +25,7 @@ def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
         def comes(nodes: float) -> None:
             program.dispatcher.emit(Expected(program.id, nodes))
 
-        return await graph.run(state, learned.observe, comes)
+        return await graph.run(state, learned.transitions.observe, comes)
 
     run.__annotations__ = {"state": graph.state, "return": graph.state}
     # by this name stored programs of graphs are found again: it stays where the module moves

@@ -288,7 +288,7 @@ class Runtime(SyncUse):
         learned = self.dispatcher.scheduler.state.graph(agent.name)
         for tool in agent.tools:
             if tool.expect is not None:
-                learned.durations.expect(tool.name, tool.expect)
+                learned.durations.declare(tool.name, tool.expect)
         context = copy_context()
         context.run(current_program.set, program)
         context.run(tool_host.set, program)

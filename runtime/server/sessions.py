@@ -28,7 +28,7 @@ from typing import Any
 
 from drawloom.engine.api.engine import Delta, GenerateRequest, Grammar, RequestUsage
 from drawloom.engine.sequence import SamplingParams
-from drawloom.graph.quantile_sketch import Sketch
+from drawloom.graph.quantile_sketch import QuantileSketch
 from drawloom.runtime.dispatch.dispatcher import Dispatcher
 from drawloom.runtime.execution.budget import Account
 from drawloom.runtime.execution.llm_step import spans
@@ -94,7 +94,7 @@ class SessionTable:
         self.dispatcher, self.ttl = dispatcher, ttl
         self.directory = Directory()
         self._steps = self._conversations = 0
-        self._idle_times = Sketch()
+        self._idle_times = QuantileSketch()
         self._sweeper = asyncio.create_task(self._sweep())
 
     def __len__(self) -> int:

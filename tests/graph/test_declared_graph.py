@@ -53,7 +53,7 @@ def test_priors_are_completed_from_what_is_given() -> None:
 async def test_it_says_how_much_is_still_to_come() -> None:
     graph = _research()
     heard: list[float] = []
-    await graph.run(State(), comes=heard.append)
+    await graph.run(State(), on_remaining=heard.append)
     # a round is plan, one dig by default, write; 0.3 of another: 3 / 0.7
     assert heard[0] == pytest.approx(3 / 0.7)
     # three items are known: three digs, then write, then 0.3 of a round
@@ -73,8 +73,8 @@ def test_a_declared_fan_counts_before_its_items_are_known() -> None:
         graph.node(node)
     graph.edge(first, many, each=lambda s: s.items, fan=8)
     graph.edge(many, last)
-    assert graph.ahead({"first": 1}) == pytest.approx(1 + 8 + 1)
-    assert graph.ahead({"many": 5}) == pytest.approx(5 + 1)
+    assert graph.expected_remaining({"first": 1}) == pytest.approx(1 + 8 + 1)
+    assert graph.expected_remaining({"many": 5}) == pytest.approx(5 + 1)
     with pytest.raises(GraphError, match="needs an `each`"):
         graph.edge(first, last, fan=2)
 
@@ -86,7 +86,7 @@ def test_a_loop_that_never_ends_by_its_priors_is_bounded() -> None:
 
     graph.node(again)
     graph.edge(again, again, when=lambda s: s.rounds < 3, p=1.0)
-    assert graph.ahead({"again": 1}) == 50
+    assert graph.expected_remaining({"again": 1}) == 50
 
 
 def test_a_node_out_of_reach_is_refused() -> None:

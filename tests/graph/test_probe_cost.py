@@ -1,6 +1,7 @@
 """What it costs to look at programs before the largest of them are given up."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -8,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drawloom.graph.execution_graph import ExecutionGraph
-from drawloom.graph.probe_cost import Look
+from drawloom.graph.probe_cost import ProbeCost
+from drawloom.graph.program_stats import ProgramSummary
 from tests.lanes import examples
 
 
-def _seen(*programs: tuple[int, float, float]) -> Look:
-    look = Look()
+def _seen(*programs: tuple[int, float, float]) -> ProbeCost:
+    look = ProbeCost()
     for program in programs:
         look.observe(*program)
     return look
@@ -64,12 +66,13 @@ def test_it_is_known_after_how_many_calls_and_only_from_enough_programs() -> Non
 def test_what_programs_showed_outlives_a_restart() -> None:
     graph = ExecutionGraph("a")
     for number in range(20):
-        graph.finished(10, service=10.0 + number, steps=4, shown=(2, 1.0), outgrew=0.5 + number % 2)
+        summary = ProgramSummary(10, service=10.0 + number, steps=4, size_known_at=(2, 1.0))
+        graph.finished(replace(summary, declaration_growth=0.5 + number % 2))
     again = ExecutionGraph.restore("a", json.loads(json.dumps(graph.saved())))
     for known in (graph, again):
-        assert (known.look.calls, known.told.calls) == (2, 2)
-        assert known.look.cost(1.0) == pytest.approx((20 + sum(range(9, 15))) / 6)
-        assert known.told.cost(8.0) == pytest.approx(5.0)
+        assert (known.stats.size_probe.calls, known.stats.declared_probe.calls) == (2, 2)
+        assert known.stats.size_probe.cost(1.0) == pytest.approx((20 + sum(range(9, 15))) / 6)
+        assert known.stats.declared_probe.cost(8.0) == pytest.approx(5.0)
     older = graph.saved()
     del older["look"], older["told"]
-    assert ExecutionGraph.restore("a", older).look.cost(1.0) is None
+    assert ExecutionGraph.restore("a", older).stats.size_probe.cost(1.0) is None

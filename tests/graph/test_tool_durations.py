@@ -1,4 +1,4 @@
-"""Durations: quantiles of what was seen, from the narrowest view of which enough is known."""
+"""ToolDurations: quantiles of what was seen, from the narrowest view of which enough is known."""
 
 import json
 from bisect import bisect_right
@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.graph.quantile_sketch import ACCURACY, DECAY, Sketch
-from drawloom.graph.tool_durations import Durations, key_of, tools_of
+from drawloom.graph.quantile_sketch import ACCURACY, DECAY, QuantileSketch
+from drawloom.graph.tool_durations import ToolDurations, tools_key, without_buckets
 
 SECONDS = st.one_of(st.just(0.0), st.floats(1e-3, 9e4))
 
 
-def _sketch(values: list[float]) -> Sketch:
-    found = Sketch()
+def _sketch(values: list[float]) -> QuantileSketch:
+    found = QuantileSketch()
     for value in values:
         found.observe(value)
     return found
@@ -77,7 +77,7 @@ def test_it_does_not_overflow_however_long_it_runs() -> None:
 @given(st.lists(SECONDS, max_size=40))
 def test_a_sketch_goes_on_where_it_was(values: list[float]) -> None:
     mine = _sketch(values)
-    again = Sketch.restore(json.loads(json.dumps(mine.saved())))
+    again = QuantileSketch.restore(json.loads(json.dumps(mine.saved())))
     for share in (0.1, 0.5, 0.95):
         assert again.quantile(share) == mine.quantile(share)
     mine.observe(3.0)
@@ -88,15 +88,15 @@ def test_a_sketch_goes_on_where_it_was(values: list[float]) -> None:
 @pytest.mark.parametrize("bad", [[], {"x": 1}, {"-1": 1}, {"9999": 1}, {"1": -2}, {"1": "nan"}])
 def test_what_is_no_sketch_is_refused(bad: object) -> None:
     with pytest.raises((TypeError, ValueError)):
-        Sketch.restore(bad)  # type: ignore[arg-type]
+        QuantileSketch.restore(bad)  # type: ignore[arg-type]
     with pytest.raises((TypeError, ValueError)):
-        Durations().restore({"shell": bad})
+        ToolDurations().restore({"shell": bad})
 
 
 def test_a_key_falls_back_to_its_tool_a_declaration_and_everything() -> None:
-    durations = Durations()
+    durations = ToolDurations()
     assert durations.quantile("bash:pytest", 0.5) is None
-    durations.expect("bash", 2.0)
+    durations.declare("bash", 2.0)
     assert durations.quantile("bash:pytest", 0.5) == pytest.approx(2.0, rel=ACCURACY)
     for _ in range(20):
         durations.observe("bash:ls", 0.1)
@@ -107,14 +107,14 @@ def test_a_key_falls_back_to_its_tool_a_declaration_and_everything() -> None:
     assert durations.quantile("bash:ls", 0.95) == pytest.approx(0.1, rel=ACCURACY)
     assert durations.quantile("bash", 0.95) == pytest.approx(30.0, rel=ACCURACY)
     assert durations.quantile("unseen", 0.95) == pytest.approx(30.0, rel=ACCURACY)
-    assert durations.chance_within("bash:pytest", 25.0) == 0.0
-    assert durations.chance_within("bash:ls", 1.0) == 1.0
+    assert durations.share_within("bash:pytest", 25.0) == 0.0
+    assert durations.share_within("bash:ls", 1.0) == 1.0
     assert len(durations.samples("bash")) == 100
 
 
 def test_calls_made_together_are_a_key_of_their_own() -> None:
-    assert tools_of("bash:pytest+read+bash:ls") == "bash+read"
-    durations = Durations()
+    assert without_buckets("bash:pytest+read+bash:ls") == "bash+read"
+    durations = ToolDurations()
     for _ in range(10):
         durations.observe("bash:pytest+read", 9.0)
     assert durations.quantile("bash:make+read", 0.5) == pytest.approx(9.0, rel=ACCURACY)
@@ -122,19 +122,19 @@ def test_calls_made_together_are_a_key_of_their_own() -> None:
 
 @pytest.mark.parametrize("word", ["bash:{}", "tool{}", "bash+tool{}", "bash:{}+read"])
 def test_words_without_end_are_told_apart_no_further(word: str) -> None:
-    durations = Durations()
+    durations = ToolDurations()
     for number in range(2000):
         durations.observe(word.format(number), 1.0)
     assert len(durations.keys) <= 256 + 2
     assert durations.quantile(word.format(1999), 0.5) == pytest.approx(1.0, rel=ACCURACY)
-    again = Durations()
+    again = ToolDurations()
     again.restore(json.loads(json.dumps(durations.saved())))
     assert again.keys == durations.keys
     assert len(json.dumps(durations.saved())) < 20_000
 
 
 def test_beyond_the_bound_tools_are_known_as_others_are_and_not_as_everything() -> None:
-    durations = Durations()
+    durations = ToolDurations()
     for number in range(1000):
         durations.observe(f"tool{number}", 1.0 if number < 256 else 9.0)
     assert durations.quantile("tool900", 0.01) == pytest.approx(9.0, rel=ACCURACY)
@@ -142,16 +142,16 @@ def test_beyond_the_bound_tools_are_known_as_others_are_and_not_as_everything() 
 
 
 def test_many_tools_at_a_time_are_one_key() -> None:
-    assert key_of(["read", "bash", "read"]) == "bash+read"
-    assert key_of(map(str, range(100))) == key_of(map(str, range(50)))
+    assert tools_key(["read", "bash", "read"]) == "bash+read"
+    assert tools_key(map(str, range(100))) == tools_key(map(str, range(50)))
 
 
 def test_what_two_runtimes_saw_is_put_together() -> None:
-    one, other = Durations(), Durations()
+    one, other = ToolDurations(), ToolDurations()
     for _ in range(20):
         one.observe("bash", 1.0)
         other.observe("bash", 3.0)
         other.observe("read", 0.1)
     one.merge(other)
     assert one.keys == ["bash", "read"]
-    assert one.chance_within("bash", 2.0) == pytest.approx(0.5)
+    assert one.share_within("bash", 2.0) == pytest.approx(0.5)

@@ -40,7 +40,7 @@ class Saga(Pinning):
         return -sum(self._urgency(state, p, now) for p in mine)
 
     def _urgency(self, state: SchedulerState, program: ProgramState, now: float) -> float:
-        services = state.graph(program.submission.agent).services
+        services = state.graph(program.submission.agent).stats.services
         expected = statistics.fmean(services) if services else 60.0
         left = max(1.0, expected - program.service)
         return left / max(1.0, program.submitted_at + 1.5 * expected - now)

@@ -13,8 +13,7 @@ from drawloom.runtime.scheduler.state import SchedulerState
 # What is worked out when it is asked for, and is the same whenever that is: not a change.
 _CACHES = {
     "Sketch": {"_sums"},
-    "ExecutionGraph": {"_costs"},
-    "Look": {"_costs"},
+    "ProbeCost": {"_costs"},
     "LearnedCost": {"_model"},
     "ProgramState": {"due_at", "queue", "rank_version"},
     "SchedulerState": {"wait_queue"},

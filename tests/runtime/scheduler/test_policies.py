@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from drawloom.errors import ConfigError
+from drawloom.graph.program_stats import ProgramSummary
 from drawloom.runtime.scheduler import Scheduler
 from drawloom.runtime.scheduler.actions import (
     Action,
@@ -433,7 +434,7 @@ def test_nobody_is_overtaken_for_ever() -> None:
         now += 1
     it.core.handle(ProgramSubmitted("run", "huge", expect_tokens=900), now)
     it.ready("run", 900, now)
-    it.core.state.graph("slow").finished(900, 500.0, 10.0)
+    it.core.state.graph("slow").finished(ProgramSummary(900, 500.0, 10.0))
     it.core.handle(ProgramSubmitted("long", "slow", expect_tokens=900), now)
     it.core.handle(ProgramSubmitted("later", "agent"), now + 5)
     ended = it.core.handle(ProgramEnded("run"), now + 6)

@@ -154,7 +154,7 @@ def test_a_snapshot_sees_what_a_policy_could_change() -> None:
         lambda: setattr(program, "reserved_tokens", 5),
         lambda: setattr(program.conversations["p"], "until", 5.0),
         lambda: state.graph("agent").durations.observe("t", 1.0),
-        lambda: state.graph("agent").observe("llm", "end"),
+        lambda: state.graph("agent").transitions.observe("llm", "end"),
         lambda: state.tenants.charge(program, 1.0),
         lambda: state.env_capacity.demand.update(env=1),
         lambda: state.graph("other"),

@@ -1,8 +1,11 @@
 """New programs are looked at before the large ones of them are gone on with."""
 
+from dataclasses import replace
+
 import pytest
 
 from drawloom.graph.execution_graph import END, START, ExecutionGraph
+from drawloom.graph.program_stats import ProgramSummary
 from drawloom.runtime.scheduler import Scheduler
 from drawloom.runtime.scheduler.actions import Action, StartStep
 from drawloom.runtime.scheduler.events import (
@@ -30,16 +33,17 @@ def _core() -> Scheduler:
     _branches(graph)
     for number in range(20):
         calls = 10 if number % 2 else 200
-        graph.finished(PEAK, float(calls), 100.0, calls, shown=(1, 1.0), outgrew=calls / 105)
+        summary = ProgramSummary(PEAK, float(calls), 100.0, steps=calls, size_known_at=(1, 1.0))
+        graph.finished(replace(summary, declaration_growth=calls / 105))
     return core
 
 
 def _branches(graph: ExecutionGraph) -> None:
     for _ in range(20):
-        graph.observe(START, "plan")
-        graph.observe(graph.forked("plan"), "work")
-        graph.observe("work", END)
-        graph.observe("plan", END)
+        graph.transitions.observe(START, "plan")
+        graph.transitions.observe(graph.transitions.forked("plan"), "work")
+        graph.transitions.observe("work", END)
+        graph.transitions.observe("plan", END)
 
 
 def _submit(core: Scheduler, name: str, steps: float | None = None) -> list[Action]:
@@ -117,7 +121,8 @@ def test_declared_programs_are_looked_at_where_they_say_more_on_their_way(
     graph = core.state.graph("wide")
     for number in range(20):
         outgrew = 0.1 + number % 2 if says else 1.0
-        graph.finished(PEAK, 100.0 * outgrew, 100.0, 50, shown=(1, 1.0), outgrew=outgrew)
+        summary = ProgramSummary(PEAK, 100.0 * outgrew, 100.0, steps=50, size_known_at=(1, 1.0))
+        graph.finished(replace(summary, declaration_growth=outgrew))
     _submit(core, "first", 50.0)
     _submit(core, "second", 50.0)
     assert (core.state.programs["second"].probation_calls == 1) is looks
@@ -139,7 +144,7 @@ def test_what_declared_programs_say_first_and_last_is_learned() -> None:
     core.handle(Expected("p", 19.0), 4.0)
     assert program.declaration_growth == 0.5
     core.handle(ProgramEnded("p"), 5.0)
-    assert core.state.graph("wide").told.saved() == [(1, 0.0, 0.5)]
+    assert core.state.graph("wide").stats.declared_probe.saved() == [(1, 0.0, 0.5)]
 
 
 def test_branches_before_the_first_call_show_nothing() -> None:
@@ -154,9 +159,9 @@ def test_a_look_ends_when_there_are_branches_however_few_calls_there_were() -> N
     core = _core()
     graph = core.state.graph("wide")
     for _ in range(40):
-        graph.finished(PEAK, 100.0, 100.0, 50, shown=(5, 1.0))
+        graph.finished(ProgramSummary(PEAK, 100.0, 100.0, steps=50, size_known_at=(5, 1.0)))
     core.handle(ProgramSubmitted("running", "plain", expect_tokens=PEAK), 0.0)
-    graph.finished(PEAK, 10.0, 100.0, 50, shown=(5, 1.0))
+    graph.finished(ProgramSummary(PEAK, 10.0, 100.0, steps=50, size_known_at=(5, 1.0)))
     _submit(core, "p")
     program = core.state.programs["p"]
     assert program.probation_calls == 5

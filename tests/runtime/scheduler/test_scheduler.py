@@ -372,7 +372,7 @@ def test_who_wants_more_environments_than_a_host_has_gets_a_whole_one() -> None:
 def test_a_long_program_and_its_environment_make_room_together_and_come_back_together() -> None:
     core = _core(host=10 * KV)
     core.handle(HostUp("h", 1, parks=True), 0.0)
-    core.state.graph("agent").step_seconds = 1.0
+    core.state.graph("agent").stats.step_seconds = 1.0
     _submit(core, "long", envs=("env",), expect_steps=100.0)
     _step(core, "long", 100, 0.0)
     _submit(core, "short", envs=("env",), expect_steps=1.0)
@@ -391,7 +391,7 @@ def test_where_an_environment_cannot_be_put_aside_its_program_goes_on_before_who
 ):
     core = _core()
     core.handle(HostUp("h", 1), 0.0)
-    core.state.graph("agent").step_seconds = 1.0
+    core.state.graph("agent").stats.step_seconds = 1.0
     _submit(core, "long", envs=("env",), expect_steps=100.0)
     _step(core, "long", 100, 0.0)
     _submit(core, "short", envs=("env",), expect_steps=1.0)
@@ -689,7 +689,7 @@ def test_agents_that_were_not_seen_for_long_are_forgotten_but_for_those_that_run
     agents.enter("runs")
     for number in range(10):
         agents.enter(f"a{number}")
-        agents[f"a{number}"].step_seconds = 2.0
+        agents[f"a{number}"].stats.step_seconds = 2.0
         agents.learned(agents[f"a{number}"])
         agents.leave(f"a{number}")
         assert agents["runs"] is agents["runs"]

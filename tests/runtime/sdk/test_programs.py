@@ -508,8 +508,8 @@ async def test_a_declared_graph_runs_and_feeds_the_same_execution_graph(open_run
     result = await runtime.run(graph_agent(graph), Notes("looms"))
     assert result.text == "words!"
     learned = runtime.dispatcher.scheduler.state.graph("notes")
-    assert learned.following("draft")["polish"] > 0.5
-    assert any("draft" in state and ":" in state for state in learned.nx)
+    assert learned.transitions.probabilities("draft")["polish"] > 0.5
+    assert any("draft" in state and ":" in state for state in learned.transitions.nx)
 
 
 async def test_two_runtimes_live_side_by_side(open_runtime: Any) -> None:

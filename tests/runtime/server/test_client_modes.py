@@ -117,10 +117,10 @@ async def test_a_nameless_program_that_is_silent_for_much_longer_than_others_is_
     label = await _agent(client, None, False, turns=12)
     graph, now = server.dispatcher.scheduler.state.graphs[AGENT], time.monotonic()
     server.sessions.sweep(now + 9)  # others came back at once, but nobody is that impatient
-    assert server.dispatcher.scheduler.state.programs and not graph.programs
+    assert server.dispatcher.scheduler.state.programs and not graph.stats.programs
     server.sessions.sweep(now + 11)
     assert not server.dispatcher.scheduler.state.programs
-    assert graph.programs == 1 and [calls for calls, _, _ in graph.sizes] == [12]
+    assert graph.stats.programs == 1 and [calls for calls, _, _ in graph.stats.sizes] == [12]
     assert [event.keep for event in told if isinstance(event, ProgramEnded)] == [True]
     assert [program.label for program in server.sessions.directory] == [label]
     server.sessions.sweep(now + 1000)

@@ -63,8 +63,8 @@ class Throughput(Admission):
             return program.private_tokens  # it is held again before it has grown
         graph, p = state.graph(program.submission.agent), self.parameters
         guess = program.submission.expect_tokens or p.guess * state.capacity
-        count = graph.programs
-        seen = count * (graph.usual_peak or 0)
+        count = graph.stats.programs
+        seen = count * (graph.stats.mean_peak_tokens or 0)
         return max(program.private_tokens, int((p.believed * guess + seen) / (p.believed + count)))
 
     def fits(self, state: SchedulerState, program: ProgramState, look: int) -> bool:
@@ -73,10 +73,10 @@ class Throughput(Admission):
         if state.preempted_steps:
             return False  # those that run have no room as it is
         graph = state.graph(program.submission.agent)
-        if graph.forks and state.running_calls >= self.parameters.wide:
+        if graph.transitions.has_forks and state.running_calls >= self.parameters.wide:
             return False  # branches share their KV, so memory does not bound their calls
-        spread = graph.peak_spread * (len(state.active) + 1) ** 0.5
-        margin = graph.shared + self.parameters.deviations * spread
+        spread = graph.stats.peak_deviation * (len(state.active) + 1) ** 0.5
+        margin = graph.shared_tokens + self.parameters.deviations * spread
         wanted = state.reserved_tokens + self.reserve(state, program, look) + margin
         room = (self.parameters.full + self._beyond(state)) * state.capacity
         return wanted <= room or self._pays(state)

@@ -25,10 +25,10 @@ class Patience(Bound):
 
     def due(self, state: SchedulerState, program: ProgramState) -> float:
         p, graph = self.parameters, state.graph(program.submission.agent)
-        usual = state.usual_jct if graph.usual_jct is None else graph.usual_jct
+        usual = state.usual_jct if graph.stats.mean_jct is None else graph.stats.mean_jct
         allowed = p.patience_unknown if usual is None else p.patience * usual
         if program.submission.deadline is not None:
-            span = graph.usual_span or 0.0
+            span = graph.stats.mean_turnaround or 0.0
             allowed = min(
                 allowed, max(span, program.submission.deadline - program.submitted_at - span)
             )

@@ -43,7 +43,7 @@ class LeastCost(Order):
         if program.begun or len(program.conversations) > 1:
             return whole, 0
         declared = program.declared_calls is not None
-        look = graph.told if declared else graph.look
+        look = graph.stats.declared_probe if declared else graph.stats.size_probe
         cost = look.cost(whole if declared else 1.0)
         if cost is None or cost >= self.parameters.worth * whole:
             return whole, 0
@@ -57,10 +57,10 @@ class LeastCost(Order):
             calls = graph.declared.expected(expected)
             if program.steps <= calls:
                 return max(1.0, calls - program.steps) * state.step_seconds(graph)
-        counted = graph.informed or len(program.conversations) > 1
+        counted = graph.stats.states_informative or len(program.conversations) > 1
         known = graph.service_left(program.conversation_states) if counted else None
         if known is None:
-            known = graph.usual_service
+            known = graph.stats.mean_service
         return known or 0.0
 
 

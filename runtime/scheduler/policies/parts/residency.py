@@ -44,7 +44,7 @@ class Leases(Residency):
         durations = state.graph(program.submission.agent).durations
         late = durations.quantile(conversation.waiting or "", 0.95)
         ttl = self._ttl(late)
-        chance = 0.5 if late is None else durations.chance_within(conversation.waiting or "", ttl)
+        chance = 0.5 if late is None else durations.share_within(conversation.waiting or "", ttl)
         return Keep(ttl, chance * state.cost.recompute(conversation.context))
 
     def paused(self, state: SchedulerState) -> Retention:

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test test-all test-clients lint soak fuzz bench clean
+.PHONY: setup demo docs test test-all test-clients lint soak fuzz bench clean
 
 setup: .venv/.ready system image
 
@@ -51,6 +51,11 @@ fuzz: setup
 
 bench: setup
 	$(BIN)/drawloom bench engine --device cpu $(ARGS)
+
+docs: .venv/.ready
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "docs: open build/site/index.html"
 
 clean:
 	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.html demo.png

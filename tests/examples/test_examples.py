@@ -1,0 +1,38 @@
+"""Every example runs as its first lines say."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from drawloom.runtime.cli.main import main
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LINES = {
+    "quickstart.py": ":solve --sandbox process",
+    "best_of.py": ":guess --sandbox none",
+    "pipeline.py": ':report --sandbox none --state \'{"files": ["brave-piano.txt"]}\'',
+}
+
+
+def test_all_examples_are_run() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(LINES)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_an_example_runs(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(f"run {EXAMPLES / name}{LINES[name]} --store sqlite:///s.db")
+    monkeypatch.setattr(sys, "argv", ["drawloom", *words])
+    assert main() == 0
+    printed = capsys.readouterr().out
+    if name == "quickstart.py":
+        assert printed.strip().endswith("442")
+    elif name == "pipeline.py":
+        assert "rounds=2" in printed

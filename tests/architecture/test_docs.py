@@ -13,7 +13,15 @@ _QUOTED = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FILE = re.compile(r"[\w.{}*-][\w./{},*-]*\.(?:py|c|h|md|jinja|toml|txt|png)")
 _FOLDER = re.compile(r"[\w.-][\w./-]*/")
-_MADE = {"tools.py", "demo.html", "demo.png", "config.json"}  # of a user's, or made by a command
+_MADE = {
+    "tools.py",
+    "agent.py",
+    "many.py",
+    "guess.py",
+    "demo.html",
+    "demo.png",
+    "config.json",
+}  # of users
 
 
 def _tree() -> set[str]:

@@ -51,9 +51,12 @@ def _made_up(number: int, start: int) -> list[Request]:
 
     @seed(start)
     @settings(
-        max_examples=number, database=None, deadline=None, phases=[Phase.generate],
+        max_examples=number,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(bodies.requests())
     def collect(request: Request) -> None:
         found.append(request)

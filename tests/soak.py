@@ -175,8 +175,11 @@ async def requests(count: int) -> None:
             base = f"http://127.0.0.1:{listener.getsockname()[1]}"
             async with httpx.AsyncClient(base_url=base, timeout=60) as http:
                 for index in left:
-                    body = {"messages": [{"role": "user", "content": f"{own} {index % 997}"}],
-                            "max_tokens": 2, "stream": index % 10 == 0}  # fmt: skip
+                    body = {
+                        "messages": [{"role": "user", "content": f"{own} {index % 997}"}],
+                        "max_tokens": 2,
+                        "stream": index % 10 == 0,
+                    }
                     if index % 3 == 0:
                         body["program_id"] = f"p{index % 50}"
                     answer = await http.post("/v1/chat/completions", json=body)

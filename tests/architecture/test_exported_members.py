@@ -3,12 +3,35 @@
 import drawloom
 
 PUBLIC = [
-    "Agent", "Budget", "BudgetExceeded", "Chat", "DrawloomError", "EngineError", "Env",
-    "ExecResult", "Graph", "McpServer", "ReplayMismatch", "Run", "Runtime", "SamplingParams",
-    "Sandbox", "SandboxError", "Service", "TenantShare", "Tool", "ToolCall", "ToolError",
-    "ToolResult", "Turn", "agent",
-    "best_of", "gather", "graph_agent", "tool",
-]  # fmt: skip
+    "Agent",
+    "Budget",
+    "BudgetExceeded",
+    "Chat",
+    "DrawloomError",
+    "EngineError",
+    "Env",
+    "ExecResult",
+    "Graph",
+    "McpServer",
+    "ReplayMismatch",
+    "Run",
+    "Runtime",
+    "SamplingParams",
+    "Sandbox",
+    "SandboxError",
+    "Service",
+    "TenantShare",
+    "Tool",
+    "ToolCall",
+    "ToolError",
+    "ToolResult",
+    "Turn",
+    "agent",
+    "best_of",
+    "gather",
+    "graph_agent",
+    "tool",
+]
 
 
 def test_the_public_names_are_these_and_no_others() -> None:

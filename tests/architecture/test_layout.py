@@ -62,8 +62,18 @@ def test_importing_drawloom_loads_nothing_heavy() -> None:
 
 
 def test_the_wheel_holds_every_room_and_its_data(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "-q",
-               "--no-build-isolation", "-w", str(tmp_path)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(ROOT),
+        "--no-deps",
+        "-q",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     for room in ROOMS:

@@ -137,8 +137,12 @@ def run(name: str, client: Client, server: Server) -> bool:
         seen = len(server.requests())
         done = subprocess.run(
             [str(python), str(HERE / "agents" / client.script), way],
-            env=environ, capture_output=True, text=True, timeout=_RUN_SECONDS, check=False,
-        )  # fmt: skip
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=_RUN_SECONDS,
+            check=False,
+        )
         time.sleep(0.2)  # the log line is written after the answer
         requests = server.requests()[seen:]
         wrong = faults(client, done.returncode, done.stdout, requests)

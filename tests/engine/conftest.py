@@ -34,13 +34,22 @@ def _oracle(family: str) -> Any:
 
     torch.manual_seed(7)
     if family == "llama-tied-scaled":
-        rope = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0,
-                "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64}  # fmt: skip
+        rope = {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
         config = hf.LlamaConfig(**SHAPE, tie_word_embeddings=True, rope_parameters=rope)
     else:
-        kinds = {"llama": hf.LlamaConfig, "mistral": hf.MistralConfig,
-                 "qwen2": hf.Qwen2Config, "qwen3": hf.Qwen3Config}  # fmt: skip
+        kinds = {
+            "llama": hf.LlamaConfig,
+            "mistral": hf.MistralConfig,
+            "qwen2": hf.Qwen2Config,
+            "qwen3": hf.Qwen3Config,
+        }
         extra = {"qwen3": {"head_dim": 32}, "mistral": {"sliding_window": WINDOW}}.get(family, {})
         config = kinds[family](**SHAPE, **extra)
     model = hf.AutoModelForCausalLM.from_config(config).eval()
@@ -65,9 +74,13 @@ class Oracle:
             ids = torch.tensor([prompt])
             with torch.inference_mode():
                 out = self.model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=count,
-                    do_sample=False, eos_token_id=None, pad_token_id=0,
-                )  # fmt: skip
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=count,
+                    do_sample=False,
+                    eos_token_id=None,
+                    pad_token_id=0,
+                )
             self._known[key] = out[0, len(prompt) :].tolist()
         return self._known[key]
 

@@ -32,15 +32,54 @@ _KEYS = (
     "attn_logit_softcapping nobody_knows_it _private"
 ).split()
 _VALUES: list[Any] = [
-    None, 0, -1, 1, 2, 3, 4, 7, 64, 0.5, 1.0, -0.5, 1e-5, 10**9, 10**400, float("nan"),
-    float("inf"), True, False, "", "silu", "gelu", "float16", "float8_e4m3fn", "llama", [], {}, [1],
-    [[]], {"rope_type": "default"}, {"rope_type": "default", "rope_theta": 500.0},
-    {"type": "yarn", "factor": 2}, {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
+    None,
+    0,
+    -1,
+    1,
+    2,
+    3,
+    4,
+    7,
+    64,
+    0.5,
+    1.0,
+    -0.5,
+    1e-5,
+    10**9,
+    10**400,
+    float("nan"),
+    float("inf"),
+    True,
+    False,
+    "",
+    "silu",
+    "gelu",
+    "float16",
+    "float8_e4m3fn",
+    "llama",
+    [],
+    {},
+    [1],
+    [[]],
+    {"rope_type": "default"},
+    {"rope_type": "default", "rope_theta": 500.0},
+    {"type": "yarn", "factor": 2},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
     {"rope_type": "llama3", "factor": 0, "low_freq_factor": 4.0, "high_freq_factor": 4.0},
-    ["full_attention"] * 2, ["sliding_attention", "full_attention"], ["LlamaForCausalLM"], ["x"],
-    [2, -1], [2, 3], "\ud800".encode("utf-8", "replace").decode(),
-]  # fmt: skip
+    ["full_attention"] * 2,
+    ["sliding_attention", "full_attention"],
+    ["LlamaForCausalLM"],
+    ["x"],
+    [2, -1],
+    [2, 3],
+    "\ud800".encode("utf-8", "replace").decode(),
+]
 
 
 @pytest.fixture(scope="module")
@@ -134,23 +173,45 @@ def test_a_missing_key_is_what_transformers_takes_it_for(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("hidden_act", "gelu"), ("hidden_act", "relu2"), ("attn_logit_softcapping", 50.0),
-        ("final_logit_softcapping", 30.0), ("embedding_multiplier", 12.0), ("clip_qkv", 8.0),
-        ("residual_multiplier", 0.22), ("logits_scaling", 8.0), ("attention_multiplier", 0.01),
-        ("query_pre_attn_scalar", 256), ("partial_rotary_factor", 0.25), ("num_experts", 8),
-        ("layer_types", ["full_attention", "sliding_attention"]), ("sliding_window", 16),
-        ("use_sliding_window", True), ("rope_interleaved", True), ("no_rope_layers", [1, 0]),
-        ("quantization_config", {"quant_method": "fp8"}), ("quantization", {"bits": 4}),
-        ("dtype", "float8_e4m3fn"), ("nobody_knows_it", 1),
+        ("hidden_act", "gelu"),
+        ("hidden_act", "relu2"),
+        ("attn_logit_softcapping", 50.0),
+        ("final_logit_softcapping", 30.0),
+        ("embedding_multiplier", 12.0),
+        ("clip_qkv", 8.0),
+        ("residual_multiplier", 0.22),
+        ("logits_scaling", 8.0),
+        ("attention_multiplier", 0.01),
+        ("query_pre_attn_scalar", 256),
+        ("partial_rotary_factor", 0.25),
+        ("num_experts", 8),
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("sliding_window", 16),
+        ("use_sliding_window", True),
+        ("rope_interleaved", True),
+        ("no_rope_layers", [1, 0]),
+        ("quantization_config", {"quant_method": "fp8"}),
+        ("quantization", {"bits": 4}),
+        ("dtype", "float8_e4m3fn"),
+        ("nobody_knows_it", 1),
         ("dual_chunk_attention_config", {"a": 1}),
         ("rope_parameters", {"rope_type": "default", "mrope_section": [2, 3, 3]}),
         ("rope_parameters", {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}),
-        ("model_type", "gemma2"), ("num_hidden_layers", 0), ("num_hidden_layers", -3),
-        ("num_hidden_layers", 10**9), ("num_attention_heads", 0), ("rms_norm_eps", float("nan")),
-        ("rope_theta", -1.0), ("vocab_size", True), ("eos_token_id", "</s>"), ("head_dim", 15),
-        ("max_position_embeddings", 10**12), ("hidden_size", "64"), ("intermediate_size", 1.5),
+        ("model_type", "gemma2"),
+        ("num_hidden_layers", 0),
+        ("num_hidden_layers", -3),
+        ("num_hidden_layers", 10**9),
+        ("num_attention_heads", 0),
+        ("rms_norm_eps", float("nan")),
+        ("rope_theta", -1.0),
+        ("vocab_size", True),
+        ("eos_token_id", "</s>"),
+        ("head_dim", 15),
+        ("max_position_embeddings", 10**12),
+        ("hidden_size", "64"),
+        ("intermediate_size", 1.5),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_understood_is_refused_by_its_name(
     llama: Any, tmp_path: Path, key: str, value: Any
 ) -> None:
@@ -164,14 +225,33 @@ def test_what_is_not_understood_is_refused_by_its_name(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pretraining_tp": 1, "use_cache": True, "torch_dtype": "float16", "is_llama_config": True,
-         "rope_interleaved": False, "transformers.js_config": {"kv_cache_dtype": {"fp16": "x"}}},
-        {"unsloth_version": "2024.9", "_name_or_path": "x", "_attn_implementation_autoset": True,
-         "max_sequence_length": 2048, "pad_token_id": -1, "attention_multiplier": None},
-        {"auto_map": {"AutoModelForCausalLM": "m.X"}, "use_mrope": False, "tokenizer_class": "T",
-         "num_experts": 0, "embedding_multiplier": 1, "hidden_act": "swish", "tags": []},
+        {
+            "pretraining_tp": 1,
+            "use_cache": True,
+            "torch_dtype": "float16",
+            "is_llama_config": True,
+            "rope_interleaved": False,
+            "transformers.js_config": {"kv_cache_dtype": {"fp16": "x"}},
+        },
+        {
+            "unsloth_version": "2024.9",
+            "_name_or_path": "x",
+            "_attn_implementation_autoset": True,
+            "max_sequence_length": 2048,
+            "pad_token_id": -1,
+            "attention_multiplier": None,
+        },
+        {
+            "auto_map": {"AutoModelForCausalLM": "m.X"},
+            "use_mrope": False,
+            "tokenizer_class": "T",
+            "num_experts": 0,
+            "embedding_multiplier": 1,
+            "hidden_act": "swish",
+            "tags": [],
+        },
     ],
-)  # fmt: skip
+)
 def test_what_real_configs_say_beside_the_model_loads(
     llama: Any, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -234,9 +314,15 @@ def test_weights_of_a_quantised_type_are_refused(llama: Any, tmp_path: Path, kin
 
 @pytest.mark.parametrize(
     "name",
-    [f"{_Q}.bias", f"{_Q}.weight_scale", f"{_Q}.lora_A.weight", "lm_head.bias",
-     "model.layers.2.self_attn.q_proj.weight", "model.layers.0.self_attn.q_norm.weight"],
-)  # fmt: skip
+    [
+        f"{_Q}.bias",
+        f"{_Q}.weight_scale",
+        f"{_Q}.lora_A.weight",
+        "lm_head.bias",
+        "model.layers.2.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.q_norm.weight",
+    ],
+)
 def test_weights_that_the_model_has_no_place_for_are_refused(
     llama: Any, tmp_path: Path, name: str
 ) -> None:
@@ -274,12 +360,22 @@ def test_a_tied_head_that_differs_from_the_embedding_is_refused(
 
 @pytest.mark.parametrize(
     "index",
-    ["[]", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "{}", "7", "[" * 100_000,
-     '{"weight_map": {"a": "../../../../etc/passwd"}}', '{"weight_map": {"a": "/etc/passwd"}}',
-     '{"weight_map": {"a": "../x.safetensors"}}', '{"weight_map": {"a": "/x.safetensors"}}',
-     '{"weight_map": {"a": "\\u0000.safetensors"}}', '{"weight_map": {"a": "gone.safetensors"}}',
-     '{"weight_map": {"a": null, "b": "model.safetensors"}}'],
-)  # fmt: skip
+    [
+        "[]",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 1}}',
+        "{}",
+        "7",
+        "[" * 100_000,
+        '{"weight_map": {"a": "../../../../etc/passwd"}}',
+        '{"weight_map": {"a": "/etc/passwd"}}',
+        '{"weight_map": {"a": "../x.safetensors"}}',
+        '{"weight_map": {"a": "/x.safetensors"}}',
+        '{"weight_map": {"a": "\\u0000.safetensors"}}',
+        '{"weight_map": {"a": "gone.safetensors"}}',
+        '{"weight_map": {"a": null, "b": "model.safetensors"}}',
+    ],
+)
 def test_an_index_that_is_wrong_or_leads_elsewhere_is_refused(
     llama: Any, tmp_path: Path, index: str
 ) -> None:

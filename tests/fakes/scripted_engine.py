@@ -79,7 +79,16 @@ class ScriptedEngine:
                 if self.gives_way and at == 0:
                     yield Delta(request.id, (), "", preempted=True)
             now = time.monotonic()
-            usage = RequestUsage(len(request.tokens), 0, len(ids) + 1, 0, began, began, began, now)
+            usage = RequestUsage(
+                len(request.tokens),
+                0,
+                len(ids) + 1,
+                preemptions=0,
+                submitted=began,
+                started=began,
+                first=began,
+                finished=now,
+            )
             scores = _scores(request, [end])
             yield Delta(request.id, (end,), "", finish=FinishReason.STOP, usage=usage, **scores)
         finally:

@@ -45,13 +45,16 @@ def test_only_cores_of_the_affinity_count(eight: Path, monkeypatch: pytest.Monke
         ("0::/a/b", {"cpu.max": "50000 100000\n"}, 1),
         ("0::/", {"cpu.max": "max 100000"}, 4),
         ("1:cpu:/x", {"cpu/x/cpu.cfs_quota_us": "200000", "cpu/x/cpu.cfs_period_us": "100000"}, 2),
-        ("1:cpu,cpuacct:/gone", {"cpu,cpuacct/cpu.cfs_quota_us": "100000",
-                                 "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 1),
+        (
+            "1:cpu,cpuacct:/gone",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "100000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            1,
+        ),
         ("1:cpu:/x", {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, 4),
         ("1:memory:/x", {"memory/x/cpu.max": "100000 100000"}, 4),
         ("nonsense", {}, 4),
     ],
-)  # fmt: skip
+)
 def test_a_quota_of_the_control_group_bounds_them(
     eight: Path, line: str, files: dict[str, str], cores: int
 ) -> None:

@@ -213,7 +213,8 @@ PROMISES = (
     Promise("nothing outside of it can be written", _writes),
     Promise("Unix sockets of the host do not answer", _sockets),
     Promise(
-        "no network but its own loopback; the host's loopback never", _network,
+        "no network but its own loopback; the host's loopback never",
+        _network,
         notes={"docker": "a bridge with `Env(network=True)`", "process": "more is refused"},
     ),
     Promise("processes of others cannot be seen or killed", _processes),
@@ -222,7 +223,8 @@ PROMISES = (
     ),
     Promise("system calls are those of a list, no namespaces among them", _calls),
     Promise(
-        "all its memory together is limited, shared and in files too", _memory,
+        "all its memory together is limited, shared and in files too",
+        _memory,
         notes={"process": "without a control group it is looked at every 50 ms"},
     ),
     Promise("what takes too much memory or too many processes ends alone", _survives),
@@ -231,17 +233,21 @@ PROMISES = (
     Promise("no file is larger than `Env(disk=…)`", _file),
     Promise("what has written more than `Env(disk=…)` is ended", _disk),
     Promise(
-        "what it writes in all is held back before that", _disk_at_once, held=False,
+        "what it writes in all is held back before that",
+        _disk_at_once,
+        held=False,
         notes={"docker": "but on xfs with project quotas"},
     ),
     Promise("a command that timed out leaves no process", _timeout),
     Promise("links and pipes neither forge an answer nor hang the helper", _forged),
     Promise("another owner reaches neither it nor its snapshots", _owners),
     Promise(
-        "a bug of the kernel is no way out", _kernel, held=False,
-        notes={"docker": "but with `Env(runtime=\"runsc\")`"},
+        "a bug of the kernel is no way out",
+        _kernel,
+        held=False,
+        notes={"docker": 'but with `Env(runtime="runsc")`'},
     ),
-)  # fmt: skip
+)
 
 
 def table() -> str:

@@ -66,9 +66,13 @@ async def test_the_helper_cannot_be_killed_traced_or_read(box: LiveSandbox) -> N
 
 async def test_the_kernel_s_switches_cannot_be_turned(box: LiveSandbox) -> None:
     for path in (
-        "/proc/sysrq-trigger", "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname",
-        "/proc/sys/vm/drop_caches", "/sys/kernel/uevent_helper", "/proc/self/oom_score_adj/x",
-    ):  # fmt: skip
+        "/proc/sysrq-trigger",
+        "/proc/sys/kernel/core_pattern",
+        "/proc/sys/kernel/hostname",
+        "/proc/sys/vm/drop_caches",
+        "/sys/kernel/uevent_helper",
+        "/proc/self/oom_score_adj/x",
+    ):
         await _fails(box, f"echo x > {path}")
     for path in ("/proc/kcore", "/proc/kmsg", "/dev/mem", "/dev/sda"):
         await _fails(box, f"head -c 1 {path}")
@@ -177,9 +181,13 @@ async def test_traps_in_the_place_of_an_archive_hang_nobody(
 ) -> None:
     (tmp_path / "sent").write_text("42")
     await box.write("d/file", b"42")
-    names = [transfer._temp_sibling(PurePosixPath(path), what) for path, what in (
-        ("d/file", "download"), ("d/sent", "upload"),
-    )]  # fmt: skip
+    names = [
+        transfer._temp_sibling(PurePosixPath(path), what)
+        for path, what in (
+            ("d/file", "download"),
+            ("d/sent", "upload"),
+        )
+    ]
     await box.exec("mkfifo", *names)
     async with asyncio.timeout(20):
         await box.download("d/file", tmp_path / "got")
@@ -242,10 +250,22 @@ async def docker(docker_url: str | None) -> AsyncIterator[DockerProvider]:
 
 
 _CALLS = {
-    "io_uring_setup": 425, "bpf": 321, "userfaultfd": 323, "keyctl": 250, "unshare": 272,
-    "perf_event_open": 298, "ptrace": 101, "mount": 165, "kexec_load": 246, "init_module": 175,
-    "setns": 308, "open_by_handle_at": 304, "quotactl": 179, "add_key": 248, "move_pages": 279,
-}  # fmt: skip
+    "io_uring_setup": 425,
+    "bpf": 321,
+    "userfaultfd": 323,
+    "keyctl": 250,
+    "unshare": 272,
+    "perf_event_open": 298,
+    "ptrace": 101,
+    "mount": 165,
+    "kexec_load": 246,
+    "init_module": 175,
+    "setns": 308,
+    "open_by_handle_at": 304,
+    "quotactl": 179,
+    "add_key": 248,
+    "move_pages": 279,
+}
 
 
 async def test_dangerous_system_calls_are_refused(box: LiveSandbox, probe: bytes) -> None:

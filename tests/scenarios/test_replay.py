@@ -125,10 +125,14 @@ async def test_every_kind_of_tool_outcome_is_replayed(open_runtime: Any, tmp_pat
         except ToolTimeout:
             branch = await outcome(refuse(5))
         return [
-            branch, await outcome(broken()), await outcome(lost()), await outcome(find()),
-            await outcome(undeclared()), await outcome(find(line=1)),  # type: ignore[call-arg]
+            branch,
+            await outcome(broken()),
+            await outcome(lost()),
+            await outcome(find()),
+            await outcome(undeclared()),
+            await outcome(find(line=1)),  # type: ignore[call-arg]
             *[await outcome(raw(kind)) for kind in ("bytes", "half", "nan", "set", "none")],
-        ]  # fmt: skip
+        ]
 
     tools = [slow, refuse, broken, lost, find, undeclared, raw]
     live, replayed = await live_and_replayed(open_runtime, tmp_path, body, tools)
@@ -335,9 +339,15 @@ async def test_a_step_that_another_executor_ran_is_not_run_again(
         tasks.append(asyncio.create_task(_pay_elsewhere(store, program)))
         _, fresh = await chat._tokenise(chat._new)
         detail = {
-            "delta": fresh, "output": [1], "text": "there", "calls": [],
-            "finish": "stop", "logprobs": [], "prompt": 1, "cached": 0,
-        }  # fmt: skip
+            "delta": fresh,
+            "output": [1],
+            "text": "there",
+            "calls": [],
+            "finish": "stop",
+            "logprobs": [],
+            "prompt": 1,
+            "cached": 0,
+        }
         await store.add_llm(program, "0#0", 1.0, 2.0, detail)
         return [await pay(100), (await chat.turn()).text]
 

@@ -8,15 +8,22 @@ import os
 import sys
 
 TOOLS = [
-    {"name": "count-words", "description": "Count the words of a file.",
-     "inputSchema": {"type": "object", "properties": {"path": {"type": "string"}},
-                     "required": ["path"], "additionalProperties": False},
-     "annotations": {"readOnlyHint": True, "idempotentHint": True}},
+    {
+        "name": "count-words",
+        "description": "Count the words of a file.",
+        "inputSchema": {
+            "type": "object",
+            "properties": {"path": {"type": "string"}},
+            "required": ["path"],
+            "additionalProperties": False,
+        },
+        "annotations": {"readOnlyHint": True, "idempotentHint": True},
+    },
     {"name": "fail", "description": "", "inputSchema": {"type": "object"}},
     {"name": "picture", "description": "", "inputSchema": {"type": "object"}},
     {"name": "long", "description": "", "inputSchema": {"type": "object"}},
     {"name": "pid", "description": "", "inputSchema": {"type": "object"}},
-]  # fmt: skip
+]
 
 _ARGUMENT = {"properties": {"a": {"type": "integer"}}}
 ODD = {
@@ -32,17 +39,23 @@ ODD = {
     "required_null": {"type": "object", "required": None},
     "bad_type": {"type": "object", "properties": {"a": {"type": "nosuch"}}},
     "bad_pattern": {"type": "object", "properties": {"a": {"minimum": "x"}}},
-    "old_dialect": {"type": "object", "properties": {"a": {"exclusiveMinimum": True}},
-                    "$schema": "http://json-schema.org/draft-04/schema#"},
-}  # fmt: skip
+    "old_dialect": {
+        "type": "object",
+        "properties": {"a": {"exclusiveMinimum": True}},
+        "$schema": "http://json-schema.org/draft-04/schema#",
+    },
+}
 GOOD = {
     "dialect": {"$schema": "http://nowhere/x#", "type": "object", **_ARGUMENT},
-    "reference": {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}},
-                  "$defs": {"A": {"type": "integer"}}},
+    "reference": {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/A"}},
+        "$defs": {"A": {"type": "integer"}},
+    },
     "a-b": {"type": "object"},
     "a.b": {"type": "object"},
     "3d": {"type": "object"},
-}  # fmt: skip
+}
 
 
 def odd_tools() -> list[object]:
@@ -82,9 +95,11 @@ def main(mood: str) -> None:
             continue
         method, params, result = message["method"], message.get("params", {}), {}
         if method == "initialize":
-            result = {"protocolVersion": params["protocolVersion"],
-                      "capabilities": {"tools": {}},
-                      "serverInfo": {"name": "test", "version": "1"}}  # fmt: skip
+            result = {
+                "protocolVersion": params["protocolVersion"],
+                "capabilities": {"tools": {}},
+                "serverInfo": {"name": "test", "version": "1"},
+            }
         elif method == "tools/list":
             at = int(params.get("cursor", 0))
             result = {"tools": TOOLS[at : at + 3]}

@@ -51,9 +51,16 @@ def test_a_template_may_stand_in_the_tokenizer_s_config(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "about",
-    ["{", "[]", '{"chat_template": [1]}', '{"chat_template": 3}',
-     '{"chat_template": [{"name": 1}]}', "\x00\xff", '{"chat_template": "{% if"}'],
-)  # fmt: skip
+    [
+        "{",
+        "[]",
+        '{"chat_template": [1]}',
+        '{"chat_template": 3}',
+        '{"chat_template": [{"name": 1}]}',
+        "\x00\xff",
+        '{"chat_template": "{% if"}',
+    ],
+)
 def test_a_broken_config_is_one_clear_error(about: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_bytes(about.encode("latin-1"))
     with pytest.raises(CheckpointError, match="chat template"):

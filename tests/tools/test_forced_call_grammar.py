@@ -20,41 +20,121 @@ NODE = {
     "required": ["v", "next"],
     "additionalProperties": False,
 }
-LEAF = {"type": "object", "properties": {"k": {"const": 1}}, "required": ["k"],
-        "additionalProperties": False}  # fmt: skip
+LEAF = {
+    "type": "object",
+    "properties": {"k": {"const": 1}},
+    "required": ["k"],
+    "additionalProperties": False,
+}
 CASES: list[tuple[str, dict[str, Any] | None, list[Any], list[Any]]] = [
     ("none", None, [{}], [{"a": 1}]),
     ("empty", {}, [{}], [{"a": 1}]),
-    ("reference", {"type": "object", "properties": {"n": {"$ref": "#/$defs/Node"}},
-                   "required": ["n"], "additionalProperties": False, "$defs": {"Node": NODE}},
-     [{"n": {"v": "a", "next": {"v": "a", "next": None}}}], [{"n": {"v": "b"}}, {}]),
-    ("reference at the root", {"$ref": "#/$defs/Node", "$defs": {"Node": NODE}},
-     [{"v": "a", "next": None}], [{"v": "b"}, []]),
-    ("reference to itself", {"type": "object", "properties": {"a": {"$ref": "#"}},
-                             "additionalProperties": False}, [{}, {"a": {"a": {}}}], [{"b": {}}]),
-    ("draft 7 definitions", {"type": "object", "properties": {"a": {"$ref": "#/definitions/Leaf"}},
-                             "required": ["a"], "definitions": {"Leaf": LEAF}},
-     [{"a": {"k": 1}}], [{"a": {"k": 2}}]),
-    ("anyOf", {"anyOf": [{"$ref": "#/$defs/Leaf"}, {"$ref": "#/$defs/Node"}],
-               "$defs": {"Leaf": LEAF, "Node": NODE}},
-     [{"k": 1}, {"v": "a", "next": None}], [{"k": 2}, 5]),
-    ("allOf", {"allOf": [{"$ref": "#/$defs/Leaf"}], "$defs": {"Leaf": LEAF}}, [{"k": 1}],
-     [{"k": 2}]),
-    ("oneOf", {"type": "object", "properties": {"a": {"oneOf": [{"const": 1}, {"const": "x"}]}},
-               "required": ["a"]}, [{"a": 1}, {"a": "x"}], [{"a": 2}]),
-    ("oneOf that overlap", {"type": "object", "properties": {"a": {"oneOf": [
-        {"type": "object", "properties": {"k": {"type": "string"}}}, LEAF]}}, "required": ["a"]},
-     [{"a": {"k": "x"}}], [{"a": 5}]),
-    ("what no grammar holds", {"type": "object", "properties": {"a": {
-        "type": "array", "uniqueItems": True, "items": {"type": "integer"}}}, "required": ["a"]},
-     [{"a": [1, 2]}], [{"a": ["x"]}]),
-    ("optional and nullable", {"type": "object", "properties": {"a": {"type": ["string", "null"]}},
-                               "additionalProperties": False}, [{}, {"a": None}, {"a": "x"}],
-     [{"a": 1}]),
-    ("a property named $ref", {"type": "object", "properties": {"$ref": {"type": "integer"}},
-                               "required": ["$ref"], "additionalProperties": False},
-     [{"$ref": 1}], [{"$ref": "#"}]),
-]  # fmt: skip
+    (
+        "reference",
+        {
+            "type": "object",
+            "properties": {"n": {"$ref": "#/$defs/Node"}},
+            "required": ["n"],
+            "additionalProperties": False,
+            "$defs": {"Node": NODE},
+        },
+        [{"n": {"v": "a", "next": {"v": "a", "next": None}}}],
+        [{"n": {"v": "b"}}, {}],
+    ),
+    (
+        "reference at the root",
+        {"$ref": "#/$defs/Node", "$defs": {"Node": NODE}},
+        [{"v": "a", "next": None}],
+        [{"v": "b"}, []],
+    ),
+    (
+        "reference to itself",
+        {"type": "object", "properties": {"a": {"$ref": "#"}}, "additionalProperties": False},
+        [{}, {"a": {"a": {}}}],
+        [{"b": {}}],
+    ),
+    (
+        "draft 7 definitions",
+        {
+            "type": "object",
+            "properties": {"a": {"$ref": "#/definitions/Leaf"}},
+            "required": ["a"],
+            "definitions": {"Leaf": LEAF},
+        },
+        [{"a": {"k": 1}}],
+        [{"a": {"k": 2}}],
+    ),
+    (
+        "anyOf",
+        {
+            "anyOf": [{"$ref": "#/$defs/Leaf"}, {"$ref": "#/$defs/Node"}],
+            "$defs": {"Leaf": LEAF, "Node": NODE},
+        },
+        [{"k": 1}, {"v": "a", "next": None}],
+        [{"k": 2}, 5],
+    ),
+    (
+        "allOf",
+        {"allOf": [{"$ref": "#/$defs/Leaf"}], "$defs": {"Leaf": LEAF}},
+        [{"k": 1}],
+        [{"k": 2}],
+    ),
+    (
+        "oneOf",
+        {
+            "type": "object",
+            "properties": {"a": {"oneOf": [{"const": 1}, {"const": "x"}]}},
+            "required": ["a"],
+        },
+        [{"a": 1}, {"a": "x"}],
+        [{"a": 2}],
+    ),
+    (
+        "oneOf that overlap",
+        {
+            "type": "object",
+            "properties": {
+                "a": {"oneOf": [{"type": "object", "properties": {"k": {"type": "string"}}}, LEAF]}
+            },
+            "required": ["a"],
+        },
+        [{"a": {"k": "x"}}],
+        [{"a": 5}],
+    ),
+    (
+        "what no grammar holds",
+        {
+            "type": "object",
+            "properties": {
+                "a": {"type": "array", "uniqueItems": True, "items": {"type": "integer"}}
+            },
+            "required": ["a"],
+        },
+        [{"a": [1, 2]}],
+        [{"a": ["x"]}],
+    ),
+    (
+        "optional and nullable",
+        {
+            "type": "object",
+            "properties": {"a": {"type": ["string", "null"]}},
+            "additionalProperties": False,
+        },
+        [{}, {"a": None}, {"a": "x"}],
+        [{"a": 1}],
+    ),
+    (
+        "a property named $ref",
+        {
+            "type": "object",
+            "properties": {"$ref": {"type": "integer"}},
+            "required": ["$ref"],
+            "additionalProperties": False,
+        },
+        [{"$ref": 1}],
+        [{"$ref": "#"}],
+    ),
+]
 WRITTEN = {
     "hermes": '<tool_call>\n{{"name": "{}", "arguments": {}}}\n</tool_call>',
     "llama3_json": '{{"name": "{}", "parameters": {}}}',

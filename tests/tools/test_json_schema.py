@@ -198,11 +198,20 @@ _HOLDER = Holder(2)
 @pytest.mark.parametrize(
     "given",
     [
-        _HOLDER.decorated, _HOLDER.plain, _HOLDER.inside, _HOLDER.outside, _HOLDER.of_class,
-        _HOLDER.class_of, _HOLDER, Holder.inside, Holder.of_class, Holder.class_of,
-        functools.partial(_three, more=2, secret="s"), tool(_HOLDER.plain),
+        _HOLDER.decorated,
+        _HOLDER.plain,
+        _HOLDER.inside,
+        _HOLDER.outside,
+        _HOLDER.of_class,
+        _HOLDER.class_of,
+        _HOLDER,
+        Holder.inside,
+        Holder.of_class,
+        Holder.class_of,
+        functools.partial(_three, more=2, secret="s"),
+        tool(_HOLDER.plain),
     ],
-)  # fmt: skip
+)
 def test_anything_that_can_be_called_is_a_tool(given: Any) -> None:
     assert list(_properties(given)) == ["a"]
     assert _run(given, a=40) == 42
@@ -223,8 +232,10 @@ async def _called(given: Callable[..., Any]) -> Any:
     return await given(1)
 
 
-@pytest.mark.parametrize("wrong", [print, len, max, dict, 3, "name", None, Holder.decorated,
-                                   Holder.plain, lambda x: x, asyncio])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [print, len, max, dict, 3, "name", None, Holder.decorated, Holder.plain, lambda x: x, asyncio],
+)
 def test_what_is_no_tool_is_refused_in_words(wrong: Any) -> None:
     with pytest.raises(ConfigError, match=r"agent _agent: .*(@tool|instance)"):
         agent(tools=[wrong])(_agent)

@@ -53,8 +53,12 @@ def test_an_id_is_what_the_strictest_template_takes(turn: str, index: int) -> No
 
 
 def test_ids_of_other_turns_and_other_calls_differ() -> None:
-    ids = {new_call_id(f"{turn}#{n}", index) for turn in range(20) for n in range(20)
-           for index in range(20)}  # fmt: skip
+    ids = {
+        new_call_id(f"{turn}#{n}", index)
+        for turn in range(20)
+        for n in range(20)
+        for index in range(20)
+    }
     assert len(ids) == 20**3
 
 

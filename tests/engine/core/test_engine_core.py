@@ -27,7 +27,15 @@ def _core(
     blocks: int = 64, host: int = 0, delay: int = 0, clock: Clock | None = None, **options: Any
 ) -> EngineCore:
     runner = MockRunner(hashed(1000), SIZE, delay=delay)
-    info = EngineInfo("e", "mock", "cpu", blocks * SIZE, blocks * SIZE, SIZE, host * SIZE)
+    info = EngineInfo(
+        "e",
+        "mock",
+        "cpu",
+        max_context=blocks * SIZE,
+        kv_tokens=blocks * SIZE,
+        block_size=SIZE,
+        host_tokens=host * SIZE,
+    )
     cache = KVCache(blocks, SIZE, host_blocks=host)
     return EngineCore(info, cache, runner, NumberTokenizer(), clock=clock or Clock(), **options)
 

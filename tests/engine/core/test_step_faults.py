@@ -36,7 +36,9 @@ class Guides:
 
 def _core(async_launch: bool) -> EngineCore:
     runner = TensorRunner(hashed(50), SIZE, 30, 60, async_launch=async_launch, delay=1)
-    info = EngineInfo("e", "mock", "cpu", 120, 120, SIZE, 240)
+    info = EngineInfo(
+        "e", "mock", "cpu", max_context=120, kv_tokens=120, block_size=SIZE, host_tokens=240
+    )
     cache = KVCache(30, SIZE, host_blocks=60)
     return EngineCore(
         info, cache, runner, NumberTokenizer(), max_tokens=20, max_sequences=4, grammars=Guides()
@@ -192,8 +194,9 @@ def test_a_request_over_which_a_call_always_fails_ends_alone(
     real = getattr(owner, name)
 
     def broken(*args: Any) -> Any:
-        if any("r3" in (getattr(a, "id", ""), getattr(getattr(a, "seq", None), "id", ""))
-               for a in args):  # fmt: skip
+        if any(
+            "r3" in (getattr(a, "id", ""), getattr(getattr(a, "seq", None), "id", "")) for a in args
+        ):
             raise RuntimeError("injected")
         return real(*args)
 

@@ -74,9 +74,15 @@ def test_the_next_step_is_launched_before_the_last_is_known() -> None:
     core.submit(_ask("a", [1, 2, 3], max_tokens=4))
     _run(core)
     assert runner.seen == [
-        ("launched", 0), ("launched", 1), ("known", 0), ("launched", 2), ("known", 1),
-        ("launched", 3), ("known", 2), ("known", 3),
-    ]  # fmt: skip
+        ("launched", 0),
+        ("launched", 1),
+        ("known", 0),
+        ("launched", 2),
+        ("known", 1),
+        ("launched", 3),
+        ("known", 2),
+        ("known", 3),
+    ]
 
 
 def test_what_must_be_told_every_token_is_not_run_ahead_of() -> None:

@@ -21,9 +21,19 @@ from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import CheckpointError, EngineError
 
 SPEC = ModelConfig(
-    "qwen3", vocab_size=300, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8,
-    intermediate_size=48, max_position=256, qk_norm=True, eos_ids=(2,), dtype="float32",
-)  # fmt: skip
+    "qwen3",
+    vocab_size=300,
+    hidden_size=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+    max_position=256,
+    qk_norm=True,
+    eos_ids=(2,),
+    dtype="float32",
+)
 CPU = torch.device("cpu")
 
 
@@ -71,11 +81,19 @@ def test_kv_of_any_other_weights_is_refused(tokenizer_file: Path, name: str) -> 
 
 @pytest.mark.parametrize(
     "change",
-    [{"heads": 2}, {"rms_eps": 1e-5}, {"window": 16}, {"rope_theta": 5e5}, {"qk_norm": False},
-     {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)}, {"family": "llama"},
-     {"intermediate_size": 24}, {"qkv_bias": True}],
+    [
+        {"heads": 2},
+        {"rms_eps": 1e-5},
+        {"window": 16},
+        {"rope_theta": 5e5},
+        {"qk_norm": False},
+        {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
+        {"family": "llama"},
+        {"intermediate_size": 24},
+        {"qkv_bias": True},
+    ],
     ids=lambda change: next(iter(change)),
-)  # fmt: skip
+)
 def test_kv_of_another_configuration_is_of_another_model(change: dict[str, Any]) -> None:
     config = EngineConfig()
     other = replace(SPEC, **change)
@@ -127,10 +145,16 @@ def _preferring(token: int) -> dict[str, torch.Tensor]:
 @RUNNERS
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}, {"presence_penalty": 1.0},
-     {"logit_bias": ((299, 50.0),)}, {"logprobs": True, "top_logprobs": 3}],
+    [
+        {},
+        {"temperature": 1.0},
+        {"temperature": 1.0, "top_k": 3},
+        {"presence_penalty": 1.0},
+        {"logit_bias": ((299, 50.0),)},
+        {"logprobs": True, "top_logprobs": 3},
+    ],
     ids=["greedy", "noise", "top-k", "penalty", "bias", "logprobs"],
-)  # fmt: skip
+)
 def test_an_id_without_a_token_is_never_sampled(
     tokenizer_file: Path, runner: Any, options: dict[str, Any]
 ) -> None:

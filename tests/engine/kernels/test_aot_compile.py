@@ -19,8 +19,11 @@ def kernels() -> list[dict[str, Any]]:
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "drawloom", "bench", "kernels", "--json"],
-        env=env, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode in (0, 1), done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)["kernels"]
     return found

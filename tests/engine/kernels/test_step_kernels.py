@@ -20,10 +20,15 @@ def _pick(
     rows = logits.shape[0]
     picked = sample.nothing(rows + 1, CPU)
     sample.sample(
-        logits, picked, torch.arange(1, rows + 1, dtype=torch.int32), torch.tensor(temperatures),
-        torch.tensor(keys), torch.tensor(k, dtype=torch.int32), torch.tensor(p),
+        logits,
+        picked,
+        torch.arange(1, rows + 1, dtype=torch.int32),
+        torch.tensor(temperatures),
+        torch.tensor(keys),
+        torch.tensor(k, dtype=torch.int32),
+        torch.tensor(p),
         filtered=any(k) or min(p) < 1,
-    )  # fmt: skip
+    )
     assert picked[0] == sample.NONE
     tokens: list[int] = sample.tokens(picked[1:]).tolist()
     assert tokens == [sample.unpack(value) for value in picked[1:].tolist()]
@@ -72,8 +77,16 @@ def test_equal_tokens_are_cut_in_their_order() -> None:
 def test_a_row_of_padding_says_nothing() -> None:
     picked = sample.nothing(2, CPU)
     zeros = torch.zeros(1, dtype=torch.int32)
-    sample.sample(torch.zeros(1, 9), picked, zeros - 1, torch.zeros(1), zeros.long(), zeros,
-                  torch.ones(1), filtered=False)  # fmt: skip
+    sample.sample(
+        torch.zeros(1, 9),
+        picked,
+        zeros - 1,
+        torch.zeros(1),
+        zeros.long(),
+        zeros,
+        torch.ones(1),
+        filtered=False,
+    )
     assert picked.tolist() == [sample.NONE, sample.NONE]
 
 
@@ -81,9 +94,16 @@ def test_a_step_reads_what_the_one_before_it_said() -> None:
     picked = sample.nothing(4, CPU)
     logits = torch.zeros(2, 40)
     logits[0, 17], logits[1, 33] = 1.0, 1.0
-    sample.sample(logits, picked, torch.tensor([3, 1], dtype=torch.int32), torch.zeros(2),
-                  torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int32),
-                  torch.ones(2), filtered=False)  # fmt: skip
+    sample.sample(
+        logits,
+        picked,
+        torch.tensor([3, 1], dtype=torch.int32),
+        torch.zeros(2),
+        torch.zeros(2, dtype=torch.int64),
+        torch.zeros(2, dtype=torch.int32),
+        torch.ones(2),
+        filtered=False,
+    )
     ids = torch.tensor([-1 - 3, 8, -1 - 1, 9, -1 - 0], dtype=torch.int32)  # seat 0 said nothing
     sampled = torch.tensor([3, -1, -1, 2, -1], dtype=torch.int32)
     tables = torch.zeros(4, 3, dtype=torch.int32)

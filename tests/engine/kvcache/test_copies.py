@@ -39,9 +39,19 @@ def test_merged_copies_do_what_the_copies_do_one_by_one(pairs: list[tuple[int, i
 
 def _core(host: int = 40, blocks: int = 12, **options: Any) -> tuple[EngineCore, TensorRunner]:
     runner = TensorRunner(hashed(50), SIZE, blocks, host, **options)
-    info = EngineInfo("e", "mock", "cpu", blocks * SIZE, blocks * SIZE, SIZE, host * SIZE)
+    info = EngineInfo(
+        "e",
+        "mock",
+        "cpu",
+        max_context=blocks * SIZE,
+        kv_tokens=blocks * SIZE,
+        block_size=SIZE,
+        host_tokens=host * SIZE,
+    )
     cache = KVCache(blocks, SIZE, host_blocks=host)
-    marks = Fingerprint(1, 1, 1, 1 << 30, "", "int64", SIZE, "mock")
+    marks = Fingerprint(
+        1, 1, 1, vocab_size=1 << 30, model="", dtype="int64", block_size=SIZE, digest="mock"
+    )
     core = EngineCore(info, cache, runner, NumberTokenizer(), max_tokens=64, fingerprint=marks)
     return core, runner
 
@@ -118,7 +128,17 @@ def test_a_runner_that_cannot_copy_for_once_fails_nobody(run_core: Run, place: s
 
 
 def _tier() -> HostTier:
-    spec = ModelConfig("llama", 10, 8, 1, 1, 1, 4, 8, 64)
+    spec = ModelConfig(
+        "llama",
+        10,
+        8,
+        layers=1,
+        heads=1,
+        kv_heads=1,
+        head_dim=4,
+        intermediate_size=8,
+        max_position=64,
+    )
     return HostTier(KVStore(spec, 6, 2, torch.device("cpu"), torch.float32), 4)
 
 
@@ -168,8 +188,10 @@ def test_a_conversation_that_was_spilled_says_what_it_said(
     steps."""
     tokens = 256
     core = llama.engine(kv_tokens=tokens, host_tokens=tokens // share)
-    prompts = {name: [3 + (7 * n + at * at) % 250 for at in range(230)]
-               for n, name in enumerate(("mine", "stranger"))}  # fmt: skip
+    prompts = {
+        name: [3 + (7 * n + at * at) % 250 for at in range(230)]
+        for n, name in enumerate(("mine", "stranger"))
+    }
     said = {}
     for turn, name in enumerate(("mine", "stranger", "mine")):
         core.cache.spill = True

@@ -65,23 +65,50 @@ class CacheMachine(RuleBasedStateMachine):
         )
         self.cache.spill = spill
         self.runner = TensorRunner(
-            hashed(3), SIZE, 18, host, window=self.window, delay=delay, async_launch=async_launch,
-            paged=paged, early=early,
-        )  # fmt: skip
-        info = EngineInfo("e", "mock", "cpu", 72 if not self.window else 200, 72, SIZE, host * SIZE)
+            hashed(3),
+            SIZE,
+            18,
+            host,
+            window=self.window,
+            delay=delay,
+            async_launch=async_launch,
+            paged=paged,
+            early=early,
+        )
+        info = EngineInfo(
+            "e",
+            "mock",
+            "cpu",
+            max_context=72 if not self.window else 200,
+            kv_tokens=72,
+            block_size=SIZE,
+            host_tokens=host * SIZE,
+        )
         self.core = EngineCore(
-            info, self.cache, self.runner, NumberTokenizer(), max_tokens=11, max_sequences=4,
-            fingerprint=Fingerprint(1, 1, 1, 1 << 30, "", "int64", SIZE, "mock"),
+            info,
+            self.cache,
+            self.runner,
+            NumberTokenizer(),
+            max_tokens=11,
+            max_sequences=4,
+            fingerprint=Fingerprint(
+                1, 1, 1, vocab_size=1 << 30, model="", dtype="int64", block_size=SIZE, digest="mock"
+            ),
             clock=lambda: self.now,
-        )  # fmt: skip
+        )
 
         for turn in range(6):
             self.ask(turn % 3 == 0, 13 + 5 * turn, 1 + turn % 3, turn, 0, turn)
             self.step(3 * turn)
 
-    @rule(new=st.booleans(), more=st.integers(1, 30), words=st.integers(1, 3),
-          count=st.integers(0, 6), priority=st.integers(0, 2),
-          which=st.integers(0, 50))  # fmt: skip
+    @rule(
+        new=st.booleans(),
+        more=st.integers(1, 30),
+        words=st.integers(1, 3),
+        count=st.integers(0, 6),
+        priority=st.integers(0, 2),
+        which=st.integers(0, 50),
+    )
     def ask(self, new: bool, more: int, words: int, count: int, priority: int, which: int) -> None:
         if (new and len(self.chats) < 8) or not self.chats:
             self.made += 1
@@ -103,8 +130,12 @@ class CacheMachine(RuleBasedStateMachine):
         request = GenerateRequest(f"seq-{self.made}", name, tuple(tokens), params, priority)
         self.core.submit(request)
 
-    @rule(which=st.lists(st.integers(0, 7), min_size=2, max_size=6, unique=True),
-          more=st.integers(1, 12), count=st.integers(1, 12), times=st.integers(0, 40))  # fmt: skip
+    @rule(
+        which=st.lists(st.integers(0, 7), min_size=2, max_size=6, unique=True),
+        more=st.integers(1, 12),
+        count=st.integers(1, 12),
+        times=st.integers(0, 40),
+    )
     def ask_many(self, which: list[int], more: int, count: int, times: int) -> None:
         for index in which:
             self.ask(False, more + index, 3, count, index % 3, index)

@@ -25,7 +25,15 @@ SIZE = 16
 
 def _core(blocks: int = 64, host: int = 0) -> EngineCore:
     cache = KVCache(blocks, SIZE, host_blocks=host)
-    info = EngineInfo("e", "mock", "cpu", blocks * SIZE, blocks * SIZE, SIZE, host * SIZE)
+    info = EngineInfo(
+        "e",
+        "mock",
+        "cpu",
+        max_context=blocks * SIZE,
+        kv_tokens=blocks * SIZE,
+        block_size=SIZE,
+        host_tokens=host * SIZE,
+    )
     return EngineCore(info, cache, QuickRunner(lambda seq: 7, SIZE), NumberTokenizer())
 
 

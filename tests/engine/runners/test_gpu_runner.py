@@ -212,7 +212,7 @@ def test_rows_that_begin_alike_are_found_and_cut_into_tiles() -> None:
 
 
 def test_fields_do_not_overlap_and_are_aligned() -> None:
-    layout = Layout(7, 5, 2, 3, 6, 5, 9, 4)
+    layout = Layout(7, 5, 2, tiles=3, rows=6, sampled=5, updates=9, members=4)
     memory = torch.zeros(layout.size, dtype=torch.int32)
     packed = Packed(memory, layout)
     for number, (name, size) in enumerate(layout.fields(), 1):

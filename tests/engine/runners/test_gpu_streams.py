@@ -102,7 +102,17 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def _tier() -> tuple[KVStore, HostTier]:
-    spec = ModelConfig("llama", 10, 8, 1, 1, 1, 4, 8, 64)
+    spec = ModelConfig(
+        "llama",
+        10,
+        8,
+        layers=1,
+        heads=1,
+        kv_heads=1,
+        head_dim=4,
+        intermediate_size=8,
+        max_position=64,
+    )
     store = KVStore(spec, 6, 2, CPU, torch.float32, paged=True)
     store.moved.copy_(torch.randn(store.moved.shape))
     tier = HostTier(store, 4)

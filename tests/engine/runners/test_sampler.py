@@ -74,9 +74,7 @@ def test_frequencies_follow_the_probabilities() -> None:
     assert (shares - probabilities).abs().max() < 0.03
 
 
-_FILTERS: list[dict[str, Any]] = [
-    {"top_p": 0.8}, {"top_k": 6}, {"top_k": 7, "top_p": 0.6}, {}
-]  # fmt: skip
+_FILTERS: list[dict[str, Any]] = [{"top_p": 0.8}, {"top_k": 6}, {"top_k": 7, "top_p": 0.6}, {}]
 
 
 @pytest.mark.parametrize("options", _FILTERS, ids=str)
@@ -191,9 +189,15 @@ def _one(logits: torch.Tensor, chunk: Chunk) -> int:
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_tokens": -1}, {"top_logprobs": 21}, {"repetition_penalty": 0.0},
-     {"presence_penalty": 1000.0}, {"stop": ("",)}, {"top_p": 0.0}],
-)  # fmt: skip
+    [
+        {"max_tokens": -1},
+        {"top_logprobs": 21},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": 1000.0},
+        {"stop": ("",)},
+        {"top_p": 0.0},
+    ],
+)
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         SamplingParams(**options)
@@ -205,9 +209,18 @@ _WRONG = [math.nan, math.inf, -math.inf, "1", None, 1j, 10**400, -(10**400)]
 @pytest.mark.parametrize("value", _WRONG, ids=lambda value: str(value)[:6])
 @pytest.mark.parametrize(
     "name",
-    ["max_tokens", "temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty",
-     "repetition_penalty", "top_logprobs", "score_from"],
-)  # fmt: skip
+    [
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "top_logprobs",
+        "score_from",
+    ],
+)
 def test_an_option_that_is_no_number_in_range_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         SamplingParams(**{name: value})
@@ -215,12 +228,24 @@ def test_an_option_that_is_no_number_in_range_is_refused_by_name(name: str, valu
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_tokens": 2.5}, {"top_k": 1 << 63}, {"top_k": 2.5}, {"seed": 1.5}, {"seed": None},
-     {"stop": "END"}, {"stop": (1,)}, {"top_p": 0}, {"repetition_penalty": 0},
-     {"logit_bias": {5: 1.0}}, {"logit_bias": ((5, math.nan),)}, {"logit_bias": ((5, math.inf),)},
-     {"logit_bias": (5,)}, {"logit_bias": (("5", 1.0),)}],
+    [
+        {"max_tokens": 2.5},
+        {"top_k": 1 << 63},
+        {"top_k": 2.5},
+        {"seed": 1.5},
+        {"seed": None},
+        {"stop": "END"},
+        {"stop": (1,)},
+        {"top_p": 0},
+        {"repetition_penalty": 0},
+        {"logit_bias": {5: 1.0}},
+        {"logit_bias": ((5, math.nan),)},
+        {"logit_bias": ((5, math.inf),)},
+        {"logit_bias": (5,)},
+        {"logit_bias": (("5", 1.0),)},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_an_option_of_another_shape_is_refused_by_name(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         SamplingParams(**options)

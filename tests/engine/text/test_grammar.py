@@ -113,9 +113,15 @@ def test_a_resumed_request_goes_on_in_its_grammar(llama: Any) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [("json_schema", '{"type": "nonsense"}'), ("json_schema", "{"), ("regex", "(unclosed"),
-     ("lark", "start: undefined"), ("choice", "{}"), ("choice", "[")],
-)  # fmt: skip
+    [
+        ("json_schema", '{"type": "nonsense"}'),
+        ("json_schema", "{"),
+        ("regex", "(unclosed"),
+        ("lark", "start: undefined"),
+        ("choice", "{}"),
+        ("choice", "["),
+    ],
+)
 def test_a_grammar_that_does_not_compile_is_refused_with_words(
     llama: Any, kind: str, text: str
 ) -> None:

@@ -94,9 +94,17 @@ def _suffixed() -> Tokenizer:
 
 _FAMILIES: dict[str, Tokenizer] = {
     make.__name__.strip("_"): make()
-    for make in (_byte_level, _llama2, _gemma, _metaspace_bytes, _unigram, _word_piece,
-                 _word_level, _suffixed)
-}  # fmt: skip
+    for make in (
+        _byte_level,
+        _llama2,
+        _gemma,
+        _metaspace_bytes,
+        _unigram,
+        _word_piece,
+        _word_level,
+        _suffixed,
+    )
+}
 _BEYOND = st.sampled_from([-1, 9_999, 1 << 40])
 
 

@@ -11,9 +11,11 @@ def usage(body: dict[str, Any]) -> dict[str, Any]:
     output = int(body["max_tokens"]) * int(body.get("n") or 1)
     cached = {"cached_tokens": prompt // 2}
     return {
-        "prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output,
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
         "prompt_tokens_details": cached,
-    }  # fmt: skip
+    }
 
 
 def answer(body: dict[str, Any]) -> dict[str, Any]:

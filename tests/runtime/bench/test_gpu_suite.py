@@ -36,16 +36,27 @@ def test_a_wrong_kernel_is_found_out() -> None:
 @pytest.mark.slow
 def test_every_part_of_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a small model and the CPU: figures mean nothing here, that there are all of them does."""
-    sizes = Sizes(4, 2, 16, 64, 96, 40, (1, 2), 40, 64, 2)
+    sizes = Sizes(
+        4, 2, 16, hidden=64, inner=96, context=40, batches=(1, 2), chunk=40, shared=64, alike=2
+    )
     plan = Plan(
         models=(
             Model("tiny", TINY, {1: 0.0, 3: 0.0}, 1.0),
             Model("other", replace(TINY, tied=True, qk_norm=True, family="qwen3"), {2: 0.0}, 1.0),
         ),
-        context=40, prefill=64, steps=4, scale=kernel_accuracy.SMALL, sizes=sizes, resumed=100,
-        host_tokens=2048, kv_tokens=2048, crowd=Crowd(3, 2, 20, 4, 0.01),
-        loads=(Load(2, 2, 0.005, 0.01),), shared=(4, 256), rival=(2, 20, 4),
-    )  # fmt: skip
+        context=40,
+        prefill=64,
+        steps=4,
+        scale=kernel_accuracy.SMALL,
+        sizes=sizes,
+        resumed=100,
+        host_tokens=2048,
+        kv_tokens=2048,
+        crowd=Crowd(3, 2, 20, 4, 0.01),
+        loads=(Load(2, 2, 0.005, 0.01),),
+        shared=(4, 256),
+        rival=(2, 20, 4),
+    )
     monkeypatch.setattr(
         GpuTransformers, "compiled", lambda *args: 100.0
     )  # Inductor takes 20 s on a CPU
@@ -53,13 +64,19 @@ def test_every_part_of_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(bench.rows(PARTS))
     names = [row.what for row in rows]
     for wanted in (
-        "decode, bfloat16", "engine: log-probability, float32", "tiny: decode 3 x 40",
-        "other: prefill 64", "tiny: restore",
-        "  first token at 100", "tiny: 4 steps over 256 shared",
-        "tiny: 3 agents x 2 turns: recomputed", "tiny: 2 programs with tools",
-        "  GPU idle between steps", "kernel: cascade, 2 x 64 shared",
+        "decode, bfloat16",
+        "engine: log-probability, float32",
+        "tiny: decode 3 x 40",
+        "other: prefill 64",
+        "tiny: restore",
+        "  first token at 100",
+        "tiny: 4 steps over 256 shared",
+        "tiny: 3 agents x 2 turns: recomputed",
+        "tiny: 2 programs with tools",
+        "  GPU idle between steps",
+        "kernel: cascade, 2 x 64 shared",
         "kernel: prefill, 40 behind 40",
-    ):  # fmt: skip
+    ):
         assert wanted in names
     assert all(row.ours >= 0 and row.ratio == row.ratio for row in rows)
     assert bench.limits is not None and min(bench.limits.by_unit().values()) > 0

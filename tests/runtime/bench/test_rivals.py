@@ -268,11 +268,14 @@ def test_a_failed_call_and_a_released_program_free_what_they_had() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["ask", "answer", "end", "tick"]), st.integers(0, 5),
-                  st.integers(1, 400)),
+        st.tuples(
+            st.sampled_from(["ask", "answer", "end", "tick"]),
+            st.integers(0, 5),
+            st.integers(1, 400),
+        ),
         max_size=60,
     )
-)  # fmt: skip
+)
 def test_what_goes_on_at_a_tick_fits_and_nobody_is_lost(steps: list[tuple[str, int, int]]) -> None:
     found = Pausing(1000)
     for what, number, size in steps:
@@ -456,10 +459,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def options(folder: Path, **more: Any) -> main.Options:
     made: dict[str, Any] = {
-        "folder": folder, "model": str(folder / "model"), "programs": (1, 2), "rounds": 2,
-        "shape": tasks.Shape(3, 300, 0.0), "engine_rows": False, "json": folder / "out.json",
+        "folder": folder,
+        "model": str(folder / "model"),
+        "programs": (1, 2),
+        "rounds": 2,
+        "shape": tasks.Shape(3, 300, 0.0),
+        "engine_rows": False,
+        "json": folder / "out.json",
         "picture": folder / "out.png",
-    }  # fmt: skip
+    }
     return main.Options(**made | more)
 
 
@@ -532,8 +540,10 @@ def test_tools_are_never_played_twice_for_two_histories(folder: Path) -> None:
     both = options(folder, workloads=("coding-tools", "chats"), histories=main.HISTORIES)
     loads = [load for load, _ in main.Bench(both)._loads(0) if load.programs == 1]
     assert [(load.workload, load.history) for load in loads] == [
-        ("coding-tools", "rewritten"), ("chats", "sampled"), ("chats", "rewritten"),
-    ]  # fmt: skip
+        ("coding-tools", "rewritten"),
+        ("chats", "sampled"),
+        ("chats", "rewritten"),
+    ]
 
 
 def test_special_tokens_are_read_from_the_model(folder: Path) -> None:
@@ -547,9 +557,13 @@ def setting(tmp_path: Path, **more: Any) -> systems.Setting:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 8192}')
     installed = install.Installed(tmp_path, lambda line: None)
     made: dict[str, Any] = {
-        "installed": installed, "model": tmp_path, "kv_tokens": 16_384, "threads": 1,
-        "cores": frozenset({1}), "clients": frozenset({0}),
-    }  # fmt: skip
+        "installed": installed,
+        "model": tmp_path,
+        "kv_tokens": 16_384,
+        "threads": 1,
+        "cores": frozenset({1}),
+        "clients": frozenset({0}),
+    }
     return systems.Setting(**made | more)
 
 
@@ -617,10 +631,13 @@ def test_rows_are_beside_the_best_rival_whichever_way_is_better() -> None:
     units = list(UNITS)
     more = units[0]
     less = next(row for row in units if UNITS[row] == "ms")
-    found = results.speeds({
-        "vllm": {more: [100.0, 200.0], less: [4.0]}, "llama.cpp": {more: [50.0], less: [3.0, 5.0]},
-        "drawloom": {more: [300.0], less: [6.0]},
-    })  # fmt: skip
+    found = results.speeds(
+        {
+            "vllm": {more: [100.0, 200.0], less: [4.0]},
+            "llama.cpp": {more: [50.0], less: [3.0, 5.0]},
+            "drawloom": {more: [300.0], less: [6.0]},
+        }
+    )
     assert found[more]["ratio"] == 1.5 and found[less]["ratio"] == 0.5
     assert results.speeds({"drawloom": {more: [1.0]}}) == {more: {"drawloom": 1.0}}
 

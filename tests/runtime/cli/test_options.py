@@ -124,12 +124,28 @@ def test_engine_options_are_those_of_the_engine() -> None:
     assert server == EngineConfig(device="auto", weights="int8", threads=physical_cores())
     assert EngineOptions(threads=3).config().threads == 3
     given = EngineOptions(
-        "cpu", "float32", "int8", 2, 128, 64, 8, 32, 4, deterministic=False
+        "cpu",
+        "float32",
+        "int8",
+        threads=2,
+        kv_tokens=128,
+        host_tokens=64,
+        block_size=8,
+        max_batch_tokens=32,
+        max_sequences=4,
+        deterministic=False,
     ).config()
     assert given == EngineConfig(
-        "cpu", "float32", "int8", 8, 128, host_tokens=64, max_batch_tokens=32, max_sequences=4,
+        "cpu",
+        "float32",
+        "int8",
+        8,
+        128,
+        host_tokens=64,
+        max_batch_tokens=32,
+        max_sequences=4,
         threads=2,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("command", ["serve", "run", "resume"])

@@ -95,7 +95,8 @@ def test_help_names_every_verb(shell: Shell) -> None:
 
 
 def test_run_ps_and_trace_tell_one_story(shell: Shell) -> None:
-    done = shell("run", "mine:work", "--x", "21", "--words", '["a"]', "--sandbox", "none", "--json")
+    work = ("run", "mine:work", "--x", "21", "--words", '["a"]')
+    done = shell(*work, "--sandbox", "none", "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["result"]["doubled"] == 42

@@ -7,7 +7,19 @@ from hypothesis import strategies as st
 from drawloom.runtime.console.timeline import RESUMED, Activity, make_track
 from drawloom.runtime.store.store import DecisionRow, ProgramRow, StepRow
 
-ROW = ProgramRow("p", "solve", "m:solve", {}, {}, "done", None, None, 0.0, 1.0, 9.0)
+ROW = ProgramRow(
+    "p",
+    "solve",
+    "m:solve",
+    arguments={},
+    options={},
+    status="done",
+    result=None,
+    error=None,
+    created=0.0,
+    started=1.0,
+    ended=9.0,
+)
 
 
 @given(st.integers(1, 500), st.integers(0, 500), st.integers(0, 500))
@@ -15,10 +27,15 @@ def test_a_prefill_is_split_into_new_tokens_and_those_computed_again(
     new: int, lost: int, kept: int
 ) -> None:
     detail = {
-        "prompt": new + lost + kept, "cached": kept, "delta": [0] * new, "output": [1],
+        "prompt": new + lost + kept,
+        "cached": kept,
+        "delta": [0] * new,
+        "output": [1],
         "times": {"started": 2.0, "first": 4.0, "finished": 5.0},
-    }  # fmt: skip
-    step = StepRow("p", "0#0", "llm", "llm", "done", 1.5, 5.0, detail)
+    }
+    step = StepRow(
+        "p", "0#0", "llm", name="llm", status="done", started=1.5, ended=5.0, detail=detail
+    )
     seconds: dict[Activity, float] = {}
     for bar in make_track(ROW, [step], []).bars:
         seconds[bar.activity] = seconds.get(bar.activity, 0.0) + bar.end - bar.start
@@ -34,16 +51,36 @@ _moments = st.lists(st.integers(0, 1000), min_size=6, max_size=6, unique=True).m
 @given(_moments, st.integers(0, 50))
 def test_time_without_a_process_is_neither_work_nor_waiting(moments: list[int], wait: int) -> None:
     created, started, called, died, resumed, ended = moments
-    row = ProgramRow("p", "solve", "m:s", {}, {}, "failed", None, "E: x", created, started, ended)
+    row = ProgramRow(
+        "p",
+        "solve",
+        "m:s",
+        arguments={},
+        options={},
+        status="failed",
+        result=None,
+        error="E: x",
+        created=created,
+        started=started,
+        ended=ended,
+    )
     detail = {"arguments": {}, "env_wait": min(wait, ended - resumed)}
-    step = StepRow("p", "call0", "tool", "slow", "done", called, ended, detail)
+    step = StepRow(
+        "p", "call0", "tool", name="slow", status="done", started=called, ended=ended, detail=detail
+    )
     lease = DecisionRow("p", called, "LeaseKV", {"ttl": 1000.0, "answer": "accepted"})
     again = DecisionRow("p", resumed, RESUMED, {"since": died})
     times = {"started": ended, "first": ended, "finished": ended}
     later = StepRow(
-        "p", "0#1", "llm", "llm", "done", ended, ended,
-        {"times": times, "prompt": 1, "cached": 0, "delta": [1], "output": []},
-    )  # fmt: skip
+        "p",
+        "0#1",
+        "llm",
+        name="llm",
+        status="done",
+        started=ended,
+        ended=ended,
+        detail={"times": times, "prompt": 1, "cached": 0, "delta": [1], "output": []},
+    )
     track = make_track(row, [step, later], [lease, again])
     assert track.error == "E: x"
     bars = [bar for bar in track.bars if bar.activity is not Activity.DEAD]

@@ -17,10 +17,19 @@ from drawloom.runtime.demo.tasks import ADJECTIVES, FAMILIES, NOUNS, SYSTEM, is_
 from drawloom.runtime.dispatch.backends import tiny_model
 
 KEYS = {
-    "solved", "answers_equal", "jct_mean_s", "jct_p95_s", "ttft_p99_s", "prompt_tokens",
-    "recomputed_tokens", "prefix_hit_tokens", "env_claims", "env_warm_claims", "env_wait_hidden",
+    "solved",
+    "answers_equal",
+    "jct_mean_s",
+    "jct_p95_s",
+    "ttft_p99_s",
+    "prompt_tokens",
+    "recomputed_tokens",
+    "prefix_hit_tokens",
+    "env_claims",
+    "env_warm_claims",
+    "env_wait_hidden",
     "spent_s",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,19 @@ class Unprintable(BaseException):
 
 
 RAISED = [
-    SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), GeneratorExit(),
-    StopIteration(1), StopAsyncIteration(), Unprintable(), BaseException("base"),
-    ExceptionGroup("several", [ValueError("one")]), MemoryError(), RecursionError(), ValueError(),
-]  # fmt: skip
+    SystemExit(3),
+    KeyboardInterrupt(),
+    asyncio.CancelledError(),
+    GeneratorExit(),
+    StopIteration(1),
+    StopAsyncIteration(),
+    Unprintable(),
+    BaseException("base"),
+    ExceptionGroup("several", [ValueError("one")]),
+    MemoryError(),
+    RecursionError(),
+    ValueError(),
+]
 
 
 def _tools(error: BaseException) -> list[Tool[..., Any]]:

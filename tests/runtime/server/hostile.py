@@ -15,53 +15,169 @@ _SCHEMA = {
     "$defs": {"N": {"anyOf": [{"type": "integer"}, {"$ref": "#/$defs/N"}, {"type": "null"}]}},
 }
 _TOOLS = [
-    {"type": "function", "function": {
-        "name": "get", "description": "d", "parameters": _SCHEMA, "strict": False}},
+    {
+        "type": "function",
+        "function": {"name": "get", "description": "d", "parameters": _SCHEMA, "strict": False},
+    },
     {"type": "function", "function": {"name": "put"}},
-]  # fmt: skip
+]
 _TURNS: list[dict[str, Any]] = [
     {"role": "system", "content": "s"},
     {"role": "user", "content": [{"type": "text", "text": "hi"}]},
-    {"role": "assistant", "content": None, "reasoning_content": "r", "tool_calls": [
-        {"id": "a", "type": "function", "function": {"name": "get", "arguments": '{"n": 1}'}}]},
+    {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": "r",
+        "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "get", "arguments": '{"n": 1}'}}
+        ],
+    },
     {"role": "tool", "tool_call_id": "a", "name": "get", "content": "1"},
     {"role": "user", "content": "and?"},
-]  # fmt: skip
+]
 _COMMON = {
-    "model": None, "stream": False, "stream_options": None, "max_tokens": 2, "temperature": 1,
-    "top_p": 0.9, "top_k": 5, "n": 1, "seed": 1, "stop": ["zz"], "stop_token_ids": [7],
-    "presence_penalty": 0.1, "frequency_penalty": 0.1, "repetition_penalty": 1.1,
-    "logit_bias": {"5": 1}, "ignore_eos": False, "user": "u", "priority": 0,
-    "metadata": {"program_id": None}, "prompt_cache_key": None, "session_id": None,
-}  # fmt: skip
+    "model": None,
+    "stream": False,
+    "stream_options": None,
+    "max_tokens": 2,
+    "temperature": 1,
+    "top_p": 0.9,
+    "top_k": 5,
+    "n": 1,
+    "seed": 1,
+    "stop": ["zz"],
+    "stop_token_ids": [7],
+    "presence_penalty": 0.1,
+    "frequency_penalty": 0.1,
+    "repetition_penalty": 1.1,
+    "logit_bias": {"5": 1},
+    "ignore_eos": False,
+    "user": "u",
+    "priority": 0,
+    "metadata": {"program_id": None},
+    "prompt_cache_key": None,
+    "session_id": None,
+}
 BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"messages": _TURNS[:2], **_COMMON}),
-    ("/v1/chat/completions", {"messages": _TURNS, "tools": _TOOLS, "tool_choice": "auto",
-                              "parallel_tool_calls": False, **_COMMON}),
-    ("/v1/chat/completions", {"messages": _TURNS[-1:], "tools": _TOOLS, "tool_choice": "required",
-                              "max_tokens": 2}),
-    ("/v1/chat/completions", {"messages": _TURNS[-1:], "tools": _TOOLS, "max_tokens": 2,
-                              "tool_choice": {"type": "allowed_tools", "allowed_tools": {
-                                  "mode": "auto", "tools": [_TOOLS[1]]}}}),
-    ("/v1/chat/completions", {"messages": _TURNS[-1:], "logprobs": True, "top_logprobs": 2,
-                              "max_completion_tokens": 2, "program_id": "p",
-                              "response_format": {"type": "json_schema", "json_schema": {
-                                  "name": "x", "schema": _SCHEMA}}}),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": _TURNS,
+            "tools": _TOOLS,
+            "tool_choice": "auto",
+            "parallel_tool_calls": False,
+            **_COMMON,
+        },
+    ),
+    (
+        "/v1/chat/completions",
+        {"messages": _TURNS[-1:], "tools": _TOOLS, "tool_choice": "required", "max_tokens": 2},
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": _TURNS[-1:],
+            "tools": _TOOLS,
+            "max_tokens": 2,
+            "tool_choice": {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "auto", "tools": [_TOOLS[1]]},
+            },
+        },
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": _TURNS[-1:],
+            "logprobs": True,
+            "top_logprobs": 2,
+            "max_completion_tokens": 2,
+            "program_id": "p",
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": _SCHEMA},
+            },
+        },
+    ),
     ("/v1/completions", {"prompt": "hello", "echo": True, "logprobs": 2, **_COMMON}),
     ("/v1/completions", {"prompt": [[5, 6], [7]], **_COMMON}),
     ("/programs/release", {"program_id": "p"}),
-]  # fmt: skip
+]
 _VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 16, 17, 767, 768, 10**6, 2**31, 2**32, 2**63, -(2**63) - 1,
-    2**64, 2**70, 10**400, -(10**400), 0.5, -0.5, 1e-320, 1e308, "", "x", "1", "5", "none",
-    "required", "\0", "a\r\nb: c", "\x7f", "é", "雪", "😀", "\u2028", "\ufeff", "a b", "a:b",
-    "../..", "%00", "%", "<|im_start|>system", "<tool_call>", "[TOOL_CALLS]", "x" * 300,
-    "y" * 20_000, [], {}, [None], [[]], [{}], {"": None}, {"type": {}}, {"type": "image_url"},
-    {"$ref": "#"}, {"$ref": "#/nowhere"}, {"$ref": "http://127.0.0.1:1/x"}, {"type": "objekt"},
-    {"enum": []}, {"pattern": "("}, {"type": "integer", "minimum": 5, "maximum": 3},
-    '{"a": NaN}', '{"a": "\\ud800"}', '{"a":' * 3000, "[" * 3000 + "]" * 3000, "1" * 5000, "{bad",
-    ["a"] * 100, [5] * 100, {str(i): 1 for i in range(100)},
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    16,
+    17,
+    767,
+    768,
+    10**6,
+    2**31,
+    2**32,
+    2**63,
+    -(2**63) - 1,
+    2**64,
+    2**70,
+    10**400,
+    -(10**400),
+    0.5,
+    -0.5,
+    1e-320,
+    1e308,
+    "",
+    "x",
+    "1",
+    "5",
+    "none",
+    "required",
+    "\0",
+    "a\r\nb: c",
+    "\x7f",
+    "é",
+    "雪",
+    "😀",
+    "\u2028",
+    "\ufeff",
+    "a b",
+    "a:b",
+    "../..",
+    "%00",
+    "%",
+    "<|im_start|>system",
+    "<tool_call>",
+    "[TOOL_CALLS]",
+    "x" * 300,
+    "y" * 20_000,
+    [],
+    {},
+    [None],
+    [[]],
+    [{}],
+    {"": None},
+    {"type": {}},
+    {"type": "image_url"},
+    {"$ref": "#"},
+    {"$ref": "#/nowhere"},
+    {"$ref": "http://127.0.0.1:1/x"},
+    {"type": "objekt"},
+    {"enum": []},
+    {"pattern": "("},
+    {"type": "integer", "minimum": 5, "maximum": 3},
+    '{"a": NaN}',
+    '{"a": "\\ud800"}',
+    '{"a":' * 3000,
+    "[" * 3000 + "]" * 3000,
+    "1" * 5000,
+    "{bad",
+    ["a"] * 100,
+    [5] * 100,
+    {str(i): 1 for i in range(100)},
+]
 _CUTS = (b"\xff", b"\x00", b"\\ud800", b"NaN", b"1e999", b"-Infinity", b"\xed\xa0\x80", b'"', b"[")
 
 
@@ -111,11 +227,15 @@ _KEYS = st.text(max_size=5) | st.sampled_from(
     "tool_calls allowed_tools mode tools program_id include_usage 5 $ref".split()
 )
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=9)
-    | st.integers() | st.sampled_from([2**63, -(2**63), 2**64, 10**400, -1, 0]),
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.integers()
+    | st.sampled_from([2**63, -(2**63), 2**64, 10**400, -1, 0]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 @st.composite

@@ -130,9 +130,11 @@ async def test_a_key_is_asked_for(headers: dict[str, str], status: int) -> None:
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20))
 def test_no_other_key_is_accepted(key: str) -> None:
     scope = {
-        "type": "http", "method": "GET", "path": "/v1/models",
+        "type": "http",
+        "method": "GET",
+        "path": "/v1/models",
         "headers": [(b"host", b"x"), (b"authorization", f"Bearer {key}".encode())],
-    }  # fmt: skip
+    }
     accepted = True
     try:
         KEYED.check(scope)

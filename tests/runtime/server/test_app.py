@@ -153,8 +153,11 @@ async def test_a_stream_says_the_same_as_the_whole(tiny: Any) -> None:
 async def test_a_call_is_streamed_name_first(scripted: Any) -> None:
     client, _ = await scripted(lambda prompt: f"Let me see.\n{CALL}")
     chunks = await _chunks(client, _ask(tools=[TOOL]))
-    calls = [c["choices"][0]["delta"]["tool_calls"][0] for c in chunks
-             if "tool_calls" in c["choices"][0]["delta"]]  # fmt: skip
+    calls = [
+        c["choices"][0]["delta"]["tool_calls"][0]
+        for c in chunks
+        if "tool_calls" in c["choices"][0]["delta"]
+    ]
     assert calls[0]["function"] == {"name": "get", "arguments": ""}
     assert "".join(c["function"]["arguments"] for c in calls) == '{"city": "Rome"}'
     assert [c["function"].get("name") for c in calls] == ["get", None]
@@ -232,8 +235,12 @@ async def test_a_forced_call_is_made_by_a_model_that_would_not(tiny: Any, choice
 
 async def test_an_answer_fits_the_schema_it_was_asked_for(tiny: Any) -> None:
     client, _ = tiny
-    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99,
-              "minimum": 0}}, "required": ["n"], "additionalProperties": False}  # fmt: skip
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "maximum": 99, "minimum": 0}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
     format_ = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     body = _ask("x", response_format=format_, max_tokens=40)
     answer = (await client.post("/v1/chat/completions", json=body)).json()
@@ -326,10 +333,18 @@ async def test_a_name_of_any_unicode_comes_back_and_ends_its_program(
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("%00p", 400), ("a%0db", 400), ("a%0ab", 404), ("x" * 257, 400), ("x" * 256, 404),
-        ("%ff", 404), ("%e9%9b%aa", 404), ("a/b", 404), ("", 404), ("%25", 404),
+        ("%00p", 400),
+        ("a%0db", 400),
+        ("a%0ab", 404),
+        ("x" * 257, 400),
+        ("x" * 256, 404),
+        ("%ff", 404),
+        ("%e9%9b%aa", 404),
+        ("a/b", 404),
+        ("", 404),
+        ("%25", 404),
     ],
-)  # fmt: skip
+)
 async def test_a_program_is_ended_by_a_name_only(plain: Any, path: str, status: int) -> None:
     client, server = plain
     server.sessions.runtime_caller("p", "default", None)
@@ -393,9 +408,14 @@ async def test_a_client_that_leaves_before_it_reads_anything_frees_what_it_held(
     body = json.dumps(_ask(stream=True, max_tokens=4000)).encode()
     headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
     scope = {
-        "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
-        "raw_path": b"/v1/chat/completions", "headers": headers, "http_version": "1.1",
-    }  # fmt: skip
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "query_string": b"",
+        "raw_path": b"/v1/chat/completions",
+        "headers": headers,
+        "http_version": "1.1",
+    }
     sent, began = [{"type": "http.request", "body": body}], asyncio.Event()
 
     async def receive() -> Any:
@@ -477,8 +497,14 @@ async def test_completions_take_text_and_tokens_and_score_their_prompt(tiny: Any
     assert all(p <= 0 for p in scored["token_logprobs"][1:])
     assert len(scored["tokens"]) == len(scored["token_logprobs"]) == len(scored["text_offset"])
     only = {**body, "max_tokens": 0}
-    assert len((await client.post("/v1/completions", json=only)).json()["choices"][0]["logprobs"]
-               ["token_logprobs"]) == 4  # fmt: skip
+    assert (
+        len(
+            (await client.post("/v1/completions", json=only)).json()["choices"][0]["logprobs"][
+                "token_logprobs"
+            ]
+        )
+        == 4
+    )
     chunks = await _chunks(client, {"prompt": ["a", "b"], "max_tokens": 3}, "completions")
     assert {c["choices"][0]["index"] for c in chunks} == {0, 1}
 
@@ -495,10 +521,14 @@ async def test_completions_take_text_and_tokens_and_score_their_prompt(tiny: Any
         (_ask(tool_choice="required"), 400, "tool_choice", "tool"),
         (_ask(top_logprobs=3), 400, "top_logprobs", "logprobs"),
         (_ask(response_format={"type": "json_schema"}), 400, "response_format", "missing"),
-        (_ask(response_format={"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}),
-         400, None, "grammar"),
+        (
+            _ask(response_format={"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}),
+            400,
+            None,
+            "grammar",
+        ),
     ],
-)  # fmt: skip
+)
 async def test_what_makes_no_sense_is_refused_with_words(
     tiny: Any, body: Json, status: int, param: str | None, words: str
 ) -> None:
@@ -527,13 +557,22 @@ async def test_metrics_have_our_names_and_those_that_dashboards_know(tiny: Any) 
     await client.post("/v1/chat/completions", json=_ask(max_tokens=4))
     page = (await client.get("/metrics")).text
     for name in (
-        'vllm:cache_config_info{block_size="16"', "vllm:num_requests_running", "num_gpu_blocks=",
-        "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc", "vllm:prefix_cache_queries_total",
-        "vllm:prefix_cache_hits_total", "vllm:prompt_tokens_total", "vllm:generation_tokens_total",
-        "vllm:num_preemptions_total", "vllm:request_success_total",
-        "vllm:time_to_first_token_seconds_bucket", "drawloom_kv_hit_host_tokens_total",
-        "drawloom_kv_recomputed_tokens_total", "drawloom_kv_lease_regrets_total",
-    ):  # fmt: skip
+        'vllm:cache_config_info{block_size="16"',
+        "vllm:num_requests_running",
+        "num_gpu_blocks=",
+        "vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc",
+        "vllm:prefix_cache_queries_total",
+        "vllm:prefix_cache_hits_total",
+        "vllm:prompt_tokens_total",
+        "vllm:generation_tokens_total",
+        "vllm:num_preemptions_total",
+        "vllm:request_success_total",
+        "vllm:time_to_first_token_seconds_bucket",
+        "drawloom_kv_hit_host_tokens_total",
+        "drawloom_kv_recomputed_tokens_total",
+        "drawloom_kv_lease_regrets_total",
+    ):
         assert name in page, name
     assert (await client.get("/health")).json() == {"status": "ok"}
     models = (await client.get("/v1/models")).json()

@@ -15,18 +15,42 @@ from drawloom.tools.parsers import PARSERS, Parser, ReasoningParser, make_parser
 
 ABOUT = {"id": "chatcmpl-1", "created": 1, "model": "m"}
 FRAGMENTS = [
-    "\n", " ", "\n\n", "Let me see.", "Grüße 🎈", "{", "}", "[", "]", "(", ")", '"', ";", ",",
-    "<tool_call>", "</tool_call>", "<think>", "</think>", "[TOOL_CALLS]", "<|python_tag|>",
+    "\n",
+    " ",
+    "\n\n",
+    "Let me see.",
+    "Grüße 🎈",
+    "{",
+    "}",
+    "[",
+    "]",
+    "(",
+    ")",
+    '"',
+    ";",
+    ",",
+    "<tool_call>",
+    "</tool_call>",
+    "<think>",
+    "</think>",
+    "[TOOL_CALLS]",
+    "<|python_tag|>",
     '{"name": "get", "arguments": {"city": "Rome", "n": 1.50}}',
     '{"arguments": {"city": "Rome"}, "name": "get"}',
     '{"name": "get", "name": "put", "arguments": {}}',
     '{"name": "get", "parameters": {"city": "Rome"}}',
     '{"name": "get", "arguments": {"city": ',
-    '{"name": "", "arguments": {}}', '{"name": 3}', '{"name": "g\\u0065t", "arguments": "{}"}',
+    '{"name": "", "arguments": {}}',
+    '{"name": 3}',
+    '{"name": "g\\u0065t", "arguments": "{}"}',
     '<tool_call>\n{"name": "get", "arguments": {"city": "</tool_call>"}}\n</tool_call>',
     '<tool_call>\n{"name": "get", "arguments": {"city": "Oslo"}}\n</tool_call>',
-    "get", "get{}", 'get[ARGS]{"city": "Rome"}', "get(city='Rome')", "[get(city='Rome'), put()]",
-]  # fmt: skip
+    "get",
+    "get{}",
+    'get[ARGS]{"city": "Rome"}',
+    "get(city='Rome')",
+    "[get(city='Rome'), put()]",
+]
 
 
 def _parser(name: str, reasoning: bool) -> Parser:
@@ -40,7 +64,9 @@ def _assembly(name: str, reasoning: bool, logprobs: bool, several: bool = True) 
 
 
 def _deltas(parts: list[str], finish: FinishReason) -> list[Delta]:
-    usage = RequestUsage(3, 0, len(parts), 0, 0.0, 0.0, 0.0, 0.0)
+    usage = RequestUsage(
+        3, 0, len(parts), preemptions=0, submitted=0.0, started=0.0, first=0.0, finished=0.0
+    )
     deltas = [Delta("r", (at,), part, (-0.5,)) for at, part in enumerate(parts)]
     return [*deltas, Delta("r", (99,), "", (-0.1,), finish, usage)]
 
@@ -118,8 +144,9 @@ def test_a_stream_adds_up_to_the_whole_for_every_parser_and_cut(
 )
 def test_white_space_around_calls_is_no_content(name: str, text: str) -> None:
     assembly = _assembly(name, False, False)
-    chunks = [c for d in _deltas(list(text.format("\n")), FinishReason.STOP)
-              for c in assembly.feed(d)]  # fmt: skip
+    chunks = [
+        c for d in _deltas(list(text.format("\n")), FinishReason.STOP) for c in assembly.feed(d)
+    ]
     assert assembly.message["content"] is None
     assert [c["function"]["name"] for c in assembly.message["tool_calls"]] == ["f"]
     assert not any(chunk["delta"].get("content") for chunk in chunks)

@@ -31,14 +31,27 @@ from tests.lanes import examples
 Json = dict[str, Any]
 _FOLDER = Path(__file__).parents[2] / "tools" / "templates"
 ENDS = {
-    "qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>", "hermes": "<|im_end|>",
-    "smollm2": "<|im_end|>", "llama3_2": "<|eot_id|>", "mistral": "</s>",
+    "qwen2_5": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+    "hermes": "<|im_end|>",
+    "smollm2": "<|im_end|>",
+    "llama3_2": "<|eot_id|>",
+    "mistral": "</s>",
     "deepseek_r1": "<｜end▁of▁sentence｜>",
-}  # fmt: skip
+}
 SPECIALS = [
-    *dict.fromkeys(ENDS.values()), "<|im_start|>", "<|endoftext|>", "<|start_header_id|>", "<s>",
-    "<|end_header_id|>", "[INST]", "[/INST]", "[TOOL_CALLS]", "<tool_call>", "</tool_call>",
-]  # fmt: skip
+    *dict.fromkeys(ENDS.values()),
+    "<|im_start|>",
+    "<|endoftext|>",
+    "<|start_header_id|>",
+    "<s>",
+    "<|end_header_id|>",
+    "[INST]",
+    "[/INST]",
+    "[TOOL_CALLS]",
+    "<tool_call>",
+    "</tool_call>",
+]
 TOOL = {
     "type": "function",
     "function": {"name": "get", "description": "Get.", "parameters": {"type": "object"}},
@@ -89,7 +102,16 @@ class _Scripted(SessionTable):
         ids, stream = TOKENIZER.encode(self.script), TOKENIZER.stream()
         for token in ids:
             yield Delta("r", (token,), stream.push(token))
-        usage = RequestUsage(len(session.tokens), 0, len(ids), 0, 0.0, 0.0, 0.0, 0.0)
+        usage = RequestUsage(
+            len(session.tokens),
+            0,
+            len(ids),
+            preemptions=0,
+            submitted=0.0,
+            started=0.0,
+            first=0.0,
+            finished=0.0,
+        )
         closing = TOKENIZER.encode(self.closing)
         yield Delta("r", tuple(closing), stream.flush(), (), self.reason, usage)
 
@@ -103,13 +125,25 @@ class _Server:
         self.end = ENDS[template]
         info = EngineInfo("e", "m", "cpu", 1 << 20, 1 << 20, 16)
         self.context = ServingContext(
-            "m", TEMPLATES[template], TOKENIZER, self.sessions, Timings(info), 1 << 20, reasoning
+            "m",
+            TEMPLATES[template],
+            TOKENIZER,
+            sessions=self.sessions,
+            timings=Timings(info),
+            max_context=1 << 20,
+            reasoning=reasoning,
         )
 
     async def ask(
-        self, messages: list[Json], said: str, caller: Caller | None = None, *,
-        end: str | None = None, finish: FinishReason = FinishReason.STOP, **options: Any,
-    ) -> tuple[Json, ChatCompletion]:  # fmt: skip
+        self,
+        messages: list[Json],
+        said: str,
+        caller: Caller | None = None,
+        *,
+        end: str | None = None,
+        finish: FinishReason = FinishReason.STOP,
+        **options: Any,
+    ) -> tuple[Json, ChatCompletion]:
         """Return the message that answers `messages`, and the request."""
         asked = ChatRequest.model_validate({"messages": messages, **options})
         job = await ChatCompletion.create(self.context, asked, caller or Caller())
@@ -188,12 +222,16 @@ def _loaded(text: str) -> Any:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=4)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.text(max_size=4)
     | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner,
-                                                               max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
     max_leaves=4,
-)  # fmt: skip
+)
 ARGUMENTS = st.dictionaries(st.text(max_size=3), VALUES, max_size=3)
 WORDS = st.text("ab é\n<{\"'", max_size=8)
 RESULTS = WORDS | ARGUMENTS.map(json.dumps)
@@ -312,8 +350,11 @@ def test_a_client_may_put_the_stop_string_back(form: str) -> None:
     async def talk() -> None:
         server = _Server("qwen2_5")
         _, first = await server.ask([QUESTION], "Do {}", end="STOP", stop=["STOP"])
-        messages = [QUESTION, {"role": "assistant", "content": form},
-                    {"role": "user", "content": "4"}]  # fmt: skip
+        messages = [
+            QUESTION,
+            {"role": "assistant", "content": form},
+            {"role": "user", "content": "4"},
+        ]
         _, second = await server.ask(messages, "So.")
         assert second.session.conversation is first.session.conversation
         await server.sessions.close()
@@ -612,8 +653,10 @@ def test_conversations_that_differ_never_merge(data: Any) -> None:
         server = _Server("qwen2_5")
         messages: list[Json] = [{"role": "system", "content": "Be brief."}, QUESTION]
         answer, first = await server.ask(messages, f"So.\n{CALL}\n{CALL}", tools=[TOOL])
-        messages += [answer, *({**_result(answer), "tool_call_id": c["id"]}
-                               for c in answer["tool_calls"])]  # fmt: skip
+        messages += [
+            answer,
+            *({**_result(answer), "tool_call_id": c["id"]} for c in answer["tool_calls"]),
+        ]
         answer, _ = await server.ask(messages, draw(st.sampled_from(["Done.", CALL])), tools=[TOOL])
         history = [*messages, answer]
         new = _result(answer) if answer.get("tool_calls") else QUESTION
@@ -640,13 +683,21 @@ def test_arguments_have_one_form(value: Json, data: Any) -> None:
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        ("1.50", "1.5e0", True), ("[2.0]", "[2]", True), ("1e3", "1000", True),
-        ('{"a":"\\u00e9"}', '{"a":"é"}', True), ("", "{}", True), ("null", "{}", True),
-        ('{"a": ', ' {"a":', True), ("true", "1", False), ("1", '"1"', False),
-        ("9007199254740993", "9007199254740992", False), ("[1]", "[1, 1]", False),
-        ("1e999", "1e998", False), ("[" * 9999, "[" * 9998, False),
+        ("1.50", "1.5e0", True),
+        ("[2.0]", "[2]", True),
+        ("1e3", "1000", True),
+        ('{"a":"\\u00e9"}', '{"a":"é"}', True),
+        ("", "{}", True),
+        ("null", "{}", True),
+        ('{"a": ', ' {"a":', True),
+        ("true", "1", False),
+        ("1", '"1"', False),
+        ("9007199254740993", "9007199254740992", False),
+        ("[1]", "[1, 1]", False),
+        ("1e999", "1e998", False),
+        ("[" * 9999, "[" * 9998, False),
     ],
-)  # fmt: skip
+)
 def test_arguments_are_compared_by_value(one: str, other: str, same: bool) -> None:
     assert (canonical(one) == canonical(other)) is same
 
@@ -661,23 +712,41 @@ def _entry(**message: Any) -> Any:
         ({"role": "system", "content": "a"}, {"role": "developer", "content": " a\r\n"}, True),
         ({"role": "tool", "content": '{"a": 1}'}, {"role": "tool", "content": '{"a":1.0}'}, True),
         ({"role": "tool", "content": "sunny"}, {"role": "tool", "content": '"sunny"'}, True),
-        ({"role": "tool", "content": "sunny"},
-         {"role": "tool", "content": '[{"type": "text", "text": "sunny"}]'}, True),
-        ({"role": "tool", "content": "1", "tool_call_id": "a"},
-         {"role": "tool", "content": "1", "tool_call_id": "b"}, False),
+        (
+            {"role": "tool", "content": "sunny"},
+            {"role": "tool", "content": '[{"type": "text", "text": "sunny"}]'},
+            True,
+        ),
+        (
+            {"role": "tool", "content": "1", "tool_call_id": "a"},
+            {"role": "tool", "content": "1", "tool_call_id": "b"},
+            False,
+        ),
         ({"role": "user", "content": "1.0"}, {"role": "user", "content": "1"}, False),
         ({"role": "user", "content": "a", "name": "x"}, {"role": "user", "content": "a"}, True),
-        ({"role": "user", "content": "a", "name": "x"},
-         {"role": "user", "content": "a", "name": "y"}, False),
-        ({"role": "assistant", "content": "<think>hm</think>\nYes"},
-         {"role": "assistant", "content": "Yes"}, True),
-        ({"role": "assistant", "content": "Yes", "reasoning_content": "hm"},
-         {"role": "assistant", "content": "<think>\nhm\n</think>Yes"}, True),
-        ({"role": "assistant", "content": "Yes", "reasoning_content": "hm"},
-         {"role": "assistant", "content": "Yes", "reasoning_content": "ha"}, False),
+        (
+            {"role": "user", "content": "a", "name": "x"},
+            {"role": "user", "content": "a", "name": "y"},
+            False,
+        ),
+        (
+            {"role": "assistant", "content": "<think>hm</think>\nYes"},
+            {"role": "assistant", "content": "Yes"},
+            True,
+        ),
+        (
+            {"role": "assistant", "content": "Yes", "reasoning_content": "hm"},
+            {"role": "assistant", "content": "<think>\nhm\n</think>Yes"},
+            True,
+        ),
+        (
+            {"role": "assistant", "content": "Yes", "reasoning_content": "hm"},
+            {"role": "assistant", "content": "Yes", "reasoning_content": "ha"},
+            False,
+        ),
         ({"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}, False),
     ],
-)  # fmt: skip
+)
 def test_messages_are_compared_by_meaning(one: Json, other: Json, same: bool) -> None:
     assert _entry(**one).same(_entry(**other)) is _entry(**other).same(_entry(**one)) is same
 

@@ -125,13 +125,20 @@ def test_the_bodies_that_hostile_ones_are_made_of_are_accepted() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"{", b"null", b"[]", b"5", b'"x"', b'{"messages": "\xff"}', b"[" * 100_000,
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"5",
+        b'"x"',
+        b'{"messages": "\xff"}',
+        b"[" * 100_000,
         b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
         b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
         b'{"messages": [{"role": "user", "content": "x"}], "temperature": -Infinity}',
         b'{"messages": [{"role": "user", "content": "x"}], "metadata": ' + b'{"a":' * 9999,
     ],
-)  # fmt: skip
+)
 def test_what_is_no_json_of_ours_is_refused(body: bytes) -> None:
     _refusal(ChatRequest, body)
 
@@ -142,8 +149,11 @@ def test_what_is_no_json_of_ours_is_refused(body: bytes) -> None:
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [{"role": "", "content": "x"}]}, "messages.0.role", "user"),
         ({"messages": [{**USER, "content": 5}]}, "messages.0.content", "string"),
-        ({"messages": [{**USER, "content": [{"type": "image_url"}]}]}, "messages.0.content",
-         "Part 0 is 'image_url': only text is understood"),
+        (
+            {"messages": [{**USER, "content": [{"type": "image_url"}]}]},
+            "messages.0.content",
+            "Part 0 is 'image_url': only text is understood",
+        ),
         ({"messages": [{**USER, "content": [{"type": "text"}]}]}, "messages.0.content", "a text"),
         ({"stop": ["x"] * 17}, "stop", "16"),
         ({"stop": 5}, "stop", "list"),
@@ -159,15 +169,25 @@ def test_what_is_no_json_of_ours_is_refused(body: bytes) -> None:
         ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
         ({"functions": [{"name": "f"}]}, "functions", "None"),
         ({"tools": [{"type": "custom"}]}, "tools.0.type", "function"),
-        ({"tools": [{"type": "function", "function": {"name": "a b"}}]},
-         "tools.0.function.name", "64"),
-        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}
-                    ]}, "tools.0.function.parameters", "object"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+            "tools.0.function.name",
+            "64",
+        ),
+        (
+            {
+                "tools": [
+                    {"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}
+                ]
+            },
+            "tools.0.function.parameters",
+            "object",
+        ),
         ({"tool_choice": "always"}, "tool_choice", "required"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.function", "Field required"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
     ],
-)  # fmt: skip
+)
 def test_the_field_that_is_wrong_is_named(change: dict[str, Any], param: str, words: str) -> None:
     error = _refusal(ChatRequest, CHAT | change)
     assert error.param == param

@@ -23,11 +23,20 @@ CALLS = "".join(
     for n, name in enumerate(("get", "put"))
 )
 TOOLS = [
-    {"type": "function", "function": {"name": name, "parameters": {
-        "type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"],
-        "additionalProperties": False}}}
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"n": {"enum": [1, 2]}},
+                "required": ["n"],
+                "additionalProperties": False,
+            },
+        },
+    }
     for name in ("get", "put")
-]  # fmt: skip
+]
 Json = dict[str, Any]
 
 

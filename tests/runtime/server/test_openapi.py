@@ -65,8 +65,9 @@ def test_every_reference_leads_somewhere() -> None:
 
 def test_an_answer_with_a_field_that_the_document_lacks_is_noticed() -> None:
     with pytest.raises(ValueError, match="more"):
-        openai_answers.Error.model_validate({"error": {"message": "", "type": "", "param": None,
-                                                "code": None, "more": 1}})  # fmt: skip
+        openai_answers.Error.model_validate(
+            {"error": {"message": "", "type": "", "param": None, "code": None, "more": 1}}
+        )
 
 
 async def test_schemathesis_finds_no_fault(open_runtime: Any, tmp_path: Path) -> None:
@@ -78,13 +79,15 @@ async def test_schemathesis_finds_no_fault(open_runtime: Any, tmp_path: Path) ->
     try:
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{url}/docs")).status_code == 200
+        words = f"run {url}/openapi.json --checks all --exclude-checks {_EXCLUDED} --seed 1"
+        words += f" --no-color --max-examples {_EXAMPLES} --suppress-health-check all"
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json",
-            "--checks", "all", "--exclude-checks", _EXCLUDED, "--seed", "1", "--no-color",
-            "--max-examples", str(_EXAMPLES), "--suppress-health-check", "all",
-            cwd=tmp_path, env={**os.environ, "PYTHONWARNINGS": "ignore"},
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
+            *(sys.executable, "-m", "schemathesis.cli", *words.split()),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
         said = (await process.communicate())[0].decode()
     finally:
         web.should_exit = True

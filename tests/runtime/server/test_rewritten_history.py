@@ -71,10 +71,8 @@ def _common(one: list[Any], other: list[Any]) -> int:
 @settings(max_examples=8, deadline=None, phases=[Phase.reuse, Phase.generate])  # it is slow
 @given(
     named=st.booleans(),
-    ways=st.lists(
-        st.tuples(st.sampled_from(WAYS), st.integers(1, 3)), min_size=12, max_size=16
-    ),
-)  # fmt: skip
+    ways=st.lists(st.tuples(st.sampled_from(WAYS), st.integers(1, 3)), min_size=12, max_size=16),
+)
 def test_a_client_of_one_conversation_at_a_time_holds_one_however_it_treats_its_history(
     named: bool, ways: list[tuple[str, int]]
 ) -> None:

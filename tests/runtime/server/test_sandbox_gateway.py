@@ -141,9 +141,15 @@ async def test_other_users_of_the_host_are_not_heard() -> None:
         said = []
         for user in (0, 65534, 12345):
             asking = await asyncio.create_subprocess_exec(
-                "python3", "-c", script, paths[0], user=user, group=user,
-                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            )  # fmt: skip
+                "python3",
+                "-c",
+                script,
+                paths[0],
+                user=user,
+                group=user,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
             out, _ = await asking.communicate()
             said.append(out.decode().strip())
         return " ".join(said)

@@ -41,9 +41,11 @@ class Served:
 @contextlib.asynccontextmanager
 async def _serve(*options: str, **environ: str) -> AsyncIterator[Served]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "drawloom", "serve", "--port", "0", "--kv-tokens", "8192", *options,
-        stderr=asyncio.subprocess.PIPE, env={**os.environ, **environ},
-    )  # fmt: skip
+        *(sys.executable, "-m", "drawloom", "serve", "--port", "0", "--kv-tokens", "8192"),
+        *options,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **environ},
+    )
     lines: list[str] = []
 
     async def read() -> None:
@@ -195,9 +197,14 @@ async def test_a_second_signal_ends_the_drain() -> None:
 )
 async def test_what_cannot_be_served_is_one_line(options: list[str], words: str) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "drawloom", "serve", *options,
-        stderr=asyncio.subprocess.PIPE, env={**os.environ, "DRAWLOOM_API_KEY": ""},
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "drawloom",
+        "serve",
+        *options,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "DRAWLOOM_API_KEY": ""},
+    )
     _, printed = await process.communicate()
     assert process.returncode == 2
     assert words in printed.decode() and printed.count(b"\n") == 1

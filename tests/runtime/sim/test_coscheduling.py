@@ -29,7 +29,7 @@ def _job(
         context += 550
     return Job(
         name, "agent", tuple(calls), arrival=arrival, env=env, env_start=10.0, image_gb=image
-    )  # fmt: skip
+    )
 
 
 class Clock:

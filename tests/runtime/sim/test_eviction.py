@@ -26,7 +26,17 @@ CHAINS = ((0,), (0, 1), (0, 1, 2), (0, 3), (0, 3, 4), (5,), (5, 6), (5, 6, 7))
 def _serial(chains: list[tuple[int, ...]]) -> list[Access]:
     return [
         Access(
-            str(n), str(chain[-1]), "a", chain, len(chain), n, n, n + 0.2, n + 0.5, ("t",), False
+            str(n),
+            str(chain[-1]),
+            "a",
+            units=chain,
+            prompt=len(chain),
+            ready=n,
+            start=n,
+            first=n + 0.2,
+            end=n + 0.5,
+            calls=("t",),
+            last=False,
         )
         for n, chain in enumerate(chains)
     ]
@@ -66,7 +76,19 @@ def test_giving_up_what_is_used_last_is_the_best_there_is(
 
 def test_calls_that_cannot_have_been_there_together_are_refused() -> None:
     both = [
-        Access(n, n, "a", tuple(range(3 * at, 3 * at + 3)), 3, 0, at / 10, 0.5, 1, (), True)
+        Access(
+            n,
+            n,
+            "a",
+            units=tuple(range(3 * at, 3 * at + 3)),
+            prompt=3,
+            ready=0,
+            start=at / 10,
+            first=0.5,
+            end=1,
+            calls=(),
+            last=True,
+        )
         for at, n in enumerate("ab")
     ]
     assert farthest(both, 6) == 0

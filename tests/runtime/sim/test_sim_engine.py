@@ -24,7 +24,9 @@ def _work(
     numbers = list(range(first, first + whole))
     answer = list(range(first + whole, first + whole - (-output // unit)))
     seq = sequence(name, name, numbers)
-    return Work(name, seq, whole * unit, output, priority, engine.now, answer)
+    return Work(
+        name, seq, whole * unit, output=output, priority=priority, ready=engine.now, answer=answer
+    )
 
 
 def _run(prompts: list[tuple[int, int]], looks: list[float]) -> dict[str, tuple[float, float]]:

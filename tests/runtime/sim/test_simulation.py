@@ -226,9 +226,9 @@ def test_programs_of_many_conversations_end_and_leave_nothing(knows: str, host: 
 
 def test_branches_run_beside_each_other_and_the_join_waits_for_the_last() -> None:
     fork = Call(1_000, 0, 64, 5.0, "t")
-    slow = Call(1_128, 1_064, 6_400, 0.0, "t", "work", 1, (0,), 0)
-    quick = Call(1_128, 1_064, 64, 0.0, "t", "work", 2, (0,), 0)
-    join = Call(2_128, 1_064, 64, 0.0, "", "join", 0, (1, 2), 0)
+    slow = Call(1_128, 1_064, 6_400, gap=0.0, tool="t", site="work", chat=1, after=(0,), base=0)
+    quick = Call(1_128, 1_064, 64, gap=0.0, tool="t", site="work", chat=2, after=(0,), base=0)
+    join = Call(2_128, 1_064, 64, gap=0.0, tool="", site="join", chat=0, after=(1, 2), base=0)
     job = Job("0:j", "a", (fork, slow, quick, join))
     assert job.peak == 2_192 + 6_464 + 128
     (ended,) = _outcome(_run("drawloom", [job], kv=H200)).ended

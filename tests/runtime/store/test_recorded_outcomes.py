@@ -84,29 +84,44 @@ CLASSES = classes_in([DECLARED, Literal[Color.RED]])
 _texts = st.text(st.characters(exclude_categories=()), max_size=8)
 _zones = st.sampled_from([None, UTC, timezone(timedelta(hours=-5, minutes=-30))])
 _scalars = (
-    st.none() | st.booleans() | st.integers() | st.integers(-(1 << 400), 1 << 400) | st.floats()
-    | _texts | st.binary(max_size=8) | st.binary(max_size=8).map(bytearray)
-    | st.complex_numbers() | st.decimals(allow_nan=False) | st.uuids() | st.dates() | st.times()
-    | st.datetimes(timezones=_zones) | st.timedeltas()
-    | _texts.filter(lambda t: "\0" not in t).map(Path) | st.sampled_from([*Color, *Level])
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(1 << 400), 1 << 400)
+    | st.floats()
+    | _texts
+    | st.binary(max_size=8)
+    | st.binary(max_size=8).map(bytearray)
+    | st.complex_numbers()
+    | st.decimals(allow_nan=False)
+    | st.uuids()
+    | st.dates()
+    | st.times()
+    | st.datetimes(timezones=_zones)
+    | st.timedeltas()
+    | _texts.filter(lambda t: "\0" not in t).map(Path)
+    | st.sampled_from([*Color, *Level])
     | st.sampled_from([Rights.READ, Rights.READ | Rights.WRITE, Rights(0)])
     | st.builds(Place, st.integers(), _texts)
     | st.builds(Point, st.floats(), st.sampled_from(Color))
-)  # fmt: skip
+)
 _keys = _texts | st.integers() | st.booleans() | st.none() | st.tuples(st.integers(), _texts)
 
 
 def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     lists = st.lists(inner, max_size=3)
     return (
-        lists | lists.map(tuple) | st.dictionaries(_keys, inner, max_size=3)
-        | st.sets(_keys, max_size=3) | st.frozensets(_keys, max_size=3)
+        lists
+        | lists.map(tuple)
+        | st.dictionaries(_keys, inner, max_size=3)
+        | st.sets(_keys, max_size=3)
+        | st.frozensets(_keys, max_size=3)
         | st.builds(Tree, inner, st.lists(st.builds(Tree, inner), max_size=2))
         | st.builds(Person, name=_texts, years=st.integers(), at=st.builds(Point, st.floats()))
         | st.builds(lambda more: Open.model_validate({"tags": ["a"], "more": more}), inner)
         | st.lists(_texts, max_size=2).map(Names)
         | st.fixed_dictionaries({"$": inner, "v": inner})
-    )  # fmt: skip
+    )
 
 
 values = st.recursive(_scalars, _containers, max_leaves=8)
@@ -185,10 +200,24 @@ def _unset() -> Point:
 
 @pytest.mark.parametrize(
     "value",
-    [Foreign(), object(), len, [Foreign()], {"a": Foreign()}, {Foreign()}, (1, Foreign()),
-     _endless(), Color.RED, Point(1), Person(name="x"), Place(1, "x"), Level.LOW, iter([]),
-     Foreign],
-)  # fmt: skip
+    [
+        Foreign(),
+        object(),
+        len,
+        [Foreign()],
+        {"a": Foreign()},
+        {Foreign()},
+        (1, Foreign()),
+        _endless(),
+        Color.RED,
+        Point(1),
+        Person(name="x"),
+        Place(1, "x"),
+        Level.LOW,
+        iter([]),
+        Foreign,
+    ],
+)
 def test_what_is_not_declared_is_refused_when_it_is_recorded(value: Any) -> None:
     with pytest.raises(NotKept):
         encode(value)

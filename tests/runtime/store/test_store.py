@@ -169,9 +169,14 @@ async def test_what_json_cannot_hold_is_a_store_error(tmp_path: Path, value: obj
 
 
 _DAMAGE = [
-    ("arguments", "'{not json'"), ("options", "'[]'"), ("created", "'yesterday'"),
-    ("agent", "x'ff00'"), ("arguments", "x'ff00'"), ("error", "x'ff00'"), ("started", "'x'"),
-]  # fmt: skip
+    ("arguments", "'{not json'"),
+    ("options", "'[]'"),
+    ("created", "'yesterday'"),
+    ("agent", "x'ff00'"),
+    ("arguments", "x'ff00'"),
+    ("error", "x'ff00'"),
+    ("started", "'x'"),
+]
 
 
 @pytest.mark.parametrize(("column", "value"), _DAMAGE)
@@ -204,9 +209,11 @@ async def test_a_damaged_step_is_said_and_never_left_out(tmp_path: Path) -> None
 
 @settings(max_examples=examples(60), deadline=None)
 @given(
-    start=st.integers(0, 200_000), length=st.integers(1, 60_000), seed=st.integers(0, 1 << 30),
+    start=st.integers(0, 200_000),
+    length=st.integers(1, 60_000),
+    seed=st.integers(0, 1 << 30),
     cut=st.booleans(),
-)  # fmt: skip
+)
 def test_whatever_happened_to_its_file_a_store_answers_or_says_one_line(
     damaged_folder: Path, start: int, length: int, seed: int, cut: bool
 ) -> None:

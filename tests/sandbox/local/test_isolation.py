@@ -160,9 +160,21 @@ async def test_no_file_of_the_host_is_in_sight_but_its_programs(places: list[Pat
             await box.read(str(folder / "secret"))
     listed = (await box.sh("ls /")).text.split()
     assert set(listed) <= {
-        "bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "nix", "proc", "sbin", "tmp", "usr",
-        "var", "work",
-    }  # fmt: skip
+        "bin",
+        "dev",
+        "etc",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "nix",
+        "proc",
+        "sbin",
+        "tmp",
+        "usr",
+        "var",
+        "work",
+    }
     assert (await box.sh("cat /etc/shadow /etc/gshadow /etc/machine-id")).code != 0
     await box.destroy()
     await provider.close()
@@ -240,10 +252,22 @@ asyncio.run(main())
 def _after(prepare: str, *options: str) -> tuple[int, list[str], str]:
     """What an environment reports in a mount namespace where a command was run before."""
     done = subprocess.run(
-        ["unshare", "-m", *options, "sh", "-c", f'{prepare} && exec "$@"', "sh",
-         sys.executable, "-c", _SCRIPT],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        [
+            "unshare",
+            "-m",
+            *options,
+            "sh",
+            "-c",
+            f'{prepare} && exec "$@"',
+            "sh",
+            sys.executable,
+            "-c",
+            _SCRIPT,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     level, lacking, said = json.loads(done.stdout)
     return level, lacking, said

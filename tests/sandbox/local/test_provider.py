@@ -52,9 +52,10 @@ async def test_a_shell_opens_inside_an_environment(monkeypatch: pytest.MonkeyPat
     if os.getuid() == 0:
         *enter, line = command
         looking = await asyncio.create_subprocess_exec(
-            *enter, line.replace("exec /bin/sh -i", "cat kept; cat /proc/net/dev; ls /root"),
+            *enter,
+            line.replace("exec /bin/sh -i", "cat kept; cat /proc/net/dev; ls /root"),
             stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        )
         said, _ = await looking.communicate()
         assert said.startswith(b"42") and b"eth0" not in said
     await box.destroy()

@@ -187,9 +187,10 @@ async def test_a_killed_host_s_containers_end_by_themselves_whatever_runs_in_the
     dying = DockerProvider(owner, docker_url, ttl=ttl, hard=True)
     adopted = DockerProvider(f"{owner}-2", docker_url, ttl=ttl)  # as a runtime has them
     busy, service, awaited = await asyncio.gather(
-        dying.create(ENV, new_id("box")), adopted.create(ENV, new_id("box")),
+        dying.create(ENV, new_id("box")),
         adopted.create(ENV, new_id("box")),
-    )  # fmt: skip
+        adopted.create(ENV, new_id("box")),
+    )
     endless = ("sh", "-c", "while :; do date >> log; sleep 0.1; done")
     await busy.launch("x", *endless)
     await awaited.launch("x", *endless)
@@ -351,12 +352,18 @@ async def test_nonsense_on_the_topics_harms_nobody(broker: Mosquitto, url: str) 
     async with _host(url) as host, _owner(url, owner) as provider:
         box = await provider.create(ENV, new_id("box"))
         bad = [
-            b"", b"\n", b"x", b"request {}\n", b"request\n", b"grant {\n", b"\xff\xfe\n",
+            b"",
+            b"\n",
+            b"x",
+            b"request {}\n",
+            b"request\n",
+            b"grant {\n",
+            b"\xff\xfe\n",
             b"answer []\n",
             b'request {"number":1,"epoch":9e99,"term":0,"low":0,"op":"call"}\n',
             b'request {"number":7,"epoch":99999999999999,"term":0,"low":0,"op":"format"}\n',
             b'request {"number":-1,"epoch":0,"term":0,"low":0,"op":"owned","env":{"image":""}}\n',
-        ]  # fmt: skip
+        ]
         async with aiomqtt.Client("127.0.0.1", broker.port) as client:
             for data in bad:
                 await client.publish(f"{prefix}/to/{host.id}/{owner}", data, qos=1)
@@ -517,11 +524,27 @@ async def test_over_tls_the_broker_must_be_who_it_says(
     monkeypatch.setattr(host_registry, "CONNECT_SECONDS", 2.0)
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out",
-         str(cert), "-days", "2", "-subj", "/CN=localhost", "-addext",
-         "subjectAltName=IP:127.0.0.1,DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            str(key),
+            "-out",
+            str(cert),
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1,DNS:localhost",
+        ],
+        check=True,
+        capture_output=True,
+    )
     key.chmod(0o644)
     broker = Mosquitto(tmp_path, f"certfile {cert}", f"keyfile {key}").start()
     url = f"mqtts://127.0.0.1:{broker.port}/test"

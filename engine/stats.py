@@ -98,6 +98,7 @@ class EngineStats:
         overhead_seconds: all other time of the steps, on the CPU.
         weights: version of the weights, empty for those it started with.
         asleep: whether the device's memory was given back.
+        restarting: the engine's process died and another is starting; all else is as last known.
     """
 
     batch: BatchStats = field(default_factory=BatchStats)
@@ -106,6 +107,7 @@ class EngineStats:
     overhead_seconds: float = 0.0
     weights: str = ""
     asleep: bool = False
+    restarting: bool = False
 
 
 __all__ = ["BatchCounters", "BatchStats", "CacheCounters", "CacheStats", "EngineStats"]

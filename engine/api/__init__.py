@@ -1,2 +1,1 @@
-"""Define the engine seam: the protocol, its commands and answers. May import configuration,
-sequences and text."""
+"""Define the engine seam: the protocol, its commands and their answers."""

@@ -1,7 +1,7 @@
-"""What an engine is told: frozen, serialisable, one dataclass a verb.
+"""Commands to an engine: frozen and serialisable, one dataclass an act.
 
-The same commands drive a core in a thread and one in a child process. Verbs about KV are answered
-with a `KVReply`.
+The same commands drive a core in a thread and one in a child process. Those about the KV of a
+conversation are answered with a `KVReply`.
 """
 
 from dataclasses import dataclass, field
@@ -12,12 +12,14 @@ from drawloom.engine.api.engine import GenerateRequest
 
 @dataclass(frozen=True, slots=True)
 class Submit:
+    """Queue a request."""
+
     request: GenerateRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """End a request; what it held is free when this is answered."""
+    """End the request of this id; its blocks are free when this is answered."""
 
     request: str
 
@@ -33,7 +35,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The conversation is over. With `evict`, what only it used is free at once."""
+    """End a conversation. With `evict`, blocks that only it used are free at once."""
 
     conversation: str
     evict: bool = True
@@ -41,21 +43,21 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Demote:
-    """Copy a conversation's KV to host memory and let its device blocks be reclaimed first."""
+    """Copy a conversation's KV to host memory, and let its device blocks be evicted first."""
 
     conversation: str
 
 
 @dataclass(frozen=True, slots=True)
 class Prefetch:
-    """Load a conversation's KV back from host memory."""
+    """Load a conversation's KV from host memory."""
 
     conversation: str
 
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """`child` continues `parent`'s tokens; their KV is shared, copy-on-write."""
+    """Begin `child` as a copy of `parent`; their KV is shared, copy-on-write."""
 
     parent: str
     child: str
@@ -63,7 +65,7 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Answered with a conversation's tokens and KV as bytes, for `Import` elsewhere."""
+    """Return a conversation's tokens and KV as bytes, for `Import` elsewhere."""
 
     conversation: str
 
@@ -79,8 +81,15 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class UpdateWeights:
-    """Go on with other weights of the same shapes: those of a checkpoint folder, or tensors by
-    name. No request ends; KV of the old version is never used again."""
+    """Replace the weights by others of the same shapes, while requests go on.
+
+    KV of the old weights is never used again.
+
+    Attributes:
+        version: name of the new weights.
+        folder: checkpoint to read them from, or else
+        tensors: the weights by name.
+    """
 
     version: str
     folder: str | None = None
@@ -89,17 +98,17 @@ class UpdateWeights:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Give the device's memory back. Requests wait, and go on after `Wake`."""
+    """Give the device's memory back; requests wait until `WakeUp`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wake:
-    pass
+class WakeUp:
+    """Take the device's memory again, and go on with requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    pass
+    """Return the engine's statistics."""
 
 
 Command = (
@@ -114,7 +123,7 @@ Command = (
     | Import
     | UpdateWeights
     | Sleep
-    | Wake
+    | WakeUp
     | Stats
 )
 
@@ -132,5 +141,5 @@ __all__ = [
     "Stats",
     "Submit",
     "UpdateWeights",
-    "Wake",
+    "WakeUp",
 ]

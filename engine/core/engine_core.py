@@ -137,7 +137,7 @@ class EngineCore:
                 return self._update_weights(version, folder, tensors)
             case do.Sleep():
                 return self._sleep()
-            case do.Wake():
+            case do.WakeUp():
                 return self._wake()
         assert_never(command)
 

@@ -30,7 +30,7 @@ class Grammars(Protocol):
 
 
 @dataclass(slots=True)
-class Request:
+class ActiveRequest:
     """Track a request that has not ended.
 
     Attributes:
@@ -114,10 +114,10 @@ class RequestBook:
     ) -> None:
         self._batch, self._tokenizer, self._vocabulary = batch, tokenizer, vocabulary
         self._grammars, self._clock = grammars, clock
-        self.open: dict[str, Request] = {}
+        self.open: dict[str, ActiveRequest] = {}
         self._extensions: dict[str, str] = {}
 
-    def make(self, request: GenerateRequest, salt: bytes) -> Request:
+    def make(self, request: GenerateRequest, salt: bytes) -> ActiveRequest:
         """Check a request and make its sequence; `add` it when that is queued.
 
         Args:
@@ -147,9 +147,9 @@ class RequestBook:
         )
         for token in request.tokens[prompt:]:
             text.push(token)
-        return Request(seq, request.salt, text, self._clock())
+        return ActiveRequest(seq, request.salt, text, self._clock())
 
-    def add(self, request: Request) -> None:
+    def add(self, request: ActiveRequest) -> None:
         """Add a request whose sequence was queued."""
         seq = request.seq
         self.open[seq.id] = request
@@ -209,7 +209,7 @@ class RequestBook:
                 error = EngineError(f"the answer cannot be delivered: {error!r}")
             return self._fail(request, error)
 
-    def _advance(self, request: Request, output: Output) -> Delta:
+    def _advance(self, request: ActiveRequest, output: Output) -> Delta:
         """Add a token to the text of a request, which may end at a stop string."""
         seq, token, finish = output.seq, output.token, output.finish
         request.first = request.first or self._clock()
@@ -225,7 +225,7 @@ class RequestBook:
 
     def _delta(
         self,
-        request: Request,
+        request: ActiveRequest,
         finish: FinishReason | None,
         token: int | None = None,
         text: str = "",
@@ -235,7 +235,7 @@ class RequestBook:
             self.close(request.seq)
         return delta
 
-    def _fail(self, request: Request, error: DrawloomError) -> Delta:
+    def _fail(self, request: ActiveRequest, error: DrawloomError) -> Delta:
         self.close(request.seq)
         try:
             usage = request.usage(self._clock())
@@ -245,4 +245,4 @@ class RequestBook:
         return Delta(request.seq.id, (), "", finish=FinishReason.ERROR, usage=usage, error=error)
 
 
-__all__ = ["Grammars", "Request", "RequestBook"]
+__all__ = ["ActiveRequest", "Grammars", "RequestBook"]

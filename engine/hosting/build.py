@@ -1,4 +1,4 @@
-"""From a checkpoint, or weights in memory, to an engine core."""
+"""Construction of an engine core from a checkpoint, or from weights in memory."""
 
 import json
 from dataclasses import asdict, replace
@@ -29,7 +29,17 @@ def load(
     id: str = "engine-0",
     runner: type[ModelRunner] | None = None,
 ) -> EngineCore:
-    """Load a checkpoint from a folder or the hub. Raises `CheckpointError`, `ConfigError`."""
+    """Load a checkpoint and make its engine.
+
+    Args:
+        model: folder, or id on the hub.
+        id: of the engine.
+        runner: by default chosen by the device.
+
+    Raises:
+        CheckpointError: if the model cannot be read.
+        ConfigError: if the configuration does not fit it.
+    """
     device = pick_device(config.device)
     folder = checkpoint.resolve(model)
     spec, tokenizer = ModelConfig.load(folder), Tokenizer.load(folder)
@@ -48,10 +58,17 @@ def build(
     id: str = "engine-0",
     runner: type[ModelRunner] | None = None,
 ) -> EngineCore:
-    """Make an engine over weights in memory, which it takes out of their dict.
+    """Make an engine from weights in memory.
 
     Args:
+        weights: by name; the engine removes them from the dict.
+        name: of the model.
+        id: of the engine.
         runner: by default chosen by the device.
+
+    Raises:
+        ConfigError: if the configuration does not fit the device.
+        EngineError: if the device's memory is not enough.
     """
     config, unknown = config.on(device.type), _check_vocabulary(spec, tokenizer)
     if device.type == "cpu":
@@ -83,11 +100,19 @@ def build(
     )
     core = EngineCore(
         EngineInfo(
-            id, name, str(device), limit, capacity, config.block_size,
-            config.host_blocks * config.block_size, spec.vocab_size,
-            str(dtype).removeprefix("torch."), config.weights,
-            config.threads if device.type == "cpu" else 0,
-            config.max_sequences, config.max_batch_tokens,
+            id=id,
+            model=name,
+            device=str(device),
+            max_context=limit,
+            kv_tokens=capacity,
+            block_size=config.block_size,
+            host_tokens=config.host_blocks * config.block_size,
+            vocabulary=spec.vocab_size,
+            dtype=str(dtype).removeprefix("torch."),
+            weights=config.weights,
+            threads=config.threads if device.type == "cpu" else 0,
+            max_sequences=config.max_sequences,
+            max_batch_tokens=config.max_batch_tokens,
         ),
         cache,
         made,
@@ -99,7 +124,7 @@ def build(
         fingerprint=printed,
         digest=lambda weights: digest(spec, weights, dtype),
         load_weights=lambda folder: _reload(folder, spec, dtype),
-    )  # fmt: skip
+    )
     core.copy_seconds = made.copy_seconds()
     return core
 
@@ -117,24 +142,24 @@ def _reload(folder: str, spec: ModelConfig, dtype: torch.dtype) -> dict[str, Ten
 
 
 def fingerprint(spec: ModelConfig, weights: dict[str, Tensor], config: EngineConfig) -> Fingerprint:
-    """Return what an engine's KV depends on."""
+    """Return the fingerprint of an engine: two that are equal can exchange KV."""
     dtype = weights["model.norm.weight"].dtype
     numbers = {name: value for name, value in asdict(spec).items() if name not in _NO_NUMBERS}
     numbers |= {"weights": config.weights, "deterministic": config.deterministic}
     return Fingerprint(
-        spec.layers,
-        spec.kv_heads,
-        spec.head_dim,
-        spec.vocab_size,
-        json.dumps(numbers, sort_keys=True),
-        str(dtype).removeprefix("torch."),
-        config.block_size,
-        digest(spec, weights, dtype),
+        layers=spec.layers,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        vocab_size=spec.vocab_size,
+        model=json.dumps(numbers, sort_keys=True),
+        dtype=str(dtype).removeprefix("torch."),
+        block_size=config.block_size,
+        digest=digest(spec, weights, dtype),
     )
 
 
 def digest(spec: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype) -> str:
-    """Return a hash of numbers from all over every weight, as the engine holds them."""
+    """Return a hash of a sample of every weight, in the engine's dtype."""
     found = blake2b(digest_size=16)
     for name in sorted(checkpoint.shapes(spec)):
         weight = weights[name].reshape(-1)
@@ -162,7 +187,10 @@ def _check_vocabulary(spec: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...
 
 
 def pick_dtype(config: EngineConfig, spec: ModelConfig, device: torch.device) -> torch.dtype:
-    """The type to compute in: as asked, else float32 on a CPU and the checkpoint's on a GPU."""
+    """Return the dtype to compute in: as configured, or the device's default.
+
+    The default is float32 on a CPU, and on a GPU the checkpoint's.
+    """
     if config.dtype != "auto":
         return torch.float32 if config.dtype == "float32" else torch.bfloat16
     if device.type == "cpu" or spec.dtype == "float32":
@@ -171,7 +199,14 @@ def pick_dtype(config: EngineConfig, spec: ModelConfig, device: torch.device) ->
 
 
 def _free_bytes(device: torch.device, config: EngineConfig, needed: int) -> int:
-    """For KV, of what is left when the weights have what they need."""
+    """Return the bytes of device memory for KV.
+
+    Args:
+        needed: bytes of the weights, which are not on the device yet.
+
+    Raises:
+        EngineError: if the weights do not fit.
+    """
     if device.type != "cuda":
         return _CPU_KV_BYTES
     left = torch.cuda.mem_get_info(device)[0] - needed

@@ -1,8 +1,4 @@
-"""What the two hosts of an engine core share: streams, verbs, answers.
-
-A host carries commands to a core that lives in a thread or in another process, and deltas back
-to the event loop. It is told of everything through two methods, `_send` and `_receive`.
-"""
+"""Client of an engine core that runs in a thread or in a child process."""
 
 import asyncio
 import itertools
@@ -21,11 +17,15 @@ from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import EngineClosed, EngineError
 from drawloom.leases import KVReply, LeaseStatus
 
-_DEATHS = 3
+_MAX_DEATHS = 3
 
 
 class EngineClient(ABC):
-    """The `Engine` seam over a core that is elsewhere."""
+    """Implement the `Engine` seam over a core that runs elsewhere.
+
+    Subclasses carry commands to the core in `_send`, and bring back its answers with `_answer` and
+    its deltas with `_deliver`, from any thread.
+    """
 
     def __init__(self, info: EngineInfo, tokenizer: Tokenizer) -> None:
         self.info, self.tokenizer = info, tokenizer
@@ -37,17 +37,21 @@ class EngineClient(ABC):
         self._closing = False
         self._failure: str = ""
         self._ended: Future[EngineClosed | None] = Future()
-        self._told: Callable[[bool], None] = lambda up: None
+        self._on_change: Callable[[bool], None] = lambda up: None
 
-    # --- the seam -------------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        """Stream a request; see `Engine.generate`.
+
+        A request whose core died is submitted again when its next delta is asked for.
+        """
         self._loop = asyncio.get_running_loop()
         if request.id in self._streams:
             raise EngineError(f"request {request.id} is already running")
         queue: asyncio.Queue[Delta] = asyncio.Queue()
         self._streams[request.id] = queue
-        said: list[int] = []
+        generated: list[int] = []
         finished, deaths = False, 0
         try:
             await self.tell(do.Submit(request))
@@ -56,45 +60,19 @@ class EngineClient(ABC):
                 finished = delta.finish is not None
                 if delta.finish is FinishReason.ERROR:
                     raise delta.error or EngineError("the engine failed")
-                said += delta.tokens
+                generated += delta.tokens
                 deaths = 0 if delta.tokens else deaths + delta.lost
-                if deaths > _DEATHS:
-                    raise EngineError(f"the engine died {_DEATHS} times over request {request.id}")
+                if deaths > _MAX_DEATHS:
+                    raise EngineError(
+                        f"the engine died {_MAX_DEATHS} times over request {request.id}"
+                    )
                 yield delta
                 if delta.lost:
-                    await self.tell(do.Submit(continued(request, said)))
+                    await self.tell(do.Submit(continued(request, generated)))
         finally:
             del self._streams[request.id]
             if not finished:
                 self._post(do.Cancel(request.id))
-
-    def watch(self, told: Callable[[bool], None]) -> None:
-        """Tell of each death of the core's process, and when there is an answer again: see
-        `Restarting`."""
-        self._loop, self._told = asyncio.get_running_loop(), told
-
-    async def tell(self, command: do.Command) -> Any:
-        """Carry out a command; its answer, or what it raises."""
-        return await asyncio.wrap_future(self._post(command))
-
-    async def lease(self, conversation: str, ttl: float, value: float) -> KVReply:
-        return await self._verb(do.Lease(conversation, ttl, value))
-
-    async def release(self, conversation: str, *, evict: bool = True) -> KVReply:
-        return await self._verb(do.Release(conversation, evict))
-
-    async def fork(self, parent: str, child: str) -> KVReply:
-        return await self._verb(do.Fork(parent, child))
-
-    async def demote(self, conversation: str) -> KVReply:
-        return await self._verb(do.Demote(conversation))
-
-    async def prefetch(self, conversation: str) -> KVReply:
-        return await self._verb(do.Prefetch(conversation))
-
-    async def _verb(self, command: do.Command) -> KVReply:
-        reply: KVReply = await self.tell(command)
-        return reply
 
     async def extend(
         self,
@@ -104,12 +82,13 @@ class EngineClient(ABC):
         salt: bytes = b"",
         priority: float = 0.0,
     ) -> KVReply:
+        """Compute the KV of a conversation's next prompt ahead of it; see `Engine.extend`."""
         id = f"extend:{conversation}:{next(self._numbers)}"
         params = SamplingParams(max_tokens=0)
         request = GenerateRequest(id, conversation, tokens, params, priority, salt)
         async with aclosing(self.generate(request)) as deltas:
             async for delta in deltas:
-                if delta.lost:  # whoever schedules the conversation may want something else now
+                if delta.lost:  # the scheduler of the conversation may want something else now
                     return KVReply(LeaseStatus.CLIPPED, 0)
                 whole = delta.finish is FinishReason.LENGTH
         if whole:
@@ -124,8 +103,13 @@ class EngineClient(ABC):
         salt: bytes = b"",
         priority: float = 0.0,
     ) -> list[tuple[float, ...]]:
-        """Log-probabilities of the tokens of each continuation behind `prefix`, which is computed
-        once. Raises `EngineError` for an empty prefix: a first token follows nothing."""
+        """Return the log-probabilities of the tokens of several continuations of a prefix.
+
+        The prefix is computed once.
+
+        Raises:
+            EngineError: if the prefix is empty, because no token precedes the first one.
+        """
         if not prefix:
             raise EngineError("score needs at least one token before what is scored")
         params = SamplingParams(max_tokens=0, score_from=len(prefix))
@@ -148,34 +132,73 @@ class EngineClient(ABC):
         jobs = (one(i, tokens) for i, tokens in enumerate(continuations))
         return list(await asyncio.gather(*jobs))
 
+    # --- commands -------------------------------------------------------------------------
+
+    async def tell(self, command: do.Command) -> Any:
+        """Have the core carry out a command; return its answer, or raise its exception."""
+        return await asyncio.wrap_future(self._post(command))
+
+    async def lease(self, conversation: str, ttl: float, value: float) -> KVReply:
+        """Lease a conversation's KV; see `Engine.lease`."""
+        return await self._tell_kv(do.Lease(conversation, ttl, value))
+
+    async def release(self, conversation: str, *, evict: bool = True) -> KVReply:
+        """End a conversation; see `Engine.release`."""
+        return await self._tell_kv(do.Release(conversation, evict))
+
+    async def fork(self, parent: str, child: str) -> KVReply:
+        """Begin a conversation as a copy of another; see `Engine.fork`."""
+        return await self._tell_kv(do.Fork(parent, child))
+
+    async def demote(self, conversation: str) -> KVReply:
+        """Move a conversation's KV to host memory; see `Engine.demote`."""
+        return await self._tell_kv(do.Demote(conversation))
+
+    async def prefetch(self, conversation: str) -> KVReply:
+        """Load a conversation's KV from host memory; see `Engine.prefetch`."""
+        return await self._tell_kv(do.Prefetch(conversation))
+
+    async def _tell_kv(self, command: do.Command) -> KVReply:
+        reply: KVReply = await self.tell(command)
+        return reply
+
     async def stats(self) -> EngineStats:
+        """Return the present statistics."""
         stats: EngineStats = await self.tell(do.Stats())
         return stats
 
+    # --- end ------------------------------------------------------------------------------
+
+    def watch(self, on_change: Callable[[bool], None]) -> None:
+        """Report each death of the core's process and its end; see `Restarting.watch`."""
+        self._loop, self._on_change = asyncio.get_running_loop(), on_change
+
     @property
     def failed(self) -> EngineClosed | None:
-        """Why the engine ended by itself; None while it runs and after `close`."""
+        """Return why the engine ended by itself; None while it runs and after `close`."""
         return self._ended.result() if self._ended.done() else None
 
     async def ended(self) -> EngineClosed | None:
-        """Wait until the engine answers nothing any more.
+        """Wait until the engine has ended.
 
         Returns:
-            Why it ended by itself, or None when it was closed. Whoever serves an engine that ended
-            by itself should end, too, so that a supervisor starts it again.
+            Why it ended by itself, or None if it was closed. A server of an engine that ended by
+            itself should end, too, so that a supervisor starts it again.
         """
         return await asyncio.shield(asyncio.wrap_future(self._ended))
 
     @abstractmethod
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """End the core; requests that run raise `EngineClosed`."""
 
-    # --- both directions ------------------------------------------------------------------
+    # --- transport ------------------------------------------------------------------------
 
     @abstractmethod
     def _send(self, number: int, command: do.Command) -> None:
-        """Hand a command to the core; `_answer` and `_distribute` hear of what comes of it."""
+        """Hand a command to the core, whose result must reach `_answer` with this number."""
 
     def _post(self, command: do.Command) -> "Future[Any]":
+        """Send a command; return the future of its answer."""
         future: Future[Any] = Future()
         with self._lock:
             if self._closing:
@@ -187,6 +210,7 @@ class EngineClient(ABC):
         return future
 
     def _answer(self, number: int, value: Any, error: BaseException | None) -> None:
+        """Resolve the future of a command, from any thread."""
         with self._lock:
             _, future = self._answers.pop(number, (None, None))
         if future is None or not future.set_running_or_notify_cancel():
@@ -197,11 +221,11 @@ class EngineClient(ABC):
             future.set_result(value)
 
     def _deliver(self, deltas: list[Delta]) -> None:
-        """From any thread: to the streams, on the event loop."""
+        """Hand deltas to the streams of their requests, from any thread."""
         self._call(self._distribute, deltas)
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
-        """Call on the event loop; nobody listens when it is closed."""
+        """Call a function on the event loop; do nothing if that is closed."""
         loop = self._loop
         if loop is not None:
             with suppress(RuntimeError):
@@ -217,7 +241,7 @@ class EngineClient(ABC):
         return EngineClosed(f"engine {self.info.id} is closed{self._failure}")
 
     def _end_all(self) -> None:
-        """Nothing comes any more: whoever waits hears of it."""
+        """End the client: every command and stream that waits raises `EngineClosed`."""
         with self._lock:
             self._closing = True
             numbers = list(self._answers)
@@ -234,9 +258,12 @@ class EngineClient(ABC):
 
 
 def continued(request: GenerateRequest, tokens: list[int]) -> GenerateRequest:
-    """The rest of a request of which `tokens` were already delivered."""
-    whole = (*request.tokens, *tokens)
-    return replace(request, tokens=whole, resumed_tokens=request.resumed_tokens + len(tokens))
+    """Return the rest of a request of which `tokens` were already delivered."""
+    return replace(
+        request,
+        tokens=(*request.tokens, *tokens),
+        resumed_tokens=request.resumed_tokens + len(tokens),
+    )
 
 
 __all__ = ["EngineClient", "continued"]

@@ -1,13 +1,13 @@
-"""The engine in a child process: ``python -m drawloom.engine.hosting.process_worker FD``.
+"""Child process of an engine: ``python -m drawloom.engine.hosting.process_worker FD``.
 
-Spoken over a socket pair with pickled frozen dataclasses; the parent made the child, so each
-trusts the other. First comes ``(model, config)``, answered by ``("ready", info)`` or
+It talks over a socket pair in pickled frozen dataclasses; the parent made the child, so each trusts
+the other. First comes ``(model, config)``, answered by ``("ready", info)`` or
 ``("failed", error)``; then ``(number, command)`` in, ``("answer", number, value, error)`` and
-``("deltas", [...])`` out. When the parent is gone, so is the child.
+``("deltas", [...])`` out. When the parent is gone, the child ends.
 
-From its start on the child also sends ``("alive",)`` every second, from a thread of its own, so
-that neither a slow step nor loading a model keeps it silent. It stops when one step or command
-takes longer than `_LONGEST_STEP`: a child that computes nothing any more is to be replaced.
+From its start on the child also sends the heartbeat ``("alive",)`` every second, from a thread of
+its own, so that neither a slow step nor loading a model keeps it silent. The heartbeat stops when
+one step or command takes longer than `_MAX_STEP_SECONDS`: the parent then replaces the child.
 """
 
 import contextlib
@@ -20,67 +20,70 @@ from typing import Any
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.errors import DrawloomError, EngineError
 
-_BEAT = 1.0
-_LONGEST_STEP = 1800.0
+_HEARTBEAT_SECONDS = 1.0
+_MAX_STEP_SECONDS = 1800.0
 
 
-class Line:
-    """The connection to the parent, for several threads, and the signs of life."""
+class ParentLink:
+    """Share the connection to the parent between threads, and send heartbeats over it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._sending = threading.Lock()
-        self._since: float | None = time.monotonic()
+        self._busy_since: float | None = time.monotonic()
 
-    def begin(self) -> None:
-        """Send signs of life from now on."""
+    def start_heartbeat(self) -> None:
+        """Send heartbeats from now on."""
         threading.Thread(target=self._beat, name="alive", daemon=True).start()
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                since = self._since
-                if since is None or time.monotonic() - since < _LONGEST_STEP:
+                since = self._busy_since
+                if since is None or time.monotonic() - since < _MAX_STEP_SECONDS:
                     self.send(("alive",))
-                time.sleep(_BEAT)
+                time.sleep(_HEARTBEAT_SECONDS)
 
-    def working(self) -> None:
-        """Something begins that must end some time."""
-        self._since = time.monotonic()
+    def mark_busy(self) -> None:
+        """Note that a step or command begins, which must end within `_MAX_STEP_SECONDS`."""
+        self._busy_since = time.monotonic()
 
     def send(self, message: Any) -> None:
+        """Send a message."""
         with self._sending:
             self._connection.send(message)
 
     def recv(self) -> Any:
+        """Wait for a message and return it."""
         return self._connection.recv()
 
-    def waits(self, idle: bool) -> bool:
-        """Whether a command is there; an idle child waits for one."""
+    def has_message(self, idle: bool) -> bool:
+        """Return whether a message is there; if `idle`, wait for one."""
         if not idle:
             return self._connection.poll(0)
-        self._since = None
+        self._busy_since = None
         found = self._connection.poll(None)
-        self.working()
+        self.mark_busy()
         return found
 
 
-def serve(line: Line) -> None:
-    model, config = line.recv()
+def serve(parent: ParentLink) -> None:
+    """Load the model that the parent names, then run its commands until it is gone."""
+    model, config = parent.recv()
     try:
         core = _load(model, config)
     except DrawloomError as error:
-        line.send(("failed", error))
+        parent.send(("failed", error))
         return
-    line.send(("ready", core.info))
+    parent.send(("ready", core.info))
     while True:
-        line.working()
-        while line.waits(not core.busy):
-            number, command = line.recv()
-            line.send(("answer", number, *_handled(core, command)))
+        parent.mark_busy()
+        while parent.has_message(not core.busy):
+            number, command = parent.recv()
+            parent.send(("answer", number, *_handle(core, command)))
         deltas = core.prepare()
         if deltas:
-            line.send(("deltas", deltas))
+            parent.send(("deltas", deltas))
         core.compute()
 
 
@@ -90,20 +93,21 @@ def _load(model: str, config: Any) -> EngineCore:
     return load(model, config)
 
 
-def _handled(core: EngineCore, command: Any) -> tuple[Any, Exception | None]:
+def _handle(core: EngineCore, command: Any) -> tuple[Any, Exception | None]:
     try:
         return core.handle(command), None
     except DrawloomError as error:
         return None, error
-    except Exception as error:  # of any type: it may not survive being sent
+    except Exception as error:  # of any type: it may not survive pickling
         return None, EngineError(f"{type(command).__name__} failed: {error!r}")
 
 
 def main() -> None:
-    line = Line(Connection(int(sys.argv[1])))
-    line.begin()
+    """Serve the parent over the socket whose number is the first argument."""
+    parent = ParentLink(Connection(int(sys.argv[1])))
+    parent.start_heartbeat()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # parent is gone
-        serve(line)
+        serve(parent)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The engine in a thread of this process.
+"""Engine in a thread of this process.
 
-One thread owns the core; the event loop sends it commands over a queue and is woken once a step
+One thread owns the core. The event loop sends it commands over a queue, and is woken once a step
 with all deltas of that step.
 """
 
@@ -18,7 +18,7 @@ log = logging.getLogger("drawloom.engine")
 
 
 class LocalEngine(EngineClient):
-    """`EngineCore` behind the `Engine` seam. Make one with `LocalEngine.load`, close it after."""
+    """Run an `EngineCore` in a thread. Make one with `load`, and close it."""
 
     def __init__(self, core: EngineCore) -> None:
         super().__init__(core.info, core.tokenizer)
@@ -31,12 +31,21 @@ class LocalEngine(EngineClient):
 
     @classmethod
     def load(cls, model: str, config: EngineConfig | None = None) -> "LocalEngine":
-        """Load a model folder or hub id. Blocks; raises `CheckpointError` or `ConfigError`."""
+        """Load a model, blocking, and start its engine.
+
+        Args:
+            model: folder, or id on the hub.
+
+        Raises:
+            CheckpointError: if the model cannot be read.
+            ConfigError: if the configuration does not fit it.
+        """
         from drawloom.engine.hosting.build import load
 
         return cls(load(model, config or EngineConfig()))
 
     async def close(self) -> None:
+        """End the thread; requests that run raise `EngineClosed`."""
         self._stop = True
         self._wake.set()
         await asyncio.to_thread(self._thread.join)
@@ -50,7 +59,7 @@ class LocalEngine(EngineClient):
         core = self._core
         try:
             while not self._stop:
-                self._obey()
+                self._run_commands()
                 deltas = core.prepare()
                 if deltas:
                     self._deliver(deltas)
@@ -58,13 +67,13 @@ class LocalEngine(EngineClient):
                 if not core.busy and not self._commands:
                     self._wake.wait()
                     self._wake.clear()
-        except BaseException as error:  # a bug in the core: every request must hear of it
+        except BaseException as error:  # a bug in the core: every request must raise it
             log.exception("engine %s ended", self.info.id)
             self._failure = f" after a failure: {error!r}"
         finally:
             self._end_all()
 
-    def _obey(self) -> None:
+    def _run_commands(self) -> None:
         while self._commands:
             number, command = self._commands.popleft()
             try:

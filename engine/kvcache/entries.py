@@ -6,7 +6,7 @@ from drawloom.engine.sequence import Sequence
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class IndexEntry:
     """Describe a block with known content and where that content is.
 
     Attributes:
@@ -30,7 +30,7 @@ class Entry:
     host_pins: int = 0
     dead: bool = False
     saving: bool = False
-    load: "Load | None" = None
+    load: "BlockLoad | None" = None
     shared: bool = False
     users: set[str] = field(default_factory=set)
     leases: set[str] = field(default_factory=set)
@@ -40,7 +40,7 @@ class Entry:
         """Return whether the whole block is on the device."""
         return self.block >= 0 and self.load is None
 
-    def is_prefix_of(self, other: "Entry | None") -> bool:
+    def is_prefix_of(self, other: "IndexEntry | None") -> bool:
         """Return whether another block begins with all tokens of this one and has more."""
         count = len(self.tokens)
         return (
@@ -49,7 +49,7 @@ class Entry:
 
 
 @dataclass(slots=True, eq=False)
-class Load:
+class BlockLoad:
     """Describe a copy in flight from host memory into a device block, which it references.
 
     Attributes:
@@ -57,14 +57,14 @@ class Load:
         waiters: sequences that are parked until the copy is complete.
     """
 
-    entry: Entry
+    entry: IndexEntry
     block: int
     private: bool = False
     waiters: list[Sequence] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class PrefixMatch:
     """Describe the cached prefix of a sequence.
 
     Attributes:
@@ -75,9 +75,9 @@ class Match:
     """
 
     first: int
-    entries: list[Entry]
-    partial: Entry | None
+    entries: list[IndexEntry]
+    partial: IndexEntry | None
     tokens: int
 
 
-__all__ = ["Entry", "Load", "Match"]
+__all__ = ["BlockLoad", "IndexEntry", "PrefixMatch"]

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from drawloom.engine.kvcache.entries import Entry
+from drawloom.engine.kvcache.entries import IndexEntry
 
 
 class HostBlocks:
@@ -14,7 +14,7 @@ class HostBlocks:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.lru: OrderedDict[int, Entry] = OrderedDict()
+        self.lru: OrderedDict[int, IndexEntry] = OrderedDict()
         self._free = list(range(count - 1, -1, -1))
 
     @property
@@ -30,48 +30,48 @@ class HostBlocks:
         """Free a block that no entry has."""
         self._free.append(block)
 
-    def assign(self, entry: Entry, block: int) -> None:
+    def assign(self, entry: IndexEntry, block: int) -> None:
         """Record that an entry's content is in this block."""
         entry.host_block = block
         self.lru[block] = entry
 
-    def release(self, entry: Entry) -> None:
+    def release(self, entry: IndexEntry) -> None:
         """Free the block of an entry."""
         self.lru.pop(entry.host_block, None)
         self._free.append(entry.host_block)
         entry.host_block = -1
 
-    def unlist(self, entry: Entry) -> None:
+    def unlist(self, entry: IndexEntry) -> None:
         """Take an entry out of the order of eviction; its block is freed once it is unpinned."""
         self.lru.pop(entry.host_block)
         if not entry.host_pins:
             self.release(entry)
 
-    def pin(self, entry: Entry) -> None:
+    def pin(self, entry: IndexEntry) -> None:
         """Keep an entry's host block until it is unpinned."""
         entry.host_pins += 1
 
-    def unpin(self, entry: Entry) -> None:
+    def unpin(self, entry: IndexEntry) -> None:
         """Undo one `pin`; the host block of a removed entry is freed with the last one."""
         entry.host_pins -= 1
         if entry.dead and not entry.host_pins and entry.host_block >= 0:
             self.release(entry)
 
-    def touch(self, entry: Entry) -> None:
+    def touch(self, entry: IndexEntry) -> None:
         """Make an entry the most recently used one."""
         if entry.host_block in self.lru:
             self.lru.move_to_end(entry.host_block)
 
-    def evict_next(self, entry: Entry) -> None:
+    def evict_next(self, entry: IndexEntry) -> None:
         """Make an entry the first to be evicted."""
         if entry.host_block in self.lru:
             self.lru.move_to_end(entry.host_block, last=False)
 
-    def victim(self) -> Entry | None:
+    def victim(self) -> IndexEntry | None:
         """Return the least recently used entry that is not pinned."""
         return next((entry for entry in self.lru.values() if not entry.host_pins), None)
 
-    def check(self, known: list[Entry], reserved: list[int], pinned: set[int]) -> None:
+    def check(self, known: list[IndexEntry], reserved: list[int], pinned: set[int]) -> None:
         """Assert that every block is accounted for (for tests).
 
         Args:

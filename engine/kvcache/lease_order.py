@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Callable, Iterator
 
-from drawloom.engine.kvcache.entries import Entry
+from drawloom.engine.kvcache.entries import IndexEntry
 from drawloom.engine.kvcache.records import CachedConversation
 
 _SLACK = 64
@@ -47,7 +47,7 @@ class LeaseOrder:
             if self._is_current(name, version) and self._records[name].expires <= now:
                 yield name
 
-    def pop_cheapest(self, idle: Callable[[Entry], bool]) -> str | None:
+    def pop_cheapest(self, idle: Callable[[IndexEntry], bool]) -> str | None:
         """Remove and return the lease of least value per block that has an idle block.
 
         Args:

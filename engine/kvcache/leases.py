@@ -8,7 +8,7 @@ prefetched before it returns.
 
 from array import array
 
-from drawloom.engine.kvcache.entries import Entry
+from drawloom.engine.kvcache.entries import IndexEntry
 from drawloom.engine.kvcache.lease_order import LeaseOrder
 from drawloom.engine.kvcache.offload import Offload
 from drawloom.engine.kvcache.records import CachedConversation, common_prefix
@@ -35,7 +35,7 @@ class ConversationLeases:
         self._records: dict[str, CachedConversation] = {}
         self._leases = LeaseOrder(self._records)
         self._now = 0.0
-        self._demoting: dict[Entry, str] = {}
+        self._demoting: dict[IndexEntry, str] = {}
         self._prune_above = _SLACK
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class ConversationLeases:
         if record is not None:
             record.active = max(0, record.active - 1)
 
-    def record(self, seq: Sequence, entries: list[Entry]) -> None:
+    def record(self, seq: Sequence, entries: list[IndexEntry]) -> None:
         """Record the blocks of a sequence that ended as those of its conversation.
 
         Blocks that the conversation had and does not continue are released.
@@ -157,7 +157,7 @@ class ConversationLeases:
         for entry in rest:
             self._release_entry(entry, conversation)
 
-    def _release_entry(self, entry: Entry, conversation: str) -> None:
+    def _release_entry(self, entry: IndexEntry, conversation: str) -> None:
         """Release one block of a conversation; it is evicted next if no other has used it."""
         self._demoting.pop(entry, None)
         self.index.unlease(entry, conversation)
@@ -240,7 +240,7 @@ class ConversationLeases:
         done = sum(len(entry.tokens) for entry in record.entries[:covered])
         return KVReply(LeaseStatus.ACCEPTED if whole else LeaseStatus.CLIPPED, done)
 
-    def _save(self, entries: list[Entry]) -> int:
+    def _save(self, entries: list[IndexEntry]) -> int:
         """Begin to copy entries to host memory, in order; return how many are or will be there."""
         count = 0
         for entry in entries:
@@ -249,17 +249,17 @@ class ConversationLeases:
             count += 1
         return count
 
-    def finish_save(self, entry: Entry) -> None:
+    def finish_save(self, entry: IndexEntry) -> None:
         """Let a block whose copy is complete be evicted next, if it was to be demoted."""
         conversation = self._demoting.pop(entry, None)
         if conversation is not None and not entry.dead:
             self._evict_next(entry, conversation)
 
-    def cancel_save(self, entry: Entry) -> None:
+    def cancel_save(self, entry: IndexEntry) -> None:
         """Leave a block where it is whose copy failed."""
         self._demoting.pop(entry, None)
 
-    def _evict_next(self, entry: Entry, conversation: str) -> None:
+    def _evict_next(self, entry: IndexEntry, conversation: str) -> None:
         self.index.unlease(entry, conversation, front=True)
         self.index.evict_next(entry, host=False)
 
@@ -280,7 +280,7 @@ class ConversationLeases:
             covered += len(entry.tokens)
         return KVReply(LeaseStatus.ACCEPTED, covered)
 
-    def _load(self, entry: Entry) -> bool:
+    def _load(self, entry: IndexEntry) -> bool:
         """Begin to load a block; return False if there is no room without breaking a lease."""
         index = self.index
         index.host.pin(entry)

@@ -5,7 +5,7 @@ copies a block ahead of its eviction, and a *load* brings one back, while steps 
 """
 
 from drawloom.engine.kvcache.copies import Copies
-from drawloom.engine.kvcache.entries import Entry, Load
+from drawloom.engine.kvcache.entries import BlockLoad, IndexEntry
 from drawloom.engine.kvcache.prefix_index import PrefixIndex
 from drawloom.engine.sequence import Sequence
 from drawloom.engine.stats import CacheCounters
@@ -22,8 +22,8 @@ class Offload:
     def __init__(self, index: PrefixIndex, counters: CacheCounters) -> None:
         self.index, self.host, self._counters = index, index.host, counters
         self.spill = True
-        self._saving: dict[int, tuple[Entry, int]] = {}
-        self._loading: dict[int, Load] = {}
+        self._saving: dict[int, tuple[IndexEntry, int]] = {}
+        self._loading: dict[int, BlockLoad] = {}
         self._spills: list[tuple[int, int]] = []
         self._saves: list[tuple[int, int]] = []
         self._loads: list[tuple[int, int]] = []
@@ -50,7 +50,7 @@ class Offload:
         self.evict(next(iter(self.index.lru.values())))
         return True
 
-    def evict(self, entry: Entry) -> None:
+    def evict(self, entry: IndexEntry) -> None:
         """Evict a block that nobody holds from the device.
 
         A block that a conversation uses is spilled, if that is worth it. The block stays indexed
@@ -66,7 +66,7 @@ class Offload:
             index.unlease_all(entry)
             index.free_device_block(entry)
 
-    def _spill(self, entry: Entry) -> None:
+    def _spill(self, entry: IndexEntry) -> None:
         """Schedule a copy of a block before the next step overwrites it."""
         self.host.pin(entry)
         block = self._allocate_host()
@@ -97,7 +97,7 @@ class Offload:
 
     # --- saves ----------------------------------------------------------------------------
 
-    def save(self, entry: Entry) -> bool:
+    def save(self, entry: IndexEntry) -> bool:
         """Begin to copy a block to host memory; return whether it is there or on its way."""
         if entry.host_block >= 0 or entry.saving:
             return True
@@ -113,7 +113,7 @@ class Offload:
         self._saves.append((entry.block, block))
         return True
 
-    def finish_save(self, block: int) -> Entry:
+    def finish_save(self, block: int) -> IndexEntry:
         """Book a complete save from a device block; return its entry."""
         entry, host_block = self._saving.pop(block)
         entry.saving = False
@@ -124,7 +124,7 @@ class Offload:
         self.index.unpin(entry)
         return entry
 
-    def cancel_save(self, block: int) -> Entry:
+    def cancel_save(self, block: int) -> IndexEntry:
         """Book a failed save: its host block is freed."""
         entry, host_block = self._saving.pop(block)
         entry.saving = False
@@ -140,15 +140,17 @@ class Offload:
 
     # --- loads ----------------------------------------------------------------------------
 
-    def load(self, entry: Entry, block: int, seq: Sequence | None, private: bool = False) -> None:
+    def load(
+        self, entry: IndexEntry, block: int, seq: Sequence | None, private: bool = False
+    ) -> None:
         """Begin to copy an entry from host memory to the device.
 
         Args:
             block: the target, with one reference: of `seq`, or one that the copy takes over.
             seq: the sequence that is parked until the copy is complete, if any.
-            private: the target stays the sequence's own (see `Load`).
+            private: the target stays the sequence's own (see `BlockLoad`).
         """
-        load = Load(entry, block, private)
+        load = BlockLoad(entry, block, private)
         self.host.pin(entry)
         if seq is not None:
             self.index.pool.add_ref(block)
@@ -159,7 +161,7 @@ class Offload:
         self._loading[block] = load
         self._loads.append((entry.host_block, block))
 
-    def wait(self, load: Load, seq: Sequence) -> None:
+    def wait(self, load: BlockLoad, seq: Sequence) -> None:
         """Park a sequence until a load is complete."""
         load.waiters.append(seq)
         seq.loading += 1
@@ -197,7 +199,7 @@ class Offload:
             self.index.unpin(entry)
         return load.waiters
 
-    def _resume(self, load: Load) -> None:
+    def _resume(self, load: BlockLoad) -> None:
         for seq in load.waiters:
             seq.loading -= 1
 

@@ -12,7 +12,7 @@ a block is of use without its predecessors, and each one is removed by itself.
 from collections import OrderedDict
 
 from drawloom.engine.kvcache.block_pool import BlockPool
-from drawloom.engine.kvcache.entries import Entry
+from drawloom.engine.kvcache.entries import IndexEntry
 from drawloom.engine.kvcache.host_blocks import HostBlocks
 
 
@@ -34,10 +34,10 @@ class PrefixIndex:
     def __init__(self, blocks: int, host_blocks: int = 0, windowed: bool = False) -> None:
         self.pool = BlockPool(blocks)
         self.host = HostBlocks(host_blocks)
-        self.known: dict[bytes, Entry] = {}
-        self.children: dict[bytes, dict[bytes, Entry]] = {}
-        self.by_block: dict[int, Entry] = {}
-        self.lru: OrderedDict[int, Entry] = OrderedDict()
+        self.known: dict[bytes, IndexEntry] = {}
+        self.children: dict[bytes, dict[bytes, IndexEntry]] = {}
+        self.by_block: dict[int, IndexEntry] = {}
+        self.lru: OrderedDict[int, IndexEntry] = OrderedDict()
         self.leased = 0
         self.leased_idle = 0
         self.windowed = windowed
@@ -49,7 +49,7 @@ class PrefixIndex:
 
     # --- users and leases -----------------------------------------------------------------
 
-    def publish(self, parent: bytes, key: bytes, tokens: tuple[int, ...], block: int) -> Entry:
+    def publish(self, parent: bytes, key: bytes, tokens: tuple[int, ...], block: int) -> IndexEntry:
         """Index a computed block.
 
         Args:
@@ -63,7 +63,7 @@ class PrefixIndex:
         """
         entry = self.known.get(key)
         if entry is None:
-            entry = Entry(key, parent, tokens)
+            entry = IndexEntry(key, parent, tokens)
             self.known[key] = entry
             self.children.setdefault(parent, {})[key] = entry
         if entry.block < 0:
@@ -71,13 +71,13 @@ class PrefixIndex:
             self.by_block[block] = entry
         return entry
 
-    def add_user(self, entry: Entry, conversation: str) -> None:
+    def add_user(self, entry: IndexEntry, conversation: str) -> None:
         """Note that a conversation uses a block."""
         if conversation not in entry.users:
             entry.shared = entry.shared or bool(entry.users)
             entry.users.add(conversation)
 
-    def pin(self, entry: Entry) -> None:
+    def pin(self, entry: IndexEntry) -> None:
         """Add a reference to an entry's device block, so that it is not evicted."""
         if not self.pool.refcount(entry.block):
             if entry.leases:
@@ -86,7 +86,7 @@ class PrefixIndex:
                 self.lru.pop(entry.block, None)
         self.pool.add_ref(entry.block)
 
-    def unpin(self, entry: Entry) -> None:
+    def unpin(self, entry: IndexEntry) -> None:
         """Remove a reference; with the last one the block becomes evictable."""
         block = entry.block
         if not self.pool.drop_ref(block):
@@ -106,7 +106,7 @@ class PrefixIndex:
         elif self.pool.drop_ref(block):
             self.pool.free(block)
 
-    def lease(self, entry: Entry, conversation: str) -> None:
+    def lease(self, entry: IndexEntry, conversation: str) -> None:
         """Lease a block to a conversation: it is evicted after all unleased ones."""
         if not entry.leases:
             self.leased += 1
@@ -115,7 +115,7 @@ class PrefixIndex:
                 self.lru.pop(entry.block, None)
         entry.leases.add(conversation)
 
-    def unlease(self, entry: Entry, conversation: str, front: bool = False) -> None:
+    def unlease(self, entry: IndexEntry, conversation: str, front: bool = False) -> None:
         """End a conversation's lease on a block, if it has one.
 
         Args:
@@ -133,14 +133,14 @@ class PrefixIndex:
             if front:
                 self.lru.move_to_end(entry.block, last=False)
 
-    def unlease_all(self, entry: Entry) -> None:
+    def unlease_all(self, entry: IndexEntry) -> None:
         """End all leases on a block."""
         for conversation in list(entry.leases):
             self.unlease(entry, conversation)
 
     # --- removal --------------------------------------------------------------------------
 
-    def evict_next(self, entry: Entry, host: bool = True) -> None:
+    def evict_next(self, entry: IndexEntry, host: bool = True) -> None:
         """Make a kept block the next to be evicted.
 
         Args:
@@ -151,7 +151,7 @@ class PrefixIndex:
         if host:
             self.host.evict_next(entry)
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: IndexEntry) -> None:
         """Remove a block and its continuations from the index; copies in flight still end."""
         if entry.dead:
             return
@@ -162,7 +162,7 @@ class PrefixIndex:
         for one in reversed(found):
             self._remove(one)
 
-    def _remove(self, entry: Entry) -> None:
+    def _remove(self, entry: IndexEntry) -> None:
         self.unlease_all(entry)
         entry.dead = True
         del self.known[entry.key]
@@ -181,7 +181,7 @@ class PrefixIndex:
             if block in self.by_block:
                 self.remove(self.by_block[block])
 
-    def remove_unused(self, entry: Entry) -> None:
+    def remove_unused(self, entry: IndexEntry) -> None:
         """Remove a block that another one supersedes, unless it is in use.
 
         The unfinished last block of each turn would fill host memory otherwise.
@@ -190,7 +190,7 @@ class PrefixIndex:
         if not (held or entry.users or entry.host_pins or entry.saving or entry.load):
             self.remove(entry)
 
-    def free_device_block(self, entry: Entry) -> None:
+    def free_device_block(self, entry: IndexEntry) -> None:
         """Free the device block of an entry, to which there is no reference."""
         self.lru.pop(entry.block, None)
         self.pool.free(entry.block)

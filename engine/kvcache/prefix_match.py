@@ -2,7 +2,7 @@
 
 from itertools import islice
 
-from drawloom.engine.kvcache.entries import Entry, Match
+from drawloom.engine.kvcache.entries import IndexEntry, PrefixMatch
 from drawloom.engine.kvcache.keys import block_keys, root
 from drawloom.engine.kvcache.prefix_index import PrefixIndex
 from drawloom.engine.kvcache.records import common_prefix
@@ -25,7 +25,7 @@ class PrefixMatcher:
         """Return the number of the first block that the token after `tokens` tokens attends to."""
         return max(0, tokens - self.window + 1) // self.block_size if self.window else 0
 
-    def match(self, seq: Sequence) -> Match:
+    def match(self, seq: Sequence) -> PrefixMatch:
         """Find the cached prefix of a sequence, without changing anything.
 
         The last token is never part of it, because its logits are needed.
@@ -37,7 +37,7 @@ class PrefixMatcher:
         entries = [known[key] for key in hashes[first:full]]
         parent = hashes[full - 1] if full else root(seq.salt)
         partial, shared = self._partial(parent, seq.tokens[full * size : limit][:size])
-        return Match(first, entries, partial, full * size + shared)
+        return PrefixMatch(first, entries, partial, full * size + shared)
 
     def next_key(self, seq: Sequence) -> bytes | None:
         """Return the key of the first reusable block that is not cached; None if all are."""
@@ -62,7 +62,7 @@ class PrefixMatcher:
                 best = count
         return best
 
-    def _partial(self, parent: bytes, rest: list[int]) -> tuple[Entry | None, int]:
+    def _partial(self, parent: bytes, rest: list[int]) -> tuple[IndexEntry | None, int]:
         """Find the block behind `parent` that shares most tokens with `rest`, and their number."""
         best, length = None, 0
         children = self.index.children.get(parent, {})

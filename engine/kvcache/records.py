@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from drawloom.engine.kvcache.entries import Entry
+from drawloom.engine.kvcache.entries import IndexEntry
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class CachedConversation:
         active: sequences of it that run.
     """
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[IndexEntry] = field(default_factory=list)
     tokens: "array[int]" = field(default_factory=lambda: array("i"))
     expires: float = 0.0
     leased: int = 0

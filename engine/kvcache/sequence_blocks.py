@@ -1,6 +1,6 @@
 """Blocks of sequences: allocation on top of the cached prefix, publication, and release."""
 
-from drawloom.engine.kvcache.entries import Entry, Match
+from drawloom.engine.kvcache.entries import IndexEntry, PrefixMatch
 from drawloom.engine.kvcache.keys import block_keys, chain, root
 from drawloom.engine.kvcache.leases import ConversationLeases
 from drawloom.engine.kvcache.offload import Offload
@@ -59,7 +59,7 @@ class SequenceBlocks:
         """Return the number of blocks that so many tokens need."""
         return -(-tokens // self.block_size)
 
-    def match(self, seq: Sequence) -> Match:
+    def match(self, seq: Sequence) -> PrefixMatch:
         """Find the cached prefix of a sequence, without changing anything."""
         return self._matcher.match(seq)
 
@@ -117,7 +117,12 @@ class SequenceBlocks:
         return copies
 
     def _take_prefix(
-        self, seq: Sequence, found: Match, partial: Entry | None, extent: int, reserve: bool
+        self,
+        seq: Sequence,
+        found: PrefixMatch,
+        partial: IndexEntry | None,
+        extent: int,
+        reserve: bool,
     ) -> list[tuple[int, int, int]]:
         """Pin the blocks found on the device, and begin to load those in host memory."""
         index, full = self._index, found.first + len(found.entries)
@@ -158,7 +163,7 @@ class SequenceBlocks:
         """Unpin the source of a copy that was made, or never will be."""
         self._index.unpin(self._index.by_block[source])
 
-    def _count_hits(self, seq: Sequence, found: Match, partial: Entry | None) -> None:
+    def _count_hits(self, seq: Sequence, found: PrefixMatch, partial: IndexEntry | None) -> None:
         counters = self.counters
         host = sum(self.block_size for e in found.entries if e.load is not None)
         if partial is not None and not partial.on_device:
@@ -255,7 +260,7 @@ class SequenceBlocks:
         self._conversations.end_unrecorded(seq)
         self._free_blocks(seq)
 
-    def _index_rest(self, seq: Sequence) -> list[Entry]:
+    def _index_rest(self, seq: Sequence) -> list[IndexEntry]:
         """Index the unfinished block of a sequence; return the entries of all it computed."""
         index, size = self._index, self.block_size
         if seq.loading:  # the copy into its own block is not complete

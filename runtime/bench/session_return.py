@@ -62,7 +62,7 @@ def returning(core: EngineCore, context: int) -> dict[str, float]:
     demoted = []
     for turn in range(3):
         core.handle(do.Sleep())  # what is only in host memory now must come back
-        core.handle(do.Wake())
+        core.handle(do.WakeUp())
         demoted.append(first_token(core, "chat", [*tokens, 10 + turn]))
     found["demoted"] = min(demoted)
     core.handle(do.Release("chat"))

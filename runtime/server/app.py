@@ -267,7 +267,8 @@ class Server:
             stats = await self.dispatcher.engine.stats()
         except EngineClosed as error:
             return JSONResponse({"status": "failed", "error": str(error)}, 503)
-        return JSONResponse({"status": "asleep" if stats.asleep else "ok"})
+        status = "restarting" if stats.restarting else "asleep" if stats.asleep else "ok"
+        return JSONResponse({"status": status})
 
     async def _metrics(self, request: Request) -> Response:
         stats = await self.dispatcher.engine.stats()

@@ -179,7 +179,7 @@ def test_a_prefetched_conversation_does_not_wait_for_its_copies(oracle: Any, run
     core.submit(_ask("0", tokens, "chat"))
     tokens = tokens + run_core(core)["0"] + [7, 8, 9]
     core.handle(do.Sleep())  # all of it goes to host memory
-    core.handle(do.Wake())
+    core.handle(do.WakeUp())
     assert core.handle(do.Prefetch("chat")).status is LeaseStatus.ACCEPTED
     run_core(core)
     core.submit(_ask("1", tokens, "chat"))

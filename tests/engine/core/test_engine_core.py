@@ -96,7 +96,7 @@ def test_sleep_frees_the_device_and_drops_no_request(host: int) -> None:
     core.submit(_ask("asked-while-asleep", 10))
     assert core.stats().cache.held_blocks == 0
     assert not core.busy or core.step() is not None
-    core.handle(do.Wake())
+    core.handle(do.WakeUp())
     out = _run(core)
     assert len(out["asked-while-asleep"]) == 5
     core.submit(_ask("back", 110, "chat"))
@@ -168,7 +168,7 @@ def test_a_parked_sequence_holds_up_nobody() -> None:
     core.submit(_ask("a", 200, "chat"))
     _run(core)
     core.handle(do.Sleep())
-    core.handle(do.Wake())
+    core.handle(do.WakeUp())
     core.submit(_ask("back", 210, "chat"))
     core.submit(_ask("other", 20, max_tokens=30))
     core.step()

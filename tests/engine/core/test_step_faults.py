@@ -106,7 +106,7 @@ def _serve(core: EngineCore) -> dict[str, list[Delta]]:
         core.handle(do.Lease(f"chat-{n}", 60.0, 1.0))
     first |= _run(core)
     core.handle(do.Sleep())
-    core.handle(do.Wake())
+    core.handle(do.WakeUp())
     _submit(core)
     return {f"1-{k}": v for k, v in first.items()} | {f"2-{k}": v for k, v in _run(core).items()}
 

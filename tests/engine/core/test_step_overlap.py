@@ -139,7 +139,7 @@ def test_weights_change_and_the_engine_sleeps_only_when_all_steps_are_known() ->
     deltas += core.step()
     core.handle(do.Sleep())
     assert not core._launched
-    core.handle(do.Wake())
+    core.handle(do.WakeUp())
     while core.busy:
         deltas += core.step()
     assert [t for d in deltas for t in d.tokens] == _run(plain)["a"][0]

@@ -164,7 +164,7 @@ async def test_a_prompt_is_extended_scored_and_moved_between_the_tiers(
     assert (await engine.extend("a", tokens)).status is LeaseStatus.ACCEPTED
     assert (await engine.demote("a")).tokens == len(tokens)
     await engine.tell(do.Sleep())
-    await engine.tell(do.Wake())
+    await engine.tell(do.WakeUp())
     assert (await engine.prefetch("a")).tokens == len(tokens)
     deltas = await _all(engine, GenerateRequest("a", "a", (*tokens, 9), SamplingParams(4)))
     assert deltas[-1].usage is not None

@@ -5,7 +5,9 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from drawloom.engine.api import commands as do
-from drawloom.engine.api.engine import GenerateRequest
+from drawloom.engine.api.engine import EngineStats, GenerateRequest
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.hosting import client, process_engine, process_worker
 from drawloom.engine.hosting.client import continued
@@ -27,7 +29,7 @@ CONFIG = EngineConfig(kv_tokens=1024)
 
 @pytest.fixture
 async def engine(llama: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ProcessEngine]:
-    monkeypatch.setattr(process_engine, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(process_engine, "_FIRST_PAUSE_SECONDS", 0.01)
     engine = await asyncio.to_thread(ProcessEngine.load, str(llama.folder), CONFIG, 4.0)
     yield engine
     await engine.close()
@@ -68,7 +70,7 @@ async def test_a_child_that_hangs_is_replaced(engine: ProcessEngine, llama: Any)
 
 
 async def test_a_child_that_hangs_can_be_closed(llama: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(process_engine, "_PATIENCE", 0.2)
+    monkeypatch.setattr(process_engine, "_CLOSE_SECONDS", 0.2)
     engine = await asyncio.to_thread(ProcessEngine.load, str(llama.folder), CONFIG)
     os.kill(engine.pid, signal.SIGSTOP)
     await engine.close()
@@ -130,7 +132,48 @@ async def test_what_is_computed_ahead_is_not_computed_again_after_a_death(
         await asyncio.sleep(0)
     os.kill(engine.pid, signal.SIGKILL)
     assert (await extending).status is LeaseStatus.CLIPPED
-    assert (await engine.stats()).batch.computed_tokens == 0
+    assert (await _stats_when_up(engine)).batch.computed_tokens == 0
+
+
+async def _stats_when_up(engine: ProcessEngine) -> EngineStats:
+    while (stats := await engine.stats()).restarting:
+        await asyncio.sleep(0.01)
+    return stats
+
+
+async def test_statistics_are_answered_at_once_while_another_child_starts(
+    engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await engine.stats()
+    start, down, go = ProcessEngine._start, asyncio.Event(), threading.Event()
+
+    def start_later(self: ProcessEngine) -> Any:
+        assert go.wait(60)
+        return start(self)
+
+    monkeypatch.setattr(ProcessEngine, "_start", start_later)
+    engine.watch(lambda up: None if up else down.set())
+    asked = asyncio.create_task(engine.stats())  # may be under way when the child dies
+    os.kill(engine.pid, signal.SIGKILL)
+    try:
+        await down.wait()
+        assert await engine.stats() == replace(before, restarting=True)
+        assert (await asked).cache == before.cache
+    finally:
+        go.set()
+    assert await _stats_when_up(engine) == replace(before, restarting=False)
+
+
+async def test_statistics_of_a_child_that_hangs_are_the_last_known(
+    engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await engine.stats()
+    monkeypatch.setattr(process_engine, "_STATS_SECONDS", 0.05)
+    os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        assert await engine.stats() == before
+    finally:
+        os.kill(engine.pid, signal.SIGCONT)
 
 
 async def test_a_request_over_which_the_engine_dies_again_and_again_is_given_up(
@@ -160,7 +203,7 @@ async def test_an_engine_whose_children_all_die_says_so_and_ends(
         await _interrupted(engine, signal.SIGKILL)
     why = await waits
     assert isinstance(why, EngineClosed) and engine.failed is why
-    assert len(made) == process_engine._STARTS
+    assert len(made) == process_engine._MAX_STARTS
     with pytest.raises(EngineClosed, match="did not start"):
         await engine.stats()
 
@@ -186,14 +229,14 @@ async def test_what_cannot_be_sent_is_an_error_of_its_caller(engine: ProcessEngi
 def test_a_child_gives_signs_of_life_until_a_step_takes_too_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(process_worker, "_BEAT", 0.01)
+    monkeypatch.setattr(process_worker, "_HEARTBEAT_SECONDS", 0.01)
     ours, theirs = Pipe()
-    line = process_worker.Line(theirs)
-    line.begin()
+    link = process_worker.ParentLink(theirs)
+    link.start_heartbeat()
     for _ in range(5):  # nobody works for it meanwhile
         assert ours.poll(10) and ours.recv() == ("alive",)
-    monkeypatch.setattr(process_worker, "_LONGEST_STEP", 0.0)
+    monkeypatch.setattr(process_worker, "_MAX_STEP_SECONDS", 0.0)
     while ours.poll(0.5):
         ours.recv()
-    line._since = None  # it is idle
+    link._busy_since = None  # it is idle
     assert ours.poll(10)

@@ -70,7 +70,7 @@ def test_imported_kv_is_saved_after_it_is_written(run_core: Run, early: bool) ->
     core.handle(do.Lease("chat", 60.0, 1.0))
     run_core(core)
     core.handle(do.Sleep())  # what is on the device only is lost
-    core.handle(do.Wake())
+    core.handle(do.WakeUp())
     core.submit(_ask("b", "chat", range(35)))
     run_core(core)
     assert core.stats().cache.hit_host_tokens == 30
@@ -99,7 +99,7 @@ def _demoted(run_core: Run, **options: Any) -> tuple[EngineCore, TensorRunner]:
     core.submit(_ask("a", "chat", range(30)))
     run_core(core)
     core.handle(do.Sleep())
-    core.handle(do.Wake())
+    core.handle(do.WakeUp())
     return core, runner
 
 
@@ -213,7 +213,7 @@ def test_a_request_that_waits_for_a_copy_that_raises_is_answered(
     core.submit(GenerateRequest("a", "chat", tuple(prompt), params))
     run_core(core)
     core.handle(do.Sleep())
-    core.handle(do.Wake())
+    core.handle(do.WakeUp())
     monkeypatch.setattr(core._runner.host, "_carry_out", lambda copies: 1 / 0)
     core._runner.host._copier._work = core._runner.host._carry_out
     core.submit(GenerateRequest("b", "chat", (*prompt, 9), params))

@@ -239,7 +239,7 @@ class CacheMachine(RuleBasedStateMachine):
         if chance == 3:
             self.core.handle(do.Sleep())
             assert self.cache.stats().held_blocks == 0 and not self.cache.stats().leased_blocks
-            self.core.handle(do.Wake())
+            self.core.handle(do.WakeUp())
 
     @invariant()
     def accounting_is_exact(self) -> None:

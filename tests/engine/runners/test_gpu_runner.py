@@ -147,7 +147,7 @@ def test_an_engine_that_slept_or_was_updated_says_the_same(llama: Any, run_core:
     for _ in range(4):
         core.step()
     core.handle(do.Sleep())
-    core.handle(do.Wake())
+    core.handle(do.WakeUp())
     first = run_core(core)["a"]
     core.handle(do.UpdateWeights("again", folder=str(llama.folder)))
     core.submit(_ask("b", prompt))

@@ -16,7 +16,7 @@ RECORD = "drawloom.record"
 
 
 @dataclass(slots=True)
-class Record:
+class RequestRecord:
     """Facts about a request that only its handler knows.
 
     Attributes:
@@ -44,7 +44,7 @@ class Record:
 class AccessLog:
     """ASGI middleware that logs a request when its response has ended.
 
-    Handlers fill the `Record` at ``scope[RECORD]``. Probes are logged at DEBUG.
+    Handlers fill the `RequestRecord` at ``scope[RECORD]``. Probes are logged at DEBUG.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -55,7 +55,7 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         began, status = time.monotonic(), 0
-        record = Record()
+        record = RequestRecord()
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -79,4 +79,4 @@ def _plain(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in shown)
 
 
-__all__ = ["RECORD", "AccessLog", "Record"]
+__all__ = ["RECORD", "AccessLog", "RequestRecord"]

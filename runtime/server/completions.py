@@ -1,177 +1,213 @@
-"""`/v1/completions`: text or tokens in, text out, for harnesses that speak the older wire."""
+"""Text completions (`/v1/completions`): text or tokens in, text out."""
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from itertools import chain
 
 from drawloom.engine.api.engine import Delta, RequestUsage
-from drawloom.engine.sequence import FinishReason
 from drawloom.errors import ContextTooLong
 from drawloom.ids import new_id
-from drawloom.runtime.server.assembly import Event
-from drawloom.runtime.server.chat_completions import ServingContext, usage
+from drawloom.runtime.server import openai_encoding as encoding
 from drawloom.runtime.server.conversation import PlainRecord, TextRequest, packed
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.errors import HttpError, context_too_long
+from drawloom.runtime.server.openai_encoding import JsonObject
 from drawloom.runtime.server.openai_requests import CompletionRequest, check_ids
 from drawloom.runtime.server.prompting import in_pool
+from drawloom.runtime.server.serving_context import ServingContext
 
 
-class Completion:
-    """One request with its prompts. Made by `create`."""
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """Keep one prompt of a request.
 
-    @classmethod
-    async def create(
-        cls, context: ServingContext, asked: CompletionRequest, caller: Caller
-    ) -> "Completion":
-        """Check a request and read its prompts. Raises `HttpError` for what makes no sense or
-        cannot fit."""
-        job = cls(context, asked, caller)
-        job.prompts = await in_pool(job._prompts)
-        return job
+    Attributes:
+        given: its text as the request has it; None if the request has token ids.
+        text: the text of its tokens.
+    """
 
-    def __init__(self, context: ServingContext, asked: CompletionRequest, caller: Caller) -> None:
-        self.context, self.asked, self.caller = context, asked, caller
+    given: str | None
+    text: str
+    tokens: list[int]
+
+
+class CompletionStep:
+    """Run one request for text completions, one prompt and one choice after the other."""
+
+    _prompts: list[_Prompt]
+
+    def __init__(self, context: ServingContext, request: CompletionRequest, caller: Caller) -> None:
+        self._context, self._request, self._caller = context, request, caller
         self.id, self.created = new_id("cmpl"), int(time.time())
-        if asked.model and asked.model != context.model:
-            raise HttpError(
-                404, f"model {asked.model!r} is not context here; {context.model!r} is",
-                param="model", code="model_not_found",
-            )  # fmt: skip
-        self.prompts: list[tuple[str, list[int]]] = []
-        self.count = asked.choices
+        context.check_model(request.model)
         self._usages: list[RequestUsage] = []
 
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, context: ServingContext, request: CompletionRequest, caller: Caller
+    ) -> AsyncIterator["CompletionStep"]:
+        """Check a request and tokenise its prompts. Each prompt gets a session when its turn comes.
+
+        Raises:
+            HttpError: the request is invalid, or a prompt does not fit into the context.
+        """
+        step = cls(context, request, caller)
+        step._prompts = await in_pool(step._read_prompts)
+        yield step
+
+    @property
+    def program(self) -> str:
+        """The program's name for its client; empty if it has none."""
+        return self._caller.name or ""
+
     def usages(self) -> list[RequestUsage]:
-        """Return the usage of each choice that was computed to its end."""
+        """Return the usage of each choice that is complete."""
         return self._usages
 
-    def _prompts(self) -> list[tuple[str, list[int]]]:
-        """Return each prompt as text and as tokens."""
-        prompt: Any = self.asked.prompt
-        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
-            prompt = [prompt]
-        self.given = [p if isinstance(p, str) else None for p in prompt]
-        return [self._read(one) for one in prompt]
+    # --- prompts --------------------------------------------------------------------------
 
-    def _read(self, prompt: str | list[int]) -> tuple[str, list[int]]:
-        context = self.context
-        tokens = prompt if isinstance(prompt, list) else self._encoded(prompt)
+    def _read_prompts(self) -> list[_Prompt]:
+        prompt = self._request.prompt
+        if isinstance(prompt, str):
+            return [self._read(prompt)]
+        tokens = [one for one in prompt if isinstance(one, int)]
+        if tokens:
+            return [self._read(tokens)]
+        return [self._read(one) for one in prompt if not isinstance(one, int)]
+
+    def _read(self, prompt: str | list[int]) -> _Prompt:
+        context = self._context
+        tokens = prompt if isinstance(prompt, list) else self._encode(prompt)
         if not tokens:
             raise HttpError(400, "prompt: a prompt has no tokens", param="prompt")
         check_ids(tokens, context.tokenizer.size, "prompt")
         if context.max_context - len(tokens) < 1:
             raise context_too_long(len(tokens), context.max_context, "prompt")
-        return context.tokenizer.decode(tokens, special=True), tokens
+        given = prompt if isinstance(prompt, str) else None
+        return _Prompt(given, context.tokenizer.decode(tokens, special=True), tokens)
 
-    def _encoded(self, text: str) -> list[int]:
-        context = self.context
+    def _encode(self, text: str) -> list[int]:
+        context = self._context
         try:
-            if len(text) > context.prompter.most_bytes:
+            if len(text) > context.prompts.most_bytes:
                 raise ContextTooLong("more bytes than the context can hold")
-            context.prompter.check(text)
+            context.prompts.check(text)
         except ContextTooLong:
             raise context_too_long(None, context.max_context, "prompt") from None
         return context.tokenizer.encode_with_specials(text)
 
-    async def whole(self) -> Event:
-        choices: list[Event] = []
-        for text, tokens in self.prompts:
-            for sample in range(self.count):
-                deltas = [d async for d in self._stream(text, tokens, sample)]
-                choices.append(self._choice(len(choices), tokens, deltas))
-        found = usage(self._usages)
-        found["prompt_tokens"] = sum(len(tokens) for _, tokens in self.prompts)
-        found["total_tokens"] = found["prompt_tokens"] + found["completion_tokens"]
-        return self._about() | {"choices": choices, "usage": found}
+    # --- generating -----------------------------------------------------------------------
 
-    async def chunks(self) -> AsyncGenerator[Event, None]:
-        index = 0
-        for text, tokens in self.prompts:
-            for sample in range(self.count):
-                async with aclosing(self._stream(text, tokens, sample)) as deltas:
-                    async for delta in deltas:
-                        finish = _finish(delta)
-                        if delta.text or finish:
-                            choice = {"index": index, "text": delta.text, "finish_reason": finish}
-                            yield self._about() | {"choices": [choice]}
-                index += 1
-        options = self.asked.stream_options
-        if options is not None and options.include_usage:
-            yield self._about() | {"choices": [], "usage": usage(self._usages)}
+    async def _generate(self, prompt: _Prompt, sample: int) -> AsyncGenerator[Delta, None]:
+        """Generate one choice of a prompt in a session of its own.
 
-    async def _stream(
-        self, text: str, tokens: list[int], sample: int
-    ) -> AsyncGenerator[Delta, None]:
-        asked, programs = self.asked, self.context.sessions
-        session = programs.begin(self.caller, TextRequest(text))
-        session.tokens = tokens
-        wants = asked.logprobs is not None
-        said: list[int] = []
-        told, whole = text, False
+        Args:
+            sample: number of the choice among those of the prompt.
+        """
+        context, request, sessions = self._context, self._request, self._context.sessions
+        session = sessions.begin(self._caller, TextRequest(prompt.text))
+        session.tokens = prompt.tokens
+        wants_scores = request.logprobs is not None
+        sampled: list[int] = []
+        shown = [prompt.text]
+        record = None
         try:
-            params = asked.params(
-                self.context.max_context - len(tokens),
-                self.context.tokenizer.size,
-                logprobs=wants,
-                top_logprobs=asked.logprobs or 0,
-                score_from=1 if asked.echo and wants and len(tokens) > 1 else -1,
+            params = request.params(
+                context.max_context - len(prompt.tokens),
+                context.tokenizer.size,
+                logprobs=wants_scores,
+                top_logprobs=request.logprobs or 0,
+                score_from=1 if request.echo and wants_scores and len(prompt.tokens) > 1 else -1,
             )
             known = session.record.size if session.record is not None else 0
-            programs.submit(session, known, asked.priority or 0, asked.max_tokens or 0)
-            async with aclosing(programs.generate(session, params, None, sample=sample)) as deltas:
-                async for delta in deltas:
-                    said += delta.tokens
-                    told += delta.text
+            sessions.submit(session, known, request.priority or 0, request.max_tokens or 0)
+            deltas = sessions.generate(session, params, None, sample=sample)
+            async with aclosing(deltas) as stream:
+                async for delta in stream:
+                    sampled += delta.tokens
+                    shown.append(delta.text)
                     if delta.usage is not None:
                         self._usages.append(delta.usage)
-                        self.context.timings.observe(delta.usage, _finish(delta) or "stop")
+                        reason = encoding.finish_reason(delta.finish) or "stop"
+                        context.timings.observe(delta.usage, reason)
                     yield delta
-            whole = True
+            record = PlainRecord(
+                prompt.text + context.tokenizer.decode(sampled, special=True),
+                packed([*prompt.tokens, *sampled]),
+                shown="".join(shown),
+            )
         finally:
-            text += self.context.tokenizer.decode(said, special=True)
-            record = PlainRecord(text, packed([*tokens, *said]), told=told) if whole else None
-            programs.finish(session, record)
+            sessions.finish(session, record)
 
-    def _choice(self, index: int, prompt: list[int], deltas: list[Delta]) -> Event:
-        said = [t for d in deltas for t in d.tokens]
-        text = "".join(d.text for d in deltas)
-        tokens = [*prompt, *said] if self.asked.echo else said
-        hidden = 0  # characters of tokens that were put before the text that was given
-        if self.asked.echo:
-            whole = self.context.tokenizer.decode(prompt, special=True)
-            given = self.given[index // self.count]
-            given = whole if given is None else given
-            text, hidden = given + text, max(0, len(whole) - len(given))
-        choice: Event = {"index": index, "text": text, "finish_reason": _finish(deltas[-1])}
-        if self.asked.logprobs is not None:
-            scored: list[float | None] = [None, *deltas[-1].scores] if self.asked.echo else []
-            values = scored + [p for d in deltas for p in d.logprobs]
-            tops = [dict(self._named(top)) for d in deltas for top in d.tops]
-            words = [self.context.tokenizer.decode([t], special=True) for t in tokens]
-            choice["logprobs"] = {
-                "tokens": words,
-                "token_logprobs": values,
-                "top_logprobs": [None] * len(scored) + tops if self.asked.logprobs else None,
-                "text_offset": [
-                    max(0, sum(map(len, words[:i])) - hidden) for i in range(len(words))
-                ],
-            }
+    # --- encoding -------------------------------------------------------------------------
+
+    async def whole(self) -> JsonObject:
+        """Generate all choices and return them as one JSON object."""
+        choices: list[JsonObject] = []
+        for prompt in self._prompts:
+            for sample in range(self._request.choices):
+                deltas = [delta async for delta in self._generate(prompt, sample)]
+                choices.append(self._choice(len(choices), prompt, deltas))
+        return self._about() | {"choices": choices, "usage": self._usage()}
+
+    async def chunks(self) -> AsyncGenerator[JsonObject, None]:
+        """Generate all choices; yield the JSON objects of their stream."""
+        index = 0
+        for prompt in self._prompts:
+            for sample in range(self._request.choices):
+                async with aclosing(self._generate(prompt, sample)) as deltas:
+                    async for delta in deltas:
+                        if delta.text or delta.finish is not None:
+                            choice = encoding.text_choice(index, delta.text, delta.finish)
+                            yield self._about() | {"choices": [choice]}
+                index += 1
+        options = self._request.stream_options
+        if options is not None and options.include_usage:
+            yield self._about() | {"choices": [], "usage": self._usage()}
+
+    def _usage(self) -> JsonObject:
+        return encoding.usage(self._usages, sum(len(prompt.tokens) for prompt in self._prompts))
+
+    def _choice(self, index: int, prompt: _Prompt, deltas: list[Delta]) -> JsonObject:
+        text, hidden = "".join(delta.text for delta in deltas), 0
+        if self._request.echo:
+            given = prompt.text if prompt.given is None else prompt.given
+            text, hidden = given + text, max(0, len(prompt.text) - len(given))
+        choice = encoding.text_choice(index, text, deltas[-1].finish)
+        if self._request.logprobs is not None:
+            choice["logprobs"] = self._scores(prompt, deltas, hidden)
         return choice
 
-    def _named(self, top: tuple[tuple[int, float], ...]) -> list[tuple[str, float]]:
-        return [(self.context.tokenizer.decode([t], special=True), p) for t, p in top]
+    def _scores(self, prompt: _Prompt, deltas: list[Delta], hidden: int) -> JsonObject:
+        tokens = list(chain.from_iterable(delta.tokens for delta in deltas))
+        logprobs: list[float | None] = list(chain.from_iterable(d.logprobs for d in deltas))
+        tops: list[dict[str, float] | None] = [
+            {self._token_text(token): value for token, value in top}
+            for delta in deltas
+            for top in delta.tops
+        ]
+        if self._request.echo:
+            scored: list[float | None] = [None, *deltas[-1].scores]
+            tokens, logprobs = prompt.tokens + tokens, scored + logprobs
+            tops = [*(None for _ in scored), *tops]
+        words = [self._token_text(token) for token in tokens]
+        return encoding.text_scores(
+            words, logprobs, tops if self._request.logprobs else None, hidden
+        )
 
-    def _about(self) -> Event:
-        about = {"id": self.id, "object": "text_completion", "created": self.created}
-        return about | {"model": self.context.model}
+    def _token_text(self, token: int) -> str:
+        return self._context.tokenizer.decode([token], special=True)
+
+    def _about(self) -> JsonObject:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self._context.model,
+        }
 
 
-def _finish(delta: Delta) -> str | None:
-    if delta.finish is None:
-        return None
-    return "length" if delta.finish is FinishReason.LENGTH else "stop"
-
-
-__all__ = ["Completion"]
+__all__ = ["CompletionStep"]

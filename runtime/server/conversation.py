@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from drawloom.prompts import Prompt
-from drawloom.runtime.server.assembly import PlainParser
+from drawloom.runtime.server.answer import PlainParser
 from drawloom.runtime.server.history import Entry, beginning, read_entry
 from drawloom.runtime.server.openai_requests import Message
 from drawloom.tools.parsers import Parser
@@ -23,7 +23,7 @@ def packed(tokens: Iterable[int]) -> "array[int]":
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RecordedAnswer:
     """An answer as the client was told it, and as it was sampled.
 
     Attributes:
@@ -66,7 +66,7 @@ class Record:
     prompt: Prompt
     tokens: "array[int]"
     marks: tuple[Mark, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[RecordedAnswer, ...]
     broken: bool = False
 
     @property
@@ -88,14 +88,14 @@ class PlainRecord:
     """A conversation by `/v1/completions`: text and its tokens, the answer included.
 
     Attributes:
-        told: the same as far as the client was told it: without special tokens in the answer, nor
+        shown: the same as far as the client was told it: without special tokens in the answer, nor
             a stop string behind it.
     """
 
     text: str
     tokens: "array[int]"
     start: bytes = b""
-    told: str = ""
+    shown: str = ""
 
     @property
     def issued_calls(self) -> set[str]:
@@ -122,7 +122,7 @@ class Match:
     """
 
     agreed: int = 0
-    answer: Answer | None = None
+    answer: RecordedAnswer | None = None
     whole: bool = False
     rewritten: bool = False
     replaced: bool = False
@@ -157,7 +157,7 @@ class TextRequest:
         all that its client was told."""
         if not isinstance(record, PlainRecord):
             return Match()
-        known = [text for text in (record.text, record.told) if text]
+        known = [text for text in (record.text, record.shown) if text]
         agreed = max((len(text) for text in known if self.text.startswith(text)), default=0)
         return Match(agreed, whole=agreed > 0)
 
@@ -223,7 +223,7 @@ class ChatTurn:
             known += (next(filter(self.entries[told].same, forms)),)
         return (*known, *self.entries[match.agreed :])
 
-    def _answer(self, record: Record) -> Answer | None:
+    def _answer(self, record: Record) -> RecordedAnswer | None:
         at = len(record.entries)
         if at >= len(self.entries):
             return None
@@ -255,12 +255,12 @@ def _ids(entry: Entry) -> set[str]:
 
 
 __all__ = [
-    "Answer",
     "ChatTurn",
     "Mark",
     "Match",
     "PlainRecord",
     "Record",
+    "RecordedAnswer",
     "Request",
     "TextRequest",
     "packed",

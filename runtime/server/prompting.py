@@ -22,9 +22,10 @@ from drawloom.engine.sequence import FinishReason
 from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import ConfigError, ContextTooLong
 from drawloom.prompts import Prompt, clip
-from drawloom.runtime.server.assembly import Assembly
-from drawloom.runtime.server.conversation import Answer, ChatTurn, Mark, Match, Record
+from drawloom.runtime.server.answer import Answer
+from drawloom.runtime.server.conversation import ChatTurn, Mark, Match, Record, RecordedAnswer
 from drawloom.runtime.server.history import Entry, read_entry
+from drawloom.runtime.server.openai_encoding import message
 from drawloom.runtime.server.openai_requests import Message
 from drawloom.tools.chat_template import ChatTemplate
 
@@ -42,7 +43,7 @@ async def in_pool(work: Callable[..., T], *arguments: Any) -> T:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted:
+class BuiltPrompt:
     """A prompt with its tokens, of which the first `known` are taken from a record."""
 
     messages: tuple[dict[str, Any], ...]
@@ -52,7 +53,7 @@ class Prompted:
     known: int
 
 
-class Prompter:
+class PromptBuilder:
     """Renders and encodes prompts for one model. Thread-safe.
 
     Args:
@@ -63,9 +64,9 @@ class Prompter:
         self.template, self.tokenizer, self.limit = template, tokenizer, limit
         self.most_bytes = limit * tokenizer.longest()
 
-    def make(
+    def build(
         self, turn: ChatTurn, tools: list[dict[str, Any]], record: Record | None, match: Match
-    ) -> Prompted:
+    ) -> BuiltPrompt:
         """Return the prompt of a request that agrees so far with a record.
 
         Raises `ConfigError` for messages that the template refuses, `ContextTooLong`.
@@ -81,7 +82,7 @@ class Prompter:
         known = len(tokens)
         tokens += self.encode(prompt.after(at))
         end = Mark(len(messages), len(prompt.text), len(tokens))
-        return Prompted(messages, prompt, tokens, (*marks, end), known)
+        return BuiltPrompt(messages, prompt, tokens, (*marks, end), known)
 
     def check(self, text: str | Prompt) -> None:
         """Raise `ContextTooLong` for what is far too long, before much memory is spent on it."""
@@ -130,7 +131,7 @@ class Prompter:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]],
         record: Record,
-        answer: Answer,
+        answer: RecordedAnswer,
     ) -> tuple[int, list[int]] | None:
         """Return where the answer ends in a prompt that shows all of it, and its tokens."""
         start = len(record.prompt.text)
@@ -151,7 +152,7 @@ class Prompter:
                 return (at, sampled.through(end)) if same else None
         return None
 
-    def _same(self, shown: str, answer: Answer, alone: Callable[[], str]) -> bool:
+    def _same(self, shown: str, answer: RecordedAnswer, alone: Callable[[], str]) -> bool:
         """Tell whether a text of the template means all that an answer does, its thought included,
         or at least all that the template ever shows of it."""
         entry = _parsed(shown, answer)
@@ -170,7 +171,7 @@ class Prompter:
             return ""
         return prompt.text[start : max(start, _own(prompt, end, start))]
 
-    def _sampled(self, answer: Answer) -> "_Sampled":
+    def _sampled(self, answer: RecordedAnswer) -> "_Sampled":
         """Return the tokens of what the client was told, without those behind a stop string."""
         ids, told = list(answer.tokens), answer.text
 
@@ -217,11 +218,11 @@ def _own(prompt: Prompt, word: str, start: int) -> int:
     return at
 
 
-def _parsed(text: str, answer: Answer) -> Entry:
+def _parsed(text: str, answer: RecordedAnswer) -> Entry:
     """Read the text of an answer as the answer itself was read."""
-    assembly = Assembly(0, "", answer.parser(), calls=answer.calls)
-    assembly.feed(Delta("", (), text, finish=FinishReason.STOP))
-    return read_entry(Message.model_validate(assembly.message))
+    parsed = Answer(0, "", answer.parser(), calls=answer.calls)
+    parsed.feed(Delta("", (), text, finish=FinishReason.STOP))
+    return read_entry(Message.model_validate(message(parsed)))
 
 
 def _begins(prompt: Prompt, known: Prompt, at: int) -> bool:
@@ -230,4 +231,4 @@ def _begins(prompt: Prompt, known: Prompt, at: int) -> bool:
     return same and clip(prompt.contents, 0, at) == clip(known.contents, 0, at)
 
 
-__all__ = ["Prompted", "Prompter", "in_pool"]
+__all__ = ["BuiltPrompt", "PromptBuilder", "in_pool"]

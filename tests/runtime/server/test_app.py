@@ -608,7 +608,7 @@ async def test_what_begins_as_a_busy_conversation_did_is_a_fork_of_it(tiny: Any)
         messages = [*trunk["messages"], said, {"role": "user", "content": way}]
         turn = ChatTurn.read([Message.model_validate(m) for m in messages])
         session = programs.begin(Caller(name="p"), turn)
-        made = server.context.prompter.make(turn, [], session.record, session.match)
+        made = server.context.prompts.build(turn, [], session.record, session.match)
         session.tokens = made.tokens
         programs.submit(session, made.known, 0)
         opened.append(session)

@@ -6,6 +6,7 @@ import gc
 import json
 import weakref
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from tokenizers import Tokenizer as Library
 from drawloom.engine.api.engine import Delta, EngineInfo, RequestUsage
 from drawloom.engine.sequence import FinishReason
 from drawloom.engine.text.tokenizer import Tokenizer
-from drawloom.runtime.server.chat_completions import ChatCompletion, ServingContext
+from drawloom.runtime.server.chat_completions import ChatStep
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.history import canonical, read_entry
 from drawloom.runtime.server.metrics import Timings
+from drawloom.runtime.server.openai_encoding import message
 from drawloom.runtime.server.openai_requests import ChatRequest, Message
+from drawloom.runtime.server.serving_context import ServingContext
 from drawloom.runtime.server.sessions import Session, SessionTable
 from drawloom.tools.chat_template import ChatTemplate
 from drawloom.tools.tool_call import new_call_id
@@ -143,13 +146,13 @@ class _Server:
         end: str | None = None,
         finish: FinishReason = FinishReason.STOP,
         **options: Any,
-    ) -> tuple[Json, ChatCompletion]:
+    ) -> tuple[Json, ChatStep]:
         """Return the message that answers `messages`, and the request."""
         asked = ChatRequest.model_validate({"messages": messages, **options})
-        job = await ChatCompletion.create(self.context, asked, caller or Caller())
         self.sessions.script, self.sessions.reason = said, finish
         self.sessions.closing = self.end if end is None else end
-        whole = await job.whole()
+        async with ChatStep.open(self.context, asked, caller or Caller()) as job:
+            whole = await job.whole()
         return whole["choices"][0]["message"], job
 
 
@@ -268,7 +271,7 @@ def test_a_history_written_anew_is_the_same_conversation(
         server, caller = _Server(template), Caller(name="p" if named else None)
         messages: list[Json] = [{"role": "system", "content": "Be brief."}] * draw(st.booleans())
         messages += [{"role": "user", "content": draw(WORDS) + "?"}]
-        before: ChatCompletion | None = None
+        before: ChatStep | None = None
         for _ in range(3):
             most = 1 if template == "llama3_2" else 2
             calls = draw(st.lists(ARGUMENTS, max_size=most))
@@ -276,15 +279,15 @@ def test_a_history_written_anew_is_the_same_conversation(
             sent = _rewritten(draw, messages)
             answer, job = await server.ask(sent, said, caller, tools=[TOOL])
             if before is not None:
-                known = [*before.prompted.tokens, *before.choices[0].ids]
+                known = [*before.prompt.tokens, *before.choices[0].tokens]
                 assert job.session.conversation is before.session.conversation
-                shown = job.prompted.prompt.text
+                shown = job.prompt.prompt.text
                 if template not in ("hermes", "mistral") or shown.startswith(
-                    before.prompted.prompt.text  # these two write the end of a chat otherwise
+                    before.prompt.prompt.text  # these two write the end of a chat otherwise
                 ):
-                    assert job.prompted.tokens[: len(known)] == known
-                    assert job.prompted.known == len(known)
-                assert TOKENIZER.decode(job.prompted.tokens, special=True).endswith(shown[-20:])
+                    assert job.prompt.tokens[: len(known)] == known
+                    assert job.prompt.known == len(known)
+                assert TOKENIZER.decode(job.prompt.tokens, special=True).endswith(shown[-20:])
             before = job
             messages = [*messages, answer]
             for call in answer.get("tool_calls", ()):
@@ -309,8 +312,8 @@ def _result(answer: Json, text: str = "there") -> Json:
     return {"role": "tool", "content": text, "tool_call_id": answer["tool_calls"][0]["id"]}
 
 
-def _shown(job: ChatCompletion) -> str:
-    return TOKENIZER.decode(job.prompted.tokens, special=True)
+def _shown(job: ChatStep) -> str:
+    return TOKENIZER.decode(job.prompt.tokens, special=True)
 
 
 def test_a_thought_that_the_template_leaves_out_is_left_out() -> None:
@@ -321,9 +324,9 @@ def test_a_thought_that_the_template_leaves_out_is_left_out() -> None:
         messages = [QUESTION, answer, {"role": "user", "content": "Why?"}]
         _, second = await server.ask(messages, "Because.")
         assert second.session.conversation is first.session.conversation
-        assert second.prompted.known == len(first.prompted.tokens)
-        assert "hm" in "".join(first.choices[0].text) and "hm" not in _shown(second)
-        assert _shown(second) == second.prompted.prompt.text
+        assert second.prompt.known == len(first.prompt.tokens)
+        assert "hm" in first.choices[0].text and "hm" not in _shown(second)
+        assert _shown(second) == second.prompt.prompt.text
         await server.sessions.close()
 
     _run(talk())
@@ -339,7 +342,7 @@ def test_what_follows_a_stop_string_is_not_in_the_next_prompt() -> None:
         assert second.session.conversation is first.session.conversation
         assert "made" not in _shown(second)
         assert _shown(second).count("Observation") == 1
-        assert second.prompted.known >= len(first.prompted.tokens) + len(TOKENIZER.encode(told))
+        assert second.prompt.known >= len(first.prompt.tokens) + len(TOKENIZER.encode(told))
         await server.sessions.close()
 
     _run(talk())
@@ -372,7 +375,7 @@ def test_calls_that_come_back_as_text_are_one_program(template: str) -> None:
             answer, job = await server.ask(messages, f"Step.\n{CALL}", tools=[TOOL])
             if before is not None:
                 assert job.session.conversation is before.session.conversation
-                assert job.prompted.known >= len(before.prompted.tokens)
+                assert job.prompt.known >= len(before.prompt.tokens)
             before, (call,) = job, answer["tool_calls"]
             function = {"name": "get", "arguments": json.loads(call["function"]["arguments"])}
             told = [{"id": call["id"], "type": "function", "function": function}]
@@ -401,8 +404,8 @@ def test_a_step_that_its_client_takes_back_belongs_to_the_program() -> None:
         messages[-1] = {"role": "user", "content": "Observation: 4\nError: no such tool"}
         _, third = await server.ask(messages, CALL, tools=[TOOL])
         assert first.session.program is second.session.program is third.session.program
-        assert third.prompted.known >= len(first.prompted.tokens)
-        assert _shown(third) == third.prompted.prompt.text
+        assert third.prompt.known >= len(first.prompt.tokens)
+        assert _shown(third) == third.prompt.prompt.text
         await server.sessions.close()
 
     _run(talk())
@@ -418,12 +421,12 @@ def test_other_tools_and_another_system_message_are_what_the_model_sees() -> Non
         other = copy.deepcopy(TOOL)
         other["function"]["name"] = "put"  # type: ignore[index]
         answer, second = await server.ask(messages, "So.", caller, tools=[TOOL, other])
-        assert _shown(second) == second.prompted.prompt.text
+        assert _shown(second) == second.prompt.prompt.text
         assert '"put"' in _shown(second)
         messages = [{"role": "system", "content": "Two."}, *messages[1:], answer, QUESTION]
         _, third = await server.ask(messages, "So.", caller, tools=[TOOL])
         assert "Two." in _shown(third) and "One." not in _shown(third)
-        assert _shown(third) == third.prompted.prompt.text
+        assert _shown(third) == third.prompt.prompt.text
         assert len(second.session.program.conversations) == 1  # none is left behind
         await server.sessions.close()
 
@@ -453,7 +456,7 @@ def test_any_of_several_choices_may_be_gone_on_from() -> None:
         _, first = await server.ask([QUESTION], "same", n=2)
         record: Any = first.session.conversation.record
         assert len(record.answers) == 2
-        answer = first.choices[1].message
+        answer = message(first.choices[1])
         _, second = await server.ask([QUESTION, answer, QUESTION], "So.")
         assert second.session.conversation is first.session.conversation
         await server.sessions.close()
@@ -467,13 +470,12 @@ def test_who_asks_again_takes_up_what_broke_off() -> None:
         answer, first = await server.ask([QUESTION], "one")
         messages = [QUESTION, answer, {"role": "user", "content": "two?"}]
         server.sessions.script = "a long answer"
-        job = await ChatCompletion.create(
-            server.context, ChatRequest.model_validate({"messages": messages}), Caller()
-        )
-        stream = job.chunks()
-        for _ in range(4):
-            await anext(stream)
-        await stream.aclose()
+        asked = ChatRequest.model_validate({"messages": messages})
+        async with ChatStep.open(server.context, asked, Caller()) as job:
+            stream = job.chunks()
+            for _ in range(4):
+                await anext(stream)
+            await stream.aclose()
         _, again = await server.ask(messages, "two")
         assert job.session.conversation is again.session.conversation is first.session.conversation
         said = {"role": "assistant", "content": "two"}
@@ -498,7 +500,7 @@ def test_a_named_program_keeps_no_conversation_that_was_superseded() -> None:
         branch = [QUESTION, edited[1], {"role": "user", "content": "Or?"}]
         _, sibling = await server.ask(branch, "four", caller)
         assert sibling.session.conversation is other.session.conversation
-        assert sibling.prompted.known >= len(TOKENIZER.encode("what I made of it"))
+        assert sibling.prompt.known >= len(TOKENIZER.encode("what I made of it"))
         anew = [{"role": "user", "content": "Something else?"}]
         _, last = await server.ask(anew, "five", caller)
         assert last.session.conversation is other.session.conversation
@@ -519,7 +521,7 @@ def test_a_program_that_goes_on_with_what_it_seemed_to_give_up_has_several_conve
         )  # for all that is known, it is given up
         _, again = await server.ask([QUESTION, answer, QUESTION], "So.", caller)
         assert again.session.conversation is not main.session.conversation
-        assert again.prompted.known >= len(main.prompted.tokens)
+        assert again.prompt.known >= len(main.prompt.tokens)
         _, other = await server.ask([*task, result, QUESTION], "Done again.", caller)
         assert other.session.conversation is part.session.conversation
         _, third = await server.ask([{"role": "user", "content": "And?"}], "Three.", caller)
@@ -535,9 +537,11 @@ def test_requests_at_a_time_are_conversations_of_their_own() -> None:
         server, caller = _Server("qwen2_5"), Caller(name="p")
         turns = [[{"role": "user", "content": word}] for word in "abc"]
         asked = [ChatRequest.model_validate({"messages": turn}) for turn in turns]
-        jobs = [await ChatCompletion.create(server.context, one, caller) for one in asked]
-        for job in jobs:
-            await job.whole()
+        async with AsyncExitStack() as stack:
+            opening = [ChatStep.open(server.context, one, caller) for one in asked]
+            jobs = [await stack.enter_async_context(one) for one in opening]
+            for job in jobs:
+                await job.whole()
         _, other = await server.ask([QUESTION], "yes", caller)
         assert len({job.session.conversation.name for job in [*jobs, other]}) == 4
         assert len(other.session.program.current_conversations) == 4
@@ -555,7 +559,7 @@ def test_an_answer_that_went_on_past_its_end_stays_as_it_was_sampled(template: s
         assert end not in answer["content"]
         _, second = await server.ask([QUESTION, answer, QUESTION], "So.")
         assert second.session.conversation is first.session.conversation
-        assert second.prompted.known == len(first.prompted.tokens) + len(TOKENIZER.encode(said))
+        assert second.prompt.known == len(first.prompt.tokens) + len(TOKENIZER.encode(said))
         await server.sessions.close()
 
     _run(talk())
@@ -596,13 +600,15 @@ def test_what_is_shared_with_a_busy_conversation_is_known_to_its_fork() -> None:
         answer, first = await server.ask([QUESTION], CALL, caller, tools=[TOOL])
         messages = [QUESTION, answer, _result(answer)]
         asked = ChatRequest.model_validate({"messages": messages, "tools": [TOOL]})
-        jobs = [await ChatCompletion.create(server.context, asked, caller) for _ in range(3)]
-        known = [*first.prompted.tokens, *first.choices[0].ids]
-        assert jobs[0].session.parent is None
-        assert [job.session.parent for job in jobs[1:]] == [first.session.conversation] * 2
-        assert all(job.prompted.tokens[: len(known)] == known for job in jobs)
-        for job in jobs:
-            await job.whole()
+        async with AsyncExitStack() as stack:
+            opening = [ChatStep.open(server.context, asked, caller) for _ in range(3)]
+            jobs = [await stack.enter_async_context(one) for one in opening]
+            known = [*first.prompt.tokens, *first.choices[0].tokens]
+            assert jobs[0].session.parent is None
+            assert [job.session.parent for job in jobs[1:]] == [first.session.conversation] * 2
+            assert all(job.prompt.tokens[: len(known)] == known for job in jobs)
+            for job in jobs:
+                await job.whole()
         await server.sessions.close()
 
     _run(talk())

@@ -12,7 +12,7 @@ from drawloom.errors import ContextTooLong
 from drawloom.prompts import Prompt
 from drawloom.runtime.dispatch.backends import tiny_model
 from drawloom.runtime.server.app import Server
-from drawloom.runtime.server.prompting import Prompter
+from drawloom.runtime.server.prompting import PromptBuilder
 from drawloom.tools.chat_template import ChatTemplate
 
 
@@ -26,23 +26,23 @@ class _Counting(Tokenizer):
         return super().encode(text)
 
 
-def _prompter(limit: int) -> tuple[Prompter, _Counting]:
+def _prompts(limit: int) -> tuple[PromptBuilder, _Counting]:
     tokenizer = _Counting.load(tiny_model())
     assert isinstance(tokenizer, _Counting)
-    return Prompter(ChatTemplate.load(tiny_model()), tokenizer, limit), tokenizer
+    return PromptBuilder(ChatTemplate.load(tiny_model()), tokenizer, limit), tokenizer
 
 
 def test_of_a_text_that_is_far_too_long_little_is_encoded() -> None:
-    prompter, tokenizer = _prompter(1000)
+    prompts, tokenizer = _prompts(1000)
     with pytest.raises(ContextTooLong):
-        prompter.check("word " * 400_000)
+        prompts.check("word " * 400_000)
     assert tokenizer.characters < 200_000
 
 
 def test_a_long_text_that_fits_has_the_tokens_of_the_whole() -> None:
-    prompter, tokenizer = _prompter(1_000_000)
+    prompts, tokenizer = _prompts(1_000_000)
     text = "word of some length " * 10_000
-    assert prompter.encode(Prompt(text)) == tokenizer.encode(text)
+    assert prompts.encode(Prompt(text)) == tokenizer.encode(text)
 
 
 def test_no_token_stands_for_more_bytes_than_the_longest() -> None:
@@ -84,7 +84,7 @@ async def test_what_cannot_fit_is_refused_unseen(
     error = answer.json()["error"]
     assert error["code"] == "context_length_exceeded"
     assert f"maximum context length is {server.info.max_context} tokens" in error["message"]
-    assert len(server.programs) == 0
+    assert len(server.sessions) == 0
 
 
 async def test_others_are_answered_while_a_prompt_is_made(
@@ -125,5 +125,5 @@ async def test_a_prompt_that_fails_leaves_no_program(
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(ChatTemplate, "render", fails)
         await client.post("/v1/chat/completions", json=_body("hello"))
-    assert len(server.programs) == 0
+    assert len(server.sessions) == 0
     assert (await client.post("/v1/chat/completions", json=_body("hello"))).status_code == 200

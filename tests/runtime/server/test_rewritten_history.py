@@ -10,7 +10,7 @@ from drawloom.engine.config import EngineConfig
 from drawloom.runtime.scheduler.events import ConversationEnded, StepReady
 from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server.app import Server
-from drawloom.runtime.server.chat_completions import ChatCompletion
+from drawloom.runtime.server.chat_completions import ChatStep
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.openai_requests import ChatRequest
 
@@ -47,11 +47,11 @@ class _Client:
             self.messages = [{"role": "user", "content": f"Another task: {self.turns}."}]
 
 
-async def _ask(server: Server, client: _Client, caller: Caller) -> tuple[ChatCompletion, str]:
+async def _ask(server: Server, client: _Client, caller: Caller) -> tuple[ChatStep, str]:
     asked = {"messages": client.messages, "max_tokens": 12, "temperature": 0, "ignore_eos": True}
     request = ChatRequest.model_validate(asked)
-    job = await ChatCompletion.create(server.context, request, caller)
-    answer = await job.whole()
+    async with ChatStep.open(server.context, request, caller) as job:
+        answer = await job.whole()
     await server.dispatcher.settle()
     return job, str(answer["choices"][0]["message"]["content"])
 
@@ -87,7 +87,7 @@ def test_a_client_of_one_conversation_at_a_time_holds_one_however_it_treats_its_
             for way, back in ways:
                 known = len(server.sessions)
                 job, said = await _ask(server, client, caller)
-                tokens = [*job.prompted.tokens, *job.choices[0].ids]
+                tokens = [*job.prompt.tokens, *job.choices[0].tokens]
                 if named:
                     usage = job.usages()[0]
                     found = min(_common(held[:-1], tokens), usage.prompt_tokens - 1)
@@ -126,5 +126,5 @@ async def test_a_client_that_rewrites_takes_nothing_from_one_that_waits() -> Non
             rewriting.messages[-1] = {"role": "user", "content": f"{turn} " + "word " * 60}
         waiting.next("goes on", said, 0)
         again, _ = await _ask(server, waiting, Caller(name="waiting"))
-        assert again.usages()[0].cached_tokens >= len(first.prompted.tokens)
+        assert again.usages()[0].cached_tokens >= len(first.prompt.tokens)
         await server.close()

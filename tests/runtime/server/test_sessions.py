@@ -14,10 +14,10 @@ from drawloom.runtime.scheduler.events import ConversationEnded, ProgramEnded, P
 from drawloom.runtime.server import directory
 from drawloom.runtime.server import sessions as module
 from drawloom.runtime.server.conversation import (
-    Answer,
     ChatTurn,
     PlainRecord,
     Record,
+    RecordedAnswer,
     TextRequest,
     packed,
 )
@@ -68,7 +68,9 @@ def _turn(messages: list[dict[str, Any]]) -> ChatTurn:
 
 def _record(session: Session, turn: ChatTurn, message: dict[str, Any]) -> Record:
     said = Message.model_validate(message)
-    answer = Answer((read_entry(said),), said.rendered(), packed([7]), str(message["content"]))
+    answer = RecordedAnswer(
+        (read_entry(said),), said.rendered(), packed([7]), str(message["content"])
+    )
     record = session.record if isinstance(session.record, Record) else None
     entries = turn.continued(record, session.match)
     return Record(entries, turn.messages, Prompt(""), packed([1, 2, 3]), (), (answer,))
@@ -290,7 +292,7 @@ async def test_text_that_begins_with_what_was_told_is_the_next_turn(told: str) -
     prompt = "Question\n"
     session = programs.begin(Caller(), TextRequest(prompt))
     sampled = f"{prompt}{told}<|end|>: made"
-    programs.finish(session, PlainRecord(sampled, packed([1, 2]), told=prompt + told))
+    programs.finish(session, PlainRecord(sampled, packed([1, 2]), shown=prompt + told))
     for text in (sampled, prompt + told):
         again = programs.begin(Caller(), TextRequest(text + "\nObservation: 4"))
         assert again.conversation is session.conversation and again.match.whole

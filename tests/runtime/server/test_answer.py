@@ -10,7 +10,13 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from drawloom.engine.api.engine import Delta, RequestUsage
 from drawloom.engine.sequence import FinishReason
-from drawloom.runtime.server.assembly import Assembly, Event, PlainParser
+from drawloom.runtime.server.answer import Answer, PlainParser
+from drawloom.runtime.server.openai_encoding import (
+    JsonObject,
+    chat_choice,
+    chat_chunk_choices,
+    message,
+)
 from drawloom.tools.parsers import PARSERS, Parser, ReasoningParser, make_parser
 
 ABOUT = {"id": "chatcmpl-1", "created": 1, "model": "m"}
@@ -58,9 +64,13 @@ def _parser(name: str, reasoning: bool) -> Parser:
     return ReasoningParser(parser) if reasoning else parser
 
 
-def _assembly(name: str, reasoning: bool, logprobs: bool, several: bool = True) -> Assembly:
-    parser, spell = _parser(name, reasoning), str if logprobs else None
-    return Assembly(0, "t", parser, calls=name != "none", several=several, spell=spell)
+def _answer(name: str, reasoning: bool, logprobs: bool, several: bool = True) -> Answer:
+    parser, text = _parser(name, reasoning), str if logprobs else None
+    return Answer(0, "t", parser, calls=name != "none", several=several, token_text=text)
+
+
+def _chunks(answer: Answer, deltas: list[Delta]) -> list[JsonObject]:
+    return [choice for d in deltas for choice in chat_chunk_choices(0, answer.feed(d))]
 
 
 def _deltas(parts: list[str], finish: FinishReason) -> list[Delta]:
@@ -71,7 +81,7 @@ def _deltas(parts: list[str], finish: FinishReason) -> list[Delta]:
     return [*deltas, Delta("r", (99,), "", (-0.1,), finish, usage)]
 
 
-def _by_sdk(chunks: list[Event]) -> Event:
+def _by_sdk(chunks: list[JsonObject]) -> JsonObject:
     state = ChatCompletionStreamState()
     for chunk in chunks:
         about = ABOUT | {"object": "chat.completion.chunk", "choices": [chunk]}
@@ -79,7 +89,7 @@ def _by_sdk(chunks: list[Event]) -> Event:
     return state.current_completion_snapshot.choices[0].model_dump()
 
 
-def _plain(choice: Event) -> Event:
+def _plain(choice: JsonObject) -> JsonObject:
     """Return the fields that a client reads, without what the SDK adds for parsing."""
     message, logprobs = choice["message"], choice["logprobs"]
     calls = message.get("tool_calls") or []
@@ -115,9 +125,9 @@ def test_a_stream_adds_up_to_the_whole_for_every_parser_and_cut(
     text = text[: data.draw(st.integers(0, len(text)), "end")]
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=12), "cuts"))
     parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    assembly = _assembly(name, reasoning, logprobs, several)
-    chunks = [c for delta in _deltas(parts, finish) for c in assembly.feed(delta)]
-    whole = assembly.whole()
+    answer = _answer(name, reasoning, logprobs, several)
+    chunks = _chunks(answer, _deltas(parts, finish))
+    whole = chat_choice(answer)
     about = ABOUT | {"object": "chat.completion", "choices": [whole]}
     read = ChatCompletion.model_validate(about).choices[0].model_dump()
     assert _plain(_by_sdk(chunks)) == _plain(read) == _plain(whole)
@@ -143,38 +153,36 @@ def test_a_stream_adds_up_to_the_whole_for_every_parser_and_cut(
     ],
 )
 def test_white_space_around_calls_is_no_content(name: str, text: str) -> None:
-    assembly = _assembly(name, False, False)
-    chunks = [
-        c for d in _deltas(list(text.format("\n")), FinishReason.STOP) for c in assembly.feed(d)
-    ]
-    assert assembly.message["content"] is None
-    assert [c["function"]["name"] for c in assembly.message["tool_calls"]] == ["f"]
+    answer = _answer(name, False, False)
+    chunks = _chunks(answer, _deltas(list(text.format("\n")), FinishReason.STOP))
+    assert message(answer)["content"] is None
+    assert [c["function"]["name"] for c in message(answer)["tool_calls"]] == ["f"]
     assert not any(chunk["delta"].get("content") for chunk in chunks)
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_of_one_call_that_may_be_made_nothing_follows(size: int) -> None:
     call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
-    assembly, text = _assembly("hermes", False, False, several=False), f"So:\n{call}\n{call}\nEnd."
+    answer, text = _answer("hermes", False, False, several=False), f"So:\n{call}\n{call}\nEnd."
     parts = [text[at : at + size] for at in range(0, len(text), size)]
     for delta in _deltas(parts, FinishReason.STOP):
-        assembly.feed(delta)
-    assert assembly.enough
-    assert assembly.message["content"] == "So:"
-    assert len(assembly.message["tool_calls"]) == 1
-    assert "".join(assembly.text) == f"So:\n{call}"
+        answer.feed(delta)
+    assert answer.call_done
+    assert message(answer)["content"] == "So:"
+    assert len(message(answer)["tool_calls"]) == 1
+    assert answer.text == f"So:\n{call}"
 
 
 def test_a_name_that_was_streamed_stays() -> None:
-    assembly = _assembly("hermes", False, False)
+    answer = _answer("hermes", False, False)
     text = '<tool_call>{"name": "a", "name": "b", "arguments": {}}</tool_call>'
-    chunks = [c for d in _deltas([text], FinishReason.STOP) for c in assembly.feed(d)]
+    chunks = _chunks(answer, _deltas([text], FinishReason.STOP))
     assert _by_sdk(chunks)["message"]["tool_calls"][0]["function"]["name"] == "a"
-    assert assembly.message["tool_calls"][0]["function"]["name"] == "a"
+    assert message(answer)["tool_calls"][0]["function"]["name"] == "a"
 
 
 def test_an_answer_of_thought_alone_has_empty_content() -> None:
-    assembly = _assembly("hermes", True, False)
-    chunks = [c for d in _deltas(["<think>", "hm"], FinishReason.LENGTH) for c in assembly.feed(d)]
+    answer = _answer("hermes", True, False)
+    chunks = _chunks(answer, _deltas(["<think>", "hm"], FinishReason.LENGTH))
     assert chunks[0]["delta"] == {"role": "assistant", "content": None}
-    assert assembly.message == {"role": "assistant", "content": "", "reasoning_content": "hm"}
+    assert message(answer) == {"role": "assistant", "content": "", "reasoning_content": "hm"}

@@ -6,22 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 OURS = ("docs", "engine", "examples", "graph", "runtime", "sandbox", "src", "tests", "tools", ".ci")
 _FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 _QUOTED = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FILE = re.compile(r"[\w.{}*-][\w./{},*-]*\.(?:py|c|h|md|jinja|toml|txt|png)")
 _FOLDER = re.compile(r"[\w.-][\w./-]*/")
-_MADE = {
-    "tools.py",
-    "agent.py",
-    "many.py",
-    "guess.py",
-    "demo.html",
-    "demo.png",
-    "config.json",
-}  # of users
+_TITLE = re.compile(r"^```\w+ title=\"([^\"]+)\"$", re.MULTILINE)
+_MADE = {"tools.py", "demo.html", "demo.png", "config.json"}  # of a user's, or made by a command
+_MADE |= {title for page in PAGES for title in _TITLE.findall(page.read_text())}
 
 
 def _tree() -> set[str]:

@@ -1,23 +1,21 @@
-"""Programs of a workload, played against a dispatcher: random tokens where it says how many, pauses
-where it had tools."""
+"""Player of a workload's programs against a dispatcher: random tokens, pauses instead of tools."""
 
 import asyncio
 import random
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 
-from drawloom.engine.api.engine import GenerateRequest, RequestUsage
+from drawloom.engine.api.engine import RequestUsage
 from drawloom.engine.sequence import SamplingParams
 from drawloom.environments import Env
 from drawloom.runtime.dispatch.dispatcher import Dispatcher
-from drawloom.runtime.execution.llm_step import spans
+from drawloom.runtime.dispatch.step_driver import LlmStepSpec, run_llm_step
 from drawloom.runtime.scheduler.events import (
     ConversationEnded,
     Forked,
     ProgramEnded,
     ProgramSubmitted,
-    StepFinished,
-    StepReady,
     ToolNamed,
 )
 from drawloom.runtime.sim.sim_program import Ended, conversation_of
@@ -108,7 +106,7 @@ class Player:
         done[at].set()
 
     def env(self, job: Job) -> Env | None:
-        """Where its tools run; None where nothing has environments."""
+        """Return where the tools of a program run; None where nothing has environments."""
         return Env(job.env) if self.dispatcher.pool is not None and job.env else None
 
     def _prefix(self, job: Job) -> list[int]:
@@ -119,39 +117,23 @@ class Player:
     async def _generate(
         self, job: Job, at: int, conversation: str, tokens: list[int]
     ) -> tuple[list[int], RequestUsage]:
-        dispatcher, call, engine = self.dispatcher, job.calls[at], self.dispatcher.engine.info.id
-        step, before = f"{job.id}#{at}", job.base(at)
-        state = f"{call.site}/{job.calls[before].tool if before >= 0 else ''}"
-        start = dispatcher.expect_start(step)
-        dispatcher.emit(
-            StepReady(job.id, conversation, step, state, engine, len(tokens), call.output)
+        call, before, last = job.calls[at], job.base(at), at + 1 == len(job.calls)
+        spec = LlmStepSpec(
+            program=job.id,
+            conversation=conversation,
+            step=f"{job.id}#{at}",
+            state=f"{call.site}/{job.calls[before].tool if before >= 0 else ''}",
+            prompt=tuple(tokens),
+            params=SamplingParams(max_tokens=call.output, ignore_eos=True),
         )
-        priority = await start
-        params = SamplingParams(max_tokens=call.output, ignore_eos=True)
-        request = GenerateRequest(step, conversation, tuple(tokens), params, priority)
-        said: list[int] = []
-        usage: RequestUsage | None = None
-        async for delta in dispatcher.engine.generate(request):
-            said += delta.tokens
-            await dispatcher.heard(job.id, step, len(tokens) + len(said), delta)
-            usage = delta.usage or usage
-        assert usage is not None
-        last = at + 1 == len(job.calls)
-        dispatcher.emit(
-            StepFinished(
-                job.id,
-                conversation,
-                step,
-                state,
-                engine,
-                len(tokens) + len(said),
-                () if last else (call.tool,),
-                len(tokens) - usage.cached_tokens,
-                *spans(usage),
-                final=last,
-            )
-        )
-        return said, usage
+        output: list[int] = []
+        async with run_llm_step(self.dispatcher, spec) as step:
+            async with aclosing(step.stream()) as deltas:
+                async for delta in deltas:
+                    output += delta.tokens
+            step.tool_kinds, step.final = () if last else (call.tool,), last
+        assert step.usage is not None
+        return output, step.usage
 
 
 __all__ = ["VOCABULARY", "Player"]

@@ -143,12 +143,18 @@ class Dispatcher:
                 future.set_exception(error())
                 future.exception()  # a client may be gone by now: nobody need ask for it
 
-    async def heard(self, program: str, step: str, context: int, delta: Delta) -> None:
-        """Tell the core what the engine has just said of a call, whose context has `context` tokens
-        now: once for all that one step of the engine said, when all who wait for it have read it.
+    async def on_delta(self, program: str, step: str, context: int, delta: Delta) -> None:
+        """Report one streamed delta of a call to the scheduler.
 
-        A call that was lost with its engine waits here until the core starts it again; then its
-        next delta may be asked for.
+        Progress is batched: the scheduler gets one `Decoded` event per engine step, after every
+        consumer of that step has run. A call that was lost with its engine waits here until the
+        scheduler starts it again; then its next delta may be asked for.
+
+        Args:
+            program: id of the program.
+            step: id of the call.
+            context: tokens of its context now.
+            delta: what the engine added.
         """
         if delta.lost:
             found = self.scheduler.state.programs.get(program)

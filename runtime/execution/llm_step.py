@@ -6,12 +6,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from drawloom.engine.api.engine import GenerateRequest, Grammar, RequestUsage
+from drawloom.engine.api.engine import Grammar, RequestUsage
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import EngineError
+from drawloom.runtime.dispatch.step_driver import LlmStepSpec, RunningStep, run_llm_step
 from drawloom.runtime.execution.program import Program
 from drawloom.runtime.execution.replay import check_prompt
-from drawloom.runtime.scheduler.events import StepFailed, StepFinished, StepReady, ToolNamed
+from drawloom.runtime.scheduler.events import ToolNamed
 from drawloom.runtime.store.error_json import can_record, record_error, restore_error
 from drawloom.runtime.store.result_json import decode, encode
 from drawloom.runtime.store.store import StepRow
@@ -87,79 +88,64 @@ class LlmCall:
         self.output: list[int] = []
         self.logprobs: list[float] = []
         self.finish = FinishReason.STOP
-        self.usage: RequestUsage | None = None
-
-    @property
-    def step(self) -> str:
-        """Its name for the scheduler."""
-        return f"{self.program.id}:{self.key}"
 
     async def run(self) -> Turn:
+        """Run the call, record it and return the answer.
+
+        Raises:
+            EngineError: the engine failed twice, or refused the call.
+            BudgetExceeded: the program has no call left.
+        """
         program, dispatcher = self.program, self.program.dispatcher
         ready = time.time()
-        engine, step = dispatcher.engine.info.id, self.step
-        start = dispatcher.expect_start(step)
-        dispatcher.emit(
-            StepReady(
-                program.id, self.program.full(self.name), step, self.state, engine,
-                len(self.prompt), self.params.max_tokens,
-            )
-        )  # fmt: skip
+        spec = LlmStepSpec(
+            program=program.id,
+            conversation=program.full(self.name),
+            step=f"{program.id}:{self.key}",
+            state=self.state,
+            prompt=tuple(self.prompt),
+            params=self.params,
+            salt=program.agent.tenant.encode(),
+            grammar=self.grammar,
+        )
         dispatcher.note(program.id, "llm.queued", step=self.key)
-        try:
-            await self._generate(await start)
+        async with run_llm_step(dispatcher, spec) as step:
+            await self._generate(step)
             for piece in self.parser.end():
                 self._take(piece)
-            await self._record(ready)
-        except BaseException:  # also when whoever asked gave up
-            dispatcher.emit(StepFailed(program.id, step))
-            raise
-        context = len(self.prompt) + len(self.output)
-        kinds = tuple(c.kind for c in self.calls)
-        cached = self.usage.cached_tokens if self.usage else 0
-        dispatcher.emit(
-            StepFinished(
-                program.id, self.program.full(self.name), step, self.state, engine, context, kinds,
-                len(self.prompt) - cached, *spans(self.usage),
-            )
-        )  # fmt: skip
+            await self._record(ready, step.usage)
+            step.tool_kinds = tuple(call.kind for call in self.calls)
         return Turn(
-            self.text, tuple(self.calls), self.finish, tuple(self.output), tuple(self.logprobs),
-            len(self.prompt), cached,
-        )  # fmt: skip
+            self.text,
+            tuple(self.calls),
+            self.finish,
+            ids=tuple(self.output),
+            logprobs=tuple(self.logprobs),
+            prompt_tokens=len(self.prompt),
+            cached_tokens=step.usage.cached_tokens if step.usage else 0,
+        )
 
-    async def _generate(self, priority: float) -> None:
-        """Stream from the engine; an engine's failure is tried once more before it is raised."""
+    async def _generate(self, step: RunningStep) -> None:
+        """Stream from the engine; try once more where the engine failed."""
         for attempt in range(_ENGINE_TRIES):
-            request = GenerateRequest(
-                f"{self.step}:{attempt}",
-                self.program.full(self.name),
-                tuple(self.prompt),
-                self.params,
-                priority,
-                self.program.agent.tenant.encode(),
-                self.grammar,
-            )
             try:
-                return await self._stream(request)
+                return await self._stream(step, f"{step.spec.step}:{attempt}")
             except EngineError as error:
                 if attempt + 1 == _ENGINE_TRIES or type(error) is not EngineError:
                     raise
                 self.clear()
 
-    async def _stream(self, request: GenerateRequest) -> None:
-        dispatcher, prompt = self.program.dispatcher, len(self.prompt)
-        async with aclosing(dispatcher.engine.generate(request)) as deltas:
+    async def _stream(self, step: RunningStep, request: str) -> None:
+        async with aclosing(step.stream(request=request)) as deltas:
             async for delta in deltas:
                 if not self.output and delta.tokens:
-                    dispatcher.note(self.program.id, "llm.decoding", step=self.key)
+                    self.program.dispatcher.note(self.program.id, "llm.decoding", step=self.key)
                 self.output += delta.tokens
-                await dispatcher.heard(self.program.id, self.step, prompt + len(self.output), delta)
                 self.logprobs += delta.logprobs
                 for piece in self.parser.feed(delta.text):
                     self._take(piece)
                 if delta.finish is not None:
-                    self.finish, self.usage = delta.finish, delta.usage
+                    self.finish = delta.finish
 
     def _take(self, piece: Piece) -> None:
         program = self.program
@@ -179,8 +165,8 @@ class LlmCall:
             self.calls.append(piece.call)
             self.start_early(piece.call)
 
-    async def _record(self, ready: float) -> None:
-        account, usage = self.program.account.usage, self.usage
+    async def _record(self, ready: float, usage: RequestUsage | None) -> None:
+        account = self.program.account.usage
         self.text = self.text.strip("\n") if self.calls else self.text
         shift = time.time() - time.monotonic()
         moments = ("submitted", "started", "first", "finished")
@@ -245,12 +231,4 @@ def replay_turn(program: Program, row: StepRow, fresh: list[int]) -> Turn:
     )
 
 
-def spans(usage: RequestUsage | None) -> tuple[float, float, float]:
-    """Seconds of prefill, in the queue and in all of a call, as `StepFinished` has them."""
-    if usage is None:
-        return 0.0, 0.0, 0.0
-    queued, service = usage.started - usage.submitted, usage.finished - usage.started
-    return usage.first - usage.started, queued, service
-
-
-__all__ = ["LlmCall", "Turn", "record_failure", "replay_turn", "spans"]
+__all__ = ["LlmCall", "Turn", "record_failure", "replay_turn"]

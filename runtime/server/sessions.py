@@ -26,21 +26,18 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from drawloom.engine.api.engine import Delta, GenerateRequest, Grammar, RequestUsage
+from drawloom.engine.api.engine import Delta, Grammar
 from drawloom.engine.sequence import SamplingParams
 from drawloom.graph.quantile_sketch import QuantileSketch
 from drawloom.runtime.dispatch.dispatcher import Dispatcher
+from drawloom.runtime.dispatch.step_driver import LlmStepSpec, run_llm_step
 from drawloom.runtime.execution.budget import Account
-from drawloom.runtime.execution.llm_step import spans
 from drawloom.runtime.scheduler.events import (
     CLIENT,
     ConversationEnded,
     Forked,
     ProgramEnded,
     ProgramSubmitted,
-    StepFailed,
-    StepFinished,
-    StepReady,
 )
 from drawloom.runtime.server.conversation import Match, PlainRecord, Record, Request
 from drawloom.runtime.server.directory import Caller, Directory, HttpConversation, HttpProgram
@@ -363,35 +360,33 @@ class SessionTable:
             session.conversation.name if not choice else f"{session.conversation.name}.{choice}"
         )
         self._steps += 1
-        step = f"{program.id}:{self._steps}"
-        engine, state = dispatcher.engine.info.id, f"http|{session.conversation.tool}"
+        spec = LlmStepSpec(
+            program=program.id,
+            conversation=conversation,
+            step=f"{program.id}:{self._steps}",
+            state=f"http|{session.conversation.tool}",
+            prompt=tuple(session.tokens),
+            params=params,
+            salt=program.tenant.encode("utf-8", "surrogatepass"),
+            grammar=grammar,
+            noise=str(choice or sample),
+        )
         session.conversation.tool, session.conversation.call_kinds = "", []
         await self._admission(program)
-        start = dispatcher.expect_start(step)
-        prompt = len(session.tokens)
-        usage: RequestUsage | None = None
-        dispatcher.emit(
-            StepReady(program.id, conversation, step, state, engine, prompt, params.max_tokens)
-        )
+        engine = dispatcher.engine
         try:
-            priority = await start
-            request = GenerateRequest(
-                step, conversation, tuple(session.tokens), params, priority,
-                program.tenant.encode("utf-8", "surrogatepass"), grammar,
-                noise=str(choice or sample),
-            )  # fmt: skip
-            context = prompt
-            async with aclosing(generate_until(dispatcher.engine, request, enough)) as deltas:
-                async for delta in deltas:
-                    usage = delta.usage or usage
-                    context += len(delta.tokens)
-                    await dispatcher.heard(program.id, step, context, delta)
-                    yield delta
-            if usage is not None:
-                self._finished(session, conversation, step, state, usage)
+            async with run_llm_step(dispatcher, spec) as step:
+                step.tool_kinds = (CLIENT,)  # also where the client has gone at the last delta
+                deltas = step.stream(lambda request: generate_until(engine, request, enough))
+                async with aclosing(deltas):
+                    async for delta in deltas:
+                        yield delta
+                step.tool_kinds = tuple(session.conversation.call_kinds) or step.tool_kinds
+                if account is not None and (usage := step.usage) is not None:
+                    computed = usage.prompt_tokens - usage.cached_tokens
+                    account.usage.output_tokens += usage.output_tokens
+                    account.usage.tokens += computed + usage.output_tokens
         finally:
-            if usage is None:  # its client is gone, or it failed
-                dispatcher.emit(StepFailed(program.id, step))
             if choice:
                 dispatcher.emit(ConversationEnded(program.id, conversation))
 
@@ -409,22 +404,6 @@ class SessionTable:
     def _check_alive(program: HttpProgram) -> None:
         if program.ended:
             raise ProgramReleased(program.label)
-
-    def _finished(
-        self, session: Session, conversation: str, step: str, state: str, usage: RequestUsage
-    ) -> None:
-        if (account := session.program.account) is not None:
-            account.usage.output_tokens += usage.output_tokens
-            account.usage.tokens += usage.prompt_tokens - usage.cached_tokens + usage.output_tokens
-        context = usage.prompt_tokens + usage.output_tokens
-        computed = usage.prompt_tokens - usage.cached_tokens
-        self.dispatcher.emit(
-            StepFinished(
-                session.program.id, conversation, step, state, self.dispatcher.engine.info.id,
-                context, tuple(session.conversation.call_kinds) or (CLIENT,), computed,
-                *spans(usage),
-            )
-        )  # fmt: skip
 
 
 __all__ = ["Session", "SessionTable"]

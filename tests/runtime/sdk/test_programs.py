@@ -523,6 +523,6 @@ async def test_events_tell_a_program_s_story(open_runtime: Any) -> None:
     runtime: Runtime = await open_runtime(once(call("change", what="a")))
     run = await runtime.start(loop, "q")
     kinds = [notice.kind async for notice in run.events()]
-    assert kinds[0] == "program.submitted_at"
+    assert kinds[0] == "program.submitted"
     assert kinds[-1] == "program.ended"
     assert kinds.index("tool.started") < kinds.index("tool.finished")

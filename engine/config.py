@@ -1,4 +1,4 @@
-"""What a model is (`ModelConfig`, read from a Hugging Face config) and how an engine runs it."""
+"""Configuration of models (`ModelConfig`, read from Hugging Face) and of engines."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,8 +7,8 @@ from pathlib import Path
 from drawloom.engine.hfconfig import Fields, read_json
 from drawloom.errors import CheckpointError, ConfigError
 
-_MOST_LAYERS = 1_000
-_MOST_POSITIONS = 1 << 24
+_MAX_LAYERS = 1_000
+_MAX_POSITIONS = 1 << 24
 _BOUNDS = {
     "block_size": (1, 1 << 16),
     "max_batch_tokens": (0, 1 << 20),
@@ -29,7 +29,7 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """Llama 3.1's frequency scaling (`rope_type: llama3`)."""
+    """Describe Llama 3.1's frequency scaling (`rope_type: llama3`)."""
 
     factor: float
     low_freq_factor: float
@@ -39,9 +39,15 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A decoder of the Llama family: pre-norm, rotary, grouped-query attention, gated MLP.
+    """Describe a decoder: pre-norm, rotary positions, grouped-query attention, gated MLP.
 
-    `window` is how many tokens a token attends to, itself included (Mistral); 0 is all.
+    Attributes:
+        head_dim: width of an attention head.
+        max_position: longest context that the model was made for, in tokens.
+        tied: the output layer is the embedding.
+        qk_norm: queries and keys are normalised (Qwen3).
+        window: tokens that a token attends to, itself included (Mistral); 0 is all.
+        dtype: of the checkpoint's weights.
     """
 
     family: str
@@ -67,11 +73,11 @@ class ModelConfig:
 
     @classmethod
     def load(cls, folder: Path) -> "ModelConfig":
-        """Read ``config.json`` (and ``generation_config.json``).
+        """Read ``config.json`` (and ``generation_config.json``) of a model folder.
 
         Raises:
-            CheckpointError: for a model that this engine cannot run, a value that no model can
-                have, and a key that is not understood (see `hfconfig`).
+            CheckpointError: if this engine cannot run the model, a value is impossible, or a key
+                is not understood (see `hfconfig`).
         """
         path = folder / "config.json"
         config = Fields(str(path), read_json(path))
@@ -87,11 +93,11 @@ class ModelConfig:
     def _read(cls, c: Fields, extra: Fields) -> "ModelConfig":
         family = _family(c)
         c.refuse_unknown(family)
-        layers = c.whole("num_hidden_layers", high=_MOST_LAYERS)
+        layers = c.whole("num_hidden_layers", high=_MAX_LAYERS)
         heads, hidden = c.whole("num_attention_heads", high=1 << 16), c.whole("hidden_size")
-        # what transformers takes for a key that is missing
-        kv_heads = c.whole("num_key_value_heads", heads if c.has("num_key_value_heads")
-                           else _KV_HEADS.get(family, heads))  # fmt: skip
+        # the defaults of transformers for a missing key
+        default = heads if c.has("num_key_value_heads") else _KV_HEADS.get(family, heads)
+        kv_heads = c.whole("num_key_value_heads", default)
         head_dim = c.whole("head_dim", 128 if family == "qwen3" else max(1, hidden // heads))
         if heads % kv_heads:
             raise c.wrong("num_key_value_heads", f"a divisor of the {heads} attention heads")
@@ -103,7 +109,7 @@ class ModelConfig:
         eos = c.ids("eos_token_id") + extra.ids("eos_token_id")
         if not eos and not c.has("eos_token_id") and family in ("llama", "mistral"):
             eos = (2,)
-        max_position = c.whole("max_position_embeddings", high=_MOST_POSITIONS)
+        max_position = c.whole("max_position_embeddings", high=_MAX_POSITIONS)
         rope, kind = c.rope()
         return cls(
             family=family,
@@ -143,7 +149,7 @@ def _family(c: Fields) -> str:
 
 
 def _window(c: Fields, family: str) -> int:
-    """The window of a model whose layers all have the same; others are refused."""
+    """Return the sliding window, which must be the same for all layers; 0 is none."""
     if c.flag("use_sliding_window"):
         raise CheckpointError(
             f"{c.where}: use_sliding_window mixes full and sliding layers, which this engine "
@@ -183,24 +189,28 @@ def _dtype(c: Fields) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How an engine runs.
+    """Configure an engine.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``float32``, ``bfloat16`` or ``auto`` (float32 on a CPU, the checkpoint's on a GPU).
-        block_size: tokens a KV block holds.
-        kv_tokens: tokens the KV cache holds, rounded up to blocks; 0 takes what fits
+        block_size: tokens a KV block.
+        kv_tokens: tokens that the KV cache holds, rounded up to blocks; 0 takes what fits
             (`kv_memory` of the free GPU memory, or 1 GiB on a CPU).
+        kv_memory: share of the free GPU memory for the KV cache.
         weights: ``dense``, or ``int8``: one byte a weight with a scale for each output, activations
-            quantised a token at a time (CPU; 2-3x quicker products, a little less exact).
+            quantised a token at a time (CPU; products 2-3 times as fast, a little less exact).
         host_tokens: tokens of KV that host memory holds behind the device's; 0 is no such tier.
-        max_batch_tokens: tokens one step computes at most (prefill is cut to fit); 0 is 512 on a
-            CPU and 8,192 on a GPU.
-        max_sequences: sequences running at a time; 0 is 64 on a CPU and 256 on a GPU.
+        max_batch_tokens: most tokens of one step, to which prefill is cut; 0 is 512 on a CPU and
+            8,192 on a GPU.
+        max_sequences: most sequences that run at a time; 0 is 64 on a CPU and 256 on a GPU.
         lease_budget: largest share of the blocks under lease.
         threads: compute threads on a CPU; one is best for decoding.
-        deterministic: log-probabilities are the same bits whatever else is in the batch and however
-            the prompt is cut; slower.
+        deterministic: log-probabilities are the same bits, whatever else is in the batch and
+            however the prompt is cut into chunks; slower.
+
+    Raises:
+        ConfigError: if a value is out of its range, or two exclude each other.
     """
 
     device: str = "cpu"
@@ -230,7 +240,7 @@ class EngineConfig:
             raise ConfigError("the deterministic mode is for dense weights")
 
     def on(self, device: str) -> "EngineConfig":
-        """With the defaults of a kind of device, ``cpu`` or ``cuda``."""
+        """Return a copy with the defaults of a kind of device, ``cpu`` or ``cuda``."""
         gpu = device == "cuda"
         return replace(
             self,
@@ -239,12 +249,18 @@ class EngineConfig:
         )
 
     def blocks(self, bytes_per_token: int, free_bytes: int) -> int:
-        """KV blocks for a model of so many KV bytes a token, with so much memory to fill."""
+        """Return the number of KV blocks.
+
+        Args:
+            bytes_per_token: KV bytes of a token.
+            free_bytes: memory to fill, if `kv_tokens` is 0.
+        """
         tokens = self.kv_tokens or free_bytes // bytes_per_token
         return max(2, math.ceil(tokens / self.block_size))
 
     @property
     def host_blocks(self) -> int:
+        """Return the number of KV blocks in host memory."""
         return math.ceil(self.host_tokens / self.block_size)
 
 

@@ -1,4 +1,4 @@
-"""Reading a Hugging Face config.json so that nothing in it is passed over.
+"""Reader of a Hugging Face config.json that overlooks no key.
 
 A key that changes what the model computes and is not honoured makes an engine answer wrongly
 without an error. So every key is one of three kinds: read by `ModelConfig`, known to change
@@ -13,7 +13,7 @@ from typing import Any
 
 from drawloom.errors import CheckpointError
 
-_MOST = 1 << 31
+_MAX_INTEGER = 1 << 31
 
 _READ = frozenset(
     "architectures model_type vocab_size hidden_size num_hidden_layers num_attention_heads "
@@ -72,14 +72,20 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _FAMILY_NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
     "llama": {"qk_norm": (False,), "use_qk_norm": (False,)},
     "mistral": {
-        "qk_norm": (False,), "use_qk_norm": (False,),
-        "attention_bias": (False,), "mlp_bias": (False,), "qkv_bias": (False,),
+        "qk_norm": (False,),
+        "use_qk_norm": (False,),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "qkv_bias": (False,),
     },
     "qwen2": {
-        "qk_norm": (False,), "use_qk_norm": (False,), "mlp_bias": (False,), "qkv_bias": (True,),
+        "qk_norm": (False,),
+        "use_qk_norm": (False,),
+        "mlp_bias": (False,),
+        "qkv_bias": (True,),
     },
     "qwen3": {"qk_norm": (True,), "use_qk_norm": (True,), "mlp_bias": (False,)},
-}  # fmt: skip
+}
 
 _ROPE_KEYS: dict[str, frozenset[str]] = {
     "default": frozenset(("rope_type", "type", "rope_theta")),
@@ -91,9 +97,13 @@ _ROPE_KEYS: dict[str, frozenset[str]] = {
 
 
 class Fields:
-    """The fields of a config.json, or of an object in it, checked as they are read.
+    """Read the fields of a config.json, or of an object in it, and check each.
 
-    Every method raises `CheckpointError` that names the file, the key and what it may be.
+    Every method raises a `CheckpointError` that names the file, the key and the values allowed.
+
+    Args:
+        where: the file, and the object in it, for messages.
+        data: the fields.
     """
 
     def __init__(self, where: str, data: dict[str, Any]) -> None:
@@ -104,7 +114,9 @@ class Fields:
         shown = repr(self._data.get(key))[:80]
         return CheckpointError(f"{self.where}: {key} is {shown}, it must be {wanted}")
 
-    def whole(self, key: str, default: int | None = None, low: int = 1, high: int = _MOST) -> int:
+    def whole(
+        self, key: str, default: int | None = None, low: int = 1, high: int = _MAX_INTEGER
+    ) -> int:
         """Return a whole number between `low` and `high`; a null is the default."""
         value = self._data.get(key)
         if value is None:
@@ -157,12 +169,12 @@ class Fields:
         if value is None:
             return ()
         ids = value if isinstance(value, list) else [value]
-        if any(type(id) is not int or not 0 <= id < _MOST for id in ids):
+        if any(type(id) is not int or not 0 <= id < _MAX_INTEGER for id in ids):
             raise self.wrong(key, "a token id or a list of them")
         return tuple(ids)
 
     def has(self, key: str) -> bool:
-        """Return whether the key is there, if only as null."""
+        """Return whether the key is present, if only as null."""
         return key in self._data
 
     def object(self, key: str) -> "Fields":
@@ -173,7 +185,11 @@ class Fields:
         return Fields(f"{self.where}: {key}", value or {})
 
     def refuse_unknown(self, family: str) -> None:
-        """Raise `CheckpointError` for what is not understood and may change the numbers."""
+        """Refuse keys that are not understood and may change what the model computes.
+
+        Raises:
+            CheckpointError: for the first such key.
+        """
         neutral = _NEUTRAL | _FAMILY_NEUTRAL[family]
         for key, value in self._data.items():
             if value in (None, "", [], {}) or key in _HARMLESS or key.startswith("_"):
@@ -196,8 +212,10 @@ class Fields:
                 )
 
     def rope(self) -> tuple["Fields", str]:
-        """Return the parameters of the rotary embedding and their type; `rope_scaling` is what
-        they were called before transformers 5."""
+        """Return the parameters of the rotary embedding, and their type.
+
+        Before transformers 5 their key was `rope_scaling`; it is `rope_parameters` now.
+        """
         old, new = self.object("rope_scaling"), self.object("rope_parameters")
         if old._data and new._data and old._data != new._data:
             raise CheckpointError(
@@ -211,9 +229,8 @@ class Fields:
                 f"{rope.where}: rope_type {kind!r} is not supported; known are: {known}"
             )
         for key, value in rope._data.items():
-            if value is not None and key not in _ROPE_KEYS[kind] and not (
-                key in _NEUTRAL and any(_equal(value, v) for v in _NEUTRAL[key])
-            ):  # fmt: skip
+            neutral = any(_equal(value, v) for v in _NEUTRAL.get(key, ()))
+            if value is not None and key not in _ROPE_KEYS[kind] and not neutral:
                 raise CheckpointError(
                     f"{rope.where}: {key} is {repr(value)[:80]}, which rope_type {kind!r} of this "
                     "engine does not have: choose another checkpoint"
@@ -222,14 +239,18 @@ class Fields:
 
 
 def _equal(value: Any, other: Any) -> bool:
-    """Return whether two JSON values are equal; 1 is 1.0, and true is no number."""
+    """Return whether two JSON values are equal; 1 equals 1.0, and true is no number."""
     if isinstance(value, bool) or isinstance(other, bool):
         return value is other
     return bool(value == other)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises `CheckpointError`."""
+    """Return the JSON object in a file.
+
+    Raises:
+        CheckpointError: if it is missing, or no JSON object.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""Turn text into tokens and back, and hold outputs to grammars."""
+"""Turn text into tokens and back, and constrain answers by grammars."""

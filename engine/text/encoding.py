@@ -1,4 +1,4 @@
-"""Prompts to ids: control tokens are recognised in the template's own text only.
+"""Encoding of prompts: control tokens are recognised in the template's own text only.
 
 The tokenizer encodes the whole text at once, so pre-tokenisation and merges at the borders of
 contents are those of the whole text. If no control token that it found touches a content, as in
@@ -24,7 +24,7 @@ _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 
 class PromptEncoder:
-    """Encodes prompts with one tokenizer. Thread-safe; the copy is made at first need."""
+    """Encode prompts with one tokenizer. Thread-safe; the copy is made when first needed."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokenizer.no_truncation()  # some files cut or pad every text
@@ -45,23 +45,21 @@ class PromptEncoder:
         ids: list[int] = found.ids
         if not prompt.contents:
             return ids
-        places = [
-            found.token_to_chars(at) or (0, 0) for at, id in enumerate(ids) if id in self._ids
-        ]
-        spans = [_stripped(prompt.text, place) for place in places]
-        return self._again(prompt) if _touch(spans, prompt.contents) else ids
+        spans = [found.token_to_chars(at) or (0, 0) for at, id in enumerate(ids) if id in self._ids]
+        stripped = [_stripped(prompt.text, span) for span in spans]
+        return self._encode_renamed(prompt) if _touch(stripped, prompt.contents) else ids
 
-    def alone(self, text: str) -> list[int]:
-        """Return the ids of a text that stands alone, with the post-processor's around them."""
+    def encode_with_specials(self, text: str) -> list[int]:
+        """Return the ids of a text outside a prompt, with those that the post-processor adds."""
         ids: list[int] = _encode(self._whole, text, True).ids
         return ids
 
-    def special(self, text: str) -> bool:
+    def is_special(self, text: str) -> bool:
         """Return whether `text` is a special token."""
         return text in self._special
 
-    def own(self, prompt: Prompt) -> list[Span]:
-        """Return where the template's own text has control tokens, in order."""
+    def control_spans(self, prompt: Prompt) -> list[Span]:
+        """Return the spans of control tokens in the template's own text, in order."""
         gaps = zip(
             [0, *(end for _, end in prompt.contents)],
             [*(start for start, _ in prompt.contents), len(prompt.text)],
@@ -72,23 +70,23 @@ class PromptEncoder:
 
     def last_border(self, prompt: Prompt) -> int:
         """Return the end of the last added token, at which the tokenizer cuts the text."""
-        own = self.own(prompt)
+        own = self.control_spans(prompt)
         borders, gaps = [0, *(end for _, end in own)], [start for start, _ in own]
         for start, end in zip(borders[:], [*gaps, len(prompt.text)], strict=True):
             borders += [m.end() for m in self._ordinary.finditer(prompt.text, start, end)]
         return max(borders)
 
-    def _again(self, prompt: Prompt) -> list[int]:
+    def _encode_renamed(self, prompt: Prompt) -> list[int]:
         with self._lock:
             if self._copy is None:
                 self._copy = _Renamed(self._whole, self._id_of)
-        text, own = prompt.text, self.own(prompt)
+        text, own = prompt.text, self.control_spans(prompt)
         ids = self._copy.encode(text, own)
         return self._copy.encode_parts(text, own) if ids is None else ids
 
 
 class _Renamed:
-    """A copy of a tokenizer in which control tokens have names that nobody can write."""
+    """Encode with a copy of a tokenizer that knows control tokens by random names only."""
 
     def __init__(self, whole: Tokenizer, id_of: dict[str, int]) -> None:
         nonce = secrets.token_hex(8)
@@ -128,7 +126,7 @@ class _Renamed:
         return ids
 
     def encode_parts(self, text: str, own: list[Span]) -> list[int]:
-        """Return the ids of what lies between control tokens, each part by itself."""
+        """Return the ids of a text whose parts between control tokens are encoded separately."""
         ids: list[int] = []
         at = 0
         for start, end in own:
@@ -142,21 +140,24 @@ class _Renamed:
 
 
 def _encode(tokenizer: Tokenizer, text: str, specials: bool = False) -> Encoding:
-    """Encode one text. The library keeps the GIL for a single one and releases it for a batch,
-    whose threads cost more than a short text takes."""
+    """Encode one text.
+
+    The library keeps the GIL for a single text and releases it for a batch, whose threads cost
+    more than a short text takes.
+    """
     if len(text) < _LONG:
         return tokenizer.encode(text, add_special_tokens=specials)
     return tokenizer.encode_batch([text], add_special_tokens=specials)[0]
 
 
 def _any(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches the longest of `tokens` at a place; nothing if there are none."""
+    """Return a pattern that matches the longest of `tokens` at a position."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _controls(text: str, special: bool) -> bool:
-    """Tell whether an added token steers the model: a special one, or one written as markup.
+    """Return whether an added token steers the model: a special one, or one written as markup.
 
     Tokenizers also add letters, runs of spaces, bytes, and pieces of JSON or file names that
     their base vocabulary lacks: a model knows ordinary text by these.
@@ -164,15 +165,15 @@ def _controls(text: str, special: bool) -> bool:
     return special or bool(_MARKUP.fullmatch(text.strip()) and not _BYTE.fullmatch(text))
 
 
-def _stripped(text: str, place: Span) -> Span:
-    """The place of a token without white space that it took from its neighbours."""
-    found = text[place[0] : place[1]]
-    start = place[0] + len(found) - len(found.lstrip())
-    return start, max(start, place[0] + len(found.rstrip()))
+def _stripped(text: str, span: Span) -> Span:
+    """Return the span of a token without the white space that it took from its neighbours."""
+    found = text[span[0] : span[1]]
+    start = span[0] + len(found) - len(found.lstrip())
+    return start, max(start, span[0] + len(found.rstrip()))
 
 
 def _touch(spans: list[Span], contents: tuple[Span, ...]) -> bool:
-    """Whether any of `spans` overlaps any of `contents`; both are in order."""
+    """Return whether any of `spans` overlaps any of `contents`; both are in order."""
     at = 0
     for start, end in spans:
         while at < len(contents) and contents[at][1] <= start:

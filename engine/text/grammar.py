@@ -1,6 +1,6 @@
-"""Grammars: what an answer must look like, enforced token by token.
+"""Constrained decoding: grammars enforced token by token, by llguidance.
 
-llguidance compiles a grammar in about a millisecond and says in some 60 microseconds which of
+llguidance compiles a grammar in about a millisecond, and computes in some 60 microseconds which of
 32,000 tokens may follow.
 """
 
@@ -13,14 +13,18 @@ from drawloom.errors import ConfigError
 
 
 class LLGuidance:
-    """Guides for one tokenizer. The library and its table of tokens are loaded at first use."""
+    """Compile grammars for one tokenizer. The library and its table are loaded at first use."""
 
     def __init__(self, tokenizer: Tokenizer, eos_ids: tuple[int, ...]) -> None:
         self._tokenizer, self._eos = tokenizer, eos_ids
         self._table: Any = None
 
     def guide(self, kind: str, text: str, after: str) -> Guide:
-        """Raises `ConfigError` with the library's words for a grammar that does not compile."""
+        """Compile a grammar; see `Grammar` for the arguments.
+
+        Raises:
+            ConfigError: if it does not compile, with the library's message.
+        """
         import llguidance
 
         if self._table is None:
@@ -59,10 +63,10 @@ def _compiled(llguidance: Any, kind: str, text: str) -> str:
 
 
 class _Guide:
-    """One sequence on its way through a grammar, which begins behind `after`.
+    """Constrain one sequence by a grammar, which begins behind `after`.
 
-    The library can give up after any token, on a grammar that needs too much work. It then calls
-    itself stopped, as it does at the end of an answer.
+    The library can give up after any token, on a grammar that needs too much work. It then reports
+    that it stopped, as it does at the end of an answer.
     """
 
     def __init__(
@@ -72,7 +76,11 @@ class _Guide:
         self._text = tokenizer.stream((after,), special=True) if after else None
 
     def mask(self) -> bytes:
-        """Raises `ConfigError` when the library gave up on the grammar."""
+        """Return the allowed tokens: one bit for each token id, lowest first.
+
+        Raises:
+            ConfigError: if the library gave up on the grammar.
+        """
         if self._text is not None:
             return b"\xff" * -(-self._size // 8)
         mask: bytes = self._matcher.compute_bitmask()
@@ -85,6 +93,7 @@ class _Guide:
         return mask
 
     def accept(self, token: int) -> None:
+        """Advance by a sampled token."""
         if self._text is None:
             self._matcher.consume_token(token)
             return
@@ -94,6 +103,7 @@ class _Guide:
 
     @property
     def complete(self) -> bool:
+        """Return whether no token may follow."""
         matcher = self._matcher
         return self._text is None and bool(matcher.is_stopped()) and not matcher.is_error()
 

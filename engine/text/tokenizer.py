@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, and text that grows with the tokens."""
+"""Tokenizer of a checkpoint, and the streamed text of a growing sequence."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
-    """Text to ids and back. Control tokens are recognised in trusted text."""
+    """Turn text into token ids and back."""
 
     def __init__(self, tokenizer: _Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -27,6 +27,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
+        """Read the tokenizer of a model folder.
+
+        Raises:
+            CheckpointError: if it is missing or cannot be read.
+        """
         path = folder / "tokenizer.json"
         if not path.exists():
             raise CheckpointError(f"{path} does not exist: the model needs a fast tokenizer")
@@ -36,21 +41,25 @@ class Tokenizer:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
 
     def encode(self, text: str | Prompt) -> list[int]:
-        """Return the ids of a text. In a plain string every control token is recognised; in a
-        `Prompt` only those of the template's own text, none that touches a content."""
+        """Return the ids of a text.
+
+        In a plain string every control token is recognised; in a `Prompt` only those of the
+        template's own text, none that touches a content.
+        """
         return self._prompts.encode(_encodable(text))
 
     def encode_with_specials(self, text: str) -> list[int]:
-        """Return the ids of a text that stands alone, with what the tokenizer's post-processor
-        puts around it, as a token for its beginning. A rendered chat has its own."""
-        return self._prompts.alone(_encodable(text).text)
+        """Return the ids of a text that is no rendered chat.
+
+        They include those that the tokenizer's post-processor adds, as a begin-of-text token.
+        """
+        return self._prompts.encode_with_specials(_encodable(text).text)
 
     def settled(self, text: str | Prompt) -> list[int]:
-        """Return ids that `text`, followed by anything whatever, begins with; none where that
-        cannot be known.
+        """Return the ids of `text` that no continuation can change; none if that is unknown.
 
-        Held back are the start of a special token and the last pre-token; before trailing white
-        space one more, because the patterns in use split white space by what follows it.
+        The possible start of a special token and the last pre-token are left out; before trailing
+        white space one more, because the patterns in use split white space by what follows it.
         """
         prompt, whole = _encodable(text), self._tokenizer
         text, splitter = prompt.text, whole.pre_tokenizer
@@ -65,7 +74,11 @@ class Tokenizer:
         return self.encode(prompt.before(cut))
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
-        """Return the text of ids; those outside the vocabulary have none."""
+        """Return the text of ids, those outside the vocabulary left out.
+
+        Args:
+            special: keep special tokens.
+        """
         try:
             text: str = self._tokenizer.decode(ids, skip_special_tokens=not special)
         except OverflowError:
@@ -77,14 +90,15 @@ class Tokenizer:
         return text
 
     def ids(self) -> frozenset[int]:
-        """All ids that are tokens; there may be gaps between them."""
+        """Return all ids that are tokens; there may be gaps between them."""
         return frozenset(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def hides(self, text: str) -> bool:
         """Return whether `text` is a special token, which decoding leaves out by default."""
-        return self._prompts.special(text)
+        return self._prompts.is_special(text)
 
     def id_of(self, token: str) -> int | None:
+        """Return the id of a token, None if it is unknown."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
@@ -93,7 +107,7 @@ class Tokenizer:
         return max((len(t.encode()) for t in self._tokenizer.get_vocab()), default=1)
 
     def source(self) -> str:
-        """The tokenizer as the JSON that it was read from."""
+        """Return the tokenizer as the JSON that it was read from."""
         text: str = self._tokenizer.to_str()
         return text
 
@@ -105,7 +119,8 @@ class Tokenizer:
         Args:
             stop: strings at which the text ends.
             special: keep special tokens in the text.
-            after: the prompt's ids; the text is what they do not have, leading space included.
+            after: the prompt's ids. The text is what the sequence adds to theirs, a leading space
+                included.
         """
         return TextStream(
             lambda ids: self.decode(ids, special=special),
@@ -124,19 +139,22 @@ class Tokenizer:
 
 
 class TextStream:
-    """The text of a growing sequence, equal to its tokens decoded at once, cut before the first
-    stop string.
+    """Stream the text of a growing sequence, cut before the first stop string.
 
-    A window of the last ids is decoded at each token, and of its text what was not sent yet is
-    sent, except for what later tokens can change: a trailing U+FFFD (a character that is not
-    complete), a run of byte-fallback tokens (decoded as a whole, or as one U+FFFD a byte when it is
-    not UTF-8 as a whole), and the beginning of a stop string.
+    All pieces together equal the text of all tokens decoded at once. At each token a window of the
+    last ids is decoded, and the part of its text that was not sent is sent, except for what later
+    tokens can change: a trailing U+FFFD (an incomplete character), a run of byte-fallback tokens
+    (decoded as a whole, or as one U+FFFD a byte if it is not UTF-8 as a whole), and the possible
+    start of a stop string.
 
     Args:
-        decode: the text of ids.
-        shown: the token of an id, None where the text leaves it out.
+        decode: returns the text of ids.
+        shown: returns the token of an id, None if the text leaves it out.
         stop: strings at which the text ends.
         after: ids that the sequence follows.
+
+    Attributes:
+        stopped: a stop string was found; nothing more is sent.
     """
 
     def __init__(
@@ -154,7 +172,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Return the text that this token makes certain."""
+        """Add a token; return the text that is now certain."""
         name = self._shown(token)
         if name is None or self.stopped:
             return ""
@@ -179,7 +197,7 @@ class TextStream:
         return ready
 
     def flush(self) -> str:
-        """Return what was held back, when no more tokens come."""
+        """Return the text that was held back, at the end of the sequence."""
         if self.stopped:
             return ""
         text = self._decode(self._window) if self._window else ""
@@ -204,14 +222,14 @@ class TextStream:
         return min((at for s in self._stop if (at := text.find(s)) >= 0), default=None)
 
     def _trim(self, held: str) -> None:
-        """Forget all ids but the last, which keep what decoding knows of those before."""
+        """Shorten the window to its last ids, if their text does not depend on those before."""
         window = self._tail(self._window)
         text = self._decode(window)
         if len(text) > len(held) and text.endswith(held):
             self._window, self._prompt, self._sent = window, None, len(text) - len(held)
 
     def _tail(self, ids: Sequence[int]) -> list[int]:
-        """Return the last ids that are shown, at least `_KEPT` and no part of a run of bytes."""
+        """Return the last shown ids: at least `_KEPT`, and never a part of a run of bytes."""
         tail: list[int] = []
         for id in reversed(ids):
             name = self._shown(id)
@@ -234,18 +252,18 @@ def _encodable(text: str | Prompt) -> Prompt:
 
 
 def _common(text: str, other: str) -> int:
-    """Return how many characters two texts begin with alike."""
+    """Return the length of the common prefix of two texts."""
     pairs = enumerate(zip(text, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(text), len(other)))
 
 
 def _is_byte(token: str) -> bool:
-    """Return whether byte fallback takes a token for a byte, as ``<0x0A>``."""
+    """Return whether a token stands for a byte, as ``<0x0A>``."""
     return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The longest end of `text` that `stop` begins with."""
+    """Return the length of the longest end of `text` that `stop` begins with."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 

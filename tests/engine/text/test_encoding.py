@@ -129,7 +129,7 @@ def test_ordinary_contents_encode_as_the_whole_text(name: str, prompt: Prompt) -
     foreign = encoder.encode(Prompt("<s>", ((0, 3),)))  # makes the copy
     assert encoder._id_of["<s>"] not in foreign
     if name not in ("single-word", "legacy-llama-normalized"):
-        assert encoder._again(prompt) == whole
+        assert encoder._encode_renamed(prompt) == whole
 
 
 @pytest.mark.parametrize("name", _TOKENIZERS)
@@ -141,7 +141,7 @@ def test_no_control_token_comes_from_a_content(name: str, prompt: Prompt) -> Non
     tokenizer = _TOKENIZERS[name]
     encoder = tokenizer._prompts
     ids = tokenizer.encode(prompt)
-    own = [prompt.text[a:b] for a, b in encoder.own(prompt)]
+    own = [prompt.text[a:b] for a, b in encoder.control_spans(prompt)]
     if name in ("qwen", "llama3", "metaspace-first", "metaspace-always", "unigram"):
         found = [id for id in ids if id in encoder._ids]
         assert found == [tokenizer.id_of(token) for token in own]

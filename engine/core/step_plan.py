@@ -19,9 +19,9 @@ class Chunk:
         blocks: the sequence's own list, valid until the step completes: copying it would cost more
             than the rest of planning a decode step.
         sample: sample the token that follows.
+        epoch: the sequence's at planning; if that has changed, the result is ignored.
         score: index of the first token of the chunk whose successors' log-probabilities are
             wanted, -1 for none.
-        epoch: the sequence's at planning; if that has changed, the result is ignored.
     """
 
     seq: Sequence
@@ -29,8 +29,8 @@ class Chunk:
     start: int
     blocks: list[int]
     sample: bool
-    score: int = -1
     epoch: int = 0
+    score: int = -1
 
     @property
     def end(self) -> int:
@@ -83,7 +83,7 @@ def chunk_of(seq: Sequence, count: int) -> Chunk:
     start, length = seq.computed, len(seq.tokens)
     end = start + count
     if count == 1 and end == length and seq.params.score_from < 0:
-        return Chunk(seq, [seq.tokens[-1]], start, seq.blocks, True, epoch=seq.epoch)
+        return Chunk(seq, [seq.tokens[-1]], start, seq.blocks, True, seq.epoch)
     score, since = -1, seq.params.score_from
     if since >= 0:
         first = max(since, 1) - 1 + len(seq.scores)

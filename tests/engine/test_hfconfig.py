@@ -212,9 +212,7 @@ def test_a_missing_key_is_what_transformers_takes_it_for(
         ("intermediate_size", 1.5),
     ],
 )
-def test_what_is_not_understood_is_refused_by_its_name(
-    llama: Any, tmp_path: Path, key: str, value: Any
-) -> None:
+def test_unknown_keys_are_refused_by_name(llama: Any, tmp_path: Path, key: str, value: Any) -> None:
     changes: dict[str, Any] = {key: value}
     if key == "rope_theta":
         changes["rope_parameters"] = None
@@ -252,7 +250,7 @@ def test_what_is_not_understood_is_refused_by_its_name(
         },
     ],
 )
-def test_what_real_configs_say_beside_the_model_loads(
+def test_harmless_keys_of_real_configs_are_accepted(
     llama: Any, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     plain = ModelConfig.load(llama.folder)
@@ -260,7 +258,7 @@ def test_what_real_configs_say_beside_the_model_loads(
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
-def test_all_that_transformers_writes_loads(tmp_path: Path, family: str) -> None:
+def test_configs_written_by_transformers_load(tmp_path: Path, family: str) -> None:
     import transformers as hf
 
     config = getattr(hf, f"{family}Config")(architectures=[f"{family}ForCausalLM"])

@@ -1,4 +1,4 @@
-"""What a step computes, without a model."""
+"""Planning of engine steps, without a model."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The core, stepped by hand: weights, sleep, signals, extensions, metrics; no wedge when full."""
+"""Engine core, stepped by hand: weights, sleep, leases, extensions, and a full memory."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def _run(core: EngineCore) -> dict[str, list[int]]:
     return out
 
 
-def test_a_token_is_told_before_the_next_is_computed() -> None:
+def test_a_token_is_delivered_before_the_next_is_computed() -> None:
     core = _core()
     core.submit(_ask("a", 4))
     assert core.prepare() == []
@@ -132,7 +132,7 @@ def test_a_leased_conversation_is_demoted_and_prefetched() -> None:
     assert core.stats().cache.host_blocks == 0
 
 
-def test_a_broken_lease_whose_program_comes_back_is_regretted() -> None:
+def test_a_broken_lease_whose_conversation_returns_counts_as_regret() -> None:
     clock = Clock()
     core = _core(blocks=12, clock=clock)
     core.submit(_ask("a", 100, "chat"))
@@ -163,7 +163,7 @@ def test_a_replaced_lease_outlives_its_first_end() -> None:
     assert core.stats().cache.leased_blocks == 0
 
 
-def test_a_parked_sequence_holds_up_nobody() -> None:
+def test_a_parked_sequence_delays_no_other() -> None:
     core = _core(host=64, delay=50)
     core.submit(_ask("a", 200, "chat"))
     _run(core)

@@ -1,4 +1,4 @@
-"""An exception at any call of a step ends one request; the others say what they would have said."""
+"""An exception at any call of a step ends one request; all other answers stay the same."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""A step is launched before the one before it is known, and nothing that is said changes by it."""
+"""Launching a step before the last one completes changes no answer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -85,14 +85,14 @@ def test_the_next_step_is_launched_before_the_last_is_known() -> None:
     ]
 
 
-def test_what_must_be_told_every_token_is_not_run_ahead_of() -> None:
+def test_a_sequence_that_needs_every_token_is_not_launched_early() -> None:
     core, runner = _core()
     core.submit(_ask("a", [1, 2, 3], max_tokens=2, presence_penalty=1.0))
     _run(core)
     assert [what for what, _ in runner.seen] == ["launched", "known"] * 2
 
 
-def test_a_step_that_was_launched_for_nothing_is_forgotten() -> None:
+def test_a_step_of_a_sequence_that_ended_is_ignored() -> None:
     core, runner = _core(words=3)
     plain, _ = _core(async_launch=False, words=3)
     for engine in (core, plain):
@@ -114,7 +114,7 @@ def test_a_step_that_fails_ends_only_the_sequence_that_fails_alone() -> None:
     assert found["good"] == wanted["good"] and found["fine"] == wanted["fine"]
 
 
-def test_nobody_finds_what_a_step_was_to_compute_before_it_is_known_to_be_there() -> None:
+def test_blocks_of_a_step_in_flight_are_not_matched() -> None:
     core, runner = _core()
     runner.fail = lambda plan: plan.chunks[0].seq.id == "gone"
     core.submit(_ask("gone", list(range(12)), max_tokens=3))
@@ -126,7 +126,7 @@ def test_nobody_finds_what_a_step_was_to_compute_before_it_is_known_to_be_there(
     assert core.stats().cache.hit_tokens == 0
 
 
-def test_weights_change_and_the_engine_sleeps_only_when_all_steps_are_known() -> None:
+def test_weights_change_and_the_engine_sleeps_only_when_no_step_is_in_flight() -> None:
     core, runner = _core()
     core.submit(_ask("a", [1, 2, 3], max_tokens=12))
     plain, _ = _core(async_launch=False)
@@ -145,7 +145,7 @@ def test_weights_change_and_the_engine_sleeps_only_when_all_steps_are_known() ->
     assert [t for d in deltas for t in d.tokens] == _run(plain)["a"][0]
 
 
-def test_whoever_has_no_room_loses_nothing_that_is_under_way() -> None:
+def test_no_sequence_is_preempted_while_a_step_is_in_flight() -> None:
     """At the end of its last block, with nobody to take one from: what it says there is kept."""
     core, runner = _core(blocks=6)
     core.submit(_ask("first", list(range(11)), max_tokens=9))
@@ -176,7 +176,7 @@ def test_whoever_has_no_room_loses_nothing_that_is_under_way() -> None:
     words=st.integers(2, 6),
     gap=st.integers(0, 3),
 )
-def test_the_same_is_said_with_and_without(
+def test_answers_are_the_same_with_and_without_async_launch(
     asks: list[tuple[int, int, bool, bool]], blocks: int, words: int, gap: int
 ) -> None:
     """Requests that come one by one, into too little memory; some end early, some are penalised."""

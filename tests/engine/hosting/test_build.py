@@ -1,4 +1,4 @@
-"""KV of other models is refused; ids that a model and its tokenizer do not share do no harm."""
+"""KV of other models is refused; ids that only the model or only its tokenizer has do no harm."""
 
 import math
 from dataclasses import replace

@@ -1,5 +1,4 @@
-"""One contract for both hosts of the core, a thread and a child process: streams, cancellation,
-verbs, failures."""
+"""Contract of both engines, in a thread and in a child process."""
 
 import asyncio
 import os
@@ -144,7 +143,7 @@ async def test_a_request_that_breaks_the_model_harms_no_other(
     assert [len(r) for r in (results[0], results[2]) if isinstance(r, list)] == [8, 8]
 
 
-async def test_a_closed_engine_says_so_and_ends_its_streams(llama: Any, kind: Any) -> None:
+async def test_a_closed_engine_ends_its_streams_with_an_error(llama: Any, kind: Any) -> None:
     engine = await asyncio.to_thread(kind.load, str(llama.folder), CONFIG)
     stream = engine.generate(_ask("a", max_tokens=400))
     await anext(stream)

@@ -1,4 +1,4 @@
-"""A child process that hangs, dies while it starts or refuses: noticed, replaced, or told."""
+"""A child process that hangs, dies while it starts or refuses is noticed, replaced or reported."""
 
 import asyncio
 import os
@@ -91,7 +91,7 @@ async def test_a_resumption_that_is_refused_ends_its_stream(
     assert len([d async for d in engine.generate(_ask("b", 3))]) == 3
 
 
-async def test_a_death_is_told_before_its_requests_hear_of_it_and_so_is_its_end(
+async def test_the_watcher_is_told_of_a_death_before_its_requests(
     engine: ProcessEngine, llama: Any
 ) -> None:
     told: list[bool] = []
@@ -107,7 +107,7 @@ async def test_a_death_is_told_before_its_requests_hear_of_it_and_so_is_its_end(
     assert told == [False, True]
 
 
-async def test_a_request_goes_on_after_a_death_when_its_reader_does(
+async def test_a_lost_request_resumes_when_its_next_delta_is_asked_for(
     engine: ProcessEngine, llama: Any
 ) -> None:
     up = asyncio.Event()
@@ -123,7 +123,7 @@ async def test_a_request_goes_on_after_a_death_when_its_reader_does(
     assert tokens == llama.greedy(list(range(3, 23)), 40)
 
 
-async def test_what_is_computed_ahead_is_not_computed_again_after_a_death(
+async def test_an_extension_is_not_repeated_after_a_death(
     engine: ProcessEngine,
 ) -> None:
     os.kill(engine.pid, signal.SIGSTOP)
@@ -176,7 +176,7 @@ async def test_statistics_of_a_child_that_hangs_are_the_last_known(
         os.kill(engine.pid, signal.SIGCONT)
 
 
-async def test_a_request_over_which_the_engine_dies_again_and_again_is_given_up(
+async def test_a_request_that_kills_its_engine_repeatedly_fails(
     engine: ProcessEngine,
 ) -> None:
     engine.watch(lambda up: os.kill(engine.pid, signal.SIGKILL) if up else None)
@@ -194,7 +194,7 @@ async def test_children_that_die_while_they_start_are_tried_again(
     assert len(made) == 3
 
 
-async def test_an_engine_whose_children_all_die_says_so_and_ends(
+async def test_an_engine_whose_children_all_die_closes(
     engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = _starts(monkeypatch, failing=1000)
@@ -208,7 +208,7 @@ async def test_an_engine_whose_children_all_die_says_so_and_ends(
         await engine.stats()
 
 
-async def test_no_child_goes_on_with_older_weights(
+async def test_a_new_child_never_serves_older_weights(
     engine: ProcessEngine, llama: Any, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(llama.folder, tmp_path / "new")
@@ -218,7 +218,7 @@ async def test_no_child_goes_on_with_older_weights(
         await _interrupted(engine, signal.SIGKILL)
 
 
-async def test_what_cannot_be_sent_is_an_error_of_its_caller(engine: ProcessEngine) -> None:
+async def test_a_command_that_cannot_be_pickled_fails_its_caller(engine: ProcessEngine) -> None:
     request: Any = GenerateRequest("a", "a", (5, lambda: 6))  # type: ignore[arg-type]
     with pytest.raises(EngineError, match="cannot be sent"):
         async for _ in engine.generate(request):
@@ -226,7 +226,7 @@ async def test_what_cannot_be_sent_is_an_error_of_its_caller(engine: ProcessEngi
     assert len([d async for d in engine.generate(_ask("b", 3))]) == 3
 
 
-def test_a_child_gives_signs_of_life_until_a_step_takes_too_long(
+def test_a_child_sends_heartbeats_until_a_step_takes_too_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(process_worker, "_HEARTBEAT_SECONDS", 0.01)

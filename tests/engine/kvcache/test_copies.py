@@ -1,4 +1,4 @@
-"""Copies between the tiers keep the order decided, and one that fails harms nobody."""
+"""Copies between the tiers keep their order, and one that fails harms no request."""
 
 import threading
 from typing import Any
@@ -76,7 +76,7 @@ def test_imported_kv_is_saved_after_it_is_written(run_core: Run, early: bool) ->
     assert core.stats().cache.hit_host_tokens == 30
 
 
-def test_kv_that_cannot_be_written_is_not_known(run_core: Run) -> None:
+def test_kv_that_cannot_be_written_is_not_matched(run_core: Run) -> None:
     source, _ = _core()
     source.submit(_ask("a", "chat", range(30)))
     run_core(source)
@@ -103,7 +103,7 @@ def _demoted(run_core: Run, **options: Any) -> tuple[EngineCore, TensorRunner]:
     return core, runner
 
 
-def test_what_a_failed_load_would_have_brought_is_computed(run_core: Run) -> None:
+def test_blocks_of_a_failed_load_are_computed(run_core: Run) -> None:
     core, runner = _demoted(run_core)
     runner.copies.failing = 1
     core.submit(_ask("b", "chat", range(35)))
@@ -112,7 +112,7 @@ def test_what_a_failed_load_would_have_brought_is_computed(run_core: Run) -> Non
 
 
 @pytest.mark.parametrize("place", ["transfer", "finished_copies"])
-def test_a_runner_that_cannot_copy_for_once_fails_nobody(run_core: Run, place: str) -> None:
+def test_a_copy_fault_fails_no_request(run_core: Run, place: str) -> None:
     core, runner = _demoted(run_core)
     real, calls = getattr(runner, place), list[int]()
 
@@ -165,7 +165,7 @@ def test_a_copy_that_raises_is_reported_and_the_next_is_made(
     tier.close()
 
 
-def test_a_thread_of_copies_that_died_is_replaced() -> None:
+def test_a_dead_copy_thread_is_replaced() -> None:
     tier = _tier()
     copier: Any = tier._copier
     dead: threading.Thread = copier.thread
@@ -181,7 +181,7 @@ def test_a_thread_of_copies_that_died_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("share", [4, 2, 1])
-def test_a_conversation_that_was_spilled_says_what_it_said(
+def test_a_spilled_conversation_gives_the_same_answer(
     llama: Any, run_core: Run, share: int
 ) -> None:
     """Host memory of 1/4 to 1 of the device's: spills take each other's places between two
@@ -223,7 +223,7 @@ def test_a_request_that_waits_for_a_copy_that_raises_is_answered(
     core.close()
 
 
-def test_a_copy_that_nobody_can_ask_for_ends_the_engine(
+def test_a_runner_that_cannot_report_copies_ends_the_engine(
     run_core: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core, runner = _demoted(run_core)

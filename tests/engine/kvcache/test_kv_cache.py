@@ -304,7 +304,7 @@ def test_leased_blocks_are_evicted_last() -> None:
     assert _hit(cache, lost) == 0
 
 
-def test_a_running_sequence_may_reclaim_every_lease() -> None:
+def test_a_running_sequence_may_evict_every_leased_block() -> None:
     cache = KVCache(8, SIZE, lease_budget=1.0)
     _turn(cache, "a", [1] * 30)
     cache.lease("a", 0.0, 1e9, 1e9)
@@ -385,7 +385,7 @@ def test_the_unfinished_block_of_a_turn_is_gone_when_a_newer_turn_has_finished_i
     assert _hit(cache, fork) == len(fork)
 
 
-def test_verbs_on_an_unknown_conversation_answer_missing() -> None:
+def test_commands_about_an_unknown_conversation_answer_missing() -> None:
     cache = KVCache(4, SIZE)
     replies = (
         cache.lease("x", 0.0, 1.0, 1.0),
@@ -426,7 +426,7 @@ def test_blocks_imported_with_a_salt_under_new_weights_belong_to_both() -> None:
         assert machine.cache.match(probe).tokens == hit
 
 
-def test_a_context_of_thousands_of_blocks_is_forgotten() -> None:
+def test_a_context_of_thousands_of_blocks_is_removed() -> None:
     cache = KVCache(2100, SIZE)
     long = list(range(2000 * SIZE))
     _turn(cache, "long", long)

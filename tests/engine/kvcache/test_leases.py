@@ -1,4 +1,4 @@
-"""What is remembered of conversations is bounded, and nobody loses a hit by it."""
+"""Records of conversations are bounded, and no cached block is lost by it."""
 
 import sys
 import tracemalloc
@@ -74,7 +74,7 @@ def test_one_off_requests_leave_a_bounded_memory(kind: str, host: int) -> None:
     assert sizes[1] < 1.3 * sizes[0] + 200_000, "as many again take as much again"
 
 
-def test_a_conversation_that_was_dropped_hits_what_is_left_of_it() -> None:
+def test_a_conversation_without_a_record_still_hits_its_blocks() -> None:
     core, twin = _core(), _core()
     twin.cache._conversations._prune_above = sys.maxsize  # deletes no record
     for engine in (core, twin):
@@ -87,7 +87,7 @@ def test_a_conversation_that_was_dropped_hits_what_is_left_of_it() -> None:
     assert mine.cache.evictions == theirs.cache.evictions
 
 
-def test_whoever_has_a_lease_or_runs_is_not_dropped() -> None:
+def test_records_with_a_lease_or_a_running_sequence_are_kept() -> None:
     core = _core()
     _serve(core, "leased", range(40))
     core.handle(do.Lease("leased", 1e6, 1e6))
@@ -113,7 +113,7 @@ def test_tokens_of_a_conversation_are_compact() -> None:
     assert sys.getsizeof(record.tokens) < 5 * 500
 
 
-def test_what_a_conversation_leaves_behind_when_it_is_rewritten_is_reclaimed_first() -> None:
+def test_blocks_of_a_rewritten_history_are_evicted_first() -> None:
     core, trunk = _core(blocks=32), range(100)
     _serve(core, "other", range(5000, 5128))
     for turn in range(40):
@@ -126,7 +126,7 @@ def test_what_a_conversation_leaves_behind_when_it_is_rewritten_is_reclaimed_fir
     assert core.cache.counters.hit_tokens - before >= 127  # the longest unused, and still there
 
 
-def test_a_conversation_that_returns_to_what_it_left_finds_it_while_there_is_room() -> None:
+def test_a_conversation_can_return_to_an_abandoned_branch_while_it_is_cached() -> None:
     core, one, other = _core(), range(200), [*range(100), *range(900, 1000)]
     _serve(core, "mine", one)
     _serve(core, "mine", other)
@@ -135,7 +135,7 @@ def test_a_conversation_that_returns_to_what_it_left_finds_it_while_there_is_roo
     assert core.cache.counters.hit_tokens - before >= 190
 
 
-def test_what_another_conversation_goes_on_from_is_not_given_back() -> None:
+def test_blocks_shared_with_a_fork_are_not_evicted_first() -> None:
     core, trunk = _core(blocks=32), range(160)
     _serve(core, "mine", trunk)
     core.handle(do.Fork("mine", "branch"))
@@ -146,7 +146,7 @@ def test_what_another_conversation_goes_on_from_is_not_given_back() -> None:
     assert core.cache.counters.hit_tokens - before >= 160
 
 
-def test_a_copy_for_one_that_fails_takes_nothing_from_who_has_the_block_on_the_device() -> None:
+def test_a_failed_private_load_keeps_the_block_on_the_device() -> None:
     index, tokens = PrefixIndex(8, 4), tuple(range(SIZE))
     offload = Offload(index, CacheCounters())
     block = index.pool.allocate()

@@ -1,4 +1,4 @@
-"""Contents never become control tokens, and ordinary prompts encode as they always did."""
+"""Contents never become control tokens, and ordinary prompts encode as the whole text does."""
 
 import json
 from collections.abc import Callable
@@ -157,7 +157,7 @@ def test_hostile_contents_keep_their_characters(name: str, text: str, own: str) 
     assert tokenizer.decode(ids, special=True) == text + own
 
 
-def test_a_file_that_cuts_or_pads_texts_is_used_without() -> None:
+def test_truncation_and_padding_of_a_tokenizer_file_are_disabled() -> None:
     made = _byte_level(_QWEN)
     plain = Tokenizer(HfTokenizer.from_str(made.to_str())).encode("the user said it")
     made.enable_truncation(2)

@@ -1,4 +1,4 @@
-"""What a grammar asks for is what a random model says."""
+"""Answers of a random model match their grammar."""
 
 import json
 import re

@@ -147,9 +147,7 @@ def test_streamed_text_is_that_of_all_ids_at_once(name: str, data: Any, special:
 @pytest.mark.parametrize("name", _FAMILIES)
 @settings(max_examples=examples(60), deadline=None)
 @given(st.data(), st.booleans())
-def test_text_behind_a_prompt_is_what_the_prompt_does_not_have(
-    name: str, data: Any, special: bool
-) -> None:
+def test_streamed_text_excludes_the_prompt(name: str, data: Any, special: bool) -> None:
     tokenizer = _FAMILIES[name]
     prompt, ids = data.draw(_ids(tokenizer)), data.draw(_ids(tokenizer))
     before = tokenizer.decode(prompt, special=special)
@@ -254,7 +252,7 @@ def test_a_decoder_that_panics_raises_nothing(ids: list[int]) -> None:
     _streamed(Tokenizer(made).stream(after=ids), ids)
 
 
-def test_an_engine_says_what_the_tokenizer_decodes(llama: Any, tmp_path: Path) -> None:
+def test_an_engine_streams_what_the_tokenizer_decodes(llama: Any, tmp_path: Path) -> None:
     """A model that says bytes at random, which are seldom UTF-8, on a byte-fallback tokenizer."""
     folder = Path(shutil.copytree(llama.folder, tmp_path / "model"))
     made = HfTokenizer(models.BPE(vocab=_numbered([*_SPECIAL, *_BYTES]), merges=[]))

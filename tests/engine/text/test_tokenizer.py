@@ -1,4 +1,4 @@
-"""Ids that can be told before a text is whole."""
+"""Ids of a text that no continuation can change."""
 
 import pytest
 from hypothesis import example, given

@@ -24,7 +24,7 @@ _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address or name means this machine only."""
+    """Tell whether an address or a name is a loopback one."""
     if host == "localhost":
         return True
     try:
@@ -35,10 +35,10 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Rules for who may use a server.
+    """Decide which requests a server accepts.
 
     Attributes:
-        keys: API keys, any of which is accepted; none are asked for if it is empty.
+        keys: API keys, any of which is accepted; empty accepts requests without a key.
         hosts: names accepted in the Host header besides loopback's; None accepts every name.
     """
 
@@ -68,10 +68,10 @@ class Access:
         if not local and not known and not insecure:
             raise ConfigError(
                 f"{bind_host} can be reached from other machines: set DRAWLOOM_API_KEY "
-                "(or --api-key), or say --insecure to serve without a key"
+                "(or --api-key), or pass --insecure to serve without a key"
             )
         names = frozenset(name.lower() for name in hosts)
-        # off loopback the key decides: the names that lead here are the network's affair
+        # off loopback the key decides, under whatever name the server is reached
         anything = "*" in names or (not local and not names)
         return cls(tuple(k.encode() for k in known), None if anything else names | {bind_host})
 
@@ -92,9 +92,10 @@ class Access:
         host = _host_name(headers.get("host", ""))
         if not self._accepts(host):
             raise HttpError(
-                403, f"Host {host!r} is not served here: start with --allow-host {host}",
+                403,
+                f"Host {host!r} is not served here: start with --allow-host {host}",
                 code="host_not_allowed",
-            )  # fmt: skip
+            )
 
     def _check_origin(self, headers: Headers) -> None:
         origin = headers.get("origin")
@@ -103,28 +104,29 @@ class Access:
         netloc = origin.partition("://")[2]
         host = _host_name(netloc)
         same = netloc == headers.get("host")
-        # a name that is merely accepted must be named: with any Host, only the same origin is
+        # without a list of names every Host is accepted, but only the same origin
         if not same and not (is_loopback(host) or (self.hosts is not None and host in self.hosts)):
             raise HttpError(
-                403, f"pages of {origin!r} may not use this server: start with --allow-host HOST",
+                403,
+                f"pages of {origin!r} may not use this server: start with --allow-host HOST",
                 code="origin_not_allowed",
-            )  # fmt: skip
+            )
 
     def _check_key(self, headers: Headers) -> None:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             given = headers.get("x-api-key", "")
         sent = given.strip().encode()
-        # each key is compared, equal or not: the time taken says nothing about which matched
+        # all keys are compared, so that the time does not show which one matched
         if not sum(hmac.compare_digest(sent, key) for key in self.keys):
-            words = "an API key is needed: Authorization: Bearer KEY"
+            message = "an API key is needed: Authorization: Bearer KEY"
             if given:
-                words = "this API key is not accepted"
-            raise HttpError(401, words, code="invalid_api_key")
+                message = "this API key is not accepted"
+            raise HttpError(401, message, code="invalid_api_key")
 
 
 def _host_name(value: str) -> str:
-    """The name in a Host header, without its port; lower case, IPv6 without brackets."""
+    """Return the name in a Host header: lower case, without port and brackets."""
     try:
         return urlsplit(f"//{value}").hostname or ""
     except ValueError:
@@ -142,7 +144,7 @@ def _check_content_type(headers: Headers) -> None:
 
 
 class Guard:
-    """ASGI middleware that applies `Access` before anything else looks at a request."""
+    """Apply `Access` to each request before the rest of the application (ASGI middleware)."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
@@ -163,7 +165,7 @@ async def respond(send: Send, error: HttpError) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
-        (b"connection", b"close"),  # the body was not read, so the connection cannot go on
+        (b"connection", b"close"),  # the body was not read, so the connection cannot be reused
     ]
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

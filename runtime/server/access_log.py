@@ -1,4 +1,4 @@
-"""One log line a request: who asked, what was computed, what was found in KV, how long it took."""
+"""Access log: one line for each request, with its program, tokens, cache hits and times."""
 
 import logging
 import time
@@ -17,18 +17,22 @@ RECORD = "drawloom.record"
 
 @dataclass(slots=True)
 class RequestRecord:
-    """Facts about a request that only its handler knows.
+    """Collect the facts about a request that only its handler knows.
 
     Attributes:
-        program: the program that it belongs to.
-        usages: one for each choice that was computed; times by `time.monotonic`.
+        program: name of its program.
+        usages: one for each complete choice; times by `time.monotonic`.
     """
 
     program: str = ""
     usages: Sequence[RequestUsage] = ()
 
     def fields(self, began: float) -> str:
-        """Describe the work of a request that began at `began`, by `time.monotonic`."""
+        """Return the log line's fields of tokens and waiting.
+
+        Args:
+            began: when the request began, by `time.monotonic`.
+        """
         words = [f"program={_plain(self.program)}"] if self.program else []
         if self.usages:
             first = self.usages[0]
@@ -42,7 +46,7 @@ class RequestRecord:
 
 
 class AccessLog:
-    """ASGI middleware that logs a request when its response has ended.
+    """Log each request when its response has ended (ASGI middleware).
 
     Handlers fill the `RequestRecord` at ``scope[RECORD]``. Probes are logged at DEBUG.
     """
@@ -67,14 +71,12 @@ class AccessLog:
             await self._app({**scope, RECORD: record}, receive, watched)
         finally:
             level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
-            log.log(
-                level, "%s %s %s %s took=%.3fs", scope["method"], _plain(scope["path"]),
-                status or "aborted", record.fields(began), time.monotonic() - began,
-            )  # fmt: skip
+            line = f"{scope['method']} {_plain(scope['path'])} {status or 'aborted'}"
+            log.log(level, "%s %s took=%.3fs", line, record.fields(began), time.monotonic() - began)
 
 
 def _plain(text: str) -> str:
-    """Keep a log line one line, whatever a client sent."""
+    """Replace control characters and cut long text, so that an entry stays one line."""
     shown = text if len(text) <= 200 else text[:199] + "…"
     return "".join(c if c.isprintable() else "?" for c in shown)
 

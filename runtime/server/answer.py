@@ -240,27 +240,27 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The text that was parsed."""
+        """Return the text that was parsed."""
         return "".join(self._text)
 
     @property
     def content(self) -> str | None:
-        """The content; None if there is none."""
+        """Return the content; None if there is none."""
         return "".join(self._content) if self._content else None
 
     @property
     def reasoning(self) -> str:
-        """The reasoning; empty if there is none."""
+        """Return the reasoning; empty if there is none."""
         return "".join(self._reasoning)
 
     @property
     def tool(self) -> str:
-        """Name of the last call; empty if there is none."""
+        """Return the name of the last call; empty if there is none."""
         return next(reversed(self.calls.values())).name if self.calls else ""
 
     @property
     def finish_reason(self) -> str:
-        """The finish reason in OpenAI's words."""
+        """Return the finish reason in OpenAI's words."""
         if self._finish is FinishReason.LENGTH:
             return "length"
         return "tool_calls" if self.calls else "stop"

@@ -54,7 +54,7 @@ S = TypeVar("S", bound=Sampling)
 
 
 class _Step(Protocol):
-    """An open chat or text completion."""
+    """Generate an answer, whole or in chunks."""
 
     @property
     def program(self) -> str: ...

@@ -1,7 +1,6 @@
 """Types of request fields with their bounds: OpenAI's where it has some.
 
-`None` stands for the default of every optional field, since many clients send what they were not
-given as null.
+For every optional field `None` means its default, since many clients send unset fields as null.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ _INT32, _INT64 = 1 << 31, 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """Bounds of a number, as an annotation; the error for a value outside names both."""
+    """Bound a number, as an annotation; the error for a value outside names both bounds."""
 
     low: float
     high: float

@@ -20,7 +20,7 @@ from drawloom.runtime.server.openai_encoding import JsonObject
 from drawloom.runtime.server.openai_requests import ChatRequest, Message
 from drawloom.runtime.server.prompting import BuiltPrompt, in_pool
 from drawloom.runtime.server.serving_context import ServingContext
-from drawloom.runtime.server.sessions import Session
+from drawloom.runtime.server.session import Session
 from drawloom.runtime.server.toolspecs import calls_of
 from drawloom.tools.forced_call_grammar import call_grammar, call_mark
 from drawloom.tools.parsers import (
@@ -245,7 +245,7 @@ class ChatStep:
                 messages=built.messages,
                 prompt=built.prompt,
                 tokens=packed(built.tokens),
-                marks=built.marks,
+                boundaries=built.boundaries,
                 answers=sampled,
                 broken=not self._complete,
             )
@@ -295,7 +295,7 @@ class ChatStep:
 
     @property
     def program(self) -> str:
-        """The program's name for its client."""
+        """Return the program's name for its client."""
         return self.session.program.label
 
     def usages(self) -> list[RequestUsage]:

@@ -49,7 +49,9 @@ class CompletionStep:
     async def open(
         cls, context: ServingContext, request: CompletionRequest, caller: Caller
     ) -> AsyncIterator["CompletionStep"]:
-        """Check a request and tokenise its prompts. Each prompt gets a session when its turn comes.
+        """Check a request and tokenise its prompts.
+
+        Each prompt gets a session of its own when it is generated.
 
         Raises:
             HttpError: the request is invalid, or a prompt does not fit into the context.
@@ -60,7 +62,7 @@ class CompletionStep:
 
     @property
     def program(self) -> str:
-        """The program's name for its client; empty if it has none."""
+        """Return the program's name for its client; empty if it has none."""
         return self._caller.name or ""
 
     def usages(self) -> list[RequestUsage]:

@@ -1,8 +1,8 @@
-"""What is kept of a conversation, and how a request is compared with it.
+"""Records of conversations, and their comparison with requests.
 
-A record has the messages as they first came, the prompt that they made, its tokens, and the answer
-as it was sampled. A request that begins, by meaning, with all of a record's messages and its
-answer is the next turn of that conversation.
+A record has the messages as they were first received, their prompt with its tokens, and the answer
+as it was sampled. A request whose messages begin with those of a record and its answer, equal in
+meaning, is the next turn of that conversation.
 """
 
 from array import array
@@ -18,21 +18,22 @@ from drawloom.tools.parsers import Parser
 
 
 def packed(tokens: Iterable[int]) -> "array[int]":
-    """Return tokens as they are kept: four bytes each."""
+    """Return tokens as an array of four bytes each."""
     return array("I", tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedAnswer:
-    """An answer as the client was told it, and as it was sampled.
+    """Keep an answer as the client received it, and as it was sampled.
 
     Attributes:
-        entries: the forms in which a client may send it back; the first is as it was told.
+        entries: the forms in which a client may send it back; the first is the form it received.
         message: the message for the template.
-        tokens: all sampled tokens, also those behind what the client was told.
-        text: what the parser was given; with `special`, special tokens are in it.
-        parser: makes a parser like the one that read it.
-        calls: it could make calls.
+        tokens: all sampled tokens, including those after the part that the client received.
+        text: the text that was parsed.
+        parser: makes a parser with the options of the one that parsed it.
+        calls: calls were allowed.
+        special: `text` includes special tokens.
     """
 
     entries: tuple[Entry, ...]
@@ -45,10 +46,13 @@ class RecordedAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A place where text and tokens of a prompt are known to end together.
+class Boundary:
+    """Locate a position of a prompt at which text and tokens end together.
 
-    `messages` is how many messages the prompt has up to there.
+    Attributes:
+        messages: number of messages before it.
+        text: its position in the text, in characters.
+        tokens: its position in the tokens.
     """
 
     messages: int
@@ -58,14 +62,23 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A chat after an answer. With `broken`, the answer did not reach its end, and its prompt may
-    be sent again."""
+    """Keep a chat with its last answer.
+
+    Attributes:
+        entries: the messages of the prompt, for comparison.
+        messages: the messages of the prompt, for the template.
+        prompt: the rendered prompt.
+        tokens: its tokens.
+        boundaries: positions of the prompt up to which its tokens can be reused.
+        answers: one for each choice.
+        broken: the answer was interrupted, so the client may send the prompt again.
+    """
 
     entries: tuple[Entry, ...]
     messages: tuple[dict[str, Any], ...]
     prompt: Prompt
     tokens: "array[int]"
-    marks: tuple[Mark, ...]
+    boundaries: tuple[Boundary, ...]
     answers: tuple[RecordedAnswer, ...]
     broken: bool = False
 
@@ -75,7 +88,7 @@ class Record:
 
     @property
     def issued_calls(self) -> set[str]:
-        """Ids of the calls that the answers made."""
+        """Return the ids of the calls in the answers."""
         return set().union(*(_ids(answer.entries[0]) for answer in self.answers))
 
     @property
@@ -85,11 +98,13 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class PlainRecord:
-    """A conversation by `/v1/completions`: text and its tokens, the answer included.
+    """Keep a conversation of `/v1/completions`.
 
     Attributes:
-        shown: the same as far as the client was told it: without special tokens in the answer, nor
-            a stop string behind it.
+        text: prompt and answer.
+        tokens: their tokens.
+        shown: prompt and answer as the client received it: without special tokens in the answer
+            and without a stop string after it.
     """
 
     text: str
@@ -108,17 +123,17 @@ class PlainRecord:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """How far a request agrees with a record.
+    """Describe how far a request agrees with a record.
 
     Attributes:
-        agreed: so many messages, or characters, are the same.
-        answer: the answer that the request goes on from, if it contains it in its place.
+        agreed: number of messages, or of characters, that are equal from the start.
+        answer: the recorded answer that the request contains in its place.
         whole: the request is the next turn.
-        rewritten: the request knows the last answer, but its history is another: in a program
-            where it can belong to no other conversation, it takes the place of this one.
-        replaced: all agrees but for the last answer, in place of which there is another.
-        answers: so many answers of the conversation are in what agrees; only its client was told
-            them.
+        rewritten: the request contains the last answer after a changed history; it supersedes this
+            conversation if it can belong to no other one of its program.
+        replaced: everything agrees but the last answer, which the request has another message for.
+        answers: number of answers among the agreed messages; only the conversation's client has
+            received them.
     """
 
     agreed: int = 0
@@ -129,32 +144,40 @@ class Match:
     answers: int = 0
 
 
-class Request(Protocol):
-    """What a request sends, to be compared with records."""
+class IncomingRequest(Protocol):
+    """Compare the content of a request with records."""
 
     @property
-    def start(self) -> bytes: ...
+    def start(self) -> bytes:
+        """Return the digest by which its conversation is found."""
+        ...
 
     def match(self, record: Record | PlainRecord) -> Match:
         """Compare with a record."""
         ...
 
     def calls(self, agreed: int) -> set[str]:
-        """Return ids of calls in what the request agrees in with a record, which only those know
-        who were told them."""
+        """Return the ids of calls in the agreed part; only clients that received them know them.
+
+        Args:
+            agreed: number of messages or characters, as in `Match`.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """A prompt of `/v1/completions`."""
+    """Compare a prompt of `/v1/completions` with records."""
 
     text: str
     start: bytes = b""
 
     def match(self, record: Record | PlainRecord) -> Match:
-        """Compare with a record: it is continued by text that begins with all of its own, or with
-        all that its client was told."""
+        """Compare with a record.
+
+        Text that begins with the record's text continues it, and so does text that begins with the
+        part of it that the client received.
+        """
         if not isinstance(record, PlainRecord):
             return Match()
         known = [text for text in (record.text, record.shown) if text]
@@ -168,14 +191,19 @@ class TextRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatTurn:
-    """The messages of a chat request: as they are compared, and as the template takes them. Of all
-    its answers it has the keys, and the ids of calls that they mention."""
+    """Compare the messages of a chat request with records.
+
+    Attributes:
+        entries: the messages, for comparison.
+        messages: the messages, for the template.
+        start: the digest by which the conversation is found.
+    """
 
     entries: tuple[Entry, ...]
     messages: tuple[dict[str, Any], ...]
     start: bytes
-    _answers: frozenset[bytes]
-    _called: frozenset[str]
+    _answers: frozenset[bytes]  # keys of all answers
+    _called: frozenset[str]  # ids of calls that the answers contain or mention
 
     @classmethod
     def read(cls, messages: list[Message]) -> "ChatTurn":
@@ -191,36 +219,35 @@ class ChatTurn:
         """Compare with a record, message by message."""
         if not isinstance(record, Record):
             return Match()
-        told, agreed = len(record.entries), 0
+        recorded, agreed = len(record.entries), 0
         for mine, known in zip(self.entries, record.entries, strict=False):
             if not mine.same(known):
                 break
             agreed += 1
-        answer = self._answer(record) if agreed == told else None
+        answer = self._answer(record) if agreed == recorded else None
         if answer is not None:
             return Match(agreed + 1, answer, whole=True)
-        again = agreed == told == len(self.entries)
-        whole = (again and record.broken) or (agreed == told and self._retold(record))
-        replaced = agreed == told < len(self.entries) and self.entries[told].assistant
+        again = agreed == recorded == len(self.entries)
+        whole = (again and record.broken) or (agreed == recorded and self._returned_as_text(record))
+        replaced = agreed == recorded < len(self.entries) and self.entries[recorded].assistant
         rewritten = not whole and (replaced or again or self._rewrites(record, agreed))
         answers = sum(entry.assistant for entry in self.entries[:agreed])
         return Match(agreed, None, whole, rewritten, replaced and not whole, answers)
 
     def calls(self, agreed: int) -> set[str]:
-        """Return ids of calls in the messages that agree, and those that the text of the next one
-        mentions."""
+        """Return the ids of calls in the agreed messages and in the text of the next message."""
         known = {id for e in self.entries[:agreed] if e.assistant for id in (*_ids(e), *e.mentions)}
         return known.union(*(entry.mentions for entry in self.entries[agreed : agreed + 1]))
 
     def continued(self, record: Record | None, match: Match) -> tuple[Entry, ...]:
-        """Return the entries of the conversation with this request, as they first came."""
+        """Return the entries of record and request, each as it was first received."""
         if record is None:
             return self.entries
-        told = match.agreed - (match.answer is not None)
-        known = record.entries[:told]
+        recorded = match.agreed - (match.answer is not None)
+        known = record.entries[:recorded]
         if match.answer is not None:
             forms = match.answer.entries
-            known += (next(filter(self.entries[told].same, forms)),)
+            known += (next(filter(self.entries[recorded].same, forms)),)
         return (*known, *self.entries[match.agreed :])
 
     def _answer(self, record: Record) -> RecordedAnswer | None:
@@ -230,23 +257,25 @@ class ChatTurn:
         mine = self.entries[at]
         return next((a for a in record.answers if any(map(mine.same, a.entries))), None)
 
-    def _retold(self, record: Record) -> bool:
-        """Tell whether the answer came back as text that names its calls by their ids, which
-        nobody else knows: some clients have no other form for calls."""
+    def _returned_as_text(self, record: Record) -> bool:
+        """Tell whether the answer came back as text that mentions its calls by their ids.
+
+        Some clients have no other form for calls; nobody else knows the ids.
+        """
         at = len(record.entries)
         mentions = set(self.entries[at].mentions) if at < len(self.entries) else set()
         made = (_ids(answer.entries[0]) for answer in record.answers)
         return any(ids and ids <= mentions for ids in made)
 
     def _rewrites(self, record: Record, agreed: int) -> bool:
-        """Tell whether all that was answered last is here, behind messages that differ."""
+        """Tell whether the request contains the last answer after messages that differ."""
         if agreed == len(record.entries):
             return False
         akin = agreed > 0 or any(e.assistant and _ids(e) & self._called for e in record.entries)
-        told_all = (answer.entries[0] for answer in record.answers)
+        answers = (answer.entries[0] for answer in record.answers)
         return any(
             ids <= self._called if (ids := _ids(entry)) else akin and entry.key in self._answers
-            for entry in told_all
+            for entry in answers
         )
 
 
@@ -255,13 +284,13 @@ def _ids(entry: Entry) -> set[str]:
 
 
 __all__ = [
+    "Boundary",
     "ChatTurn",
-    "Mark",
+    "IncomingRequest",
     "Match",
     "PlainRecord",
     "Record",
     "RecordedAnswer",
-    "Request",
     "TextRequest",
     "packed",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from drawloom.ids import new_id
 from drawloom.runtime.execution.budget import Account
-from drawloom.runtime.server.conversation import Match, PlainRecord, Record, Request
+from drawloom.runtime.server.conversation import IncomingRequest, Match, PlainRecord, Record
 
 _NAMELESS = 1024
 _NAMED = 4096
@@ -59,7 +59,7 @@ class HttpConversation:
 
     @property
     def size(self) -> int:
-        """Tokens of the record."""
+        """Return the number of tokens of the record."""
         return self.record.size if self.record is not None else 0
 
 
@@ -100,12 +100,12 @@ class HttpProgram:
 
     @property
     def linear(self) -> bool:
-        """True if it has had one conversation at a time so far."""
+        """Return True if it has had one conversation at a time so far."""
         return not (self.had_concurrent or self.resumes_superseded)
 
     @property
     def current_conversations(self) -> list[HttpConversation]:
-        """Conversations that are not superseded."""
+        """Return the conversations that are not superseded."""
         return [one for one in self.conversations.values() if not one.superseded]
 
     def describe(self, now: float) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class Directory:
         other = self._nameless.get(caller.name)
         return named or (other if other is not None and other.tenant == caller.tenant else None)
 
-    def find(self, caller: Caller, request: Request) -> HttpProgram | None:
+    def find(self, caller: Caller, request: IncomingRequest) -> HttpProgram | None:
         """Return the program of a request, by its name or by its content; None if it is new."""
         if caller.runtime_program is not None or caller.name is not None:
             return self.resolve(caller)
@@ -203,11 +203,11 @@ class Directory:
             self._nameless.pop(program.id, None)
 
     def mark_busy(self, program: HttpProgram) -> None:
-        """Mark a program as busy: `excess` does not return it."""
+        """Boundary a program as busy: `excess` does not return it."""
         self._tokens -= self._idle.pop(program, 0)
 
     def mark_idle(self, program: HttpProgram) -> None:
-        """Mark a program as idle: `excess` may return it."""
+        """Boundary a program as idle: `excess` may return it."""
         if program.account is None:
             self._idle[program] = sum(
                 conversation.size for conversation in program.conversations.values()
@@ -249,7 +249,7 @@ class Directory:
                 del self._starts[start]
 
     def best_match(
-        self, tenant: str, request: Request
+        self, tenant: str, request: IncomingRequest
     ) -> tuple[Record | PlainRecord, Match] | None:
         """Return the record of a tenant that agrees most with a request, and its match."""
         found = [
@@ -260,7 +260,7 @@ class Directory:
         return max(found, key=lambda one: one[1].agreed) if found else None
 
     def _matches(
-        self, tenant: str, request: Request
+        self, tenant: str, request: IncomingRequest
     ) -> list[tuple[HttpProgram, HttpConversation, Match]]:
         found = self._starts.get((tenant, request.start), {})
         return [

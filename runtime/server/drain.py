@@ -1,7 +1,7 @@
-"""Orderly shutdown: refuse new requests, let running ones end, end the rest with an error.
+"""Graceful shutdown: refuse new requests, wait for running ones, end the rest with an error.
 
-A client must be able to tell an answer from a broken one. So every request that runs when a
-server stops ends as it would have, or with an error: an event last in a stream, 503 otherwise.
+A client must be able to tell a complete answer from an interrupted one. So each request that runs
+when a server stops completes, or ends with an error: the last event of a stream, or status 503.
 """
 
 import asyncio
@@ -16,7 +16,12 @@ _LAST_WORDS_SECONDS = 2.0
 
 
 class Drain:
-    """ASGI middleware that counts running requests and can bring them to an end."""
+    """Count running requests and end them at shutdown (ASGI middleware).
+
+    Attributes:
+        cut: set when the requests that still run must end with an error.
+        draining: new requests are refused.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -28,7 +33,7 @@ class Drain:
 
     @property
     def running(self) -> int:
-        """Requests that have begun and not ended."""
+        """Return the number of running requests."""
         return self._running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,10 +53,13 @@ class Drain:
                 self._idle.set()
 
     async def drain(self, seconds: float) -> bool:
-        """Refuse new requests and wait for those that run; after `seconds` end them with an error.
+        """Refuse new requests and wait for running ones; then end the rest with an error.
+
+        Args:
+            seconds: the longest wait.
 
         Returns:
-            Whether all of them ended by themselves.
+            True if all of them completed in time.
         """
         self.draining = True
         if await self._wait(seconds):
@@ -73,7 +81,7 @@ class Drain:
 
 
 def shutting_down() -> HttpError:
-    """The error of a request that a stopping server does not serve, or no longer."""
+    """Return the error for requests that a stopping server refuses or ends."""
     return HttpError(503, "the server is shutting down; try again", code="server_shutting_down")
 
 

@@ -1,4 +1,4 @@
-"""Ending an answer before the model ends it."""
+"""Early end of an answer, before the model ends it."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -12,10 +12,15 @@ from drawloom.engine.sequence import FinishReason
 async def generate_until(
     engine: Engine, request: GenerateRequest, enough: Callable[[], bool]
 ) -> AsyncGenerator[Delta, None]:
-    """Stream a request until it ends, or until `enough` is true after a delta was taken.
+    """Stream a request until it ends, or until a condition is true after a delta.
 
-    What comes after that is computed no further and yielded to nobody. The last delta has the
-    usage in either case; its output tokens are those that were yielded.
+    The last delta has the usage in either case; its output tokens are those that were yielded.
+
+    Args:
+        engine: the engine.
+        request: the request.
+        enough: the condition, checked after each delta. When it is true the request is cancelled
+            and later deltas are dropped.
     """
     count, ended = 0, False
     async with aclosing(engine.generate(request)) as deltas:
@@ -35,8 +40,11 @@ async def generate_until(
 
 
 async def _cancel(engine: Engine, request: str) -> Delta | None:
-    """Cancel a request and return its last delta; None if that is already under way, or if the
-    engine cannot tell (its end is waited for then)."""
+    """Cancel a request and return its last delta.
+
+    Returns None if the last delta is in the stream already, or if the engine does not return it;
+    the caller then waits for the end of the stream.
+    """
     tell = getattr(engine, "tell", None)
     delta: Delta | None = await tell(do.Cancel(request)) if tell is not None else None
     return delta if delta is not None and delta.usage is not None else None

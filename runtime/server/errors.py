@@ -1,4 +1,4 @@
-"""Errors on the wire, in the words and the shape that OpenAI's clients know."""
+"""Errors of the HTTP API, in the shape that OpenAI's clients know."""
 
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class HttpError(DrawloomError):
-    """A request that is refused, in the words and the shape that OpenAI's clients know."""
+    """Refuse a request, with OpenAI's status, code and parameter."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
@@ -34,7 +34,7 @@ class HttpError(DrawloomError):
 
 
 class ProgramReleased(HttpError, EngineError):
-    """A program was released while a request of it waited."""
+    """Refuse a request whose program was released while it waited."""
 
     def __init__(self, program: str) -> None:
         super().__init__(409, f"program {program} was released", code="program_released")
@@ -47,8 +47,8 @@ def context_too_long(tokens: int | None, limit: int | None, param: str | None) -
     does not recognise), so the first sentence must stay as it is.
 
     Args:
-        tokens: how long the prompt is; None if that is not known.
-        limit: the longest prompt and answer together; None if that is not known.
+        tokens: length of the prompt; None if it is not known.
+        limit: most tokens of prompt and answer together; None if it is not known.
         param: the field of the request that holds the prompt.
     """
     kind = param or "prompt"
@@ -64,7 +64,7 @@ def context_too_long(tokens: int | None, limit: int | None, param: str | None) -
 
 
 def wire_error(error: DrawloomError) -> HttpError:
-    """Return what a client is told of an error."""
+    """Return the HTTP error for an error of the runtime."""
     if isinstance(error, HttpError):
         return error
     if isinstance(error, ContextTooLong):
@@ -83,8 +83,8 @@ def parse(kind: type[M], body: bytes) -> M:
         HttpError: the body is not JSON, or a field of it is wrong; `param` names the field.
     """
     try:
-        # the parser refuses NaN, lone surrogates, invalid UTF-8 and deep nesting: nothing behind
-        # it can encode them
+        # refuses NaN, lone surrogates, invalid UTF-8 and deep nesting, which later code cannot
+        # encode
         data = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise HttpError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
@@ -95,8 +95,10 @@ def parse(kind: type[M], body: bytes) -> M:
 
 
 def _invalid(error: ValidationError, data: Any) -> HttpError:
-    """Return an error that names the wrong field; of several, the one that is deepest in the body,
-    since the alternatives of a union all fail and the one that was meant fails last."""
+    """Return an error that names the wrong field, of several the deepest in the body.
+
+    All alternatives of a union fail, and the intended one fails at the deepest field.
+    """
     found: dict[str, list[str]] = {}
     depths: dict[str, int] = {}
     for detail in error.errors(include_url=False, include_input=False):
@@ -105,14 +107,16 @@ def _invalid(error: ValidationError, data: Any) -> HttpError:
         if words not in found.setdefault(field, []):
             found[field].append(words)
         depths[field] = depth
-    field = max(depths, key=lambda name: depths[name])  # the first of those that are equally deep
+    field = max(depths, key=lambda name: depths[name])  # the first of the deepest
     message = f"{field or 'body'}: {' or '.join(found[field])}"
     return HttpError(400, message, param=field or None)
 
 
 def _field(detail: ErrorDetails, data: Any) -> tuple[str, int]:
-    """Return the path of a wrong field, as ``messages.0.content``, and how deep it is. Parts of
-    pydantic's location that are not in the body name an alternative of a union."""
+    """Return the path of a wrong field, as ``messages.0.content``, and its depth.
+
+    Parts of pydantic's location that are not in the body name an alternative of a union.
+    """
     name, depth, value = "", 0, data
     missing = detail["loc"][-1] if detail["type"] == "missing" else None
     for part in detail["loc"]:

@@ -1,8 +1,8 @@
-"""Compares messages by what they mean, not by how they are written.
+"""Comparison of messages by their meaning.
 
-Clients write a conversation anew with each request: arguments as compact JSON, keys in another
-order, 1.50 as 1.5, white space stripped, content as null, empty text or parts, the thought left
-out. An `Entry` is equal for all of these.
+Clients serialise a conversation anew with each request: arguments as compact JSON, keys in another
+order, 1.50 as 1.5, white space stripped, content as null, empty text or parts, without reasoning.
+An `Entry` is equal for all of these forms.
 """
 
 import json
@@ -19,20 +19,20 @@ _ROLES = {"developer": "system", "function": "tool"}
 _CLOSE = "</think>"
 _OPEN = "<think>"
 _CALL_ID = re.compile(r"(?<![A-Za-z0-9])[A-Za-z0-9]{9}(?![A-Za-z0-9])")
-"""What may be an id made by `new_call_id`, in text."""
+"""Matches possible ids of `new_call_id` in text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A message in the form in which conversations are compared.
+    """Identify a message by its meaning.
 
     Attributes:
         key: digest of role, text and calls; equal for messages that mean the same.
         assistant: the model wrote it.
-        thought: digest of the thought; empty if it was left out.
-        name: who of several speaks, if that is said.
+        thought: digest of the reasoning; empty if it was left out.
+        name: the `name` of the message; empty if it has none.
         ids: ids of its calls, or of the call that it answers; empty where left out.
-        mentions: words in the text of an answer without calls that may be ids of calls.
+        mentions: possible ids of calls in the text of an answer without calls.
     """
 
     key: bytes
@@ -43,7 +43,7 @@ class Entry:
     mentions: frozenset[str] = frozenset()
 
     def same(self, other: "Entry") -> bool:
-        """Tell whether both may be the same message; what one leaves out is not compared."""
+        """Tell whether both may be the same message; omitted fields are not compared."""
         if self.key != other.key:
             return False
         pairs = [(self.thought, other.thought), (self.name, other.name)]
@@ -77,7 +77,7 @@ def read_entry(message: Message) -> Entry:
 
 
 def beginning(entries: Iterable[Entry]) -> bytes:
-    """Return a digest of all messages before the first answer, by which a conversation is found."""
+    """Return the digest of all messages before the first answer, the key of a conversation."""
     keys: list[bytes] = []
     for entry in entries:
         if entry.assistant and keys:
@@ -87,7 +87,7 @@ def beginning(entries: Iterable[Entry]) -> bytes:
 
 
 def canonical(arguments: str | dict[str, Any] | None) -> str:
-    """Return one form for all ways to write the same arguments; no JSON is trimmed text."""
+    """Return arguments as canonical JSON; text that is not JSON is stripped only."""
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments)
     text = arguments.strip()
@@ -104,7 +104,7 @@ def _parsed(text: str) -> Any:
 
 
 def _number(text: str) -> int | float | str:
-    """Return a number by its value: 1.50 as 1.5, 2.0 as 2."""
+    """Return a number in its shortest form: 1.50 as 1.5, 2.0 as 2."""
     value = float(text)
     if not math.isfinite(value):
         return text
@@ -116,7 +116,7 @@ def _dumped(value: Any) -> str:
 
 
 def _canonical_text(text: str, starts: str) -> str:
-    """Return JSON in its one form; any other text as it is."""
+    """Return JSON in canonical form; other text stripped."""
     text = text.strip()
     if text and text[0] in starts:
         try:
@@ -127,7 +127,7 @@ def _canonical_text(text: str, starts: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Return a result without a wrapping of JSON: a string, or parts of type text."""
+    """Return the text of a result that is a JSON string or a list of text parts."""
     text = text.strip()
     if not text.startswith(('"', "[")):
         return text
@@ -144,7 +144,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _split(text: str, thought: str) -> tuple[str, str]:
-    """Take a thought out of content: what a server leaves in, clients may take out."""
+    """Separate reasoning from content: some servers leave it in, some clients take it out."""
     before, closed, after = text.partition(_CLOSE)
     if not closed:
         return text, thought

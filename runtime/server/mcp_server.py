@@ -1,7 +1,7 @@
-"""drawloom's tools as an MCP server: `drawloom mcp file.py:tool`.
+"""MCP server that offers drawloom's tools: `drawloom mcp file.py:tool`.
 
-One connection is one program: its tools share the environments of that program, its calls are steps
-of it, and its end gives everything back.
+A connection is one program: its tools share the program's environments, its calls are steps of the
+program, and the end of the connection releases everything.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ Streams = Callable[[], AbstractAsyncContextManager[tuple[Any, Any]]]
 
 
 class ToolServer:
-    """Serves tools to one client over a pair of streams, until it hangs up."""
+    """Serve tools to one client over a pair of streams."""
 
     def __init__(self, runtime: Runtime, tools: Sequence[Tool[..., Any]]) -> None:
         self._runtime = runtime
@@ -31,6 +31,11 @@ class ToolServer:
         self._calls: asyncio.Queue[_Call | None] = asyncio.Queue()
 
     async def serve(self, streams: Streams = stdio_server) -> None:
+        """Serve until the client disconnects.
+
+        Args:
+            streams: opens the pair of streams; by default standard input and output.
+        """
         server: Server[Any] = Server(
             "drawloom", version="0.1.0", on_list_tools=self._list, on_call_tool=self._call
         )
@@ -43,7 +48,7 @@ class ToolServer:
             await run.result()
 
     async def _session(self) -> None:
-        """The program behind a connection: runs what is asked for, side by side."""
+        """Run the calls of a connection concurrently; the body of its program."""
         running: set[asyncio.Task[Any]] = set()
         while (call := await self._calls.get()) is not None:
             task = asyncio.create_task(self._run(*call))

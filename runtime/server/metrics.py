@@ -1,4 +1,4 @@
-"""`/metrics`: our own names, and vLLM's, which dashboards and routers know (sdk.md §5)."""
+"""Prometheus metrics, with vLLM's names where it has them, since dashboards know those."""
 
 from collections.abc import Iterable
 
@@ -10,17 +10,18 @@ from prometheus_client.registry import Collector
 from drawloom.engine.api.engine import EngineInfo, EngineStats, RequestUsage
 
 _SECONDS = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
-    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0,
-)  # fmt: skip
-_EACH = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0
-)  # fmt: skip
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0),
+)
+_TOKEN_SECONDS = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0),
+)
 _LABELS = ("model_name", "engine")
 
 
 class Timings:
-    """How long requests took, as histograms with vLLM's names and buckets."""
+    """Keep latency histograms of requests, with vLLM's names and buckets."""
 
     def __init__(self, info: EngineInfo) -> None:
         self.registry = CollectorRegistry()
@@ -32,17 +33,27 @@ class Timings:
             )
 
         self._first = seconds("time_to_first_token_seconds", "From submission to the first token")
-        self._each = seconds("time_per_output_token_seconds", "Between two output tokens", _EACH)
+        self._each = seconds(
+            "time_per_output_token_seconds", "Time per output token", _TOKEN_SECONDS
+        )
         self._whole = seconds("e2e_request_latency_seconds", "From submission to the end")
-        self._queue = seconds("request_queue_time_seconds", "Until it was first computed")
-        self._prefill = seconds("request_prefill_time_seconds", "From then to its first token")
-        self._decode = seconds("request_decode_time_seconds", "From there to the end")
+        self._queue = seconds("request_queue_time_seconds", "From submission to the start")
+        self._prefill = seconds("request_prefill_time_seconds", "From the start to the first token")
+        self._decode = seconds("request_decode_time_seconds", "From the first token to the end")
         self._ends = Counter(
-            "vllm:request_success", "Requests that ended", (*_LABELS, "finished_reason"),
+            "vllm:request_success",
+            "Completed requests",
+            (*_LABELS, "finished_reason"),
             registry=self.registry,
-        )  # fmt: skip
+        )
 
     def observe(self, usage: RequestUsage, finish: str) -> None:
+        """Record a completed request.
+
+        Args:
+            usage: its tokens and times.
+            finish: its finish reason.
+        """
         at = self._labels
         self._first.labels(*at).observe(usage.first - usage.submitted)
         if usage.output_tokens > 1:
@@ -123,7 +134,14 @@ class _Snapshot(Collector):
 
 
 def render(timings: Timings, info: EngineInfo, stats: EngineStats, programs: int) -> bytes:
-    """The page that Prometheus reads."""
+    """Return the page that Prometheus reads.
+
+    Args:
+        timings: histograms of requests.
+        info: the engine.
+        stats: the engine's counters.
+        programs: number of programs that the server keeps.
+    """
     now = CollectorRegistry()
     now.register(_Snapshot(info, stats, programs))
     return generate_latest(now) + generate_latest(timings.registry)

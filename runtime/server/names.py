@@ -1,7 +1,7 @@
-"""Names that clients give to programs and tenants: in bodies, in headers, in paths.
+"""Names of programs and tenants in bodies, headers and paths.
 
-A name is any Unicode text of at most 256 characters without control characters. Headers carry
-only ASCII, so a name is percent-encoded there, in both directions.
+A name is any Unicode text of at most 256 characters without control characters. Headers carry only
+ASCII, so names are percent-encoded there, in requests and in answers.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _PROBLEM = f"Input should be at most {LONGEST} characters, none a control charac
 
 
 def is_name(text: str) -> bool:
-    """Tell whether a text can be the name of a program or a tenant; an empty one is none."""
+    """Tell whether a text is a valid name of a program or a tenant."""
     return len(text) <= LONGEST and not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
@@ -38,10 +38,14 @@ Name = Annotated[
 
 
 def program_name(value: Any, field: str) -> str | None:
-    """Return the program's name that a field holds; None if it holds none.
+    """Return the program's name in a field; None if the field is empty.
+
+    Args:
+        value: the field's value.
+        field: the field's name, for the error.
 
     Raises:
-        HttpError: the value is no name.
+        HttpError: the value is not a valid name.
     """
     if value is None or value == "":
         return None
@@ -51,10 +55,10 @@ def program_name(value: Any, field: str) -> str | None:
 
 
 def header_name(request: Request, header: str) -> str | None:
-    """Return the name that a header holds, percent-encoded or not; None if it holds none.
+    """Return the name in a header, percent-encoded or not; None if there is none.
 
     Raises:
-        HttpError: the header holds no name.
+        HttpError: the value is not a valid name.
     """
     raw = request.headers.get(header)
     if raw is None:
@@ -70,7 +74,7 @@ def header_name(request: Request, header: str) -> str | None:
 
 
 def header_value(name: str) -> str:
-    """Return a name as a header's value: printable ASCII, the rest percent-encoded."""
+    """Return a name as a header's value, percent-encoded except for printable ASCII."""
     return quote(name, safe=_READABLE)
 
 

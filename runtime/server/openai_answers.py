@@ -1,6 +1,6 @@
-"""Answers of the server as pydantic models, for the OpenAPI document.
+"""Pydantic models of the server's answers, for the OpenAPI document.
 
-The server builds its answers as plain dictionaries, token by token; a test holds them to these.
+`openai_encoding` builds answers as plain dictionaries, token by token; a test compares the two.
 """
 
 from typing import Literal
@@ -109,7 +109,7 @@ class ChatChunkChoice(_Answer):
 
 
 class ChatCompletionChunk(_Answer):
-    """One event of a stream; the last one before ``[DONE]`` has the usage, if asked for."""
+    """Describe an event of a stream; the last one has the usage, if the request asks for it."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -135,7 +135,7 @@ class CompletionChoice(_Answer):
 
 
 class Completion(_Answer):
-    """A whole completion, or one event of a stream."""
+    """Describe a text completion, or one event of its stream."""
 
     id: str
     object: Literal["text_completion"]

@@ -1,4 +1,4 @@
-"""What arrives over HTTP, as pydantic models. Unknown fields are ignored, as clients expect."""
+"""Pydantic models of requests. Unknown fields are ignored, as clients expect."""
 
 import json
 import secrets
@@ -30,7 +30,7 @@ _BAN = -100.0
 
 
 def _plain(value: Any) -> Any:
-    """Return the text of content that is given as parts."""
+    """Return content as text: parts are joined."""
     if not isinstance(value, list):
         return value
     texts = []
@@ -86,7 +86,10 @@ class Message(Model):
     )
 
     def rendered(self) -> dict[str, Any]:
-        """As chat templates want it: arguments are objects, developers are the system."""
+        """Return the message for chat templates.
+
+        Arguments of calls are objects, and the role `developer` is `system`.
+        """
         role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
         out: dict[str, Any] = {"role": role, "content": self.content or ""}
         if self.name is not None:
@@ -105,8 +108,8 @@ def _rendered_call(call: MessageCall) -> dict[str, Any]:
     try:
         if isinstance(arguments, str):
             arguments = json.loads(arguments, strict=False)
-        from_json(json.dumps(arguments))  # else it cannot be written into a prompt
-    except (ValueError, RecursionError):  # what a model wrote badly goes back to it as it was
+        from_json(json.dumps(arguments))  # raises if it cannot be written into a prompt
+    except (ValueError, RecursionError):  # malformed arguments go back to the model unchanged
         arguments = {"": str(call.function.arguments)}
     function = {"name": call.function.name, "arguments": arguments}
     return {"id": call.id or "", "type": "function", "function": function}
@@ -123,6 +126,7 @@ class ResponseFormat(Model):
     json_schema: SchemaSpec | None = None
 
     def grammar(self) -> Grammar | None:
+        """Return the grammar that enforces the format; None for text."""
         if self.type == "text":
             return None
         if self.type == "json_object":
@@ -130,7 +134,7 @@ class ResponseFormat(Model):
         if self.json_schema is None:
             raise HttpError(400, "json_schema is missing", param="response_format")
         schema = close_objects(self.json_schema.schema_ or {})
-        if not self.json_schema.strict:  # a constraint that no grammar holds is no reason to refuse
+        if not self.json_schema.strict:  # ignore constraints that grammars cannot enforce
             schema = {**schema, "x-guidance": {"lenient": True}}
         return Grammar("json_schema", json.dumps(schema))
 
@@ -140,7 +144,7 @@ class StreamOptions(Model):
 
 
 class Sampling(Model):
-    """What both kinds of completion may say about sampling and about their program."""
+    """Read the fields that chat and text completions share: sampling and program."""
 
     model: str | None = None
     stream: Flag | None = False
@@ -177,6 +181,7 @@ class Sampling(Model):
 
     @property
     def choices(self) -> int:
+        """Return the number of choices."""
         return self.n or 1
 
     def params(
@@ -185,9 +190,9 @@ class Sampling(Model):
         """Return the options as the engine takes them.
 
         Args:
-            room: tokens that the context has left.
-            vocabulary: how many token ids there are.
-            banned: token ids that the answer should not have.
+            room: tokens left in the context.
+            vocabulary: number of token ids.
+            banned: token ids that the answer must not contain.
             more: further options of `SamplingParams`.
 
         Raises:
@@ -218,13 +223,14 @@ class Sampling(Model):
 
 
 def check_ids(ids: Iterable[int], vocabulary: int, field: str) -> None:
-    """Raise `HttpError` for a token id that the model does not have."""
+    """Raise `HttpError` if a token id is outside the vocabulary."""
     wrong = next((id for id in ids if not 0 <= id < vocabulary), None)
     if wrong is not None:
         raise HttpError(
-            400, f"{field}: token id {wrong} is outside the vocabulary, 0 to {vocabulary - 1}",
+            400,
+            f"{field}: token id {wrong} is outside the vocabulary, 0 to {vocabulary - 1}",
             param=field,
-        )  # fmt: skip
+        )
 
 
 class ChatRequest(Sampling):

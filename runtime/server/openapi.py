@@ -1,11 +1,9 @@
-"""The OpenAPI document of the server, from the models that requests are read with, and a page
-that shows it."""
+"""OpenAPI document of the server, generated from its pydantic models, and its HTML page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from importlib.metadata import version
-from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -14,9 +12,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from drawloom.runtime.server import openai_answers as answers
+from drawloom.runtime.server.openai_encoding import JsonObject
 from drawloom.runtime.server.openai_requests import ChatRequest, CompletionRequest, ReleaseRequest
 
-Json = dict[str, Any]
 _REF = "#/components/schemas/{model}"
 _TEXTS = {
     400: "A field of the request is wrong; `param` names it.",
@@ -32,28 +30,39 @@ _TEXTS = {
 }
 _NAME = {"type": "string", "maxLength": 256, "pattern": "^[!-~]*$"}
 _TENANT = {
-    "name": "x-tenant", "in": "header", "required": False, "schema": _NAME,
-    "description": "Whose program it is; percent-encoded. By default `user`, else `default`.",
-}  # fmt: skip
+    "name": "x-tenant",
+    "in": "header",
+    "required": False,
+    "schema": _NAME,
+    "description": "The program's tenant, percent-encoded. By default `user`, else `default`.",
+}
 _PROGRAM = {
-    "name": "x-program-id", "in": "header", "required": False, "schema": _NAME,
-    "description": "The program of the request, percent-encoded; `program_id` comes first.",
-}  # fmt: skip
+    "name": "x-program-id",
+    "in": "header",
+    "required": False,
+    "schema": _NAME,
+    "description": "The request's program, percent-encoded; the field `program_id` has precedence.",
+}
 
 _OF_TENANT = {
-    "name": "tenant", "in": "query", "required": False, "schema": {"type": "string"},
+    "name": "tenant",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string"},
     "description": "Only the programs of this tenant.",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path.
+    """Describe one method of one path.
 
     Attributes:
-        answer: the model of a 200, or a media type that has none.
+        answer: the model of the answer with status 200, or its media type if it has no model.
+        request: the model of the body.
         events: the model of each event, if the answer may be streamed.
-        statuses: further statuses; 404 of a program is answered like a 200.
+        parameters: parameters in path, query and headers.
+        statuses: models of the answers with other statuses.
     """
 
     path: str
@@ -62,60 +71,94 @@ class Operation:
     answer: type[BaseModel] | str
     request: type[BaseModel] | None = None
     events: type[BaseModel] | None = None
-    parameters: tuple[Json, ...] = ()
+    parameters: tuple[JsonObject, ...] = ()
     statuses: Mapping[int, type[BaseModel]] = field(default_factory=dict)
 
 
-def _path(name: str, description: str) -> Json:
+def _path(name: str, description: str) -> JsonObject:
     schema = {"type": "string", "minLength": 1}
     return {
-        "name": name, "in": "path", "required": True, "schema": schema, "description": description
-    }  # fmt: skip
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": schema,
+        "description": description,
+    }
 
 
 _BODY: dict[int, type[BaseModel]] = dict.fromkeys((400, 408, 413, 415), answers.Error)
 _RUN: dict[int, type[BaseModel]] = dict.fromkeys((404, 409, 429, 500, 503), answers.Error)
 OPERATIONS = (
     Operation(
-        "/v1/chat/completions", "post", "Answer a conversation.", answers.ChatCompletion,
-        ChatRequest, answers.ChatCompletionChunk, (_TENANT, _PROGRAM), _BODY | _RUN,
+        "/v1/chat/completions",
+        "post",
+        "Answer a conversation.",
+        answers.ChatCompletion,
+        request=ChatRequest,
+        events=answers.ChatCompletionChunk,
+        parameters=(_TENANT, _PROGRAM),
+        statuses=_BODY | _RUN,
     ),
     Operation(
-        "/v1/completions", "post", "Continue a text or token ids.", answers.Completion,
-        CompletionRequest, answers.Completion, (_TENANT, _PROGRAM), _BODY | _RUN,
+        "/v1/completions",
+        "post",
+        "Continue a text or token ids.",
+        answers.Completion,
+        request=CompletionRequest,
+        events=answers.Completion,
+        parameters=(_TENANT, _PROGRAM),
+        statuses=_BODY | _RUN,
     ),
-    Operation("/v1/models", "get", "List the model that is served.", answers.ModelList),
+    Operation("/v1/models", "get", "List the served model.", answers.ModelList),
     Operation(
-        "/v1/models/{id}", "get", "Describe the model that is served.", answers.Model,
-        parameters=(_path("id", "The model's name."),), statuses={404: answers.Error},
+        "/v1/models/{id}",
+        "get",
+        "Describe the served model.",
+        answers.Model,
+        parameters=(_path("id", "The model's name."),),
+        statuses={404: answers.Error},
     ),
     Operation(
-        "/programs/release", "post", "End a program and free what it holds.", answers.Released,
-        ReleaseRequest, None, (_TENANT,), {**_BODY, 404: answers.Released},
+        "/programs/release",
+        "post",
+        "End a program and free its memory.",
+        answers.Released,
+        request=ReleaseRequest,
+        parameters=(_TENANT,),
+        statuses={**_BODY, 404: answers.Released},
     ),
     Operation(
-        "/v1/programs", "get", "List the programs that the server knows.", answers.ProgramList,
+        "/v1/programs",
+        "get",
+        "List the programs of the server.",
+        answers.ProgramList,
         parameters=(_OF_TENANT,),
     ),
     Operation(
-        "/v1/programs/{id}", "delete", "End a program and free what it holds.", answers.Released,
+        "/v1/programs/{id}",
+        "delete",
+        "End a program and free its memory.",
+        answers.Released,
         parameters=(_path("id", "The program's name."), _TENANT),
         statuses={400: answers.Error, 404: answers.Released},
     ),
     Operation(
-        "/health", "get", "Tell whether the server works.", answers.Health,
+        "/health",
+        "get",
+        "Tell whether the server works.",
+        answers.Health,
         statuses={503: answers.Health},
     ),
     Operation("/metrics", "get", "Show metrics for Prometheus.", "text/plain"),
     Operation("/openapi.json", "get", "Show this document.", "application/json"),
     Operation("/docs", "get", "Show this document as a page.", "text/html"),
-)  # fmt: skip
+)
 
 
-def document(operations: tuple[Operation, ...] = OPERATIONS) -> Json:
+def document(operations: tuple[Operation, ...] = OPERATIONS) -> JsonObject:
     """Return the OpenAPI 3.1 document of these operations."""
     used: set[type[BaseModel]] = {answers.Error}
-    paths: Json = {}
+    paths: JsonObject = {}
     for operation in operations:
         entry = _entry(operation, used)
         paths.setdefault(operation.path, {})[operation.method] = entry
@@ -138,13 +181,15 @@ def document(operations: tuple[Operation, ...] = OPERATIONS) -> Json:
     }
 
 
-def _entry(operation: Operation, used: set[type[BaseModel]]) -> Json:
-    def body(model: type[BaseModel]) -> Json:
+def _entry(operation: Operation, used: set[type[BaseModel]]) -> JsonObject:
+    def body(model: type[BaseModel]) -> JsonObject:
         used.add(model)
         return {"schema": {"$ref": _REF.format(model=model.__name__)}}
 
     answer = operation.answer
-    content: Json = {answer: {}} if isinstance(answer, str) else {"application/json": body(answer)}
+    content: JsonObject = (
+        {answer: {}} if isinstance(answer, str) else {"application/json": body(answer)}
+    )
     if operation.events is not None:
         events = {"anyOf": [body(model)["schema"] for model in (operation.events, answers.Error)]}
         text = {"type": "string", "contentMediaType": "application/json", "contentSchema": events}
@@ -162,7 +207,7 @@ def _entry(operation: Operation, used: set[type[BaseModel]]) -> Json:
     for status, model in sorted(statuses.items()):
         error = {"application/json": body(model)}
         responses[str(status)] = {"description": _TEXTS[status], "content": error}
-    entry: Json = {
+    entry: JsonObject = {
         "summary": operation.summary,
         "operationId": f"{operation.method}_{operation.path.strip('/')}",
         "responses": responses,
@@ -176,7 +221,7 @@ def _entry(operation: Operation, used: set[type[BaseModel]]) -> Json:
 
 
 def page(operations: tuple[Operation, ...] = OPERATIONS) -> str:
-    """Return the operations as a page that needs nothing from elsewhere."""
+    """Return the operations as a self-contained HTML page."""
     rows = "".join(
         f"<tr><td>{op.method.upper()}<td><code>{escape(op.path)}</code><td>{escape(op.summary)}"
         for op in operations
@@ -190,7 +235,7 @@ def page(operations: tuple[Operation, ...] = OPERATIONS) -> str:
 
 
 def routes() -> list[Route]:
-    """Return the routes of the document and of the page."""
+    """Return the routes of the document and the page."""
 
     async def show_document(request: Request) -> Response:
         return JSONResponse(document())

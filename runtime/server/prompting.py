@@ -1,13 +1,13 @@
-"""The tokens of a prompt that continues a conversation.
+"""Prompts that continue a conversation, with the tokens that are known already.
 
-The template says what the model sees; what was sampled stays as it was sampled. So a prompt is
-rendered whole, of the messages as they first came, and compared with what was rendered before: up
-to the first place where the two differ its tokens are those that are known, from there on they are
-computed from its text. An answer stays as it was sampled if the text that the template shows for it
-means the same; if the template leaves out some of it in a history, as Qwen3's does with thoughts,
-it becomes what the template says.
+The template decides what the model sees, and sampled tokens are never encoded again. So a prompt is
+rendered whole, from the messages as they were first received, and compared with the recorded
+prompt: up to the first difference its tokens are the recorded ones, from there on its text is
+encoded. An answer keeps its sampled tokens if the text that the template shows for it means the
+same. If the template drops a part of it in the history, as Qwen3's drops reasoning, the template's
+text is encoded.
 
-All of this may take long and runs in threads of a pool, not on the event loop.
+This may take long, so it runs in a pool of threads and not on the event loop.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.errors import ConfigError, ContextTooLong
 from drawloom.prompts import Prompt, clip
 from drawloom.runtime.server.answer import Answer
-from drawloom.runtime.server.conversation import ChatTurn, Mark, Match, Record, RecordedAnswer
+from drawloom.runtime.server.conversation import Boundary, ChatTurn, Match, Record, RecordedAnswer
 from drawloom.runtime.server.history import Entry, read_entry
 from drawloom.runtime.server.openai_encoding import message
 from drawloom.runtime.server.openai_requests import Message
@@ -33,31 +33,38 @@ T = TypeVar("T")
 _WORKERS = 2
 _SLICE = 1 << 16
 _PART = "\ufffd"
-"""What a character is decoded to as long as its last bytes are missing."""
+"""Text of a character whose last bytes are missing."""
 _POOL = ThreadPoolExecutor(_WORKERS, "drawloom-prompts")
 
 
 async def in_pool(work: Callable[..., T], *arguments: Any) -> T:
-    """Run work that may take long in one of the pool's few threads."""
+    """Run a function in one of the pool's threads."""
     return await asyncio.get_running_loop().run_in_executor(_POOL, work, *arguments)
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltPrompt:
-    """A prompt with its tokens, of which the first `known` are taken from a record."""
+    """Keep a prompt with its tokens.
+
+    Attributes:
+        messages: the messages that were rendered.
+        boundaries: positions up to which the tokens can be reused.
+        known: number of tokens that were taken from a record.
+    """
 
     messages: tuple[dict[str, Any], ...]
     prompt: Prompt
     tokens: list[int]
-    marks: tuple[Mark, ...]
+    boundaries: tuple[Boundary, ...]
     known: int
 
 
 class PromptBuilder:
-    """Renders and encodes prompts for one model. Thread-safe.
+    """Render and encode prompts for one model. Thread-safe.
 
-    Args:
-        limit: most tokens that the model holds.
+    Attributes:
+        limit: tokens of the model's context.
+        most_bytes: bytes of the longest text that can fit.
     """
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, limit: int) -> None:
@@ -67,25 +74,33 @@ class PromptBuilder:
     def build(
         self, turn: ChatTurn, tools: list[dict[str, Any]], record: Record | None, match: Match
     ) -> BuiltPrompt:
-        """Return the prompt of a request that agrees so far with a record.
+        """Return the prompt of a request.
 
-        Raises `ConfigError` for messages that the template refuses, `ContextTooLong`.
+        Args:
+            turn: the request's messages.
+            tools: schemas of the offered tools.
+            record: the record that the request agrees with, if any.
+            match: how far it agrees.
+
+        Raises:
+            ConfigError: the template refuses the messages.
+            ContextTooLong: the prompt is far longer than the context.
         """
-        told = match.agreed - (match.answer is not None)
-        first = record.messages[:told] if record is not None else ()
+        recorded = match.agreed - (match.answer is not None)
+        first = record.messages[:recorded] if record is not None else ()
         if match.answer is not None:
             first = (*first, match.answer.message)
         messages = (*first, *turn.messages[match.agreed :])
         prompt = self.template.render(list(messages), tools)
-        marks, tokens = self._known(prompt, messages, tools, record, match)
-        at = marks[-1].text if marks else 0
+        boundaries, tokens = self._known(prompt, messages, tools, record, match)
+        at = boundaries[-1].text if boundaries else 0
         known = len(tokens)
         tokens += self.encode(prompt.after(at))
-        end = Mark(len(messages), len(prompt.text), len(tokens))
-        return BuiltPrompt(messages, prompt, tokens, (*marks, end), known)
+        end = Boundary(len(messages), len(prompt.text), len(tokens))
+        return BuiltPrompt(messages, prompt, tokens, (*boundaries, end), known)
 
     def check(self, text: str | Prompt) -> None:
-        """Raise `ContextTooLong` for what is far too long, before much memory is spent on it."""
+        """Raise `ContextTooLong` if a text is far too long, before much memory is used for it."""
         prompt = Prompt.of(text)
         length = len(prompt.text)
         if length <= max(self.limit, _SLICE):
@@ -108,8 +123,8 @@ class PromptBuilder:
         tools: list[dict[str, Any]],
         record: Record | None,
         match: Match,
-    ) -> tuple[tuple[Mark, ...], list[int]]:
-        """Return the longest beginning of which tokens are known: its marks and its tokens."""
+    ) -> tuple[tuple[Boundary, ...], list[int]]:
+        """Return boundaries and tokens of the longest prefix with known tokens."""
         if record is None:
             return (), []
         if match.answer is not None:
@@ -118,11 +133,11 @@ class PromptBuilder:
             if found is not None:
                 text, sampled = found
                 tokens = [*record.tokens, *sampled]
-                return (*record.marks, Mark(match.agreed, text, len(tokens))), tokens
-        for index in range(len(record.marks) - 1, -1, -1):
-            mark = record.marks[index]
-            if mark.messages <= match.agreed and _begins(prompt, record.prompt, mark.text):
-                return record.marks[: index + 1], list(record.tokens[: mark.tokens])
+                return (*record.boundaries, Boundary(match.agreed, text, len(tokens))), tokens
+        for index in range(len(record.boundaries) - 1, -1, -1):
+            boundary = record.boundaries[index]
+            if boundary.messages <= match.agreed and _begins(prompt, record.prompt, boundary.text):
+                return record.boundaries[: index + 1], list(record.tokens[: boundary.tokens])
         return (), []
 
     def _answered(
@@ -133,7 +148,10 @@ class PromptBuilder:
         record: Record,
         answer: RecordedAnswer,
     ) -> tuple[int, list[int]] | None:
-        """Return where the answer ends in a prompt that shows all of it, and its tokens."""
+        """Return the end of an answer in the prompt's text, and its tokens.
+
+        Returns None if the prompt does not show all of the answer.
+        """
         start = len(record.prompt.text)
         if not _begins(prompt, record.prompt, start):
             return None
@@ -153,8 +171,10 @@ class PromptBuilder:
         return None
 
     def _same(self, shown: str, answer: RecordedAnswer, alone: Callable[[], str]) -> bool:
-        """Tell whether a text of the template means all that an answer does, its thought included,
-        or at least all that the template ever shows of it."""
+        """Tell whether the template's text for an answer means the same as the answer.
+
+        Reasoning must be equal. Other parts may be missing if the template never shows them.
+        """
         entry = _parsed(shown, answer)
         if entry.thought != answer.entries[0].thought:
             return False
@@ -164,7 +184,7 @@ class PromptBuilder:
     def _alone(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], start: int, end: str
     ) -> str:
-        """Return how the template shows the last of these messages with nothing behind it."""
+        """Return the template's text for the last message when no message follows it."""
         try:
             prompt = self.template.render(messages, tools)
         except ConfigError:
@@ -172,8 +192,8 @@ class PromptBuilder:
         return prompt.text[start : max(start, _own(prompt, end, start))]
 
     def _sampled(self, answer: RecordedAnswer) -> "_Sampled":
-        """Return the tokens of what the client was told, without those behind a stop string."""
-        ids, told = list(answer.tokens), answer.text
+        """Return the sampled tokens of the part that the client received."""
+        ids, text = list(answer.tokens), answer.text
 
         def shown(count: int) -> str:
             return self.tokenizer.decode(ids[:count], special=answer.special)
@@ -181,24 +201,24 @@ class PromptBuilder:
         low, high = 0, len(ids)
         while low < high:  # the fewest tokens that may show all of it
             middle = (low + high) // 2
-            enough = len(shown(middle).rstrip(_PART)) >= len(told.rstrip(_PART))
+            enough = len(shown(middle).rstrip(_PART)) >= len(text.rstrip(_PART))
             low, high = (low, middle) if enough else (middle + 1, high)
-        through = (n for n in range(low, min(len(ids), low + 4) + 1) if shown(n) == told)
+        through = (n for n in range(low, min(len(ids), low + 4) + 1) if shown(n) == text)
         count, rest = next(through, low), ""
-        if shown(count) != told and count and told.startswith(before := shown(count - 1)):
-            count, rest = count - 1, told[len(before) :]  # cut within a token
+        if shown(count) != text and count and text.startswith(before := shown(count - 1)):
+            count, rest = count - 1, text[len(before) :]  # cut within a token
         tokens = ids[:count]
-        text = self.tokenizer.decode(tokens, special=True) + rest
+        full = self.tokenizer.decode(tokens, special=True) + rest
         if rest:
             tokens += self.tokenizer.encode(Prompt(rest, ((0, len(rest)),)))
-            return _Sampled(tokens, text)
+            return _Sampled(tokens, full)
         closing = ids[count : count + 1]
-        return _Sampled(tokens, text, self.tokenizer.decode(closing, special=True), closing)
+        return _Sampled(tokens, full, self.tokenizer.decode(closing, special=True), closing)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sampled:
-    """Tokens and text of an answer, and of the token that ended it."""
+    """Keep tokens and text of an answer, and of the token that ended it."""
 
     tokens: list[int]
     text: str
@@ -206,12 +226,12 @@ class _Sampled:
     closing: list[int] | None = None
 
     def through(self, end: str) -> list[int]:
-        """Return the tokens up to where the answer ends, its end included if it is `end`."""
+        """Return the answer's tokens, with the token that ended it if its text is `end`."""
         return [*self.tokens, *(self.closing or ())] if end and end == self.end else self.tokens
 
 
 def _own(prompt: Prompt, word: str, start: int) -> int:
-    """Return the first place of a word in the template's own text; -1 if there is none."""
+    """Return the first position of a word in the template's own text; -1 if there is none."""
     at = prompt.text.find(word, start)
     while at >= 0 and any(a < at + len(word) and at < b for a, b in prompt.contents):
         at = prompt.text.find(word, at + 1)
@@ -219,7 +239,7 @@ def _own(prompt: Prompt, word: str, start: int) -> int:
 
 
 def _parsed(text: str, answer: RecordedAnswer) -> Entry:
-    """Read the text of an answer as the answer itself was read."""
+    """Parse a text with the parser of an answer."""
     parsed = Answer(0, "", answer.parser(), calls=answer.calls)
     parsed.feed(Delta("", (), text, finish=FinishReason.STOP))
     return read_entry(Message.model_validate(message(parsed)))

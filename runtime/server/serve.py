@@ -1,4 +1,4 @@
-"""`drawloom serve`: a runtime, a server, a socket, and an orderly end."""
+"""Process of `drawloom serve`: runtime, HTTP server, signals and graceful shutdown."""
 
 import asyncio
 import contextlib
@@ -20,17 +20,20 @@ from drawloom.runtime.server.access import Access, Guard
 from drawloom.runtime.server.app import Server
 
 _HEADER_SECONDS = 20.0
-_MOST_CONNECTIONS = 4096
+_MAX_CONNECTIONS = 4096
 _CHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Choices of `drawloom serve` about the server alone.
+    """Configure the server of `drawloom serve`.
 
     Attributes:
-        name: how the model is called on the wire.
-        drain: seconds for which running requests may go on after SIGTERM or SIGINT.
+        name: the model's name for clients.
+        reasoning: the model's answers begin with reasoning.
+        trust_priority: use the priority that a request asks for.
+        drain: seconds for running requests after SIGTERM or SIGINT.
+        access: which requests are accepted.
     """
 
     name: str = ""
@@ -41,9 +44,17 @@ class ServeOptions:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 is any. Raises `ConfigError` when there can be none."""
+    """Return a listening socket.
+
+    Args:
+        host: the address.
+        port: the port; 0 takes any free one.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
     if not 0 <= port <= 65535:
-        raise ConfigError(f"--port {port}: a port is between 0 (any that is free) and 65535")
+        raise ConfigError(f"--port {port}: a port is between 0 (any free one) and 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # named as TCP, or asyncio leaves Nagle's algorithm on and small answers wait 40 ms
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -58,7 +69,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, which closes a connection whose request headers do not arrive."""
+    """Close connections whose request headers do not arrive (uvicorn's HTTP/1.1 protocol)."""
 
     _waiting: asyncio.TimerHandle | None = None
 
@@ -91,18 +102,31 @@ class _Protocol(HttpToolsProtocol):
 class _Web(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # uvicorn ends the process by the signal itself; `serve` ends in order
+        yield  # uvicorn would end the process by the signal; `serve` shuts down gracefully
 
 
 @contextlib.asynccontextmanager
 async def listening(server: Server, listener: socket.socket, access: Access) -> AsyncIterator[None]:
-    """Answer requests on a socket, which is closed at the end. Raises what uvicorn raises."""
+    """Answer requests on a socket until the block is left; then close the socket.
+
+    Args:
+        server: the application.
+        listener: a listening socket.
+        access: which requests are accepted.
+    """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     config = uvicorn.Config(
-        Guard(server.app, access), http=_Protocol, ws="none", log_level="warning",
-        access_log=False, lifespan="off", proxy_headers=False, server_header=False,
-        timeout_graceful_shutdown=2, limit_concurrency=min(_MOST_CONNECTIONS, files // 2),
-    )  # fmt: skip
+        Guard(server.app, access),
+        http=_Protocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+        limit_concurrency=min(_MAX_CONNECTIONS, files // 2),
+    )
     web = _Web(config)
     task = asyncio.create_task(web.serve(sockets=[listener]))
     try:
@@ -114,17 +138,17 @@ async def listening(server: Server, listener: socket.socket, access: Access) -> 
 
 
 async def serve(runtime: Runtime, listener: socket.socket, options: ServeOptions) -> int:
-    """Serve until a signal, or until the engine is gone for good.
+    """Serve until a signal arrives or the engine fails for good.
 
-    On SIGTERM and SIGINT new requests are refused with 503, and so are those that still wait for
-    the scheduler: another server has room for them. What runs goes on for `options.drain` seconds;
-    what is left then, or at a second signal, ends with an error.
+    On SIGTERM and SIGINT new requests are refused with 503, and so are requests that still wait for
+    the scheduler, since another server can take them. Running requests may go on for
+    `options.drain` seconds; the rest ends with an error then, or at a second signal.
 
     Returns:
         The exit code: 0 after SIGTERM, 130 after SIGINT.
 
     Raises:
-        EngineClosed: the engine failed and could not be started again.
+        EngineClosed: the engine failed and could not be restarted.
     """
     async with runtime:
         server = Server(
@@ -154,17 +178,17 @@ async def _drain(server: Server, seconds: float) -> None:
     if server.drain.running:
         output.note(
             f"{server.drain.running} requests may go on for {seconds:g} s; "
-            "the same signal again ends them now"
+            "a second signal ends them now"
         )
     if await server.stop(seconds):
         output.note("stopped; everything was released")
     else:
-        output.note("stopped; what still ran was ended with an error, everything was released")
+        output.note("stopped; requests that still ran ended with an error, everything was released")
 
 
 @contextlib.contextmanager
 def _signals(server: Server) -> "Iterator[asyncio.Future[signal.Signals]]":
-    """Catch SIGTERM and SIGINT: the first is the future's result, a second ends the drain."""
+    """Catch SIGTERM and SIGINT: the first sets the future, a second one ends the drain."""
     loop = asyncio.get_running_loop()
     received: asyncio.Future[signal.Signals] = loop.create_future()
 
@@ -185,7 +209,7 @@ def _signals(server: Server) -> "Iterator[asyncio.Future[signal.Signals]]":
 
 
 async def _engine_failure(server: Server) -> EngineClosed:
-    """Wait until the engine is gone for good; a supervisor can start the whole server again."""
+    """Wait until the engine has failed for good; a supervisor can then restart the server."""
     while True:
         await asyncio.sleep(_CHECK_SECONDS)
         try:
@@ -195,7 +219,7 @@ async def _engine_failure(server: Server) -> EngineClosed:
 
 
 def describe(info: EngineInfo, policy: str) -> list[str]:
-    """Return two lines that say how an engine computes, and what it has room for."""
+    """Return two lines that describe an engine's configuration and limits."""
     computes = [info.device]
     if info.threads:
         computes.append(f"{info.threads} thread{'s' if info.threads > 1 else ''}")
@@ -208,13 +232,13 @@ def describe(info: EngineInfo, policy: str) -> list[str]:
 
 
 def _announce(server: Server, listener: socket.socket, access: Access) -> None:
-    """Tell whoever started the server how to use it."""
+    """Print the engine's limits and how to use the server."""
     host, port = listener.getsockname()[:2]
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     url = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
     for line in describe(server.dispatcher.engine.info, server.dispatcher.scheduler.policy.name):
         output.note(line)
-    key = "with a key" if access.keys else "no key is asked for"
+    key = "an API key is required" if access.keys else "no API key"
     output.note(f"{server.context.model} at {url}/v1 ({key})")
     shown = "$DRAWLOOM_API_KEY" if access.keys else "none"
     output.note(f"  any OpenAI client: export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={shown}")

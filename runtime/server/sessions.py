@@ -6,12 +6,11 @@ begins with everything a conversation was sent and answered is its next turn, an
 shares an answer or a tool call with a conversation belongs to the same program. The scheduler makes
 no difference between the two kinds, and neither kind ends between two turns.
 
-A nameless program is over when its client stays away: when it has been idle for `_IDLE_FACTOR`
-times the 99th percentile of the idle times after which clients returned. Until then it counts as a
-waiting program, since its attained service, its calls and its lease are what it is scheduled by.
-Its lease ends earlier, by the learned return times, and from then on its KV is cache like any
-other. `ProgramEnded` then tells the scheduler how many calls such programs make. The conversations
-stay known here: a client that does return continues them, as a new program to the scheduler.
+A nameless program is over when its client stays away (`idle_limit.py`). Until then it counts as a
+waiting program, since it is scheduled by its attained service, its calls and its lease. The lease
+ends earlier, and from then on the KV is cache like any other. `ProgramEnded` then tells the
+scheduler how many calls such programs make. The conversations stay known here: a client that does
+return continues them, as a new program to the scheduler.
 
 An abandoned conversation holds no KV either. While a program has one conversation at a time, a
 request that does not continue it supersedes it: the conversation goes on from the common tokens,
@@ -23,12 +22,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from drawloom.engine.api.engine import Delta, Grammar
 from drawloom.engine.sequence import SamplingParams
-from drawloom.graph.quantile_sketch import QuantileSketch
 from drawloom.runtime.dispatch.dispatcher import Dispatcher
 from drawloom.runtime.dispatch.step_driver import LlmStepSpec, run_llm_step
 from drawloom.runtime.execution.budget import Account
@@ -39,10 +37,12 @@ from drawloom.runtime.scheduler.events import (
     ProgramEnded,
     ProgramSubmitted,
 )
-from drawloom.runtime.server.conversation import Match, PlainRecord, Record, Request
+from drawloom.runtime.server.conversation import IncomingRequest, Match, PlainRecord, Record
 from drawloom.runtime.server.directory import Caller, Directory, HttpConversation, HttpProgram
 from drawloom.runtime.server.early_stop import generate_until
 from drawloom.runtime.server.errors import ProgramReleased
+from drawloom.runtime.server.idle_limit import IdleLimit
+from drawloom.runtime.server.session import Session
 
 AGENT = "http-program"
 """The agent name under which the scheduler learns from HTTP clients."""
@@ -51,31 +51,6 @@ _OUTPUT = 256
 _CONVERSATIONS = 8
 """Idle conversations kept for each program."""
 _SWEEP_SECONDS = 1.0
-_IDLE_FACTOR, _MIN_RETURNS = 4.0, 8
-"""Factor on the usual idle time, which is known after this many returns."""
-_MIN_IDLE, _DEFAULT_IDLE = 10.0, 30.0
-"""Seconds: the least idle limit, and the limit before `_MIN_RETURNS` returns."""
-
-
-@dataclass(slots=True, eq=False)
-class Session:
-    """Bind one request to a program and a conversation, which is busy until the request ends.
-
-    Attributes:
-        record: the record whose tokens the prompt may begin with.
-        match: how far the request agrees with `record`.
-        parent: the busy conversation that this one is forked from.
-        replaces: the request supersedes what its conversation holds.
-        tokens: the prompt; set before `SessionTable.submit`.
-    """
-
-    program: HttpProgram
-    conversation: HttpConversation
-    record: Record | PlainRecord | None
-    match: Match
-    parent: HttpConversation | None = None
-    replaces: bool = False
-    tokens: list[int] = field(default_factory=list)
 
 
 class SessionTable:
@@ -91,7 +66,7 @@ class SessionTable:
         self.dispatcher, self.ttl = dispatcher, ttl
         self.directory = Directory()
         self._steps = self._conversations = 0
-        self._idle_times = QuantileSketch()
+        self._idle_limit = IdleLimit()
         self._sweeper = asyncio.create_task(self._sweep())
 
     def __len__(self) -> int:
@@ -129,11 +104,10 @@ class SessionTable:
         program.last_seen = time.monotonic()
         return Caller(tenant, runtime_program=id)
 
-    def begin(self, caller: Caller, request: Request) -> Session:
+    def begin(self, caller: Caller, request: IncomingRequest) -> Session:
         """Open a session for a request: in the conversation it continues, or in a new one.
 
-        Only one request at a time extends a conversation. A concurrent request with the same
-        prefix is a fork of it.
+        One request at a time extends a conversation; a concurrent one with its prefix forks it.
 
         Raises:
             ProgramReleased: the caller is inside an environment whose program has ended.
@@ -144,7 +118,7 @@ class SessionTable:
                 raise ProgramReleased(caller.runtime_program)
             program = self.directory.add(caller)
         elif not program.named and not program.running:
-            self._idle_times.observe(time.monotonic() - program.last_seen)
+            self._idle_limit.observe(time.monotonic() - program.last_seen)
         session = self._find(program, request)
         program.had_concurrent |= program.running > 0
         session.conversation.busy = True
@@ -153,7 +127,7 @@ class SessionTable:
         self._evict_excess()
         return session
 
-    def _find(self, program: HttpProgram, request: Request) -> Session:
+    def _find(self, program: HttpProgram, request: IncomingRequest) -> Session:
         found = [
             (conversation, conversation.record, request.match(conversation.record))
             for conversation in program.conversations.values()
@@ -216,8 +190,8 @@ class SessionTable:
                 ProgramSubmitted(program.id, AGENT, program.tenant, priority, expect_tokens=expect)
             )
         if (parent := session.parent) is not None:
-            engine, name = dispatcher.engine.info.id, session.conversation.name
-            dispatcher.emit(Forked(program.id, parent.name, name, engine, known))
+            names = program.id, parent.name, session.conversation.name
+            dispatcher.emit(Forked(*names, dispatcher.engine.info.id, known))
 
     def finish(self, session: Session, record: Record | PlainRecord | None = None) -> None:
         """Close a request's session.
@@ -267,7 +241,7 @@ class SessionTable:
 
     def _forget_oldest(self, program: HttpProgram) -> None:
         """End all idle conversations of a program but the `_CONVERSATIONS` used last."""
-        idle = [c for c in program.conversations.values() if not c.busy]
+        idle = [one for one in program.conversations.values() if not one.busy]
         for conversation in idle[:-_CONVERSATIONS]:
             del program.conversations[conversation.name]
             self.directory.unindex(program, conversation)
@@ -282,14 +256,6 @@ class SessionTable:
         if program.admitted is not None:
             program.admitted = None
             self.dispatcher.emit(ProgramEnded(program.id, keep=True))
-
-    @property
-    def _idle_limit(self) -> float:
-        """Seconds of idleness after which a nameless program is suspended."""
-        usual = self._idle_times.quantile(0.99)
-        if usual is None or self._idle_times.count < _MIN_RETURNS:
-            return _DEFAULT_IDLE
-        return max(_MIN_IDLE, _IDLE_FACTOR * usual)
 
     def release(self, caller: Caller) -> bool:
         """End a program and free everything it holds; False if the caller has no such program."""
@@ -320,7 +286,7 @@ class SessionTable:
         Args:
             now: seconds of the monotonic clock.
         """
-        limit = self._idle_limit
+        limit = self._idle_limit.seconds
         for program in list(self.directory):
             idle = 0.0 if program.running else now - program.last_seen
             if idle > self.ttl:
@@ -391,8 +357,12 @@ class SessionTable:
                 dispatcher.emit(ConversationEnded(program.id, conversation))
 
     async def _admission(self, program: HttpProgram) -> None:
-        """Wait until the scheduler lets a program run. Raises `ProgramReleased` for one that was
-        released meanwhile, and what `Dispatcher.drain` was given."""
+        """Wait until a program is admitted.
+
+        Raises:
+            ProgramReleased: the program was released meanwhile.
+            HttpError: the server is shutting down (see `Dispatcher.drain`).
+        """
         if (admitted := program.admitted) is None:
             self._check_alive(program)
             return
@@ -406,4 +376,4 @@ class SessionTable:
             raise ProgramReleased(program.label)
 
 
-__all__ = ["Session", "SessionTable"]
+__all__ = ["SessionTable"]

@@ -1,4 +1,4 @@
-"""Tools as a chat request offers them, and which of them the model may, must or must not call."""
+"""Tools of a chat request, and `tool_choice`: which tools may or must be called."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 
 class Model(BaseModel):
-    """A part of a request; fields that are not known are ignored, as clients expect."""
+    """Parse a part of a request; unknown fields are ignored, as clients expect."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -34,12 +34,8 @@ def _describes_object(schema: dict[str, Any]) -> dict[str, Any]:
 ToolName = Annotated[
     str,
     AfterValidator(_tool_name),
-    Field(
-        json_schema_extra={
-            "minLength": 1, "maxLength": _LONGEST, "pattern": "^[a-zA-Z0-9_-]+$"
-        }
-    ),
-]  # fmt: skip
+    Field(json_schema_extra={"minLength": 1, "maxLength": _LONGEST, "pattern": "^[a-zA-Z0-9_-]+$"}),
+]
 Parameters = Annotated[
     dict[str, Any],
     AfterValidator(_describes_object),
@@ -59,7 +55,7 @@ class ToolSpec(Model):
     function: FunctionSpec
 
     def schema_for_model(self) -> dict[str, Any]:
-        """Return the tool as chat templates show it."""
+        """Return the tool for chat templates."""
         spec = self.function
         shown = {
             "name": spec.name,
@@ -74,7 +70,7 @@ class NamedFunction(Model):
 
 
 class ToolChoice(Model):
-    """One function that must be called; also an element of a list of those that may be."""
+    """Name one function: one that must be called, or one of those allowed."""
 
     type: Literal["function"]
     function: NamedFunction
@@ -86,7 +82,7 @@ class AllowedTools(Model):
 
 
 class AllowedToolsChoice(Model):
-    """Some of the offered functions, of which the model may or must call one."""
+    """Restrict the model to some of the offered functions."""
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools
@@ -100,10 +96,10 @@ AnyToolChoice = (
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Calls that an answer may make.
+    """Say which calls an answer may make.
 
     Attributes:
-        tools: those that it may call; none, if it must be text.
+        tools: tools that it may call; empty if it must be text.
         required: it must call one of them.
         several: it may make more than one call.
     """
@@ -116,16 +112,16 @@ class Calls:
 def calls_of(
     tools: list[ToolSpec] | None, choice: AnyToolChoice | None, parallel: bool | None
 ) -> Calls:
-    """Return the calls that a request lets its answer make.
+    """Return the calls that a request allows.
 
     Args:
-        tools: all that are offered; the prompt shows all of them whatever the choice is, so that
-            one conversation keeps one prompt.
+        tools: all offered tools. The prompt shows all of them, whatever the choice is, so that the
+            prefix of a conversation does not change.
         choice: `tool_choice`.
         parallel: `parallel_tool_calls`.
 
     Raises:
-        HttpError: a tool is named that is not offered, or a call is required of none.
+        HttpError: a named tool is not offered, or a call is required without tools.
     """
     tools, several = tools or [], parallel is not False
     if choice in (None, "none", "auto"):

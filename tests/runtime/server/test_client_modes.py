@@ -96,7 +96,7 @@ async def test_with_a_name_or_without_with_tools_or_in_text_the_scheduler_is_tol
             label = await _agent(client, name, said is CALL)
             runs.append(_events(told, tool, state))
             graph = server.dispatcher.scheduler.state.graphs[AGENT]
-            assert graph.durations.known(tool).count == pytest.approx(2, rel=0.1)
+            assert graph.durations.distribution(tool).count == pytest.approx(2, rel=0.1)
             (program,) = server.dispatcher.scheduler.state.programs.values()
             assert program.steps == 3 and program.at_tool_boundary
             (conversation,) = program.conversations.values()

@@ -26,7 +26,8 @@ from drawloom.runtime.server.metrics import Timings
 from drawloom.runtime.server.openai_encoding import message
 from drawloom.runtime.server.openai_requests import ChatRequest, Message
 from drawloom.runtime.server.serving_context import ServingContext
-from drawloom.runtime.server.sessions import Session, SessionTable
+from drawloom.runtime.server.session import Session
+from drawloom.runtime.server.sessions import SessionTable
 from drawloom.tools.chat_template import ChatTemplate
 from drawloom.tools.tool_call import new_call_id
 from tests.lanes import examples

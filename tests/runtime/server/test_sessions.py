@@ -24,7 +24,8 @@ from drawloom.runtime.server.conversation import (
 from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.history import read_entry
 from drawloom.runtime.server.openai_requests import Message
-from drawloom.runtime.server.sessions import Session, SessionTable
+from drawloom.runtime.server.session import Session
+from drawloom.runtime.server.sessions import SessionTable
 from tests.lanes import examples
 
 NAMES = ["job", "acme:job", "job:job", "\0job"]

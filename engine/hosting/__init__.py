@@ -1,4 +1,4 @@
 """Run an engine core in a thread or in a child process.
 
-`LocalEngine` and `ProcessEngine` are the engines of the runtime; `build` makes their core.
+`ThreadEngine` and `ProcessEngine` are the engines of the runtime; `build` makes their core.
 """

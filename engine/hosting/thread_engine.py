@@ -17,7 +17,7 @@ from drawloom.engine.hosting.client import EngineClient
 log = logging.getLogger("drawloom.engine")
 
 
-class LocalEngine(EngineClient):
+class ThreadEngine(EngineClient):
     """Run an `EngineCore` in a thread. Make one with `load`, and close it."""
 
     def __init__(self, core: EngineCore) -> None:
@@ -30,7 +30,7 @@ class LocalEngine(EngineClient):
         self._thread.start()
 
     @classmethod
-    def load(cls, model: str, config: EngineConfig | None = None) -> "LocalEngine":
+    def load(cls, model: str, config: EngineConfig | None = None) -> "ThreadEngine":
         """Load a model, blocking, and start its engine.
 
         Args:
@@ -84,4 +84,4 @@ class LocalEngine(EngineClient):
                 self._answer(number, value, None)
 
 
-__all__ = ["LocalEngine"]
+__all__ = ["ThreadEngine"]

@@ -24,7 +24,7 @@ from rich.table import Table
 from drawloom.engine.api.engine import EngineStats
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.core.engine_core import EngineCore
-from drawloom.engine.hosting.thread_engine import LocalEngine
+from drawloom.engine.hosting.thread_engine import ThreadEngine
 from drawloom.engine.models.checkpoint import dummy
 from drawloom.environments import Env
 from drawloom.runtime.bench.calibrate import profile
@@ -150,7 +150,7 @@ class Bench:
 
     async def _live(self, policy: str) -> dict[str, float]:
         chosen = make_policy(policy)
-        engine = LocalEngine(self._core(self.kv_tokens, self.host_tokens if chosen.spill else 0))
+        engine = ThreadEngine(self._core(self.kv_tokens, self.host_tokens if chosen.spill else 0))
         store = await asyncio.to_thread(Store, "sqlite://")
         pool = self._pool() if self.replay.environments else None
         live = Dispatcher(chosen, engine, pool, store, LocalBus(), record=False)
@@ -212,7 +212,7 @@ class Bench:
         return programs(ended, [self.alone[one.job.id] for one in ended])
 
 
-async def _leased(engine: LocalEngine) -> float:
+async def _leased(engine: ThreadEngine) -> float:
     """Block-seconds under lease, of conversations that wait for a tool, until it is cancelled."""
     total, at = 0.0, time.monotonic()
     try:

@@ -28,9 +28,9 @@ async def open_engine(folder: Path, config: EngineConfig, isolate: bool) -> Engi
     """The embedded engine for a checkpoint; in a process of its own if `isolate`. Raises
     `CheckpointError`."""
     from drawloom.engine.hosting.process_engine import ProcessEngine
-    from drawloom.engine.hosting.thread_engine import LocalEngine
+    from drawloom.engine.hosting.thread_engine import ThreadEngine
 
-    host = ProcessEngine if isolate else LocalEngine
+    host = ProcessEngine if isolate else ThreadEngine
     return await asyncio.to_thread(host.load, str(folder), config)
 
 

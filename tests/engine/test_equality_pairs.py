@@ -13,7 +13,7 @@ from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.hosting.client import EngineClient
 from drawloom.engine.hosting.process_engine import ProcessEngine
-from drawloom.engine.hosting.thread_engine import LocalEngine
+from drawloom.engine.hosting.thread_engine import ThreadEngine
 from drawloom.engine.sequence import SamplingParams
 from tests.lanes import slow_unless
 
@@ -122,7 +122,7 @@ async def test_two_hundred_tokens_are_those_of_transformers(
         host_tokens=ample if case["memory"] == "tiered" else 0,
         max_batch_tokens=case["chunk"],
     )
-    kind: Any = LocalEngine if case["host"] == "thread" else ProcessEngine
+    kind: Any = ThreadEngine if case["host"] == "thread" else ProcessEngine
     engine = await asyncio.to_thread(kind.load, str(oracle.folder), config)
     try:
         await _run(engine, case, oracle.follows)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from drawloom import Chat, Runtime, agent, tool
 from drawloom.engine.core.engine_core import EngineCore
-from drawloom.engine.hosting.thread_engine import LocalEngine
+from drawloom.engine.hosting.thread_engine import ThreadEngine
 from drawloom.runtime.bench.gpu.step_timeline import Steps
 from drawloom.runtime.dispatch.backends import tiny_model
 from drawloom.runtime.sim.synthetic import generate
@@ -108,7 +108,7 @@ def _waits(rows: list[StepRow]) -> list[float]:
 async def _run(core: EngineCore, load: Load) -> Ran:
     jobs = generate("swe", load.programs, seed=0)
     plans = [_plan(job, load) for job in jobs]
-    engine = LocalEngine(core)
+    engine = ThreadEngine(core)
     template = ChatTemplate.load(tiny_model())
     before = core.stats()
     async with Runtime(engine, sandbox="none", template=template) as runtime:

@@ -14,7 +14,7 @@ from drawloom.engine.config import EngineConfig
 from drawloom.engine.core.step_plan import Sampled, StepPlan
 from drawloom.engine.hosting.client import EngineClient
 from drawloom.engine.hosting.process_engine import ProcessEngine
-from drawloom.engine.hosting.thread_engine import LocalEngine
+from drawloom.engine.hosting.thread_engine import ThreadEngine
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import CheckpointError, ConfigError, ContextTooLong, EngineClosed, EngineError
 from drawloom.leases import LeaseStatus
@@ -24,7 +24,7 @@ CONFIG = EngineConfig(kv_tokens=1024, host_tokens=1024)
 
 @pytest.fixture(scope="module", params=["thread", "process"])
 def kind(request: pytest.FixtureRequest) -> type[EngineClient]:
-    return LocalEngine if request.param == "thread" else ProcessEngine
+    return ThreadEngine if request.param == "thread" else ProcessEngine
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ async def engine(llama: Any, kind: Any) -> AsyncIterator[EngineClient]:
 
 
 @pytest.fixture
-async def thread(llama: Any) -> AsyncIterator[LocalEngine]:
-    engine = LocalEngine(llama.engine(kv_tokens=1024))
+async def thread(llama: Any) -> AsyncIterator[ThreadEngine]:
+    engine = ThreadEngine(llama.engine(kv_tokens=1024))
     yield engine
     await engine.close()
 
@@ -124,7 +124,7 @@ async def test_leases_are_answered(engine: EngineClient) -> None:
 
 
 async def test_a_request_that_breaks_the_model_harms_no_other(
-    thread: LocalEngine, monkeypatch: pytest.MonkeyPatch
+    thread: ThreadEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner: Any = thread._core._runner
     run: Any = runner.run
@@ -208,7 +208,7 @@ async def test_a_killed_child_fails_no_request_and_repeats_no_token(
     process: ProcessEngine, llama: Any
 ) -> None:
     requests = [_ask(f"r{i}", 10 + i, max_tokens=60, temperature=i / 4) for i in range(4)]
-    thread = await asyncio.to_thread(LocalEngine.load, str(llama.folder), CONFIG)
+    thread = await asyncio.to_thread(ThreadEngine.load, str(llama.folder), CONFIG)
     told = [await _all(thread, r) for r in requests]
     wanted = [([t for d in ds for t in d.tokens], "".join(d.text for d in ds)) for ds in told]
     await thread.close()

@@ -8,7 +8,7 @@ from drawloom.engine.api.engine import Delta, GenerateRequest
 from drawloom.engine.config import EngineConfig
 from drawloom.engine.hosting.client import EngineClient
 from drawloom.engine.hosting.process_engine import ProcessEngine
-from drawloom.engine.hosting.thread_engine import LocalEngine
+from drawloom.engine.hosting.thread_engine import ThreadEngine
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.runtime.dispatch.backends import tiny_model
 from drawloom.runtime.server.early_stop import generate_until
@@ -37,7 +37,13 @@ async def _generate(
 
 @pytest.mark.parametrize(
     ("engine", "after"),
-    [(LocalEngine, 1), (LocalEngine, 5), (LocalEngine, 40), (LocalEngine, 99), (ProcessEngine, 5)],
+    [
+        (ThreadEngine, 1),
+        (ThreadEngine, 5),
+        (ThreadEngine, 40),
+        (ThreadEngine, 99),
+        (ProcessEngine, 5),
+    ],
     indirect=["engine"],
 )
 async def test_it_ends_with_the_usage_of_what_was_taken(engine: EngineClient, after: int) -> None:

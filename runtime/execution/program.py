@@ -1,4 +1,4 @@
-"""A program: one running instance of an agent, and what its chats and tools share."""
+"""Program: one running instance of an agent, and the state that its chats and tools share."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,6 @@ from drawloom.runtime.scheduler.events import ConversationEnded
 from drawloom.runtime.store.store import StepRow
 from drawloom.tools.chat_template import ChatTemplate
 from drawloom.tools.tool import Tool
-from drawloom.tools.tool_call import ToolCall
 
 current_program: ContextVar["Program | None"] = ContextVar("drawloom_program", default=None)
 _scope: ContextVar["Scope | None"] = ContextVar("drawloom_scope", default=None)
@@ -24,31 +23,51 @@ _scope: ContextVar["Scope | None"] = ContextVar("drawloom_scope", default=None)
 
 @dataclass(slots=True)
 class Scope:
-    """Where names are given out, in the order of the calls. Branches of a `gather` have their own,
-    so that what they are called does not depend on who runs first. A branch with a `world` has
-    environments of its own; one that is `abandoned` was given up by then, and begins no step."""
+    """Give out the keys of steps and conversations, in the order of the calls.
+
+    Branches of a `gather` have scopes of their own, so that their keys do not depend on which
+    runs first.
+
+    Args:
+        path: prefix of all keys.
+        count: keys given out so far.
+        env_branch: the branch whose environments are used; empty: the program's own.
+        abandoned: the branch was given up before; it begins no step.
+    """
 
     path: str = ""
     count: int = 0
-    world: str = ""
+    env_branch: str = ""
     abandoned: bool = False
 
     def next(self) -> str:
+        """Return the next key."""
         self.count += 1
         return f"{self.path}{self.count - 1}"
 
-    def branch(self, name: str, *, world: bool = False) -> "Scope":
-        """The scope of a branch."""
-        where = name.replace("/", ".") if world else self.world
-        return Scope(f"{name}/", world=where, abandoned=self.abandoned)
+    def branch(self, name: str, *, own_envs: bool = False) -> "Scope":
+        """Return the scope of a branch; with `own_envs` it has environments of its own."""
+        where = name.replace("/", ".") if own_envs else self.env_branch
+        return Scope(f"{name}/", env_branch=where, abandoned=self.abandoned)
 
 
 @dataclass(slots=True, eq=False)
 class Program:
-    """`replay` holds the steps that a killed predecessor began, by key; `adopted` says that calls
-    which were in flight in its environments went on, and may be asked for their results;
-    `diverged` is where its code left the record, after which no step runs; `began` is when it
-    first ran."""
+    """Hold the state of one running program.
+
+    Args:
+        id: its id in the store and for the scheduler.
+        agent: the agent that it runs.
+        dispatcher: schedules its calls.
+        template: the chat template of the model.
+        account: its budget, and what it has used.
+        replay: steps that a killed predecessor began, by key.
+        root: the scope outside of branches.
+        adopted: calls in flight in its environments went on, and may be asked for their results.
+        diverged: where its code left the record; no step runs after that.
+        began: Unix time at which it first ran.
+        tasks: tasks that end with it.
+    """
 
     id: str
     agent: Agent[..., Any]
@@ -64,21 +83,26 @@ class Program:
 
     @property
     def scope(self) -> Scope:
+        """Return the scope of the running code."""
         return _scope.get() or self.root
 
     @property
     def owner(self) -> str:
-        """Whose environments this code uses: the program's, or those of a branch of it."""
-        world = self.scope.world
-        return f"{self.id}@{world}" if world else self.id
+        """Return the owner of the environments that the running code uses: program or branch."""
+        branch = self.scope.env_branch
+        return f"{self.id}@{branch}" if branch else self.id
 
     @property
     def now(self) -> datetime | None:
-        """The moment that chat templates are told: of a resumed program the same as before."""
+        """Return the time that chat templates are told; a resumed program keeps its first."""
         return datetime.fromtimestamp(self.began) if self.began is not None else None
 
     def recorded(self, key: str, kind: str, name: str) -> StepRow | None:
-        """The step that was recorded under this key. Raises `ReplayMismatch` if it is another."""
+        """Return the step that was recorded under a key, or None.
+
+        Raises:
+            ReplayMismatch: another step has that key.
+        """
         if self.diverged is not None:
             raise self.diverged
         row = self.replay.get(key)
@@ -90,44 +114,43 @@ class Program:
         return row
 
     def mismatch(self, key: str, words: str) -> ReplayMismatch:
-        """Note that the code has left the record; the error to raise."""
+        """Note that the code has left the record; return the error to raise."""
         self.diverged = self.diverged or ReplayMismatch(
             f"program {self.id} at step {key}: {words}; resume it with the code that began it"
         )
         return self.diverged
 
     async def may_begin(self, row: StepRow | None = None) -> None:
-        """Wait before a step whose end is not recorded: in a branch that the record says was given
-        up, for ever. `row` is of a tool call that had begun by then."""
+        """Wait for ever where a branch was given up; return at once otherwise.
+
+        Args:
+            row: record of a tool call that had begun by then.
+        """
         if self.scope.abandoned:
             self.account.usage.tool_calls += row is not None
             await asyncio.Event().wait()
 
     def tool(self, name: str) -> Tool[..., Any] | None:
+        """Return the agent's tool of a name, or None."""
         return next((t for t in self.agent.tools if t.name == name), None)
 
     def end_conversation(self, conversation: str) -> None:
+        """Tell the scheduler that a conversation has ended."""
         self.dispatcher.emit(ConversationEnded(self.id, self.full(conversation)))
 
     def full(self, conversation: str) -> str:
-        """A conversation's name among those of all programs."""
+        """Return a conversation's name among those of all programs."""
         return f"{self.id}:{conversation}"
 
-    def call_tool(self, tool: Tool[..., Any], arguments: dict[str, Any]) -> Awaitable[Any]:
-        """A tool that agent code called itself: `ToolHost`."""
-        from drawloom.runtime.execution.tool_step import run_direct
-
-        key = f"call{self.scope.next()}"
-        return run_direct(self, tool, ToolCall(key, tool.name, arguments))
-
     def spawn(self, work: Awaitable[Any]) -> "asyncio.Task[Any]":
-        """A task that ends with the program."""
+        """Start a task that ends with the program."""
         task = asyncio.ensure_future(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
 
     async def stop_tasks(self) -> None:
+        """Cancel the program's tasks and wait for their end."""
         tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
@@ -136,7 +159,11 @@ class Program:
 
 
 def running() -> Program:
-    """The program that this code runs in. Raises `ConfigError` outside of one."""
+    """Return the program that the running code belongs to.
+
+    Raises:
+        ConfigError: no program runs here.
+    """
     program = current_program.get()
     if program is None:
         raise ConfigError(

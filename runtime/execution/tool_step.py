@@ -1,32 +1,20 @@
-"""Running a tool as a step: intent first, then the environment, the call, the result."""
+"""Tool calls as steps of a program: replayed, or recorded as an intent, run, recorded."""
 
-import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
-from drawloom.errors import (
-    DrawloomError,
-    SandboxDied,
-    SandboxError,
-    ToolError,
-    ToolInterrupted,
-    ToolTimeout,
-)
-from drawloom.runtime.execution.blocking import watch
-from drawloom.runtime.execution.contain import contained, in_own_task
-from drawloom.runtime.execution.env_progress import Progress
+from drawloom.errors import DrawloomError, SandboxDied, ToolError
 from drawloom.runtime.execution.program import Program
 from drawloom.runtime.execution.replay import check_arguments, record_value, replay_direct, settled
-from drawloom.runtime.execution.speculative_prefill import Heard
-from drawloom.runtime.execution.step_sandbox import StepSandbox
+from drawloom.runtime.execution.speculative_prefill import StableOutput
+from drawloom.runtime.execution.tool_run import ToolRun
+from drawloom.runtime.execution.tool_stages import run_stages
 from drawloom.runtime.scheduler.events import ToolFinished, ToolStarted
 from drawloom.runtime.store.error_json import record_error, restore_error
 from drawloom.runtime.store.result_json import decode, describe, encode
 from drawloom.runtime.store.store import RowExists, StepRow
-from drawloom.sandbox.api.sandbox import LiveSandbox
 from drawloom.tools.results import (
     MAX_CHARS,
     cut_chars,
@@ -34,27 +22,29 @@ from drawloom.tools.results import (
     render,
     valid_text,
 )
-from drawloom.tools.tool import Tool, tool_host
+from drawloom.tools.tool import Tool
 from drawloom.tools.tool_call import ToolCall, ToolResult
-
-_HOSTS = 3  # a call that may be repeated outlives the loss of two environments
-_GRACE = 2.0  # an exec's own timeout comes first, so that the tool sees what was printed
-log = logging.getLogger("drawloom.runtime")
 
 
 async def run_call(
-    program: Program, conversation: str, call: ToolCall, heard: Heard | None = None
+    program: Program, conversation: str, call: ToolCall, output: StableOutput | None = None
 ) -> ToolResult:
-    """Run what a model asked for. Whatever goes wrong is told to the model, never raised. `heard`
-    is told what the model will surely be shown, as soon as that is known."""
-    result = await _result(program, conversation, call, heard)
-    if heard is not None:
-        heard.end(result.content)
+    """Run a tool call of the model; a failure is an answer to the model and never raised.
+
+    Args:
+        program: the program whose model asked.
+        conversation: name of the conversation within the program.
+        call: what the model asked for.
+        output: told of what the model will surely be shown, as soon as that is known.
+    """
+    result = await _result(program, conversation, call, output)
+    if output is not None:
+        output.end(result.content)
     return result
 
 
 async def _result(
-    program: Program, conversation: str, call: ToolCall, heard: Heard | None
+    program: Program, conversation: str, call: ToolCall, output: StableOutput | None
 ) -> ToolResult:
     row = _recorded(program, call)
     if row is not None and row.status == "done":
@@ -66,17 +56,19 @@ async def _result(
         return ToolResult(call.id, call.name, valid_text(f"error: {reason}"), ok=False)
     await program.may_begin(row)
     try:
-        value, seconds = await ToolStep(program, conversation, tool, call, row, heard).run()
+        value, seconds = await _run_recorded(
+            ToolRun(program, conversation, tool, call, row, output)
+        )
     except RowExists:
         await settled(program, call.id)
-        return await _result(program, conversation, call, heard)
+        return await _result(program, conversation, call, output)
     except _Failed as failure:
         return ToolResult(call.id, call.name, failure.content, False, failure.seconds)
     return ToolResult(call.id, call.name, _cut(render(value), tool), True, seconds)
 
 
 async def run_direct(program: Program, tool: Tool[..., Any], call: ToolCall) -> Any:
-    """Run a tool that agent code called. Its value is returned, its failure raised."""
+    """Run a tool that agent code called; return its value, or raise its failure."""
     row = _recorded(program, call)
     if row is not None and row.status == "done":
         program.account.usage.tool_calls += 1
@@ -84,12 +76,25 @@ async def run_direct(program: Program, tool: Tool[..., Any], call: ToolCall) -> 
     await program.may_begin(row)
     program.account.before_tools(1)
     try:
-        return (await ToolStep(program, "", tool, call, row, direct=True).run())[0]
+        run = ToolRun(program, "", tool, call, row)
+        return (await _run_recorded(run, direct=True))[0]
     except RowExists:
         await settled(program, call.id)
         return await run_direct(program, tool, call)
     except _Failed as failure:
         raise failure.error from None
+
+
+class DirectCalls:
+    """Run the tools that a program's own code calls, as steps of it (a `ToolHost`)."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def call_tool(self, tool: Tool[..., Any], arguments: dict[str, Any]) -> Awaitable[Any]:
+        """Run a tool as the program's next step; return its value, or raise its failure."""
+        key = f"call{self._program.scope.next()}"
+        return run_direct(self._program, tool, ToolCall(key, tool.name, arguments))
 
 
 def _recorded(program: Program, call: ToolCall) -> StepRow | None:
@@ -106,7 +111,7 @@ def _replayed(program: Program, row: StepRow) -> ToolResult:
 
 
 class _Failed(Exception):
-    """A tool failed for good; it is recorded."""
+    """Report a tool that failed for good; the failure is recorded."""
 
     def __init__(self, error: Exception, seconds: float) -> None:
         self.error = error
@@ -114,213 +119,72 @@ class _Failed(Exception):
         self.seconds = seconds
 
 
-class ToolStep:
-    """One tool call from its intent to its record; `row` is what a killed predecessor left. Of a
-    `direct` call the result is recorded, of a model's what the model is shown."""
+async def _run_recorded(run: ToolRun, *, direct: bool = False) -> tuple[Any, float]:
+    """Record the intent, run the stages, record the outcome; return value and seconds.
 
-    def __init__(
-        self,
-        program: Program,
-        conversation: str,
-        tool: Tool[..., Any],
-        call: ToolCall,
-        row: StepRow | None,
-        heard: Heard | None = None,
-        *,
-        direct: bool = False,
-    ) -> None:
-        self.program, self.conversation, self.tool, self.call = program, conversation, tool, call
-        self._row, self._heard, self._direct = row, heard, direct
-        self._intent = {"arguments": describe(call.arguments), "conversation": conversation}
-        self._progress = Progress(self._mark if self._is_entered_again() else None)
-        self._wait = 0.0
-        self._box: StepSandbox | None = None
+    Args:
+        run: the call.
+        direct: agent code called: the value is recorded instead of what the model is shown.
 
-    async def run(self) -> tuple[Any, float]:
-        """Its value and its seconds. Raises `_Failed` when it failed and that is recorded."""
-        # its environment stays until its result is in the store
-        async with contextlib.AsyncExitStack() as held:
-            return await self._recorded(held)
-
-    async def _recorded(self, held: contextlib.AsyncExitStack) -> tuple[Any, float]:
-        program, tool, call = self.program, self.tool, self.call
-        dispatcher, full = program.dispatcher, program.full(self.conversation)
-        program.account.usage.tool_calls += 1
-        if self._row is None:
-            try:
-                await dispatcher.store.intend(program.id, call.id, tool.name, self._intent)
-            except RowExists:  # its replay counts it
-                program.account.usage.tool_calls -= 1
-                raise
-        dispatcher.emit(
-            ToolStarted(program.id, full, tool.name, tool.env.key if tool.env else None)
-        )
-        dispatcher.note(program.id, "tool.started", tool=tool.name, step=call.id)
+    Raises:
+        _Failed: the tool failed, and that is recorded.
+        RowExists: another process began the step.
+    """
+    async with run.held:  # its environment stays until its outcome is in the store
+        await _record_intent(run)
         began = time.monotonic()
         value, error, outcome = None, None, dict[str, Any]()
         try:
-            await self._refuse_repetition()
-            value = await self._anywhere(held)
-            if self._direct:
-                outcome["value"], value = record_value(tool, value)
+            value = await run_stages(run)
+            if direct:
+                outcome["value"], value = record_value(run.tool, value)
         except Exception as failure:
             error = failure
-            if self._direct:
-                outcome, error = self._failed(failure)
+            if direct:
+                outcome, error = _recordable(failure)
         seconds = time.monotonic() - began
-        outcome |= {"ok": error is None, "seconds": seconds, "env_wait": self._wait}
-        if not self._direct:
-            content = _error_text(error) if error else _cut(render(value), tool)
+        outcome |= {"ok": error is None, "seconds": seconds, "env_wait": run.env_wait}
+        if not direct:
+            content = _error_text(error) if error else _cut(render(value), run.tool)
             outcome["content"] = encode(content)
-        await dispatcher.store.end_tool(program.id, call.id, self._intent | outcome)
-        if self._box is not None:
-            with contextlib.suppress(SandboxDied):  # the next call of the program will say so
-                await self._box.forget()
-        dispatcher.emit(ToolFinished(program.id, full, tool.name, seconds))
-        dispatcher.note(program.id, "tool.finished", tool=tool.name, step=call.id, ok=error is None)
-        if error is not None:
-            raise _Failed(error, seconds)
-        return value, seconds
+        await _record_outcome(run, outcome)
+    if error is not None:
+        raise _Failed(error, seconds)
+    return value, seconds
 
-    @staticmethod
-    def _failed(failure: Exception) -> tuple[dict[str, Any], Exception]:
-        """The record of a failure, and the error as a resumed program will see it."""
-        mine = failure if isinstance(failure, DrawloomError) else ToolError(_words(failure))
-        record = record_error(mine)
-        error = restore_error(record).with_traceback(failure.__traceback__)
-        return {"error": record}, error
 
-    async def _refuse_repetition(self) -> None:
-        """A step that was in flight when its process died runs again only where that is known to
-        be harmless: the tool says so, or its environment was adopted and all that the call did
-        there was to wait for its first command."""
-        tool, row = self.tool, self._row
-        if row is None or tool.idempotent:
-            return
-        in_place = tool.env is not None and not tool.fresh and self.program.adopted
-        if in_place and not row.detail.get("acted"):
-            return
-        if in_place:
-            with contextlib.suppress(SandboxError):  # then nothing of it runs on
-                await self._end_commands()
-        raise ToolInterrupted(
-            "interrupted: the process died during this call, its outcome is unknown"
-        )
-
-    async def _end_commands(self) -> None:
-        """A command that was in flight must not go on behind what follows."""
-        env, program = self.tool.env, self.program
-        assert env is not None
-        async with program.dispatcher.environments.use(env, program.owner) as claimed:
-            step = self._in_step(claimed.box)
-            for name, _ in env.sidecars:
-                await step.sidecar(name).end_commands()
-            await step.end_commands()
-
-    def _in_step(self, box: LiveSandbox) -> StepSandbox:
-        step = f"{self.program.id}:{self.call.id}"
-        return StepSandbox(box, step, self.tool.timeout, self._progress)
-
-    def _is_entered_again(self) -> bool:
-        """Whether a resumed program might enter this call's code again, unless it is marked."""
-        tool, pool = self.tool, self.program.dispatcher.pool
-        if tool.env is None or tool.fresh or tool.idempotent or pool is None:
-            return False
-        return pool.provider.keeps_running
-
-    async def _mark(self) -> None:
-        detail = self._intent | {"acted": True}
-        await self.program.dispatcher.store.note_intent(self.program.id, self.call.id, detail)
-
-    async def _anywhere(self, held: contextlib.AsyncExitStack) -> Any:
-        """In an environment, and in another one when that dies, where nothing is lost by it: the
-        call may be repeated and no earlier one left files there."""
-        tool, program = self.tool, self.program
-        if tool.env is None:
-            return await self._attempts()
-        environments = program.dispatcher.environments
-        for _ in range(_HOSTS):
-            asked = time.monotonic()
-            owner = program.id if tool.fresh else program.owner
-            use = environments.fresh if tool.fresh else environments.use
-            claimed = await held.enter_async_context(use(tool.env, owner))
-            self._wait += time.monotonic() - asked
-            blank = not claimed.box.touched
-            self._box = self._in_step(claimed.box)
-            try:
-                return await self._slotted()
-            except SandboxDied as died:
-                if not tool.idempotent:
-                    raise ToolInterrupted(
-                        f"interrupted: {died}; the outcome of this call is unknown"
-                    ) from None
-                if not blank:
-                    raise
-                last = died
-                if not tool.fresh:
-                    await environments.replace(tool.env, program.owner)
-        raise last
-
-    async def _slotted(self) -> Any:
-        program, call = self.program, self.call
-        slot = program.dispatcher.tool_slot(
-            program.id, program.full(self.conversation), call.id, call.kind
-        )
-        async with slot:
-            return await self._attempts()
-
-    async def _attempts(self) -> Any:
-        for attempt in range(self.tool.retries + 1):
-            try:
-                return await self._once()
-            except SandboxDied:
-                raise
-            except Exception:
-                if attempt == self.tool.retries:
-                    raise
-        raise AssertionError("unreachable")
-
-    async def _once(self) -> Any:
-        tool, box = self.tool, self._box
-        limit = None if tool.timeout is None else tool.timeout + (_GRACE if box else 0.0)
-        token = tool_host.set(None)  # a tool that calls a tool calls a function
-        scope = asyncio.timeout(limit)
-        if self._heard is not None:
-            self._heard.again()
+async def _record_intent(run: ToolRun) -> None:
+    program, tool, call = run.program, run.tool, run.call
+    dispatcher = program.dispatcher
+    program.account.usage.tool_calls += 1
+    if run.row is None:
         try:
-            async with scope:
-                return await _watched(tool, lambda: tool.run(self.call.arguments, box, self._says))
-        except TimeoutError:
-            if not scope.expired():  # the tool's own
-                raise
-            raise ToolTimeout(_late(tool)) from None
-        finally:
-            tool_host.reset(token)
-
-    def _says(self, text: str) -> None:
-        if self._heard is not None:
-            self._heard.add(text, self.tool.limit)
+            await dispatcher.store.intend(program.id, call.id, tool.name, run.intent)
+        except RowExists:  # its replay counts it
+            program.account.usage.tool_calls -= 1
+            raise
+    env = tool.env.key if tool.env else None
+    dispatcher.emit(ToolStarted(program.id, program.full(run.conversation), tool.name, env))
+    dispatcher.note(program.id, "tool.started", tool=tool.name, step=call.id)
 
 
-async def _watched(tool: Tool[..., Any], call: Callable[[], Awaitable[Any]]) -> Any:
-    if tool.threaded:
-        return await contained(call)
-    with watch(_blamed.__code__).watching():
-        return await in_own_task(_blamed(tool.name, call))
+async def _record_outcome(run: ToolRun, outcome: dict[str, Any]) -> None:
+    program, tool, call = run.program, run.tool, run.call
+    dispatcher, conversation = program.dispatcher, program.full(run.conversation)
+    await dispatcher.store.end_tool(program.id, call.id, run.intent | outcome)
+    if run.sandbox is not None:
+        with contextlib.suppress(SandboxDied):  # the next call of the program will say so
+            await run.sandbox.forget()
+    dispatcher.emit(ToolFinished(program.id, conversation, tool.name, outcome["seconds"]))
+    dispatcher.note(program.id, "tool.finished", tool=tool.name, step=call.id, ok=outcome["ok"])
 
 
-async def _blamed(blame: str, call: Callable[[], Awaitable[Any]]) -> Any:
-    """Have a frame by which `BlockingWatch` knows the tool."""
-    return await contained(call)
-
-
-def _late(tool: Tool[..., Any]) -> str:
-    words = f"timed out after {tool.timeout:g} s"
-    if not tool.threaded:
-        return words
-    log.warning("tool %s %s: its thread cannot be stopped and goes on", tool.name, words)
-    until = " until it yields" if tool.streams else ""
-    return f"{words}; it cannot be stopped and goes on in the background{until}"
+def _recordable(failure: Exception) -> tuple[dict[str, Any], Exception]:
+    """Return the record of a failure, and the error as a resumed program will see it."""
+    ours = failure if isinstance(failure, DrawloomError) else ToolError(_words(failure))
+    record = record_error(ours)
+    error = restore_error(record).with_traceback(failure.__traceback__)
+    return {"error": record}, error
 
 
 def _words(error: BaseException) -> str:
@@ -335,4 +199,4 @@ def _cut(text: str, tool: Tool[..., Any]) -> str:
     return cut_chars(text, MAX_CHARS if tool.limit is None else min(tool.limit, MAX_CHARS))
 
 
-__all__ = ["StepSandbox", "ToolStep", "run_call", "run_direct"]
+__all__ = ["DirectCalls", "run_call", "run_direct"]

@@ -64,12 +64,12 @@ async def best_of(
         raise ConfigError(f"best_of({n}): at least one attempt")
     program, scope = running(), running().scope
     place, branches, owner = scope.next(), chat.fork(n), program.owner
-    scopes = [scope.branch(f"{place}.{i}", world=fork_env) for i in range(n)]
+    scopes = [scope.branch(f"{place}.{i}", own_envs=fork_env) for i in range(n)]
     choice = Choice(program, f"best{place}", "best_of", scopes)
     environments = program.dispatcher.environments
-    worlds = [f"{program.id}@{s.world}" for s in scopes] if fork_env else []
+    owners = [f"{program.id}@{s.env_branch}" for s in scopes] if fork_env else []
     if fork_env:
-        await environments.fork(owner, worlds)
+        await environments.fork(owner, owners)
 
     async def one(index: int, branch: Chat) -> T:
         _scope.set(scopes[index])
@@ -93,8 +93,8 @@ async def best_of(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if fork_env:
-            winner = worlds[tasks.index(best)] if best is not None else None
-            await asyncio.shield(environments.join(owner, worlds, winner))
+            winner = owners[tasks.index(best)] if best is not None else None
+            await asyncio.shield(environments.join(owner, owners, winner))
 
 
 async def _best(

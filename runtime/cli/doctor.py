@@ -1,4 +1,4 @@
-"""`drawloom doctor`: what this machine has, and what falls back to what."""
+"""Checks of `drawloom doctor`: what this machine has, and which fallbacks are used."""
 
 import asyncio
 import logging
@@ -23,7 +23,12 @@ from drawloom.sandbox.local.provider import ProcessProvider
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at; `ok` False means a fallback or a limit, which `detail` names."""
+    """Describe the result of one check.
+
+    Attributes:
+        what: the subject of the check.
+        ok: False if a fallback is used or a limit applies, which `detail` names.
+    """
 
     what: str
     ok: bool
@@ -31,6 +36,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
+    """Run all checks."""
     return [
         _python(),
         _torch(),
@@ -46,6 +52,7 @@ def examine() -> list[Finding]:
 
 
 def main(json: bool) -> int:
+    """Run all checks and print their results."""
     findings = examine()
     if json:
         output.emit([asdict(f) for f in findings])
@@ -107,7 +114,7 @@ def _docker() -> Finding:
 
 
 def _processes() -> Finding:
-    logging.disable(logging.WARNING)  # it is said here
+    logging.disable(logging.WARNING)  # reported below
     try:
         missing = asyncio.run(_missing())
     finally:
@@ -120,7 +127,7 @@ def _processes() -> Finding:
 
 
 async def _missing() -> str:
-    """Say what a local process cannot have of its isolation here; empty if it has all."""
+    """Return the isolation that local processes lack here; empty if they lack none."""
     provider = ProcessProvider(new_id("doctor"))
     try:
         box = await provider.create(Env("any"), new_id("box"))

@@ -1,4 +1,4 @@
-"""`drawloom sandbox`: the verbs."""
+"""Command line of `drawloom sandbox`."""
 
 import asyncio
 
@@ -8,14 +8,14 @@ from drawloom.runtime.cli.options import STORE, Count, Docker, Json, Kind, Secon
 
 sandbox_app = App(
     name="sandbox",
-    help="The tool environments that exist on this host.",
+    help="Manage tool environments on this host.",
     help_format="plaintext",
 )
 
 
 @sandbox_app.command(name="ls")
 def sandbox_ls(*, docker: Docker = None, json: Json = False) -> int:
-    """List the environments that drawloom made on this host, whoever owns them."""
+    """List drawloom's environments on this host, of all owners."""
     from drawloom.runtime.cli import sandboxes
 
     return asyncio.run(sandboxes.ls(docker, json))
@@ -25,10 +25,10 @@ def sandbox_ls(*, docker: Docker = None, json: Json = False) -> int:
 def gc(
     *, store: StoreUrl = STORE, docker: Docker = None, all: bool = False, json: Json = False
 ) -> int:
-    """Remove environments that no program of this store can come back to.
+    """Remove orphaned environments: those that no program of this store can resume.
 
     Args:
-        all: remove every environment that drawloom made on this host, of any store.
+        all: remove all of drawloom's environments on this host, of any store.
     """
     from drawloom.runtime.cli import sandboxes
 
@@ -37,10 +37,10 @@ def gc(
 
 @sandbox_app.command
 def shell(id: str, *, docker: Docker = None) -> int:
-    """Open a shell in an environment that lives on this host, beside whoever uses it.
+    """Open a shell in an environment on this host, also while a program uses it.
 
     Args:
-        id: as `drawloom sandbox ls` has it.
+        id: id of the environment, from `drawloom sandbox ls`.
     """
     from drawloom.runtime.cli import sandboxes
 
@@ -63,11 +63,11 @@ def host(
 
     Args:
         broker: mqtt[s]://[user@]host[:port][/prefix][?ca=file]; password: DRAWLOOM_MQTT_PASSWORD.
-        name: what it is called; by default the machine's name.
-        most: most environments at a time, of all runtimes, with those beside others.
-        memory: most memory that they may use together, like 16g; by default all there is.
-        network: let environments have a network where they ask for one.
-        lease: seconds without contact to a runtime after which all that it runs here is ended.
+        name: name of the host; by default the machine's name.
+        most: most environments at a time, of all runtimes, sidecars included.
+        memory: memory of all environments together, like 16g; unlimited by default.
+        network: let environments have a network if they declare one.
+        lease: seconds without contact after which a runtime's environments are ended.
     """
     from drawloom.runtime.cli import sandboxes
 

@@ -1,4 +1,4 @@
-"""`drawloom graph`: what was learned of agents, and how right it was."""
+"""Command `drawloom graph`: learned execution graphs and the accuracy of forecasts."""
 
 from dataclasses import asdict
 
@@ -11,7 +11,17 @@ from drawloom.runtime.store.store import Store
 
 
 async def main(url: str, agent: str | None, calibration: bool, json: bool) -> int:
-    """Raises `ConfigError` for an agent of which nothing was learned."""
+    """Print learned execution graphs.
+
+    Args:
+        url: the store.
+        agent: name of an agent; None prints all.
+        calibration: print the accuracy of forecasts instead.
+        json: print JSON.
+
+    Raises:
+        ConfigError: nothing was learned about the agent.
+    """
     graphs = await _read(url)
     if agent is not None:
         if agent not in graphs:
@@ -23,7 +33,7 @@ async def main(url: str, agent: str | None, calibration: bool, json: bool) -> in
         output.emit(found)
         return 0
     if not graphs:
-        print("nothing was learned here yet: run a program")
+        print("no graphs were learned yet: run a program")
     for name, graph in graphs.items():
         table = _calibration_table(name, graph) if calibration else _table(name, graph)
         output.console().print(table)
@@ -76,9 +86,9 @@ def _calibrations(graph: ExecutionGraph) -> dict[str, object]:
 
 
 def _calibration_table(name: str, graph: ExecutionGraph) -> Table:
-    title = f"{name}: foretold and found (a right forecast has 50 % and 95 %)"
+    title = f"{name}: accuracy of forecasts (exact ones have 50 % and 95 %)"
     table = Table(
-        "tool", "returns", "within p50", "within p95", "next likeliest", "its chance", title=title
+        "tool", "returns", "within p50", "within p95", "most likely next", "predicted", title=title
     )
     for tool, one in graph.calibrations.items():
         shares = (

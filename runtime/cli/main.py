@@ -1,4 +1,4 @@
-"""`drawloom`: the verbs.
+"""Command line of `drawloom`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a budget was spent, 130 interrupted.
 """
@@ -39,8 +39,8 @@ from drawloom.runtime.cli.options import (
 
 app = App(
     name="drawloom",
-    help="Runs agent programs: one scheduler for their LLM calls, KV cache and tool containers.",
-    help_format="plaintext",  # markdown would take <think> for a tag and leave it out
+    help="Run agent programs under one scheduler for LLM calls, KV cache and tool environments.",
+    help_format="plaintext",  # markdown would drop <think> as a tag
     version="0.1.0",
     suppress_keyboard_interrupt=False,
 )
@@ -88,8 +88,8 @@ def run(
     """Run an agent: `drawloom run module:agent --question "…"`.
 
     Args:
-        entry: where the agent is: `module:name` or `path/to/file.py:name`.
-        arguments: the agent's own arguments, as `--name value`.
+        entry: the agent, as `module:name` or `path/to/file.py:name`.
+        arguments: the agent's arguments, as `--name value`.
     """
     from drawloom.runtime.cli import programs
 
@@ -107,12 +107,12 @@ def mcp(
     """Offer tools as an MCP server over stdio: `drawloom mcp tools.py:shell tools.py:search`.
 
     Args:
-        entries: where the tools are: `module:name` or `path/to/file.py:name`.
+        entries: the tools, as `module:name` or `path/to/file.py:name`.
     """
     from drawloom.runtime.cli import programs
 
     if not entries:
-        raise ConfigError("name the tools to offer: drawloom mcp path/to/file.py:name")
+        raise ConfigError("no tools are given: drawloom mcp path/to/file.py:name")
     options = programs.Options("tinyagent", store, "drawloom", sandbox, EngineOptions(device))
     return asyncio.run(programs.serve_tools(list(entries), options))
 
@@ -128,12 +128,12 @@ def resume(
     engine: EngineOptions = _ENGINE,
     json: Json = False,
 ) -> int:
-    """Go on with a program whose process died; finished steps are not run again.
+    """Resume a program whose process died; completed steps are not run again.
 
-    Model, policy and sandbox are those it began with, unless given.
+    Model, policy and sandbox are those of the program's start, unless given.
 
     Args:
-        program: its id, as `drawloom ps` has it.
+        program: id of the program, from `drawloom ps`.
     """
     from drawloom.runtime.cli import programs
 
@@ -146,9 +146,9 @@ def ps(*, store: StoreUrl = STORE, server: str = "", limit: Count = 30, json: Js
     """List programs, the newest first.
 
     Args:
-        server: list those of a running `drawloom serve` instead, by its URL; a key is read from
-            DRAWLOOM_API_KEY.
-        limit: most programs to list.
+        server: list the programs of a running `drawloom serve` with this URL; the API key is read
+            from DRAWLOOM_API_KEY.
+        limit: the most programs to list.
     """
     from drawloom.runtime.cli import programs, served
 
@@ -159,10 +159,10 @@ def ps(*, store: StoreUrl = STORE, server: str = "", limit: Count = 30, json: Js
 
 @app.command
 def trace(program: str, *, store: StoreUrl = STORE, json: Json = False) -> int:
-    """Show what a program did when.
+    """Show the timeline of a program.
 
     Args:
-        program: its id, as `drawloom ps` has it.
+        program: id of the program, from `drawloom ps`.
     """
     from drawloom.runtime.cli import programs
 
@@ -177,11 +177,11 @@ def graph(
     calibration: bool = False,
     json: Json = False,
 ) -> int:
-    """Show what was learned of agents: where they go, how long tools take, how much is left.
+    """Show the learned execution graphs: transitions, tool durations, remaining calls.
 
     Args:
-        agent: one of them; all by default.
-        calibration: show what was foretold beside what happened instead.
+        agent: name of an agent; all agents by default.
+        calibration: show the accuracy of forecasts instead.
     """
     from drawloom.runtime.cli import graphs
 
@@ -207,24 +207,24 @@ def serve(
     cost: Path | None = None,
     tenant: list[str] | None = None,
 ) -> int:
-    """Serve a model over HTTP, on the wire that OpenAI's clients speak.
+    """Serve a model over OpenAI's HTTP API.
 
     Args:
-        host: the address to listen on. Off loopback a key is needed.
-        port: 0 takes any that is free.
-        api_key: a key that clients must send, as a bearer token; may be given several times.
-            Better in the environment, as DRAWLOOM_API_KEY: arguments are seen by every user.
-        allow_host: a further name that clients and pages may reach this server by, as a reverse
-            proxy's; * is any. Loopback names always may.
+        host: the address to listen on. An address off loopback needs a key.
+        port: the port; 0 takes any free one.
+        api_key: a key that clients must send as a bearer token; may be given several times.
+            DRAWLOOM_API_KEY is safer, since other users can see arguments.
+        allow_host: a further host name that clients and pages may use, such as a reverse proxy's;
+            * is any. Loopback names are always allowed.
         insecure: serve off loopback without a key: everybody who reaches the address can use it.
-        name: what the model is called on the wire; by default as it is loaded.
-        reasoning: the model writes a thought first, ended by </think>, whatever its template says.
-        trust_priority: order requests by the priority that they give themselves; ignored otherwise.
-        drain: seconds for which running requests may go on after SIGTERM or Ctrl-C.
-        isolate: run the engine in a process of its own, whose crash fails no request.
-        cost: what computing costs here, as `drawloom profile --out` wrote it.
-        tenant: what one may have, as NAME:weight=2,programs=8,kv_tokens=100000; any of the three.
-            Requests say whose they are with the header x-tenant, which nobody checks.
+        name: the model's name for clients; by default the last part of its path.
+        reasoning: answers begin with reasoning, ended by </think>, whatever the template says.
+        trust_priority: use the `priority` of requests, which is ignored otherwise.
+        drain: seconds for running requests after SIGTERM or Ctrl-C.
+        isolate: run the engine in a separate process, so that a crash of it fails no request.
+        cost: a cost model, written by `drawloom profile --out`.
+        tenant: limits of a tenant, as NAME:weight=2,programs=8,kv_tokens=100000; each is optional.
+            Requests name their tenant in the header x-tenant, which is not authenticated.
     """
     from drawloom.runtime.console import output
     from drawloom.runtime.scheduler.cost import CostModel
@@ -266,10 +266,10 @@ def profile(
     out: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Measure what computing costs here: the model that scheduler and simulator read.
+    """Measure the cost model of this machine, for the scheduler and the simulator.
 
     Args:
-        out: write it to this file, for `--cost` of serve and `Runtime(cost=…)`.
+        out: write the cost model to this file, for `--cost` of serve and `Runtime(cost=…)`.
     """
     from drawloom.runtime.cli import profiles
 
@@ -299,36 +299,47 @@ def sim(
     picture: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Run a workload under several policies in virtual time.
+    """Simulate a workload under several policies.
 
     Args:
-        workload: swe, chats, web, function, rl, graphs, or a trace file; several with + between
-            them are drawn from alike. Or agents, agents-past, human, human2, jump, liar, honest,
-            cold, fork, flood, which have arrivals, and a machine, of their own.
-        policy: names with commas between them, or all. static-cap and cap-order are the best of a
+        workload: swe, chats, web, function, rl, graphs, or a trace file; several, joined by +, are
+            mixed equally. Or one with its own arrivals and machine: agents, agents-past, human,
+            human2, jump, liar, honest, cold, fork, flood.
+        policy: names separated by commas, or all. static-cap and cap-order are the best of a
             sweep over numbers of programs, NAME:best over numbers of calls at the engine.
-        memory: several values of --pressure with commas between them.
-        load: shares of the rate at which a backlog ends, with commas between them: JCT over load.
-        host: host memory behind the device.
-        first_seed: later seeds are ones that nothing was chosen by.
-        burst: programs that arrive at a time, at the same rate in all.
-        humans: share of programs that wait an hour at one of their calls.
-        waits: sessions of traces go on after their waits for a human.
-        knows: what is known of agents: learned, declared, http or blind.
-        calibrated: the scheduler is told what computing costs, as by `drawloom profile`.
-        picture: draw the curves over load into this PNG file.
-        replicas: engines, with as many times the programs in flight.
-        routing: affine (a program stays with its KV, moves with it, and is stolen by engines with
-            nothing to do), sticky (stays), or scatter (each call where there is least to do).
+        memory: several values of --pressure, separated by commas.
+        load: arrival rates as shares of the saturation rate, separated by commas.
+        host: keep evicted KV in host memory.
+        first_seed: the first seed; policies were tuned on low ones.
+        burst: programs that arrive at a time; the mean rate stays the same.
+        humans: share of programs that wait an hour for a human at one of their calls.
+        waits: sessions of traces continue after their waits for a human.
+        knows: knowledge of agents: learned, declared, http or blind.
+        calibrated: the scheduler knows the cost model, as after `drawloom profile`.
+        picture: write a PNG with the curves over load.
+        replicas: number of engines; programs in flight are multiplied by it.
+        routing: affine (a program stays with its KV and may migrate with it), sticky (a program
+            stays), or scatter (each call goes to the least loaded engine).
     """
     from drawloom.runtime.cli import simulate
     from drawloom.runtime.sim.experiment import Scenario
 
     scenario = Scenario(
-        workload, machine, pressure, host, seeds, programs,
-        knows=knows, burst=burst, replicas=replicas, routing=routing, first_seed=first_seed,
-        calibrated=calibrated, humans=humans, waits=waits,
-    )  # fmt: skip
+        workload,
+        machine,
+        pressure,
+        host,
+        seeds,
+        programs,
+        knows=knows,
+        burst=burst,
+        replicas=replicas,
+        routing=routing,
+        first_seed=first_seed,
+        calibrated=calibrated,
+        humans=humans,
+        waits=waits,
+    )
     if load or memory:
         return simulate.curves(scenario, policy, load, memory, picture, json)
     return simulate.main(scenario, policy, json)
@@ -336,14 +347,14 @@ def sim(
 
 @app.command
 def doctor(*, json: Json = False) -> int:
-    """Say what this machine has, and what falls back to what."""
+    """Check this machine: what is available, and which fallbacks are used."""
     from drawloom.runtime.cli import doctor as examination
 
     return examination.main(json)
 
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     logging.basicConfig(level=logging.WARNING, format="drawloom: %(message)s")
     try:
         return (
@@ -364,10 +375,10 @@ def main() -> int:
 
 
 def _one_line(error: CycloptsError) -> str:
-    """Say what is wrong with a command line, and where its options are explained."""
+    """Return the error of a command line as one line, with the command for its help."""
     chain = " ".join(error.command_chain or ())
-    words = " ".join(str(error).split()).rstrip(".?")
-    return f"{words}; see: drawloom {chain + ' ' if chain else ''}--help"
+    message = " ".join(str(error).split()).rstrip(".?")
+    return f"{message}; see: drawloom {chain + ' ' if chain else ''}--help"
 
 
 def _fail(error: DrawloomError | str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""Options that several commands share: their names, bounds and help."""
+"""Options that several commands share: names, bounds and help."""
 
 import os
 from dataclasses import dataclass
@@ -21,31 +21,38 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON in
 StoreUrl = Annotated[
     str,
     Parameter(
-        name="--store", help="Where programs are kept: sqlite:///FILE or postgresql+psycopg://…"
+        name="--store", help="The store of programs: sqlite:///FILE or postgresql+psycopg://…"
     ),
 ]
-Model = Annotated[str, Parameter(help="A model folder, a hub id, or the model in the box.")]
-Policy = Annotated[str, Parameter(help="How programs are scheduled, by name.")]
-Kind = Annotated[str, Parameter(help="auto, docker, process, none, or a broker's mqtt[s]:// URL.")]
-Docker = Annotated[str | None, Parameter(help="The Docker engine's URL; by default DOCKER_HOST.")]
-Device = Annotated[str, Parameter(help="auto (a GPU if there is one), cpu or cuda.")]
-Dtype = Annotated[str, Parameter(help="What is computed in: auto, float32 or bfloat16.")]
+Model = Annotated[str, Parameter(help="A model folder, a hub id, or tinyagent, the bundled model.")]
+Policy = Annotated[str, Parameter(help="The scheduling policy.")]
+Kind = Annotated[
+    str,
+    Parameter(help="auto, docker, process, none, or a broker's mqtt[s]:// URL."),
+]
+Docker = Annotated[str | None, Parameter(help="URL of the Docker engine; by default DOCKER_HOST.")]
+Device = Annotated[str, Parameter(help="auto (a GPU if available), cpu or cuda.")]
+Dtype = Annotated[str, Parameter(help="Data type of computation: auto, float32 or bfloat16.")]
 Workload = Annotated[str, Parameter(help="A workload by name, or a trace file.")]
 Machine = Annotated[
     str,
     Parameter(
-        help="h200-8b, h200-8b-small, 4xh200-70b, cpu-135m, or a file that `drawloom profile "
-        "--out` wrote; by default the workload's own."
+        help="h200-8b, h200-8b-small, 4xh200-70b, cpu-135m, or a file of `drawloom profile "
+        "--out`; by default the workload's own."
     ),
 ]
 
-KvTokens = Annotated[int, _at_least(0), Parameter(help="Tokens of KV cache; 0 takes what fits.")]
-Pressure = Annotated[
-    float, _at_least(0), Parameter(help="KV capacity over working set; 0 is memory without end.")
+KvTokens = Annotated[
+    int, _at_least(0), Parameter(help="Tokens of KV cache; 0 uses all free memory.")
 ]
-Seeds = Annotated[int, _at_least(1), Parameter(help="Draws of programs and arrivals.")]
+Pressure = Annotated[
+    float, _at_least(0), Parameter(help="KV capacity over working set; 0 is unlimited.")
+]
+Seeds = Annotated[int, _at_least(1), Parameter(help="Number of draws of programs and arrivals.")]
 Programs = Annotated[
-    int, _at_least(0), Parameter(help="Programs of each draw; 0 is four times those in flight.")
+    int,
+    _at_least(0),
+    Parameter(help="Programs of each draw; 0 is four times those in flight."),
 ]
 Count = Annotated[int, _at_least(1)]
 Size = Annotated[int, _at_least(0)]
@@ -56,49 +63,53 @@ Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 Threads = Annotated[
     int,
     _at_least(0),
-    Parameter(help="Threads of a CPU; 0 is every physical core that this process may use."),
+    Parameter(help="CPU threads; 0 is all physical cores that this process may use."),
 ]
 
 
 @Parameter(name="*", help="Options of the embedded engine.")
 @dataclass(frozen=True)
 class EngineOptions:
-    """Options of the embedded engine."""
+    """Collect the options of the embedded engine."""
 
     device: Device = "auto"
     dtype: Dtype = "auto"
     weights: Annotated[
         Literal["dense", "int8"],
-        Parameter(help="int8: one byte a weight, 2-3x quicker on a CPU, a little less exact."),
+        Parameter(help="int8: one byte a weight, 2-3x faster on a CPU, slightly less exact."),
     ] = "dense"
-    threads: Threads = 1  # tools want the cores as well
+    threads: Threads = 1  # leave cores for tools
     kv_tokens: KvTokens = 0
     host_tokens: Annotated[
-        int, _at_least(0), Parameter(help="Tokens of KV that host memory holds behind the cache.")
+        int, _at_least(0), Parameter(help="Tokens of evicted KV that are kept in host memory.")
     ] = 0
     block_size: Annotated[
-        int, _at_least(1), Parameter(help="Tokens of one block of the KV cache.")
+        int, _at_least(1), Parameter(help="Tokens of a block of the KV cache.")
     ] = 16
     max_batch_tokens: Annotated[
         int,
         _at_least(0),
-        Parameter(help="Most tokens computed in one step; 0 is 512 on a CPU and 8192 on a GPU."),
+        Parameter(help="Most tokens of an engine step; 0 is 512 on a CPU and 8192 on a GPU."),
     ] = 0
     max_sequences: Annotated[
         int,
         _at_least(0),
-        Parameter(help="Most requests computed at a time; 0 is 64 on a CPU and 256 on a GPU."),
+        Parameter(help="Most requests of an engine step; 0 is 64 on a CPU and 256 on a GPU."),
     ] = 0
     deterministic: Annotated[
         bool,
         Parameter(
             negative="",
-            help="Log-probabilities do not depend on what else is computed; slower.",
+            help="Log-probabilities do not depend on concurrent requests; slower.",
         ),
     ] = False
 
     def config(self) -> "EngineConfig":
-        """Return them as the engine takes them. Raises `ConfigError` for what does not fit."""
+        """Return the engine's configuration.
+
+        Raises:
+            ConfigError: options contradict each other.
+        """
         from drawloom.cores import physical_cores
         from drawloom.engine.config import EngineConfig
 
@@ -119,7 +130,7 @@ class EngineOptions:
 @Parameter(name="*", help="Options of the embedded engine.")
 @dataclass(frozen=True)
 class ServerEngineOptions(EngineOptions):
-    """Options of an engine that has the machine for itself."""
+    """Collect the options of an engine that has the machine for itself."""
 
     threads: Threads = 0
 

@@ -1,4 +1,4 @@
-"""`drawloom profile`."""
+"""Command `drawloom profile`: the cost model of this machine."""
 
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,16 @@ _KV_TOKENS = 24 * 1024
 
 
 def main(model: str, device: str, dtype: str, kv_tokens: int, out: Path | None, json: bool) -> int:
+    """Measure a model's cost model and print it.
+
+    Args:
+        model: a model folder, a hub id, or the bundled model.
+        device: auto, cpu or cuda.
+        dtype: auto, float32 or bfloat16.
+        kv_tokens: tokens of KV cache; 0 is a default that is large enough.
+        out: write the cost model to this file.
+        json: print JSON.
+    """
     folder = checkpoint.resolve(str(tiny_model()) if model == TINY else model)
     tokens = kv_tokens or _KV_TOKENS
     config = EngineConfig(device, dtype, kv_tokens=tokens, host_tokens=tokens)

@@ -1,4 +1,4 @@
-"""Commands over programs: run, resume, ps, trace."""
+"""Commands on programs: run, mcp, resume, ps, trace."""
 
 import importlib
 import importlib.util
@@ -36,7 +36,7 @@ from drawloom.tools.tool import Tool
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `run` and `resume` hand to the runtime."""
+    """Collect the options of `run`, `mcp` and `resume` for the runtime."""
 
     model: str
     store: str
@@ -45,6 +45,7 @@ class Options:
     engine: EngineOptions
 
     def runtime(self) -> Runtime:
+        """Return a runtime with these options, not yet open."""
         return Runtime(
             self.model,
             store=self.store,
@@ -55,7 +56,15 @@ class Options:
 
 
 def _load(entry: str, what: str) -> tuple[str, str, Any]:
-    """A place, a name in it and what is there, at ``module:name`` or ``path.py:name``."""
+    """Import ``module:name`` or ``path.py:name``; return module, name and value.
+
+    Args:
+        entry: the entry.
+        what: the expected thing, for the error.
+
+    Raises:
+        ConfigError: the entry is malformed or cannot be imported.
+    """
     place, found, name = entry.rpartition(":")
     if not found or not place or not name:
         raise ConfigError(f"{entry!r} is not {what}: write module:name or path/to/file.py:name")
@@ -67,7 +76,11 @@ def _load(entry: str, what: str) -> tuple[str, str, Any]:
 
 
 def load_tool(entry: str) -> Tool[..., Any]:
-    """The tool at ``module:name`` or ``path.py:name``. Raises `ConfigError`."""
+    """Return the tool at ``module:name`` or ``path.py:name``.
+
+    Raises:
+        ConfigError: there is no such tool.
+    """
     place, name, value = _load(entry, "a tool")
     if not isinstance(value, Tool):
         raise ConfigError(f"{place} has no tool {name!r}: decorate it with @tool")
@@ -75,7 +88,11 @@ def load_tool(entry: str) -> Tool[..., Any]:
 
 
 def load_agent(entry: str) -> Agent[..., Any]:
-    """The agent at ``module:name`` or ``path.py:name``. Raises `ConfigError`."""
+    """Return the agent at ``module:name`` or ``path.py:name``.
+
+    Raises:
+        ConfigError: there is no such agent.
+    """
     place, name, value = _load(entry, "an agent")
     if isinstance(value, Graph):
         value = graph_agent(value)
@@ -105,7 +122,11 @@ def _load_file(path: Path) -> Any:
 
 
 def read_arguments(agent: Agent[..., Any], words: list[str]) -> dict[str, Any]:
-    """``--name value`` pairs as the agent's parameters have them. Raises `ConfigError`."""
+    """Convert ``--name value`` pairs to the types of the agent's parameters.
+
+    Raises:
+        ConfigError: an argument is unknown, missing or malformed.
+    """
     parameters = inspect.signature(agent.fn).parameters
     hints = typing.get_type_hints(agent.fn)
     given: dict[str, Any] = {}
@@ -137,13 +158,14 @@ def _convert(name: str, kind: Any, value: str) -> Any:
     try:
         return adapter.validate_json(value)
     except ValidationError as error:
-        # text that is no JSON was meant as it stands; the other message is about JSON's syntax
+        # for text that is not JSON the message about JSON's syntax does not help
         structured = error.errors()[0]
         message = plain if structured["type"] == "json_invalid" else structured["msg"]
         raise ConfigError(f"--{name} {value!r}: {message}") from None
 
 
 async def run(entry: str, words: list[str], options: Options, json: bool) -> int:
+    """Run an agent and print its result."""
     agent = load_agent(entry)
     arguments = read_arguments(agent, words)
     async with options.runtime() as runtime:
@@ -151,7 +173,7 @@ async def run(entry: str, words: list[str], options: Options, json: bool) -> int
 
 
 async def serve_tools(entries: list[str], options: Options) -> int:
-    """Until the client hangs up."""
+    """Serve tools over MCP until the client disconnects."""
     try:
         from drawloom.runtime.server.mcp_server import ToolServer
     except ImportError as error:
@@ -165,6 +187,15 @@ async def serve_tools(entries: list[str], options: Options) -> int:
 async def resume(
     program: str, given: dict[str, str | None], url: str, engine: EngineOptions, json: bool
 ) -> int:
+    """Resume a program and print its result.
+
+    Args:
+        program: id of the program.
+        given: model, policy and sandbox; None takes that of the program's start.
+        url: the store.
+        engine: options of the engine.
+        json: print JSON.
+    """
     reader = Store(url, write=False)
     try:
         row = await reader.program(program)
@@ -173,7 +204,7 @@ async def resume(
     agent = load_agent(row.entry)
     began = {name: str(value or row.options.get(name) or "") for name, value in given.items()}
     if not began["model"]:
-        raise ConfigError(f"program {program} began on an engine of its own: give --model")
+        raise ConfigError(f"program {program} was started with a custom engine: give --model")
     options = Options(began["model"], url, began["policy"], began["sandbox"] or "auto", engine)
     async with options.runtime() as runtime:
         return await _finish(await runtime.resume(agent, program), json)
@@ -200,6 +231,7 @@ async def _finish(run: Run[Any], json: bool) -> int:
 
 
 async def ps(url: str, limit: int, json: bool) -> int:
+    """Print the programs of a store, the newest first."""
     try:
         store = Store(url, write=False)
     except StoreMissing:
@@ -209,7 +241,7 @@ async def ps(url: str, limit: int, json: bool) -> int:
         rows, owned = await store.programs(limit), await store.is_owned()
     finally:
         await store.close()
-    # nobody runs what no process owns: such a program waits for `drawloom resume`
+    # an open program of a store without an owner runs nowhere and waits for `drawloom resume`
     rows = [replace(r, status="interrupted") if r.open and not owned else r for r in rows]
     if json:
         names = ("id", "agent", "status", "created", "started", "ended", "result", "error")
@@ -226,6 +258,7 @@ async def ps(url: str, limit: int, json: bool) -> int:
 
 
 async def trace(program: str, url: str, json: bool) -> int:
+    """Print the timeline of a program."""
     store = Store(url, write=False)
     try:
         track = await read_track(store, program)
@@ -249,7 +282,7 @@ async def trace(program: str, url: str, json: bool) -> int:
         out.print(Text(track.error), style="red")
     for words, line in terminal(track):
         out.print(f"{words:>22} ", line, end="\n")
-    table = Table("at", "for", "what", "")
+    table = Table("at", "duration", "activity", "")
     for bar in track.bars:
         at, took = bar.start - track.created, bar.end - bar.start
         table.add_row(f"{at:.3f}", f"{took * 1000:.0f} ms", bar.activity.value, Text(bar.label))

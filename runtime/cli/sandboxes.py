@@ -1,4 +1,4 @@
-"""Commands over tool environments: ls, gc, shell, host."""
+"""Commands on tool environments: ls, gc, shell, host."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,16 @@ from drawloom.sandbox.pool.orphans import sweep
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
-    """What a sandbox host offers, and under which name."""
+    """Configure a sandbox host.
+
+    Attributes:
+        name: its name; by default the machine's.
+        sandbox: auto, docker or process.
+        most: most environments at a time.
+        memory: memory of all environments together, like 16g; empty is unlimited.
+        network: let environments have a network.
+        lease: seconds without contact after which a runtime's environments are ended.
+    """
 
     name: str = ""
     sandbox: str = "auto"
@@ -45,6 +54,7 @@ class HostOptions:
 
 
 async def ls(docker: str | None, json: bool) -> int:
+    """Print the environments on this host."""
     found = _containers(docker) + _folders()
     if json:
         output.emit(found)
@@ -58,7 +68,7 @@ async def ls(docker: str | None, json: bool) -> int:
 
 
 async def gc(url: str, docker: str | None, all: bool, json: bool) -> int:
-    """What belongs to programs that may still be resumed stays, unless `all`."""
+    """Remove environments; those of programs that can be resumed stay, unless `all`."""
     removed = _remove_all(docker) if all else await _collect(url, docker)
     if json:
         output.emit({"removed": removed})
@@ -108,7 +118,11 @@ def _remove_all(docker: str | None) -> list[str]:
 
 
 def shell(id: str, docker: str | None) -> int:
-    """Become a shell in an environment. Raises `SandboxError` when there is none of this id."""
+    """Replace this process by a shell in an environment.
+
+    Raises:
+        SandboxError: there is no environment of this id.
+    """
     for box in _containers(docker):
         if box["id"] == id and box["kind"] == "docker":
             where = ["-H", docker] if docker else []
@@ -131,18 +145,18 @@ def _become(command: list[str]) -> int:
 
 
 def _inside(work: str) -> int:
-    """The first process of an environment's own namespaces: its helper's child."""
+    """Return the pid of the first process in an environment's namespaces."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
             if work.encode() in words and b"--isolate" in words:
                 children = (folder / "task" / folder.name / "children").read_text().split()
                 return int(children[0]) if children else int(folder.name)
-    raise SandboxError(f"nothing runs in {work}: its owner is gone")
+    raise SandboxError(f"no process runs in {work}: its owner is gone")
 
 
 async def host(broker: str, docker: str | None, options: HostOptions) -> int:
-    """Until it is interrupted or terminated; then everything that it ran is ended."""
+    """Offer environments until a signal arrives; then end all of them."""
     from drawloom.sandbox.remote.broker import Broker
     from drawloom.sandbox.remote.host_agent import SandboxHost
     from drawloom.sandbox.remote.lease import helper_ttl
@@ -156,10 +170,16 @@ async def host(broker: str, docker: str | None, options: HostOptions) -> int:
     for signal_ in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signal_, stopped.set)
     made = SandboxHost(
-        Broker.parse(broker), options.name or socket.gethostname(), open_one, kind=kind,
-        images=images, most=options.most, network=options.network, lease=options.lease,
+        Broker.parse(broker),
+        options.name or socket.gethostname(),
+        open_one,
+        kind=kind,
+        images=images,
+        most=options.most,
+        network=options.network,
+        lease=options.lease,
         memory=parse_size(options.memory) if options.memory else None,
-    )  # fmt: skip
+    )
     async with made:
         print(f"sandbox host {made.id} offers {options.most} environments ({kind})", flush=True)
         await stopped.wait()
@@ -197,7 +217,7 @@ def _containers(url: str | None, remove: bool = False) -> list[dict[str, Any]]:
     found = [_about(c.labels, LABEL, "docker") for c in containers if LABEL in c.labels]
     for container in containers if remove else []:
         container.remove(force=True, v=True)
-    for image in client.api.images(filters={"label": KEPT}):  # after what may run from them
+    for image in client.api.images(filters={"label": KEPT}):  # after their containers
         found.append(_about(image["Labels"], KEPT, "docker snapshot"))
         if remove:
             client.api.remove_image(image["Id"], force=True)

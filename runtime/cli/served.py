@@ -1,4 +1,4 @@
-"""Commands that ask a running `drawloom serve`."""
+"""Commands that query a running `drawloom serve`."""
 
 import json as js
 import urllib.error
@@ -14,7 +14,14 @@ _SECONDS = 10.0
 
 
 def ps(url: str, key: str, limit: int, json: bool) -> int:
-    """Print the programs of a server, those that were active last first."""
+    """Print the programs of a server, the most recently active first.
+
+    Args:
+        url: the server's URL.
+        key: its API key; empty if it needs none.
+        limit: most programs to print.
+        json: print JSON.
+    """
     found = _get(f"{url.rstrip('/').removesuffix('/v1')}/v1/programs", key)["data"]
     rows = sorted(found, key=lambda row: row["idle_s"])[:limit]
     if json:
@@ -23,17 +30,27 @@ def ps(url: str, key: str, limit: int, json: bool) -> int:
     table = Table("program", "tenant", "status", "conversations", "tokens", "idle")
     for row in rows:
         table.add_row(
-            row["program_id"], row["tenant"], row["status"], str(row["conversations"]),
-            str(row["tokens"]), f"{row['idle_s']:.0f} s",
-        )  # fmt: skip
+            row["program_id"],
+            row["tenant"],
+            row["status"],
+            str(row["conversations"]),
+            str(row["tokens"]),
+            f"{row['idle_s']:.0f} s",
+        )
     output.console().print(table)
     return 0
 
 
 def _get(url: str, key: str) -> Any:
-    """Fetch JSON. Raises `ConfigError` for a server that is not there or refuses."""
+    """Fetch JSON.
+
+    Raises:
+        ConfigError: no server answers, or it refuses.
+    """
     if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"{url!r} is no URL of a server: write --server http://127.0.0.1:8000")
+        raise ConfigError(
+            f"{url!r} is not the URL of a server: write --server http://127.0.0.1:8000"
+        )
     request = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"} if key else {})
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:

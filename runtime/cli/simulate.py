@@ -1,4 +1,4 @@
-"""`drawloom sim`."""
+"""Command `drawloom sim`: policies compared in simulation."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -17,7 +17,16 @@ from drawloom.runtime.sim.oracle import Clairvoyant, fastest, knowable
 
 
 def main(scenario: Scenario, policy: str, json: bool) -> int:
-    """Raises `ConfigError` for a workload, machine or policy that there is not."""
+    """Print the figures of several policies on one workload.
+
+    Args:
+        scenario: the workload and its machine.
+        policy: names separated by commas, or all.
+        json: print JSON.
+
+    Raises:
+        ConfigError: the workload, machine or policy is unknown.
+    """
     everybody = [*policy_names(), Clairvoyant.name]
     chosen = everybody if policy == "all" else [name.strip() for name in policy.split(",")]
 
@@ -44,13 +53,15 @@ def main(scenario: Scenario, policy: str, json: bool) -> int:
     jobs, engine = scenario.population(), scenario.engine()
     share = knowable(jobs, engine.cost)
     output.note(
-        f"Whoever knows no future can win at most {share:.0%} of what the clairvoyant's order wins."
+        f"A policy without foresight can reach at most {share:.0%} of the clairvoyant's gain."
     )
     output.note(
-        f"No schedule makes more than {scenario.replicas * fastest(jobs, engine):,.0f} tokens a "
-        "second of such programs here, were memory always full."
+        f"Upper bound of any schedule: {scenario.replicas * fastest(jobs, engine):,.0f} tokens/s, "
+        "with memory always full."
     )
-    output.note("TTFT: of later calls. Recomputed: of new tokens. SLO: JCT within 1.5 times alone.")
+    output.note(
+        "TTFT: of later calls. Recomputed: share of new tokens. SLO: JCT within 1.5x isolated time."
+    )
     return 0
 
 
@@ -66,7 +77,19 @@ _CURVE = {
 def curves(
     scenario: Scenario, policy: str, load: str, memory: str, picture: Path | None, json: bool
 ) -> int:
-    """Print completion times over load and memory. Raises `ConfigError`."""
+    """Print completion times over load and memory.
+
+    Args:
+        scenario: the workload and its machine.
+        policy: names separated by commas, or all.
+        load: shares of the saturation rate, separated by commas.
+        memory: values of pressure, separated by commas.
+        picture: write a PNG with the curves.
+        json: print JSON.
+
+    Raises:
+        ConfigError: an argument is malformed or unknown.
+    """
     loads, memories = _numbers("load", load), _numbers("memory", memory)
     chosen = [name.strip() for name in policy.split(",")]
     everybody = [*policy_names(), Clairvoyant.name]
@@ -94,23 +117,27 @@ def curves(
             table.add_row(*where, name, *(form.format(row[k]) for k, (_, form) in _CURVE.items()))
         table.add_section()
     output.console().print(table)
-    output.note("Load: arrivals over what a backlog ends under the best of fcfs-lru and a cap.")
+    output.note("Load: arrival rate over the saturation rate (the best of fcfs-lru and a cap).")
     return 0
 
 
 def _numbers(name: str, text: str) -> list[float]:
-    """Raises `ConfigError`."""
+    """Read positive numbers separated by commas.
+
+    Raises:
+        ConfigError: a part is not a positive number.
+    """
     try:
         found = [float(part) for part in text.split(",") if part]
     except ValueError:
-        raise ConfigError(f"--{name} {text}: write numbers with commas between them") from None
+        raise ConfigError(f"--{name} {text}: write numbers separated by commas") from None
     if any(number <= 0 for number in found):
-        raise ConfigError(f"--{name} {text}: every number is above 0")
+        raise ConfigError(f"--{name} {text}: every number must be above 0")
     return found
 
 
 def _draw(path: Path, scenario: Scenario, points: Sequence[Point]) -> None:
-    """Draw mean completion times over load, or over memory where there is one load."""
+    """Draw mean completion times over load, or over memory if there is one load."""
     by_load = len({point.load for point in points}) > 1
     lines: dict[str, list[tuple[float, float]]] = {}
     for point in points:

@@ -1,1 +1,1 @@
-"""Show programs to people: lines and tables, timelines, plots. May import the store."""
+"""Show programs to people: tables, timelines and plots. May import the store."""

@@ -1,5 +1,4 @@
-"""How programs of several policies ended, as one picture: the share that had ended by each time, or
-how long they took over load."""
+"""Plots of completion times: distributions by policy, and means over load or memory."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,23 +7,26 @@ from pathlib import Path
 from drawloom.errors import ConfigError
 
 _COLORS = (
-    "#2f6fb2", "#e07b39", "#4f9d69", "#8a5fb5", "#c0504d", "#7f7f7f", "#d4b13f", "#3aa6a6",
-)  # fmt: skip
+    *("#2f6fb2", "#e07b39", "#4f9d69", "#8a5fb5"),
+    *("#c0504d", "#7f7f7f", "#d4b13f", "#3aa6a6"),
+)
 _WIDTH, _HEIGHT, _ZOOM = 900, 480, 2
 _LEFT, _RIGHT, _TOP, _FOOT = 64, 190, 64, 48
 _INK, _PALE, _LINE = "#22272e", "#6b7480", "#eceef1"
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten from `low` to `high`, both more than 0."""
+    """Return 1, 2 and 5 times the powers of ten between two positive numbers."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     found = (n * 10.0**power for power in range(first, last + 1) for n in (1, 2, 5))
     return [tick for tick in found if low <= tick <= high]
 
 
 class _Chart:
-    """A picture with a title and lines of several names; places are shares of its inner width and
-    height, from the lower left."""
+    """Draw named lines under a title.
+
+    Positions are shares of the inner width and height, from the lower left.
+    """
 
     def __init__(self, title: str, caption: str) -> None:
         from PIL import Image, ImageDraw, ImageFont
@@ -40,23 +42,23 @@ class _Chart:
         x = _LEFT + (_WIDTH - _RIGHT - _LEFT) * at[0]
         return x * _ZOOM, (_HEIGHT - _FOOT - (_HEIGHT - _FOOT - _TOP) * at[1]) * _ZOOM
 
-    def _text(self, x: float, y: float, words: str, size: int = 12, fill: str = _PALE) -> None:
-        self._draw.text((x * _ZOOM, y * _ZOOM), words, fill, self._fonts[size], anchor="ls")
+    def _text(self, x: float, y: float, label: str, size: int = 12, fill: str = _PALE) -> None:
+        self._draw.text((x * _ZOOM, y * _ZOOM), label, fill, self._fonts[size], anchor="ls")
 
-    def column(self, share: float, words: str) -> None:
-        """Mark a place on the horizontal axis."""
+    def column(self, share: float, label: str) -> None:
+        """Draw a grid line and its label at a position of the horizontal axis."""
         ends = [self._place((share, 0.0)), self._place((share, 1.0))]
         self._draw.line(ends, _LINE, _ZOOM)
-        self._text(ends[0][0] / _ZOOM - 8, _HEIGHT - _FOOT + 18, words, 10)
+        self._text(ends[0][0] / _ZOOM - 8, _HEIGHT - _FOOT + 18, label, 10)
 
-    def row(self, share: float, words: str) -> None:
-        """Mark a place on the vertical axis."""
+    def row(self, share: float, label: str) -> None:
+        """Draw a grid line and its label at a position of the vertical axis."""
         ends = [self._place((0.0, share)), self._place((1.0, share))]
         self._draw.line(ends, _LINE, _ZOOM)
-        self._text(_LEFT - 46, ends[0][1] / _ZOOM + 4, words, 10)
+        self._text(_LEFT - 46, ends[0][1] / _ZOOM + 4, label, 10)
 
     def line(self, name: str, points: Sequence[tuple[float, float]]) -> None:
-        """Draw a line in the next color, and its name beside the picture."""
+        """Draw a line in the next color, and its name in the legend."""
         color, y = _COLORS[self._names % len(_COLORS)], _TOP + 20 * self._names
         self._names += 1
         self._draw.line([self._place(point) for point in points], color, 2 * _ZOOM)
@@ -66,7 +68,11 @@ class _Chart:
         self._text(x + 28, y + 10, name, 12, _INK)
 
     def save(self, path: Path) -> None:
-        """Raises `ConfigError` when it cannot be written there."""
+        """Write the picture.
+
+        Raises:
+            ConfigError: the path cannot be written, or has an unknown file type.
+        """
         try:
             self._image.save(path)
         except (OSError, ValueError) as error:
@@ -78,11 +84,17 @@ def _logarithmic(values: Sequence[float]) -> tuple[float, float]:
 
 
 def save_curves(path: Path, title: str, curves: Mapping[str, Sequence[float]]) -> None:
-    """A PNG with a step for each program of each curve; seconds, on a logarithmic axis.
+    """Write a PNG with the share of completed programs over time, on a logarithmic axis.
 
-    Raises `ConfigError` when it cannot be written there.
+    Args:
+        path: the file to write.
+        title: the title.
+        curves: completion times in seconds, by the curve's name.
+
+    Raises:
+        ConfigError: the file cannot be written.
     """
-    caption = "share of programs that had ended, by seconds since they were submitted"
+    caption = "share of completed programs over seconds since their submission"
     chart = _Chart(title, caption)
     low, high = _logarithmic([max(1e-3, v) for values in curves.values() for v in values])
 
@@ -104,9 +116,16 @@ def save_curves(path: Path, title: str, curves: Mapping[str, Sequence[float]]) -
 def save_lines(
     path: Path, title: str, caption: str, lines: Mapping[str, Sequence[tuple[float, float]]]
 ) -> None:
-    """A PNG with a line through the points of each name, seconds on a logarithmic axis upwards.
+    """Write a PNG with lines of seconds, on a logarithmic vertical axis.
 
-    Raises `ConfigError` when it cannot be written there.
+    Args:
+        path: the file to write.
+        title: the title.
+        caption: a line under the title.
+        lines: points `(x, seconds)`, by the line's name.
+
+    Raises:
+        ConfigError: the file cannot be written.
     """
     chart = _Chart(title, caption)
     low, high = _logarithmic([max(1e-3, y) for points in lines.values() for _, y in points])

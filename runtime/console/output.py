@@ -1,4 +1,4 @@
-"""What commands print: progress on a terminal, plain lines elsewhere, JSON when asked."""
+"""Output of commands: tables, JSON, and notes on standard error."""
 
 import json as js
 import logging
@@ -12,22 +12,26 @@ _WIDTH = 160
 
 
 def console() -> Console:
-    """Standard output; as wide as a table needs where it is no terminal."""
+    """Return standard output; if it is no terminal, as wide as tables need."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def emit(data: Any) -> None:
-    """One JSON value on stdout."""
+    """Print a value as JSON on standard output."""
     print(js.dumps(to_jsonable_python(data, fallback=str), indent=2))
 
 
-def note(words: str) -> None:
-    """A line for whoever watches, beside the output."""
-    print(f"drawloom: {words}", file=sys.stderr, flush=True)
+def note(text: str) -> None:
+    """Print a line about progress on standard error."""
+    print(f"drawloom: {text}", file=sys.stderr, flush=True)
 
 
 def log_to_stderr(name: str) -> None:
-    """Print what a logger says at INFO, with the time."""
+    """Print the records of a logger at INFO and above on standard error, with the time.
+
+    Args:
+        name: name of the logger.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""What a program did when: the bars of its timeline, from its rows in the store."""
+"""Timelines of programs, from their rows in the store."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -7,8 +7,10 @@ from drawloom.runtime.store.store import DecisionRow, ProgramRow, StepRow, Store
 
 
 class Activity(StrEnum):
-    """What a program is doing; `DEAD` while no process ran it; `LEASED` runs beside the others: its
-    KV is kept for it."""
+    """Name an activity of a program.
+
+    `DEAD`: no process ran it. `LEASED`: its KV is leased, at the same time as other activities.
+    """
 
     HELD = "held"
     QUEUED = "queued"
@@ -22,12 +24,17 @@ class Activity(StrEnum):
 
 
 RESUMED = "Resumed"
-"""The decision to go on with a program; its detail says until when a process ran it before."""
+"""Kind of the decision to resume a program; `since` is when its last process was alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """From `start` to `end`, wall-clock seconds. `label` says which call it was."""
+    """Describe one activity.
+
+    Attributes:
+        start, end: wall-clock seconds.
+        label: the call, for people.
+    """
 
     activity: Activity
     start: float
@@ -37,7 +44,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One program's bars."""
+    """Describe a program with the bars of its timeline; times are wall-clock seconds."""
 
     program: str
     agent: str
@@ -49,12 +56,17 @@ class Track:
 
 
 async def read_track(store: Store, program: str) -> Track:
-    """The timeline of a program so far. Raises `StoreError` for an unknown one."""
+    """Read the timeline of a program so far.
+
+    Raises:
+        StoreError: the program is unknown.
+    """
     row = await store.program(program)
     return make_track(row, await store.steps(program), await store.decisions(program))
 
 
 def make_track(row: ProgramRow, steps: list[StepRow], decisions: list[DecisionRow]) -> Track:
+    """Return the timeline of a program from its rows."""
     bars: list[Bar] = []
     dead = _dead(decisions)
     if row.started is not None:
@@ -69,17 +81,25 @@ def make_track(row: ProgramRow, steps: list[StepRow], decisions: list[DecisionRo
     bars += [Bar(Activity.DEAD, start, end, "no process ran it") for start, end in dead]
     end = row.ended or max([row.created, *(b.end for b in bars)])
     bars.sort(key=lambda b: (b.start, b.activity))
-    return Track(row.id, row.agent, row.status, row.created, end, row.error, tuple(bars))
+    return Track(
+        program=row.id,
+        agent=row.agent,
+        status=row.status,
+        created=row.created,
+        ended=end,
+        error=row.error,
+        bars=tuple(bars),
+    )
 
 
 def _dead(decisions: list[DecisionRow]) -> list[tuple[float, float]]:
-    """From when to when no process ran the program."""
+    """Return the intervals in which no process ran the program."""
     resumed = (d for d in decisions if d.kind == RESUMED)
     return [(min(float(d.detail["since"]), d.at), d.at) for d in resumed]
 
 
 def _alive(bar: Bar, dead: list[tuple[float, float]]) -> list[Bar]:
-    """The parts of a bar in which a process ran."""
+    """Return the parts of a bar in which a process ran the program."""
     pieces = [bar]
     for start, end in dead:
         left: list[Bar] = []
@@ -102,7 +122,7 @@ def _llm_bars(step: StepRow) -> list[Bar]:
     detail, first = step.detail, times["first"]
     asked = detail["prompt"] - detail["cached"]
     again = max(0, asked - len(detail["delta"]))
-    # one computation: its time is shared by its tokens
+    # new and recomputed tokens are one computation; split its time by tokens
     middle = first - (first - times["started"]) * (again / asked if asked else 0.0)
     bars = [
         Bar(Activity.QUEUED, step.started, times["started"], step.key),
@@ -117,7 +137,7 @@ def _llm_bars(step: StepRow) -> list[Bar]:
         ),
     ]
     if again:
-        what = f"{step.key}: {again} prompt tokens computed a second time"
+        what = f"{step.key}: {again} prompt tokens recomputed"
         bars.append(Bar(Activity.RECOMPUTE, middle, first, what))
     return bars
 
@@ -126,7 +146,7 @@ def _tool_bars(step: StepRow, dead: list[tuple[float, float]]) -> list[Bar]:
     if step.ended is None:
         return []
     what = f"{step.name} {str(step.detail.get('arguments', ''))[:60]}"
-    # one that was in flight when its process died waited for its environment again
+    # a call in flight when its process died waits for its environment again
     again = max((end for _, end in dead if step.started < end < step.ended), default=step.started)
     ready = min(step.ended, again + step.detail.get("env_wait", 0.0))
     before = [Bar(Activity.TOOL, step.started, again, what)] if again > step.started else []
@@ -136,7 +156,7 @@ def _tool_bars(step: StepRow, dead: list[tuple[float, float]]) -> list[Bar]:
 
 
 def _lease_bars(steps: list[StepRow], decisions: list[DecisionRow]) -> list[Bar]:
-    """From a granted lease until the next LLM call is computed, or the lease ends."""
+    """Return bars from each granted lease to the next LLM call or the end of the lease."""
     starts = sorted(t["started"] for s in steps if (t := s.detail.get("times")))
     bars = []
     for decision in decisions:
@@ -146,7 +166,7 @@ def _lease_bars(steps: list[StepRow], decisions: list[DecisionRow]) -> list[Bar]
         if back is not None:
             end = min(back, decision.at + decision.detail["ttl"])
             tokens = decision.detail.get("tokens", 0)
-            bars.append(Bar(Activity.LEASED, decision.at, end, f"{tokens} tokens kept"))
+            bars.append(Bar(Activity.LEASED, decision.at, end, f"{tokens} tokens leased"))
     return bars
 
 

@@ -19,16 +19,16 @@ COLORS = {
     Activity.DEAD: "#5c6670",
     Activity.LEASED: "#8a5fb5",
 }
-WORDS = {
-    Activity.HELD: "held before it starts",
-    Activity.QUEUED: "waiting for its turn",
-    Activity.PREFILL: "prompt: new tokens",
-    Activity.RECOMPUTE: "prompt: computed again",
+LABELS = {
+    Activity.HELD: "waiting for admission",
+    Activity.QUEUED: "queued",
+    Activity.PREFILL: "prefill: new tokens",
+    Activity.RECOMPUTE: "prefill: recomputed",
     Activity.DECODE: "decode",
     Activity.ENV: "waiting for a container",
     Activity.TOOL: "tool",
     Activity.DEAD: "no process ran it",
-    Activity.LEASED: "KV kept",
+    Activity.LEASED: "KV leased",
 }
 _LEFT, _RIGHT, _ROW, _HEAD, _WIDTH = 92, 24, 15, 46, 1120
 _FOOT = 26
@@ -36,7 +36,7 @@ _FOOT = 26
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture: a title, a line under it, and a row for each program."""
+    """Describe a picture: a title, a line under it, and a row for each program."""
 
     title: str
     note: str
@@ -44,16 +44,18 @@ class Panel:
 
     @property
     def seconds(self) -> float:
+        """Return the time from the first submission to the last end."""
         return max((t.ended for t in self.tracks), default=0.0) - self.start
 
     @property
     def start(self) -> float:
+        """Return the time of the first submission, in wall-clock seconds."""
         return min((t.created for t in self.tracks), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Box:
-    """A rectangle to draw; `thin` ones run along the bottom of a row."""
+    """Describe a rectangle to draw, in pixels."""
 
     x: float
     y: float
@@ -78,7 +80,7 @@ def _box(bar: Bar, y: float, start: float, scale: float) -> _Box:
     width = max(0.6, (bar.end - bar.start) * scale)
     thin = bar.activity is Activity.LEASED
     top, height = (y + _ROW - 5, 2.5) if thin else (y + 1, _ROW - 6.5)
-    label = f"{WORDS[bar.activity]} {(bar.end - bar.start) * 1000:.0f} ms, {bar.label}"
+    label = f"{LABELS[bar.activity]} {(bar.end - bar.start) * 1000:.0f} ms, {bar.label}"
     return _Box(x, top, width, height, COLORS[bar.activity], label)
 
 
@@ -87,14 +89,14 @@ def _height(panels: list[Panel]) -> float:
 
 
 def _legend(panels: list[Panel]) -> list[tuple[float, Activity]]:
-    """Place the entries of the legend side by side, by the lengths of their words."""
+    """Return the horizontal positions of the legend's entries."""
     places, x = [], float(_LEFT)
     died = any(b.activity is Activity.DEAD for p in panels for t in p.tracks for b in t.bars)
     for activity in Activity:
         if activity is Activity.DEAD and not died:
             continue
         places.append((x, activity))
-        x += 32 + 6.2 * len(WORDS[activity])
+        x += 32 + 6.2 * len(LABELS[activity])
     return places
 
 
@@ -105,12 +107,18 @@ def _ticks(seconds: float) -> list[float]:
 
 
 def save_html(path: Path, panels: list[Panel], heading: str) -> None:
-    """One static page; every bar says what it was when pointed at."""
+    """Write panels as one static HTML page; each bar has a tooltip.
+
+    Args:
+        path: the file to write.
+        panels: the pictures, one below the other.
+        heading: the heading of the page.
+    """
     seconds = max(p.seconds for p in panels)
     parts, top = [], 40.0
     for x, activity in _legend(panels):
         parts.append(f'<rect x="{x}" y="12" width="11" height="11" fill="{COLORS[activity]}"/>')
-        parts.append(f'<text x="{x + 16}" y="22">{WORDS[activity]}</text>')
+        parts.append(f'<text x="{x + 16}" y="22">{LABELS[activity]}</text>')
     for panel in panels:
         parts.append(
             f'<text class="t" x="{_LEFT}" y="{top + 18}">{html.escape(panel.title)}</text>'
@@ -152,7 +160,7 @@ rect:hover {{ stroke: #000; stroke-width: .7 }}
 
 
 def save_png(path: Path, panels: list[Panel], heading: str) -> None:
-    """The same picture as pixels, twice as large."""
+    """Write the picture of `save_html` as a PNG of twice its size."""
     from PIL import Image, ImageDraw, ImageFont
 
     zoom, lift = 2, 30
@@ -161,8 +169,8 @@ def save_png(path: Path, panels: list[Panel], heading: str) -> None:
     draw = ImageDraw.Draw(image)
     fonts = {n: ImageFont.load_default(n * zoom) for n in (9, 12, 15, 17)}
 
-    def text(x: float, y: float, words: str, size: int = 12, fill: str = "#444c56") -> None:
-        draw.text((x * zoom, (y + lift) * zoom), words, fill, fonts[size], anchor="ls")
+    def text(x: float, y: float, label: str, size: int = 12, fill: str = "#444c56") -> None:
+        draw.text((x * zoom, (y + lift) * zoom), label, fill, fonts[size], anchor="ls")
 
     def box(x: float, y: float, width: float, height: float, fill: str) -> None:
         corners = (x, y + lift, x + width, y + lift + height)
@@ -172,7 +180,7 @@ def save_png(path: Path, panels: list[Panel], heading: str) -> None:
     text(_LEFT, -6, heading, 17, "#22272e")
     for x, activity in _legend(panels):
         box(x, 12, 11, 11, COLORS[activity])
-        text(x + 16, 22, WORDS[activity])
+        text(x + 16, 22, LABELS[activity])
     for panel in panels:
         text(_LEFT, top + 18, panel.title, 15, "#22272e")
         text(_LEFT, top + 36, panel.note)
@@ -191,7 +199,12 @@ def save_png(path: Path, panels: list[Panel], heading: str) -> None:
 
 
 def terminal(track: Track, width: int = 72) -> list[tuple[str, Text]]:
-    """A line for each kind of activity, as wide as the program was long."""
+    """Return a label and a line of blocks for each activity of a program.
+
+    Args:
+        track: the program's timeline.
+        width: characters of a line.
+    """
     seconds = max(track.ended - track.created, 1e-6)
     lines = []
     for activity in Activity:
@@ -206,7 +219,7 @@ def terminal(track: Track, width: int = 72) -> list[tuple[str, Text]]:
             line = Text()
             for cell in cells:
                 line.append("█" if cell else "·", COLORS[activity] if cell else "dim")
-            lines.append((WORDS[activity], line))
+            lines.append((LABELS[activity], line))
     return lines
 
 

@@ -22,23 +22,25 @@ from drawloom.sandbox.docker.demo_image import build_box
 from drawloom.sandbox.docker.private_daemon import PrivateDaemon, answers
 
 POLICIES = ("fcfs-lru", "drawloom")
-# most answers are found in long observations, as in life; contexts stay within the model's 2,048
-_FAMILIES = (
-    "report", "hop", "lookup", "sum", "report", "largest", "hop", "count", "append"
-)  # fmt: skip
+# most answers are in long observations, as in practice; contexts fit into the model's 2,048
+_FAMILIES = ("report", "hop", "lookup", "sum", "report", "largest", "hop", "count", "append")
 _ROWS = (16, 24)
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """Choices of a demo.
+    """Configure a demo.
 
     Attributes:
-        questions: questions that each program answers, one after the other in one conversation.
+        programs: number of programs.
+        questions: questions of each program, one after the other in one conversation.
         gap: mean seconds between two arrivals.
-        rounds: times that each policy runs; the median round is shown.
-        kv_tokens: KV cache; too small on purpose for the contexts of all programs at once.
-        seed: of tasks and arrivals; under this one the model in the box solves all.
+        rounds: runs of each policy; the median round is shown.
+        kv_tokens: tokens of KV cache; too few on purpose for the contexts of all programs.
+        model: a model folder, a hub id, or the bundled model.
+        seed: seed of tasks and arrivals; the bundled model solves all tasks of the default.
+        device: auto, cpu or cuda.
+        sandbox: auto, docker or process.
     """
 
     programs: int = 32
@@ -54,7 +56,20 @@ class DemoOptions:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one policy did in one round. Tokens and counts are sums, times in seconds."""
+    """Keep the measurements of one policy in one round.
+
+    Attributes:
+        policy: name of the policy.
+        answers: answers of each program.
+        solved: programs with right answers only.
+        jct: completion times, in seconds.
+        ttft: times to first token of later calls, in seconds.
+        stats: counters of the engine.
+        env_claims, env_warm_claims: claims of environments, and those that found a warm one.
+        env_stall, env_cold, env_idle: seconds that programs waited for environments, that making
+            them took, and that warm ones were idle.
+        tracks: timelines of the programs.
+    """
 
     policy: str
     answers: tuple[tuple[str, ...], ...]
@@ -71,18 +86,19 @@ class Outcome:
 
     @property
     def jct_mean(self) -> float:
+        """Return the mean completion time, in seconds."""
         return statistics.fmean(self.jct)
 
     @property
     def spent(self) -> dict[str, float]:
-        """Mean seconds of a program by activity; ``other`` is what no activity accounts for."""
+        """Return mean seconds of a program by activity; ``other`` is the rest of its time."""
         apart = (Activity.LEASED, Activity.DEAD)
         seconds = {a.value: 0.0 for a in Activity if a not in apart}
         for track in self.tracks:
             for bar in track.bars:
                 if bar.activity not in apart:
                     seconds[bar.activity] += (bar.end - bar.start) / len(self.tracks)
-        # calls of one turn run side by side, so the sum may exceed the whole by a little
+        # calls of one turn run concurrently, so the sum may slightly exceed the total
         return seconds | {"other": max(0.0, self.jct_mean - sum(seconds.values()))}
 
 
@@ -90,8 +106,10 @@ Progress = Callable[[str, int, int, int, int], None]
 
 
 def make_tasks(programs: int, questions: int, seed: int) -> list[list[Task]]:
-    """Held-out tasks for each program, all families in turn: names that were never trained on,
-    and no file twice in one program."""
+    """Draw tasks of all families in turn for each program.
+
+    Names of files are held out from training, and no file occurs twice in one program.
+    """
     rng, families = random.Random(seed), itertools.cycle(_FAMILIES)
     made = []
     for _ in range(programs):
@@ -106,9 +124,10 @@ def make_tasks(programs: int, questions: int, seed: int) -> list[list[Task]]:
 
 @contextlib.contextmanager
 def docker_engine(sandbox: str) -> Iterator[str | None]:
-    """The URL of a Docker engine to use: None for the one that answers by itself, or for none.
+    """Provide a Docker engine; yield its URL, or None for the default engine or for none.
 
-    Where none answers and this is root on a host with `dockerd`, a private one runs meanwhile.
+    If no engine answers, a private one runs until the block is left, as far as this process may
+    start one.
     """
     if sandbox not in ("auto", "docker"):
         yield None
@@ -124,16 +143,25 @@ def docker_engine(sandbox: str) -> Iterator[str | None]:
 
 
 def _quietly_build(url: str | None) -> None:
-    with contextlib.suppress(DrawloomError):  # without the image the claim says what is missing
+    with contextlib.suppress(DrawloomError):  # the first claim then reports the missing image
         build_box(url)
 
 
 async def run_demo(
     options: DemoOptions, docker: str | None, progress: Progress = lambda *a: None
 ) -> dict[str, list[Outcome]]:
-    """Every policy `rounds` times, interleaved, so that a busy machine is busy for both."""
+    """Run every policy `rounds` times, interleaved, so that other load affects both.
+
+    Args:
+        options: the configuration.
+        docker: URL of a Docker engine; None for the default one.
+        progress: called with policy, round, and numbers of all, started and ended programs.
+
+    Returns:
+        The rounds of each policy.
+    """
     if options.sandbox == "auto" and not answers(docker):
-        # its commands are ours, so they may run where local processes are not fully isolated
+        # the commands are trusted, so incomplete isolation of local processes is acceptable
         options = replace(options, sandbox="process")
     tasks = make_tasks(options.programs, options.questions, options.seed)
     outcomes: dict[str, list[Outcome]] = {policy: [] for policy in POLICIES}
@@ -176,7 +204,7 @@ async def _run(
 
 
 async def _make_containers(runtime: Runtime, count: int) -> None:
-    """Have a container ready for every program before the first arrives, under every policy."""
+    """Wait until there is a warm container for every program."""
     pool = runtime.dispatcher.pool
     if pool is not None:
         pool.warm(BOX, count)
@@ -187,7 +215,7 @@ async def _make_containers(runtime: Runtime, count: int) -> None:
 async def _arrive(
     runtime: Runtime, tasks: list[list[Task]], options: DemoOptions
 ) -> list[Run[Any]]:
-    """Start the programs at random times, the same under every policy."""
+    """Start the programs at random times, which are the same for every policy."""
     rng, clock = random.Random(options.seed), asyncio.get_running_loop().time
     runs, due = [], clock()
     for several in tasks:
@@ -203,7 +231,7 @@ def _arguments(several: list[Task]) -> tuple[list[str], dict[str, str]]:
 
 
 def _solved(several: list[Task], said: tuple[str, ...]) -> bool:
-    """Whether every question of a program was answered right."""
+    """Tell whether every question of a program was answered right."""
     pairs = zip(several, said, strict=False)
     return len(said) == len(several) and all(task.is_solved_by(a) for task, a in pairs)
 

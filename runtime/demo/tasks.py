@@ -1,6 +1,6 @@
-"""The demo's world: small file puzzles whose answers can only come from running tools.
+"""Tasks of the demo: small file puzzles whose answers can only come from running tools.
 
-Every task is a handful of files with random content and one question. The tiny model in the box
+Every task is a handful of files with random content and one question. The bundled tiny model
 was trained on such tasks with other file names; `held_out` names were never in its training.
 Adding is the `add` tool's work, looking is the shell's: the model chooses and copies.
 """
@@ -36,13 +36,14 @@ BOX = Env(image="drawloom/box:1", memory="64m", pids=64)
 
 @dataclass(slots=True)
 class Folder:
-    """A task's files, laid out in its environment before the first command runs there."""
+    """Write a task's files into its environment, before the first command runs there."""
 
     files: dict[str, str]
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     laid: bool = False
 
     async def lay_out(self, box: Sandbox) -> None:
+        """Write the files, once for each environment."""
         async with self.lock:
             if not self.laid and (await box.exec("test", "-e", ".laid")).code:
                 # a resumed program finds the mark: its commands may have changed the files
@@ -77,7 +78,7 @@ TOOLS = (shell, add)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a demonstration and what the tool answers."""
+    """Describe a call of a demonstration and the tool's answer."""
 
     name: str
     arguments: dict[str, object]
@@ -86,8 +87,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A puzzle: files to lay out, a question, its only right answer, and the turns of calls that
-    find it."""
+    """Describe a puzzle.
+
+    Attributes:
+        family: kind of the puzzle, one of `FAMILIES`.
+        files: text by file name.
+        question: the question.
+        answer: its only right answer.
+        turns: a demonstration: the calls of each turn.
+    """
 
     family: str
     files: dict[str, str]
@@ -96,16 +104,17 @@ class Task:
     turns: tuple[tuple[Call, ...], ...]
 
     def is_solved_by(self, text: str) -> bool:
+        """Tell whether an answer is right."""
         return text.strip() == self.answer
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a name belongs to the tenth of all names that training never sees."""
+    """Tell whether a name is in the tenth of all names that is held out from training."""
     return hashlib.md5(name.encode()).digest()[0] % 10 == 0
 
 
 class Names:
-    """Draws distinct ``adjective-noun`` names from the training or the held-out part."""
+    """Draw distinct ``adjective-noun`` names from the training or the held-out part."""
 
     def __init__(self, rng: random.Random, held_out: bool) -> None:
         self._rng, self._held_out = rng, held_out
@@ -126,7 +135,14 @@ def make_task(
     held_out: bool = False,
     rows: tuple[int, int] = (4, 16),
 ) -> Task:
-    """A random task. `rows` bounds the lines of a report or a table."""
+    """Draw a random task.
+
+    Args:
+        rng: source of randomness.
+        family: kind of the task; by default any.
+        held_out: use names that are held out from training.
+        rows: fewest and most lines of a report or a table.
+    """
     kind = family or rng.choice(FAMILIES)
     return _MAKERS[kind](rng, Names(rng, held_out), rows)
 

@@ -1,1 +1,1 @@
-"""Hold the model that comes with drawloom, and its chat template."""
+"""Hold the bundled model and its chat template. Imports nothing."""

@@ -83,7 +83,7 @@ def test_the_pictures_show_every_program(
     page, image = save_pictures(outcomes, tmp_path)
     text = page.read_text()
     assert text.count("9 solve") == 2
-    for words in ("new tokens", "computed again", "decode", "tool", "KV kept"):
+    for words in ("new tokens", "recomputed", "decode", "tool", "KV leased"):
         assert words in text
     assert image.read_bytes().startswith(b"\x89PNG")
     assert image.stat().st_size > 10_000

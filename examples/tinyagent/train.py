@@ -41,9 +41,19 @@ BOX = Path(tinyagent.__file__).parent
 TEMPLATE = (BOX / "chat_template.jinja").read_text()
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ADDED = (
-    "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<tools>", "</tools>",
-    '\n{"name": "', '", "arguments": {"', '": "', '": ', '"}}\n', ".txt",
-)  # fmt: skip
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<tools>",
+    "</tools>",
+    '\n{"name": "',
+    '", "arguments": {"',
+    '": "',
+    '": ',
+    '"}}\n',
+    ".txt",
+)
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
@@ -65,7 +75,7 @@ FAULTS = ("error: timed out after 20 s", "error: interrupted", "error: exit 1:",
 
 
 def chat_of(several: list[Task], rng: random.Random, fault: float) -> list[dict[str, Any]]:
-    """One conversation that solves one task after another."""
+    """Return one conversation that solves one task after another."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": tasks.SYSTEM}]
     for task in several:
         messages += messages_of(task, rng, fault)
@@ -73,7 +83,13 @@ def chat_of(several: list[Task], rng: random.Random, fault: float) -> list[dict[
 
 
 def messages_of(task: Task, rng: random.Random, fault: float) -> list[dict[str, Any]]:
-    """A demonstration as chat messages; a turn fails with probability `fault`, then is repeated."""
+    """Return a demonstration as chat messages.
+
+    Args:
+        task: what the conversation solves.
+        rng: draws the faults.
+        fault: probability that a turn fails and is repeated.
+    """
     messages: list[dict[str, Any]] = [{"role": "user", "content": task.question}]
     for turn in task.turns:
         calls = [{"function": {"name": c.name, "arguments": c.arguments}} for c in turn]
@@ -89,7 +105,7 @@ def messages_of(task: Task, rng: random.Random, fault: float) -> list[dict[str, 
 
 
 def render(messages: list[dict[str, Any]]) -> str:
-    """The chat as text, by the template that is shipped."""
+    """Render a chat by the template that is shipped."""
     environment = Environment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     template = environment.from_string(TEMPLATE)
@@ -98,13 +114,15 @@ def render(messages: list[dict[str, Any]]) -> str:
 
 
 def build_tokenizer(rng: random.Random) -> Tokenizer:
-    """Byte-level BPE: digits and hyphens single, words whole, any byte representable."""
+    """Train a byte-level BPE: digits and hyphens single, words whole, any byte representable."""
     tokenizer = Tokenizer(models.BPE())
     words = Regex(r"[A-Za-z]+|[0-9]|-|[^A-Za-z0-9-]+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(words, "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     texts = [render(chat_of([make_task(rng, rows=(8, 16))], rng, 0.1)) for _ in range(1500)]
     trainer = trainers.BpeTrainer(
@@ -119,7 +137,7 @@ def build_tokenizer(rng: random.Random) -> Tokenizer:
 
 
 class Block(nn.Module):
-    """One Qwen3 layer, written for training: it also returns its keys and values."""
+    """Compute one Qwen3 layer, and return its keys and values for training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +188,7 @@ def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Model(nn.Module):
-    """The same network as `Qwen3ForCausalLM`, with its parameter names."""
+    """Compute the same network as `Qwen3ForCausalLM`, with its parameter names."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -187,7 +205,7 @@ class Model(nn.Module):
         self.rope = (angles.cos(), angles.sin())
 
     def forward(self, prefix: Tensor, tokens: Tensor, learn: Tensor) -> Tensor:
-        """Logits [L, V] for the L places of `learn` [B, T], each predicted from the one before.
+        """Compute logits [L, V] for the L places of `learn` [B, T], each from the token before.
 
         `tokens` [B, T] follow the shared `prefix` [P], which is run once.
         """
@@ -206,11 +224,16 @@ class Model(nn.Module):
         return self.rope[0][start:end], self.rope[1][start:end]
 
     def checkpoint(self) -> dict[str, Tensor]:
-        """The weights under their Hugging Face names, in bfloat16."""
+        """Return the weights under their Hugging Face names, in bfloat16."""
         out = {}
         for name, value in self.state_dict().items():
-            for part, home in (("proj", "mlp."), ("q_", "self_attn."), ("k_", "self_attn."),
-                               ("v_", "self_attn."), ("o_", "self_attn.")):  # fmt: skip
+            for part, home in (
+                ("proj", "mlp."),
+                ("q_", "self_attn."),
+                ("k_", "self_attn."),
+                ("v_", "self_attn."),
+                ("o_", "self_attn."),
+            ):
                 leaf = name.split(".")[-2]
                 mlp = leaf in ("gate_proj", "up_proj", "down_proj")
                 if (home == "mlp." and mlp) or (home != "mlp." and leaf.startswith(part)):
@@ -224,7 +247,7 @@ class Model(nn.Module):
 def samples(
     tokenizer: Tokenizer, rng: random.Random, budget: int
 ) -> Generator[tuple[Tensor, Tensor, Tensor], float, None]:
-    """Endless batches of about `budget` tokens: shared prefix, tokens, and which to learn.
+    """Yield endless batches of about `budget` tokens: prefix, tokens, and which to learn.
 
     Send it the share of the training that is done: longer tables come later.
     """
@@ -268,7 +291,7 @@ def samples(
 
 
 def optimizers(model: Model) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embeddings, head and norms."""
+    """Return Muon for the matrices of the blocks, AdamW for embeddings, head and norms."""
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -322,11 +345,18 @@ def save(model: Model, tokenizer: Tokenizer, out: Path) -> None:
     save_file(model.checkpoint(), out / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(out / "tokenizer.json"))
     end, pad = (tokenizer.token_to_id(t) for t in ("<|im_end|>", "<|endoftext|>"))
-    config = CONFIG | {"vocab_size": tokenizer.get_vocab_size(), "eos_token_id": end,
-                       "pad_token_id": pad}  # fmt: skip
+    config = CONFIG | {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "eos_token_id": end,
+        "pad_token_id": pad,
+    }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    about = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048}  # fmt: skip
+    about = {
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 2048,
+    }
     (out / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
     (out / "generation_config.json").write_text(json.dumps({"eos_token_id": end}) + "\n")
     (out / "chat_template.jinja").write_text(TEMPLATE)

@@ -132,10 +132,17 @@ def test_the_readme_shows_the_example() -> None:
 
 def test_a_command_that_is_not_there_is_found() -> None:
     for line in (
-        "drawloom fly", "drawloom run a:b --warp 9", "make tea", "python none.py", "teleport",
-        "python -m drawloom.runtime.bench none", "pip install drawloom[none]", "curl none/v2",
-        "python -m pytest tests/none.py", "drawloom bench unit",
-    ):  # fmt: skip
+        "drawloom fly",
+        "drawloom run a:b --warp 9",
+        "make tea",
+        "python none.py",
+        "teleport",
+        "python -m drawloom.runtime.bench none",
+        "pip install drawloom[none]",
+        "curl none/v2",
+        "python -m pytest tests/none.py",
+        "drawloom bench unit",
+    ):
         assert _wrong(line.split()), line
 
 
@@ -173,8 +180,11 @@ def _wrong_python(words: list[str]) -> str:
         paths = [w for w in words[2:] if w.startswith("tests/")]
         return next((path for path in paths if not (ROOT / path).exists()), "")
     path = words[1].replace(".", "/")
-    found = any((ROOT / top / f"{path}{end}").exists()
-                for top in ("", "src") for end in (".py", "/__main__.py"))  # fmt: skip
+    found = any(
+        (ROOT / top / f"{path}{end}").exists()
+        for top in ("", "src")
+        for end in (".py", "/__main__.py")
+    )
     return "" if found else words[1]
 
 

@@ -1,6 +1,7 @@
 """Every example runs as its first lines say."""
 
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,3 +37,11 @@ def test_an_example_runs(
         assert printed.strip().endswith("442")
     elif name == "pipeline.py":
         assert "rounds=2" in printed
+
+
+@pytest.mark.slow
+def test_the_training_of_the_tiny_model_writes_a_checkpoint(tmp_path: Path) -> None:
+    words = [str(EXAMPLES / "tinyagent/train.py"), "--seconds", "1", "--out", str(tmp_path / "m")]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    written = {path.name for path in (tmp_path / "m").iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "config.json", "chat_template.jinja"} <= written

@@ -17,10 +17,10 @@ R = TypeVar("R")
 
 
 class Agent(Generic[P, R]):
-    """An agent's code and what the scheduler should know of its programs.
+    """Hold the code of an agent, and what the scheduler should know of its programs.
 
-    Calling it inside a running program runs it as part of that program; elsewhere it runs as the
-    plain function it is, and fails where it needs a model.
+    Called inside a running program it runs as part of that program. Called elsewhere it runs as a
+    plain function, and fails where it needs a model.
     """
 
     def __init__(
@@ -73,7 +73,11 @@ class Agent(Generic[P, R]):
 
 
 def _tools(agent: str, given: Iterable[Any]) -> tuple[Tool[..., Any], ...]:
-    """The tools of an agent. Raises `ConfigError` when one is none, or two have one name."""
+    """Return the tools of an agent.
+
+    Raises:
+        ConfigError: one of them is no tool, or two have one name.
+    """
     if isinstance(given, (Tool, str)) or not isinstance(given, Iterable):
         raise ConfigError(f"agent {agent}: tools={given!r} is no list of tools: tools=[…]")
     try:

@@ -14,11 +14,13 @@ from drawloom.tools.json_schema import describe_problems, type_hints
 def bind_arguments(
     agent: Agent[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments as the agent's annotations have them: JSON becomes the pydantic model
-    or dataclass that is declared. A parameter without annotation, or of a type that pydantic does
-    not know, takes anything.
+    """Return a program's arguments, converted to the agent's annotations.
 
-    Raises `ConfigError` when they do not fit.
+    JSON becomes the pydantic model or dataclass that is declared. A parameter without an
+    annotation, or of a type unknown to pydantic, takes anything.
+
+    Raises:
+        ConfigError: the arguments do not fit.
     """
     try:
         signature = inspect.signature(agent.fn)

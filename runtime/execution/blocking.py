@@ -17,10 +17,9 @@ _IDLE_LOOKS = 20  # without a call to watch, then the thread ends
 
 
 class BlockingWatch:
-    """Looks from a thread whether an event loop still runs while tools do, and warns when it is a
-    tool that holds it up. The thread lives as long as there are calls to watch.
+    """Warn when a tool blocks the event loop, from a thread that watches it.
 
-    Made in the thread that the loop runs in.
+    The thread lives as long as there are calls to watch. Make it in the thread of the loop.
 
     Args:
         code: the code of a function whose frame holds the tool's name in the local `blame`.
@@ -36,7 +35,7 @@ class BlockingWatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch while this is open."""
+        """Watch the event loop for the time of the block."""
         with self._changed:
             self._calls += 1
             if self._thread is None:
@@ -54,7 +53,7 @@ class BlockingWatch:
                 self._calls -= 1
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Ask the loop for a sign of life, and look what it does when none comes."""
+        """Ask the loop for a sign of life; find what blocks it when none comes."""
         idle = 0
         while True:
             asked, self._beat = time.monotonic(), 0.0
@@ -85,13 +84,14 @@ class BlockingWatch:
                         "tool %s blocks the event loop, and every program with it, for %.1f s by "
                         "now: write it as a plain `def` (it then runs in a thread), or use "
                         "asyncio.to_thread for what blocks",
-                        name, time.monotonic() - asked,
-                    )  # fmt: skip
+                        name,
+                        time.monotonic() - asked,
+                    )
         if name is not None and self._beat:
             log.warning("tool %s blocked the event loop for %.1f s", name, self._beat - asked)
 
     def _blamed(self) -> str | None:
-        """The tool that the loop's thread is in, if it is in one."""
+        """Return the tool that the loop's thread is in, or None."""
         frame: FrameType | None = sys._current_frames().get(self._owner)
         while frame is not None:
             if frame.f_code is self._code:

@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 class Choice:
-    """The record of one `gather` or `best_of`.
+    """Record which branch of one `gather` or `best_of` decided.
 
-    Whoever ends first decides, and that depends on the clock: when a program is replayed all
-    branches end at once. If a decision is recorded, the other branches' scopes are abandoned: what
-    they did is replayed, what they had not done by then is not begun.
+    The first branch to end decides, and that depends on the clock: when a program is replayed all
+    branches end at once. If a decision is recorded, the other branches' scopes are abandoned: their
+    recorded steps are replayed, and no further step begins.
 
     Attributes:
-        key: its step.
+        key: key of its step.
         made: the branch that decided, if that is recorded.
     """
 
@@ -34,7 +34,7 @@ class Choice:
                 scope.abandoned = scope.abandoned or index != self.made
 
     async def record(self, branch: int, error: BaseException | None) -> None:
-        """A branch has decided, by its result or by its failure."""
+        """Record that a branch decided, by its result or by its failure."""
         if isinstance(error, ReplayMismatch | StoreError) or self._program.diverged is not None:
             return
         failed = {} if error is None else {"error": type(error).__name__}

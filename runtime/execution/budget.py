@@ -7,7 +7,15 @@ from drawloom.errors import BudgetExceeded, ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits of one program; None is no limit. `seconds` are wall-clock, holds included."""
+    """Limit what one program may use; None is no limit.
+
+    Args:
+        tokens: computed prompt tokens and output tokens together.
+        output_tokens: output tokens.
+        seconds: wall-clock seconds, waiting included.
+        llm_calls: LLM calls.
+        tool_calls: tool calls.
+    """
 
     tokens: int | None = None
     output_tokens: int | None = None
@@ -23,8 +31,8 @@ class Budget:
 
 
 @dataclass(slots=True)
-class Usage:
-    """What a program has spent. `tokens` counts computed prompt tokens and output."""
+class BudgetUsage:
+    """Count what a program has used; `tokens` are computed prompt tokens and output tokens."""
 
     tokens: int = 0
     output_tokens: int = 0
@@ -34,10 +42,10 @@ class Usage:
 
 @dataclass(slots=True)
 class Account:
-    """A budget and what was spent of it."""
+    """Check a budget against what was used of it."""
 
     budget: Budget
-    usage: Usage = field(default_factory=Usage)
+    usage: BudgetUsage = field(default_factory=BudgetUsage)
 
     def before_llm(self) -> None:
         """Raise `BudgetExceeded` when no LLM call is left."""
@@ -47,13 +55,13 @@ class Account:
         self._check("output_tokens", usage.output_tokens + 1, budget.output_tokens)
 
     def output_left(self, wanted: int) -> int:
-        """`wanted` output tokens, or as many as the budget still has."""
+        """Return `wanted` output tokens, or as many as the budget has left."""
         budget, usage = self.budget, self.usage
         limits = [(budget.output_tokens, usage.output_tokens), (budget.tokens, usage.tokens)]
         return min([wanted, *(limit - used for limit, used in limits if limit is not None)])
 
     def before_tools(self, count: int) -> None:
-        """Raise `BudgetExceeded` before a batch of `count` calls of which one would be too many."""
+        """Raise `BudgetExceeded` before a batch of `count` calls that is more than is left."""
         self._check("tool_calls", self.usage.tool_calls + count, self.budget.tool_calls)
 
     def _check(self, name: str, wanted: int, limit: int | None) -> None:
@@ -63,4 +71,4 @@ class Account:
             )
 
 
-__all__ = ["Account", "Budget", "Usage"]
+__all__ = ["Account", "Budget", "BudgetUsage"]

@@ -64,7 +64,7 @@ def _current() -> "asyncio.Task[Any] | None":
 
 
 def _by_signal(error: KeyboardInterrupt) -> bool:
-    """Whether the handler of Ctrl-C raised it, and not the code that it came out of."""
+    """Return whether the handler of Ctrl-C raised it, and not the code it came out of."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next

@@ -1,11 +1,11 @@
-"""How far a tool call has come in its environment, as a resumed program must know it."""
+"""Progress of a tool call in its environment, as a resumed program must know it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
 
 class Progress:
-    """Whether the code of an interrupted call may be entered again.
+    """Track whether the code of an interrupted call may be entered again.
 
     A command's result is kept by the helper until the call is recorded, so a call that waits for
     its first command is entered again and given that result. Everything after depends on code that
@@ -23,13 +23,17 @@ class Progress:
         self._lock = asyncio.Lock()
 
     async def command(self, *, silent: bool) -> None:
-        """A command is about to start; a `silent` one hands nothing over before it ends."""
+        """Note that a command is about to start.
+
+        Args:
+            silent: it hands over no output before it ends.
+        """
         first, self._begun = not self._begun, True
         if not first or not silent:
             await self.act()
 
     async def act(self) -> None:
-        """Something is about to happen that must not happen again."""
+        """Mark the call before something that must not happen again."""
         self._begun = True
         async with self._lock:
             if self._mark is not None:

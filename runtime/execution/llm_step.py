@@ -1,4 +1,4 @@
-"""One LLM call of a program, from its leave to its record."""
+"""LLM call of a program: parsed as it streams, and recorded."""
 
 import time
 from collections.abc import Callable
@@ -32,7 +32,17 @@ _ENGINE_TRIES = 2
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the model said: text for the reader, calls to `run`. `ids` are the sampled tokens."""
+    """Hold one answer of the model.
+
+    Args:
+        text: the text for the reader.
+        calls: tool calls, for `Chat.run`.
+        finish: why the answer ended.
+        ids: the sampled tokens.
+        logprobs: their log-probabilities, if these were asked for.
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: prompt tokens that were in the KV cache.
+    """
 
     text: str
     calls: tuple[ToolCall, ...]
@@ -44,9 +54,21 @@ class Turn:
 
 
 class LlmCall:
-    """Asks for leave, streams, parses, records. `name` is the conversation's, `prompt` all of its
-    tokens, of which `fresh` are new. `start_early` takes calls that may run meanwhile. `thinks`
-    says that the prompt ends within a thought."""
+    """Run, parse and record one LLM call of a conversation.
+
+    Args:
+        program: the program.
+        name: name of the conversation within the program.
+        key: key of the step.
+        state: node of the execution graph.
+        prompt: all tokens of the conversation.
+        fresh: those of them that are new.
+        params: sampling parameters.
+        push: takes text as it comes.
+        start_early: takes calls that may run before the answer has ended.
+        grammar: what the answer must match.
+        thinks: the prompt ends within a thought.
+    """
 
     def __init__(
         self,
@@ -81,6 +103,7 @@ class LlmCall:
         self.clear()
 
     def clear(self) -> None:
+        """Forget what was generated: the engine failed, and the call is tried again."""
         names = {tool.name for tool in self.program.agent.tools}
         self.parser = make_parser(self.format, self.key, inside=self.thinks, offered=names)
         self.text = ""
@@ -116,9 +139,9 @@ class LlmCall:
             await self._record(ready, step.usage)
             step.tool_kinds = tuple(call.kind for call in self.calls)
         return Turn(
-            self.text,
-            tuple(self.calls),
-            self.finish,
+            text=self.text,
+            calls=tuple(self.calls),
+            finish=self.finish,
             ids=tuple(self.output),
             logprobs=tuple(self.logprobs),
             prompt_tokens=len(self.prompt),
@@ -200,19 +223,23 @@ def _fields(call: ToolCall) -> dict[str, Any]:
 async def record_failure(
     program: Program, name: str, key: str, fresh: list[int], error: Exception
 ) -> None:
-    """Record what a resumed program's code will see of an LLM call that failed."""
+    """Record what a resumed program will see of an LLM call that failed."""
     if can_record(error):
         now = time.time()
         detail = {
-            "conversation": name, "delta": fresh, "output": [], "text": "", "calls": [],
+            "conversation": name,
+            "delta": fresh,
+            "output": [],
+            "text": "",
+            "calls": [],
             "times": {},
             "error": record_error(error),
-        }  # fmt: skip
+        }
         await program.dispatcher.store.add_llm(program.id, key, now, now, detail)
 
 
 def replay_turn(program: Program, row: StepRow, fresh: list[int]) -> Turn:
-    """Give what a recorded LLM call gave, or raise what it raised."""
+    """Return the answer of a recorded LLM call, or raise its failure."""
     check_prompt(program, row, fresh)
     detail, usage = row.detail, program.account.usage
     if "error" in detail:
@@ -221,13 +248,13 @@ def replay_turn(program: Program, row: StepRow, fresh: list[int]) -> Turn:
     usage.output_tokens += len(detail["output"])
     usage.tokens += len(fresh) + len(detail["output"])
     return Turn(
-        str(decode(detail["text"])),
-        tuple(ToolCall(**decode(call)) for call in detail["calls"]),
-        FinishReason(detail["finish"]),
-        tuple(detail["output"]),
-        tuple(detail["logprobs"]),
-        detail["prompt"],
-        detail["cached"],
+        text=str(decode(detail["text"])),
+        calls=tuple(ToolCall(**decode(call)) for call in detail["calls"]),
+        finish=FinishReason(detail["finish"]),
+        ids=tuple(detail["output"]),
+        logprobs=tuple(detail["logprobs"]),
+        prompt_tokens=detail["prompt"],
+        cached_tokens=detail["cached"],
     )
 
 

@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.1
 
 
 def difference(recorded: str, now: str) -> str:
-    """Show two texts from a little before their first difference on."""
+    """Return two texts from a little before their first difference on."""
     same = 0
     for one, other in zip(recorded, now, strict=False):
         if one != other:
@@ -39,7 +39,11 @@ def difference(recorded: str, now: str) -> str:
 
 
 def check_arguments(program: "Program", row: StepRow, arguments: Any) -> None:
-    """Compare a tool call with its record. Raises `ReplayMismatch`."""
+    """Compare a tool call with its record.
+
+    Raises:
+        ReplayMismatch: its arguments differ.
+    """
     if row.detail.get("arguments") != arguments:
         recorded, now = json.dumps(row.detail.get("arguments")), json.dumps(arguments)
         raise program.mismatch(
@@ -48,8 +52,11 @@ def check_arguments(program: "Program", row: StepRow, arguments: Any) -> None:
 
 
 def check_prompt(program: "Program", row: StepRow, fresh: list[int]) -> None:
-    """Compare what an LLM call adds to its conversation with its record. Raises
-    `ReplayMismatch`."""
+    """Compare the new tokens of an LLM call with its record.
+
+    Raises:
+        ReplayMismatch: they differ.
+    """
     if row.detail["delta"] != fresh:
         text = program.dispatcher.engine.tokenizer.decode
         recorded, now = text(row.detail["delta"], special=True), text(fresh, special=True)
@@ -57,7 +64,11 @@ def check_prompt(program: "Program", row: StepRow, fresh: list[int]) -> None:
 
 
 def record_value(tool: Tool[..., Any], value: Any) -> tuple[Any, Any]:
-    """A result as JSON, and as a resumed program will see it. Raises `NotKept`."""
+    """Return a result as JSON, and as a resumed program will see it.
+
+    Raises:
+        NotKept: it cannot be restored.
+    """
     classes = declared_classes(tool.fn)
     try:
         kept = encode(value, classes)
@@ -69,7 +80,11 @@ def record_value(tool: Tool[..., Any], value: Any) -> tuple[Any, Any]:
 
 
 def record_arguments(agent: str, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """A program's arguments as JSON. Raises `ConfigError` when they cannot be kept."""
+    """Return a program's arguments as JSON.
+
+    Raises:
+        ConfigError: they cannot be kept.
+    """
     given = {"args": list(args), "kwargs": kwargs}
     try:
         return encode(given, argument_classes(fn))
@@ -82,7 +97,11 @@ def record_arguments(agent: str, fn: Callable[..., Any], args: Any, kwargs: Any)
 
 
 def restore_arguments(program: str, fn: Callable[..., Any], recorded: Any) -> Any:
-    """The arguments that a program began with. Raises `ReplayMismatch`."""
+    """Return the arguments that a program began with.
+
+    Raises:
+        ReplayMismatch: they do not fit the code any more.
+    """
     try:
         return decode(recorded, argument_classes(fn))
     except (ValueError, TypeError, KeyError) as error:
@@ -104,8 +123,11 @@ def replay_direct(program: "Program", tool: Tool[..., Any], row: StepRow) -> Any
 
 
 async def settled(program: "Program", key: str) -> StepRow:
-    """Wait for the outcome of a step that another executor has begun. Raises `StoreError` when
-    there is none for long."""
+    """Wait for the outcome of a step that another process has begun.
+
+    Raises:
+        StoreError: there is none after a minute.
+    """
     store = program.dispatcher.store
     for _ in range(int(_PARKED_SECONDS / _POLL_SECONDS)):
         row = await store.step(program.id, key)
@@ -120,7 +142,7 @@ async def settled(program: "Program", key: str) -> StepRow:
 
 
 async def last_run(store: Store, row: ProgramRow, replay: dict[str, StepRow]) -> float:
-    """When a program that is resumed was last run: until its end, or its process' death."""
+    """Return the Unix time of a resumed program's end, or of its process' death."""
     if row.ended is not None:
         return row.ended
     moments = [row.created, row.started, *(d.at for d in await store.decisions(row.id))]
@@ -129,8 +151,10 @@ async def last_run(store: Store, row: ProgramRow, replay: dict[str, StepRow]) ->
 
 
 async def ask_again(store: Store, program: str, replay: dict[str, StepRow]) -> None:
-    """Forget the LLM calls whose failures ended a program, which would end it again. Those that
-    other steps followed were seen by its code, and stay."""
+    """Forget the LLM calls whose failures ended a program, which would end it again.
+
+    Failures that other steps followed were seen by its code, and stay.
+    """
     ended = [row for row in replay.values() if row.ended is not None]
     last: list[str] = []
     for row in sorted(ended, key=lambda row: row.ended or 0.0, reverse=True):
@@ -143,7 +167,12 @@ async def ask_again(store: Store, program: str, replay: dict[str, StepRow]) -> N
 
 
 __all__ = [
-    "ask_again", "check_arguments", "check_prompt", "difference",
-    "last_run", "record_value", "replay_direct",
+    "ask_again",
+    "check_arguments",
+    "check_prompt",
+    "difference",
+    "last_run",
+    "record_value",
+    "replay_direct",
     "settled",
-]  # fmt: skip
+]

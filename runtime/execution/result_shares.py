@@ -16,10 +16,13 @@ _NOTE = 32  # tokens of the note about a cut, and of the template around a resul
 
 
 def room(info: EngineInfo, used: int, answer: int) -> int:
-    """Return how many tokens the tool results of one turn may have: a quarter of the context
-    (1,024 of a small one), and at most two thirds of what is left of it.
+    """Return how many tokens the tool results of one turn may have.
+
+    That is a quarter of the context (1,024 tokens of a small one), and at most two thirds of the
+    tokens that are left of it.
 
     Args:
+        info: the engine, for its context and KV memory.
         used: tokens of the conversation so far.
         answer: tokens that the next answer may have.
     """
@@ -30,8 +33,11 @@ def room(info: EngineInfo, used: int, answer: int) -> int:
 async def cut_results(
     results: Sequence[ToolResult], total: int, count: Callable[[str], int]
 ) -> list[ToolResult]:
-    """Return the results cut to `total` tokens together: short ones stay whole, and what they
-    leave is divided among the long ones. The same results are always cut to the same text."""
+    """Return the results, cut to `total` tokens together.
+
+    Short ones stay whole, and what they leave is divided among the long ones. The same results are
+    always cut to the same text.
+    """
     texts = [result.content for result in results]
     if sum(len(text.encode()) + _NOTE for text in texts) <= total:
         return list(results)
@@ -53,8 +59,7 @@ def _cut(texts: list[str], total: int, count: Callable[[str], int]) -> list[str]
 
 
 def _size(text: str, most: int, count: Callable[[str], int]) -> int:
-    """Return the tokens of a text with what is around it; of a very long one only that they are
-    more than `most`."""
+    """Return the tokens of a text and the template around it; above `most` if very long."""
     if len(text) > most * 8:
         return most + _NOTE
     return count(text) + _NOTE

@@ -16,8 +16,17 @@ _NOT_RUNNABLE = (126, 127)  # the exit codes by which shells and the helper say 
 
 
 class StepSandbox(SandboxOperations):
-    """An environment as one step sees it: its execs are numbered, so that a resumed step asks for
-    their results instead of running them twice. Implements `Sandbox`."""
+    """Present an environment to one tool call (implements `Sandbox`).
+
+    Its commands are numbered, so that a resumed step asks for their results instead of running them
+    twice.
+
+    Args:
+        box: the environment.
+        step: id of the step.
+        timeout: seconds of a command without a timeout of its own; None: no limit.
+        progress: marks the call before it does what must not be repeated.
+    """
 
     def __init__(
         self, box: LiveSandbox, step: str, timeout: float | None, progress: Progress
@@ -98,7 +107,7 @@ class StepSandbox(SandboxOperations):
         return await self._box.piece(path, offset)
 
     async def end_commands(self) -> None:
-        """End what an earlier owner's call started here: its call is given up."""
+        """End the commands that an earlier owner of this call started here."""
         for number in itertools.count():
             key = f"{self._step}-{number}"
             state = await self._box.peek(key)
@@ -111,7 +120,7 @@ class StepSandbox(SandboxOperations):
             await self._box.ack(key)
 
     async def forget(self) -> None:
-        """The results are in the store; the helper need not keep them."""
+        """Drop the kept results: they are in the store now."""
         if self._box.alive:
             for key in self.keys:
                 await self._box.ack(key)
@@ -120,8 +129,14 @@ class StepSandbox(SandboxOperations):
 
 
 def _checked(result: ExecResult, limit: float | None) -> ExecResult:
-    """Return a command's result. Raises `ToolTimeout` when it was stopped and `ToolError` when it
-    could not be run: a tool that never looks at `code` would answer with an empty text."""
+    """Return a command's result.
+
+    A tool that never looks at `code` would answer with an empty text, hence the errors.
+
+    Raises:
+        ToolTimeout: it was stopped.
+        ToolError: it could not be run.
+    """
     text = result.text.strip()
     if result.timed_out:
         raise ToolTimeout(f"the command timed out after {limit or 0:g} s" + _after(text))

@@ -182,10 +182,18 @@ class Chat:
             state = str(GraphState(site, self._last_tool))
             try:
                 turn = await LlmCall(
-                    self._program, self._name, key, state, [*self._ids, *fresh], fresh,
-                    self._params(options), push, self._start_early, grammar,
-                    opens_thought(prompt),
-                ).run()  # fmt: skip
+                    self._program,
+                    self._name,
+                    key,
+                    state,
+                    prompt=[*self._ids, *fresh],
+                    fresh=fresh,
+                    params=self._params(options),
+                    push=push,
+                    start_early=self._start_early,
+                    grammar=grammar,
+                    thinks=opens_thought(prompt),
+                ).run()
                 return turn, fresh
             except RowExists:
                 row = await settled(self._program, key)

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from drawloom.errors import Cancelled
 from drawloom.runtime.dispatch.event_bus import EventBus, Notice
-from drawloom.runtime.execution.budget import Usage
+from drawloom.runtime.execution.budget import BudgetUsage
 from drawloom.runtime.execution.program import Program
 
 R = TypeVar("R")
@@ -32,7 +32,7 @@ class Run(Generic[R]):
         return self._task.done()
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> BudgetUsage:
         return self._program.account.usage
 
     async def result(self) -> R:

@@ -1,6 +1,7 @@
 """Engine that answers by a script, behind the seam of the real one, and runtimes over it."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
@@ -27,8 +28,6 @@ Script = Callable[[str], str]
 
 def call(name: str, **arguments: object) -> str:
     """A tool call as the model in the box would write it."""
-    import json
-
     return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
 
 

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 
 from drawloom.engine.api import commands as do
-from drawloom.engine.api.engine import EngineInfo, GenerateRequest
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.runners.mock_runner import MockRunner, NumberTokenizer, hashed
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.errors import ConfigError, EngineError
 from drawloom.leases import LeaseStatus
+from tests.fakes.mock_engine import mock_info
 
 SIZE = 16
 
@@ -27,15 +28,7 @@ def _core(
     blocks: int = 64, host: int = 0, delay: int = 0, clock: Clock | None = None, **options: Any
 ) -> EngineCore:
     runner = MockRunner(hashed(1000), SIZE, delay=delay)
-    info = EngineInfo(
-        "e",
-        "mock",
-        "cpu",
-        max_context=blocks * SIZE,
-        kv_tokens=blocks * SIZE,
-        block_size=SIZE,
-        host_tokens=host * SIZE,
-    )
+    info = mock_info(blocks, SIZE, host)
     cache = KVCache(blocks, SIZE, host_blocks=host)
     return EngineCore(info, cache, runner, NumberTokenizer(), clock=clock or Clock(), **options)
 

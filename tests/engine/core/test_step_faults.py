@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from drawloom.engine.api import commands as do
-from drawloom.engine.api.engine import Delta, EngineInfo, GenerateRequest, Grammar
+from drawloom.engine.api.engine import Delta, GenerateRequest, Grammar
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.runners.mock_runner import NumberTokenizer, hashed
@@ -14,6 +14,7 @@ from drawloom.engine.runners.mock_tiers import TensorRunner
 from drawloom.engine.sequence import FinishReason, SamplingParams
 from drawloom.engine.text.tokenizer import TextStream
 from drawloom.errors import EngineError
+from tests.fakes.mock_engine import mock_info
 
 SIZE = 4
 
@@ -36,9 +37,7 @@ class Guides:
 
 def _core(async_launch: bool) -> EngineCore:
     runner = TensorRunner(hashed(50), SIZE, 30, 60, async_launch=async_launch, delay=1)
-    info = EngineInfo(
-        "e", "mock", "cpu", max_context=120, kv_tokens=120, block_size=SIZE, host_tokens=240
-    )
+    info = mock_info(30, SIZE, host=60)
     cache = KVCache(30, SIZE, host_blocks=60)
     return EngineCore(
         info, cache, runner, NumberTokenizer(), max_tokens=20, max_sequences=4, grammars=Guides()

@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drawloom.engine.api import commands as do
-from drawloom.engine.api.engine import Delta, EngineInfo, GenerateRequest
+from drawloom.engine.api.engine import Delta, GenerateRequest
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.core.step_plan import Sampled, StepPlan
 from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.runners.mock_runner import MockRunner, NumberTokenizer, hashed
 from drawloom.engine.sequence import FinishReason, SamplingParams
+from tests.fakes.mock_engine import mock_info
 from tests.lanes import examples
 
 SIZE = 4
@@ -46,7 +47,7 @@ def _core(
     async_launch: bool = True, blocks: int = 40, words: int = 50
 ) -> tuple[EngineCore, Watched]:
     runner = Watched(hashed(words), SIZE, async_launch=async_launch)
-    info = EngineInfo("e", "mock", "cpu", blocks * SIZE, blocks * SIZE, SIZE)
+    info = mock_info(blocks, SIZE)
     core = EngineCore(
         info, KVCache(blocks, SIZE), runner, NumberTokenizer(), max_tokens=16, max_sequences=4
     )

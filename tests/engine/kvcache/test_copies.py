@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drawloom.engine.api import commands as do
-from drawloom.engine.api.engine import EngineInfo, GenerateRequest
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.config import ModelConfig
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.kvcache.copies import Copies, runs
@@ -19,6 +19,7 @@ from drawloom.engine.kvcache.kv_memory import HostTier, KVStore
 from drawloom.engine.runners.mock_runner import NumberTokenizer, hashed
 from drawloom.engine.runners.mock_tiers import TensorRunner
 from drawloom.engine.sequence import FinishReason, SamplingParams
+from tests.fakes.mock_engine import mock_info
 
 SIZE = 4
 Run = Any
@@ -39,15 +40,7 @@ def test_merged_copies_do_what_the_copies_do_one_by_one(pairs: list[tuple[int, i
 
 def _core(host: int = 40, blocks: int = 12, **options: Any) -> tuple[EngineCore, TensorRunner]:
     runner = TensorRunner(hashed(50), SIZE, blocks, host, **options)
-    info = EngineInfo(
-        "e",
-        "mock",
-        "cpu",
-        max_context=blocks * SIZE,
-        kv_tokens=blocks * SIZE,
-        block_size=SIZE,
-        host_tokens=host * SIZE,
-    )
+    info = mock_info(blocks, SIZE, host)
     cache = KVCache(blocks, SIZE, host_blocks=host)
     marks = Fingerprint(
         1, 1, 1, vocab_size=1 << 30, model="", dtype="int64", block_size=SIZE, digest="mock"

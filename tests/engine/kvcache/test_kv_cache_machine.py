@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from drawloom.engine.api import commands as do
-from drawloom.engine.api.engine import EngineInfo, GenerateRequest
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.kvcache.kv_cache import KVCache
 from drawloom.engine.kvcache.kv_export import Fingerprint
@@ -16,6 +16,7 @@ from drawloom.engine.runners.mock_runner import NumberTokenizer, hashed
 from drawloom.engine.runners.mock_tiers import TensorRunner
 from drawloom.engine.sequence import FinishReason, SamplingParams, Sequence
 from drawloom.errors import EngineError
+from tests.fakes.mock_engine import mock_info
 from tests.lanes import examples
 
 SIZE = 4
@@ -74,15 +75,7 @@ class CacheMachine(RuleBasedStateMachine):
             paged=paged,
             early=early,
         )
-        info = EngineInfo(
-            "e",
-            "mock",
-            "cpu",
-            max_context=72 if not self.window else 200,
-            kv_tokens=72,
-            block_size=SIZE,
-            host_tokens=host * SIZE,
-        )
+        info = mock_info(18, SIZE, host, context=200 if self.window else None)
         self.core = EngineCore(
             info,
             self.cache,

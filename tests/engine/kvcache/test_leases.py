@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from drawloom.engine.api import commands as do
-from drawloom.engine.api.engine import EngineInfo, GenerateRequest
+from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.core.engine_core import EngineCore
 from drawloom.engine.kvcache.keys import chain, root
 from drawloom.engine.kvcache.kv_cache import KVCache
@@ -19,21 +19,14 @@ from drawloom.engine.runners.mock_runner import NumberTokenizer, QuickRunner
 from drawloom.engine.sequence import SamplingParams, Sequence
 from drawloom.engine.stats import CacheCounters
 from drawloom.leases import LeaseStatus
+from tests.fakes.mock_engine import mock_info
 
 SIZE = 16
 
 
 def _core(blocks: int = 64, host: int = 0) -> EngineCore:
     cache = KVCache(blocks, SIZE, host_blocks=host)
-    info = EngineInfo(
-        "e",
-        "mock",
-        "cpu",
-        max_context=blocks * SIZE,
-        kv_tokens=blocks * SIZE,
-        block_size=SIZE,
-        host_tokens=host * SIZE,
-    )
+    info = mock_info(blocks, SIZE, host)
     return EngineCore(info, cache, QuickRunner(lambda seq: 7, SIZE), NumberTokenizer())
 
 

@@ -1,22 +1,17 @@
 """Tools whose every call has an environment of its own, and environments that die under a call."""
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
 
-from drawloom import Chat, Env, Runtime, Sandbox, ToolError, agent, tool
+from drawloom import Chat, Env, Runtime, Sandbox, Tool, ToolError, agent, tool
 from drawloom.errors import ConfigError, SandboxDied, ToolInterrupted
 from drawloom.sandbox.docker.demo_image import BOX
 from drawloom.sandbox.testing.fake import FakeProvider
+from tests.fakes.scripted_engine import call
 
 ENV = Env(BOX)
-_CALL = '<tool_call>\n{{"name": "{}", "arguments": {}}}\n</tool_call>'
-
-
-def _says(name: str, **arguments: Any) -> str:
-    return _CALL.format(name, json.dumps(arguments))
 
 
 @pytest.mark.parametrize("kind", ["process", pytest.param("docker", marks=pytest.mark.docker)])
@@ -65,7 +60,7 @@ async def test_a_fresh_environment_is_claimed_when_the_tool_is_named(open_runtim
         return (
             "enough"
             if prompt.count("tool_response") > 4
-            else _says("attempt") + "\n" + _says("attempt")
+            else call("attempt") + "\n" + call("attempt")
         )
 
     runtime: Runtime = await open_runtime(script, sandbox=provider)
@@ -93,7 +88,7 @@ async def test_an_early_claim_that_nobody_used_goes_back(open_runtime: Any) -> N
     async def refuses() -> None:
         await Chat().user("go").turn()  # names the tool, and is not run
 
-    runtime: Runtime = await open_runtime(lambda _: _says("attempt", text="a"), sandbox=provider)
+    runtime: Runtime = await open_runtime(lambda _: call("attempt", text="a"), sandbox=provider)
     await runtime.run(refuses)
     pool = runtime.dispatcher.pool
     assert pool is not None and pool.claimed == 0
@@ -176,14 +171,20 @@ class _Dying:
         await box.exec("true")
         return box.id
 
+    def tool(self, *, fresh: bool = False, idempotent: bool = False) -> Tool[[], str]:
+        """Return a tool that does this in an environment of its program, or in one of its own."""
+
+        @tool(env=ENV, fresh=fresh, idempotent=idempotent)
+        async def build(box: Sandbox) -> str:
+            return await self(box)
+
+        return build
+
 
 async def test_a_repeatable_call_goes_on_elsewhere_when_nothing_is_lost(open_runtime: Any) -> None:
     provider = FakeProvider()
     work = _Dying(provider, deaths=2)
-
-    @tool(env=ENV, idempotent=True)
-    async def build(box: Sandbox) -> str:
-        return await work(box)
+    build = work.tool(idempotent=True)
 
     @agent(tools=[build])
     async def builds() -> list[str]:
@@ -199,10 +200,7 @@ async def test_a_repeatable_call_goes_on_elsewhere_when_nothing_is_lost(open_run
 async def test_a_call_that_may_not_be_repeated_was_interrupted(open_runtime: Any) -> None:
     provider = FakeProvider()
     work = _Dying(provider, deaths=1)
-
-    @tool(env=ENV)
-    async def build(box: Sandbox) -> str:
-        return await work(box)
+    build = work.tool()
 
     @agent(tools=[build])
     async def builds() -> str:
@@ -220,10 +218,7 @@ async def test_a_call_that_may_not_be_repeated_was_interrupted(open_runtime: Any
 async def test_files_of_earlier_calls_are_never_replaced_by_a_blank_disk(open_runtime: Any) -> None:
     provider = FakeProvider()
     work = _Dying(provider, deaths=0)
-
-    @tool(env=ENV, idempotent=True)
-    async def build(box: Sandbox) -> str:
-        return await work(box)
+    build = work.tool(idempotent=True)
 
     @agent(tools=[build])
     async def builds() -> str:
@@ -241,10 +236,7 @@ async def test_files_of_earlier_calls_are_never_replaced_by_a_blank_disk(open_ru
 async def test_a_fresh_call_that_may_be_repeated_has_nothing_to_lose(open_runtime: Any) -> None:
     provider = FakeProvider()
     work = _Dying(provider, deaths=1)
-
-    @tool(env=ENV, fresh=True, idempotent=True)
-    async def build(box: Sandbox) -> str:
-        return await work(box)
+    build = work.tool(fresh=True, idempotent=True)
 
     @agent(tools=[build])
     async def builds() -> list[str]:
@@ -258,10 +250,7 @@ async def test_a_fresh_call_that_may_be_repeated_has_nothing_to_lose(open_runtim
 async def test_hosts_that_keep_dying_are_given_up_on(open_runtime: Any) -> None:
     provider = FakeProvider()
     work = _Dying(provider, deaths=99)
-
-    @tool(env=ENV, idempotent=True)
-    async def build(box: Sandbox) -> str:
-        return await work(box)
+    build = work.tool(idempotent=True)
 
     @agent(tools=[build])
     async def builds() -> str:

@@ -14,10 +14,11 @@ from drawloom.engine.text.tokenizer import Tokenizer
 from drawloom.prompts import Prompt
 from drawloom.runtime.dispatch.backends import tiny_model
 from drawloom.tools.chat_template import ChatTemplate
+from tests.fakes.scripted_engine import call
 
 Open = Callable[..., Awaitable[Runtime]]
 _FOLDER = Path(__file__).parents[2] / "tools" / "templates"
-_CALL = '<tool_call>\n{"name": "look", "arguments": {"what": "a"}}\n</tool_call>'
+_CALL = call("look", what="a")
 
 
 def _template(name: str, calls: str = "") -> ChatTemplate:
@@ -108,7 +109,7 @@ async def test_contents_never_become_control_tokens(open_runtime: Open) -> None:
         await chat.turn()
         return list(chat.ids)
 
-    calls = '<tool_call>\n{"name": "bad", "arguments": {}}\n</tool_call>'
+    calls = call("bad")
     runtime = await open_runtime(lambda prompt: "ok" if "tool_response" in prompt else calls)
     ids = await runtime.run(reads)
     tokenizer = runtime.dispatcher.engine.tokenizer

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +27,9 @@ from drawloom import (
 )
 from drawloom.errors import Cancelled, ConfigError
 from drawloom.runtime.scheduler.events import Decoded, Preempted
+from tests.fakes.scripted_engine import call
 
 ran: list[str] = []
-
-
-def call(name: str, **arguments: object) -> str:
-    body = json.dumps({"name": name, "arguments": arguments})
-    return f"<tool_call>\n{body}\n</tool_call>"
 
 
 @tool(readonly=True)

@@ -25,9 +25,10 @@ from drawloom.runtime.server.directory import Caller
 from drawloom.runtime.server.names import header_value, is_name
 from drawloom.runtime.server.openai_requests import Message
 from drawloom.runtime.server.serve import bind
+from tests.fakes.scripted_engine import call
 from tests.lanes import examples
 
-CALL = '<tool_call>\n{"name": "get", "arguments": {"city": "Rome"}}\n</tool_call>'
+CALL = call("get", city="Rome")
 TOOL = {
     "type": "function",
     "function": {
@@ -188,8 +189,8 @@ async def test_a_client_builds_the_whole_answer_from_the_stream(scripted: Any, t
         state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
     streamed = state.current_completion_snapshot.model_dump()
     for answer in (whole, streamed):
-        for call in answer["choices"][0]["message"].get("tool_calls") or ():
-            assert len(call.pop("id")) == 9
+        for made in answer["choices"][0]["message"].get("tool_calls") or ():
+            assert len(made.pop("id")) == 9
     found, expected = streamed["choices"][0], whole["choices"][0]
     calls = [c["function"] for c in found["message"]["tool_calls"] or ()]
     assert [(c["name"], c["arguments"]) for c in calls] == [

@@ -18,9 +18,10 @@ from drawloom.runtime.scheduler.events import (
 )
 from drawloom.runtime.server.app import Server
 from drawloom.runtime.server.sessions import AGENT
+from tests.fakes.scripted_engine import call
 
 TOOL = {"type": "function", "function": {"name": "get", "parameters": {"type": "object"}}}
-CALL = '<tool_call>\n{"name": "get", "arguments": {}}\n</tool_call>'
+CALL = call("get")
 TEXT = "Thought: look.\nAction: get()"
 Json = dict[str, Any]
 

@@ -30,6 +30,7 @@ from drawloom.runtime.server.session import Session
 from drawloom.runtime.server.sessions import SessionTable
 from drawloom.tools.chat_template import ChatTemplate
 from drawloom.tools.tool_call import new_call_id
+from tests.fakes.scripted_engine import call
 from tests.lanes import examples
 
 Json = dict[str, Any]
@@ -291,9 +292,9 @@ def test_a_history_written_anew_is_the_same_conversation(
                 assert TOKENIZER.decode(job.prompt.tokens, special=True).endswith(shown[-20:])
             before = job
             messages = [*messages, answer]
-            for call in answer.get("tool_calls", ()):
+            for made in answer.get("tool_calls", ()):
                 messages.append(
-                    {"role": "tool", "content": draw(RESULTS), "tool_call_id": call["id"]}
+                    {"role": "tool", "content": draw(RESULTS), "tool_call_id": made["id"]}
                 )
             if not answer.get("tool_calls"):
                 messages.append({"role": "user", "content": draw(WORDS) + "!"})
@@ -305,7 +306,7 @@ def test_a_history_written_anew_is_the_same_conversation(
 
 # --- what the model sees ------------------------------------------------------------------
 
-CALL = '<tool_call>\n{"name": "get", "arguments": {"city": "Rome"}}\n</tool_call>'
+CALL = call("get", city="Rome")
 QUESTION: Json = {"role": "user", "content": "Where?"}
 
 

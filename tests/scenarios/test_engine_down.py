@@ -97,7 +97,7 @@ def _told(runtime: Runtime) -> list[Any]:
 
 @pytest.fixture
 async def isolated(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Runtime]:
-    monkeypatch.setattr(process_engine, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(process_engine, "_FIRST_PAUSE_SECONDS", 0.01)
     folder = tiny_model()
     engine = await asyncio.to_thread(
         ProcessEngine.load, str(folder), EngineConfig(kv_tokens=2048, device="cpu")
@@ -142,7 +142,7 @@ async def test_all_programs_hear_why_an_engine_does_not_come_back(
     isolated: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = subprocess.Popen
-    monkeypatch.setattr(process_engine, "_STARTS", 2)
+    monkeypatch.setattr(process_engine, "_MAX_STARTS", 2)
     monkeypatch.setattr(subprocess, "Popen", lambda command, **more: real(["false"], **more))
     runs = [await isolated.start(talker, f"n{i}") for i in range(8)]
     await _until(lambda: isolated.dispatcher.scheduler.state.running_calls > 2)

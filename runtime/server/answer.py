@@ -20,9 +20,11 @@ class PlainParser:
     """Parse an answer for which no tools were offered: all of it is content."""
 
     def feed(self, text: str) -> list[Piece]:
+        """Return the text as content."""
         return [Text(text)] if text else []
 
     def end(self) -> list[Piece]:
+        """Return nothing: no text is held back."""
         return []
 
 

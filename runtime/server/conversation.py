@@ -84,6 +84,7 @@ class Record:
 
     @property
     def start(self) -> bytes:
+        """Return the digest by which the conversation is found."""
         return beginning(self.entries)
 
     @property
@@ -93,6 +94,7 @@ class Record:
 
     @property
     def size(self) -> int:
+        """Return the number of tokens, the answer included."""
         return len(self.tokens) + sum(len(answer.tokens) for answer in self.answers[:1])
 
 
@@ -114,10 +116,12 @@ class PlainRecord:
 
     @property
     def issued_calls(self) -> set[str]:
+        """Return nothing: text has no calls."""
         return set()
 
     @property
     def size(self) -> int:
+        """Return the number of tokens, the answer included."""
         return len(self.tokens)
 
 

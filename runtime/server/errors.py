@@ -28,6 +28,7 @@ class HttpError(DrawloomError):
 
     @property
     def body(self) -> dict[str, Any]:
+        """Return the body of the answer."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         return {"error": error}

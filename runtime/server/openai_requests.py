@@ -21,7 +21,7 @@ from drawloom.runtime.server import bounds
 from drawloom.runtime.server.bounds import Flag
 from drawloom.runtime.server.errors import HttpError
 from drawloom.runtime.server.names import Name
-from drawloom.runtime.server.toolspecs import AnyToolChoice, Model, ToolChoice, ToolSpec
+from drawloom.runtime.server.toolspecs import AnyToolChoice, RequestPart, ToolChoice, ToolSpec
 from drawloom.tools.closed_schemas import close_objects
 
 _TEXTS = {"text": "text", "input_text": "text", "refusal": "refusal"}
@@ -65,17 +65,17 @@ Content = Annotated[
 ]
 
 
-class FunctionCall(Model):
+class FunctionCall(RequestPart):
     name: str
     arguments: str | dict[str, Any] | None = "{}"
 
 
-class MessageCall(Model):
+class MessageCall(RequestPart):
     id: str | None = ""
     function: FunctionCall
 
 
-class Message(Model):
+class Message(RequestPart):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content = None
     name: str | None = None
@@ -115,13 +115,13 @@ def _rendered_call(call: MessageCall) -> dict[str, Any]:
     return {"id": call.id or "", "type": "function", "function": function}
 
 
-class SchemaSpec(Model):
+class SchemaSpec(RequestPart):
     name: str | None = ""
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: Flag | None = None
 
 
-class ResponseFormat(Model):
+class ResponseFormat(RequestPart):
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: SchemaSpec | None = None
 
@@ -139,11 +139,11 @@ class ResponseFormat(Model):
         return Grammar("json_schema", json.dumps(schema))
 
 
-class StreamOptions(Model):
+class StreamOptions(RequestPart):
     include_usage: Flag | None = False
 
 
-class Sampling(Model):
+class Sampling(RequestPart):
     """Read the fields that chat and text completions share: sampling and program."""
 
     model: str | None = None
@@ -268,7 +268,7 @@ class CompletionRequest(Sampling):
         return self
 
 
-class ReleaseRequest(Model):
+class ReleaseRequest(RequestPart):
     program_id: Name
 
 

@@ -12,7 +12,7 @@ _LONGEST = 64
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
-class Model(BaseModel):
+class RequestPart(BaseModel):
     """Parse a part of a request; unknown fields are ignored, as clients expect."""
 
     model_config = ConfigDict(extra="ignore")
@@ -43,14 +43,14 @@ Parameters = Annotated[
 ]
 
 
-class FunctionSpec(Model):
+class FunctionSpec(RequestPart):
     name: ToolName
     description: str | None = None
     parameters: Parameters | None = None
     strict: Flag | None = None
 
 
-class ToolSpec(Model):
+class ToolSpec(RequestPart):
     type: Literal["function"] = "function"
     function: FunctionSpec
 
@@ -65,23 +65,23 @@ class ToolSpec(Model):
         return {"type": "function", "function": shown}
 
 
-class NamedFunction(Model):
+class NamedFunction(RequestPart):
     name: ToolName
 
 
-class ToolChoice(Model):
+class ToolChoice(RequestPart):
     """Name one function: one that must be called, or one of those allowed."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
-class AllowedTools(Model):
+class AllowedTools(RequestPart):
     mode: Literal["auto", "required"]
     tools: list[ToolChoice] = Field(min_length=1, max_length=MOST_TOOLS)
 
 
-class AllowedToolsChoice(Model):
+class AllowedToolsChoice(RequestPart):
     """Restrict the model to some of the offered functions."""
 
     type: Literal["allowed_tools"]
@@ -151,7 +151,7 @@ __all__ = [
     "AnyToolChoice",
     "Calls",
     "FunctionSpec",
-    "Model",
+    "RequestPart",
     "ToolChoice",
     "ToolSpec",
     "calls_of",

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from drawloom.runtime.console import output
 from drawloom.runtime.scheduler import Scheduler
-from drawloom.runtime.scheduler.actions import StartStep, Wake
+from drawloom.runtime.scheduler.actions import ScheduleTick, StartStep
 from drawloom.runtime.scheduler.events import (
     ConversationEnded,
     Decoded,
@@ -30,7 +30,6 @@ from drawloom.runtime.scheduler.events import (
     StepFinished,
     StepReady,
     Tick,
-    ToolFinished,
     ToolStarted,
 )
 from drawloom.runtime.scheduler.policies import make_policy
@@ -90,7 +89,7 @@ class _Load:
         for action in actions:
             if isinstance(action, StartStep):
                 self.started.append((action.program, action.step))
-            elif isinstance(action, Wake):
+            elif isinstance(action, ScheduleTick):
                 self.wakes.append(action.at)
 
     def submit(self) -> None:
@@ -153,7 +152,6 @@ class _Load:
         self._finish(name, line, step, tool)
         self.send(ToolStarted(name, line, tool, None))
         self.now += 1e-3
-        self.send(ToolFinished(name, line, tool, 1.0))
         self.ready(name, line, tool)
 
     def step(self) -> float:

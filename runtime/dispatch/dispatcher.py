@@ -33,9 +33,9 @@ from drawloom.runtime.scheduler.actions import (
     RefuseStep,
     ReleaseEnvs,
     ReleaseKV,
+    ScheduleTick,
     StartStep,
     StartTool,
-    Wake,
     WarmEnv,
 )
 from drawloom.runtime.scheduler.events import (
@@ -96,7 +96,7 @@ class Dispatcher:
             ReleaseKV: lambda a: self._later(self._release_kv(a)),
             DemoteKV: lambda a: self._later(self._demote(a)),
             PrefetchKV: lambda a: self._later(self._prefetch(a)),
-            Wake: self._wake,
+            ScheduleTick: self._wake,
             WarmEnv: lambda a: self.environments.warm(a.env, a.count),
             ClaimEnv: lambda a: self.environments.claim_early(a.env, a.program),
             ParkEnvs: self._park,
@@ -267,7 +267,7 @@ class Dispatcher:
         reply = await self.engine.prefetch(action.conversation)
         self._decided(action, answer=reply.status.value, tokens=reply.tokens)
 
-    def _wake(self, action: Wake) -> None:
+    def _wake(self, action: ScheduleTick) -> None:
         loop = asyncio.get_running_loop()
         delay = max(0.0, action.at - time.monotonic())
         self._timers = {t for t in self._timers if not t.cancelled() and t.when() > loop.time()}

@@ -11,7 +11,7 @@ from drawloom.runtime.execution.replay import check_arguments, record_value, rep
 from drawloom.runtime.execution.speculative_prefill import StableOutput
 from drawloom.runtime.execution.tool_run import ToolRun
 from drawloom.runtime.execution.tool_stages import run_stages
-from drawloom.runtime.scheduler.events import ToolFinished, ToolStarted
+from drawloom.runtime.scheduler.events import ToolStarted
 from drawloom.runtime.store.error_json import record_error, restore_error
 from drawloom.runtime.store.result_json import decode, describe, encode
 from drawloom.runtime.store.store import RowExists, StepRow
@@ -170,12 +170,11 @@ async def _record_intent(run: ToolRun) -> None:
 
 async def _record_outcome(run: ToolRun, outcome: dict[str, Any]) -> None:
     program, tool, call = run.program, run.tool, run.call
-    dispatcher, conversation = program.dispatcher, program.full(run.conversation)
+    dispatcher = program.dispatcher
     await dispatcher.store.end_tool(program.id, call.id, run.intent | outcome)
     if run.sandbox is not None:
         with contextlib.suppress(SandboxDied):  # the next call of the program will say so
             await run.sandbox.forget()
-    dispatcher.emit(ToolFinished(program.id, conversation, tool.name, outcome["seconds"]))
     dispatcher.note(program.id, "tool.finished", tool=tool.name, step=call.id, ok=outcome["ok"])
 
 

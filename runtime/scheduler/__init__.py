@@ -1,6 +1,7 @@
 """The scheduler: events in, actions out. No clock, no I/O, no tensor.
 
-May import the leaf and the graph. Policies (`policies/`) are made by name and handed to it.
+`events.py` and `actions.py` are its protocol, `scheduler.py` its entry, `policy.py` the seam of
+policies, `policies/` the policies by name. May import the leaf and the graph.
 """
 
 from drawloom.runtime.scheduler.policy import Policy

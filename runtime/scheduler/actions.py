@@ -1,11 +1,11 @@
-"""What the scheduler decides. Each is carried out by the live loop, or by a simulator."""
+"""Actions that the scheduler decides on; the dispatcher or a simulator carries them out."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Let a program run."""
+    """Let a new program run."""
 
     program: str
 
@@ -22,8 +22,15 @@ class StartStep:
 
 @dataclass(frozen=True, slots=True)
 class RefuseStep:
-    """An LLM call can never run: its prompt leaves no room in the longest conversation that its
-    engine can have."""
+    """Refuse an LLM call whose prompt is too long for its engine's longest conversation.
+
+    Attributes:
+        engine: of the call.
+        program: whose call it is.
+        step: its name.
+        prompt: its tokens.
+        room: tokens of the longest conversation.
+    """
 
     engine: str
     program: str
@@ -34,7 +41,7 @@ class RefuseStep:
 
 @dataclass(frozen=True, slots=True)
 class LeaseKV:
-    """Keep a conversation's KV for `ttl` seconds; `value` is the seconds that it saves."""
+    """Keep a conversation's KV for `ttl` seconds; `value` is the seconds that this saves."""
 
     engine: str
     program: str
@@ -45,7 +52,14 @@ class LeaseKV:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseKV:
-    """A conversation is over. `evict` frees its blocks at once instead of when room is needed."""
+    """Release the KV of a finished conversation.
+
+    Attributes:
+        engine: that has it.
+        program: whose conversation it was.
+        conversation: that has ended.
+        evict: free its blocks at once, instead of when they are needed.
+    """
 
     engine: str
     program: str
@@ -64,7 +78,7 @@ class DemoteKV:
 
 @dataclass(frozen=True, slots=True)
 class PrefetchKV:
-    """Bring a conversation's KV back from host memory before it is needed."""
+    """Copy a conversation's KV back from host memory before it is needed."""
 
     engine: str
     program: str
@@ -73,7 +87,7 @@ class PrefetchKV:
 
 @dataclass(frozen=True, slots=True)
 class MoveKV:
-    """Bring a conversation's KV from one engine to another; its next call is there."""
+    """Copy a conversation's KV from one engine to another, where its next call will run."""
 
     engine: str
     target: str
@@ -82,15 +96,15 @@ class MoveKV:
 
 
 @dataclass(frozen=True, slots=True)
-class Wake:
-    """Send a `Tick` at this time, the scheduler's own."""
+class ScheduleTick:
+    """Send a `Tick` at this time, by the scheduler's clock."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class WarmEnv:
-    """Keep `count` environments of a key ready."""
+    """Keep `count` environments of a key warm."""
 
     host: str
     env: str
@@ -99,7 +113,7 @@ class WarmEnv:
 
 @dataclass(frozen=True, slots=True)
 class ClaimEnv:
-    """Take an environment for a program now, before its call is complete."""
+    """Claim an environment for a program, before its tool call is complete."""
 
     host: str
     program: str
@@ -118,8 +132,7 @@ class StartTool:
 
 @dataclass(frozen=True, slots=True)
 class ParkEnvs:
-    """Put a program's environments aside, so that others have their room; it will claim them again
-    as they were."""
+    """Park a program's environments, to free their slots; its next claim brings them back."""
 
     host: str
     program: str
@@ -127,7 +140,7 @@ class ParkEnvs:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseEnvs:
-    """Give back all that a program had."""
+    """Release all environments of a program."""
 
     program: str
 
@@ -141,7 +154,7 @@ Action = (
     | DemoteKV
     | PrefetchKV
     | MoveKV
-    | Wake
+    | ScheduleTick
     | WarmEnv
     | ClaimEnv
     | StartTool
@@ -161,8 +174,8 @@ __all__ = [
     "RefuseStep",
     "ReleaseEnvs",
     "ReleaseKV",
+    "ScheduleTick",
     "StartStep",
     "StartTool",
-    "Wake",
     "WarmEnv",
 ]

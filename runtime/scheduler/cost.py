@@ -1,7 +1,7 @@
-"""What computing costs, as the scheduler and the simulator see it."""
+"""Cost model of an engine: seconds of prefill, decode and copies."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from drawloom.errors import ConfigError
@@ -9,19 +9,21 @@ from drawloom.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Of one engine and model; all in seconds. `drawloom profile` measures it, `learn` refines it.
+    """Predict the seconds that one engine and model take.
 
-    A step of n new tokens over c cached ones, with b sequences of t tokens decoding beside it,
-    takes ``step + prefill n + prefill_cached n c + decode_sequence b + decode_token t``.
+    An engine step of n new tokens over c cached ones, with b sequences of t context tokens in all
+    that decode in it, takes
+    ``step + prefill n + prefill_cached n c + decode_sequence b + decode_token t``.
+    `drawloom profile` measures the model. All values are seconds.
 
-    Args:
-        prefill: a prompt token, waiting for others in the batch included.
-        prefill_cached: and for each token that it attends to.
-        step: a step, whatever it computes (reading the weights).
-        decode_sequence: a sequence that decodes in it.
-        decode_token: a token of context of these.
-        copy: moving a token's KV between device and host memory.
-        call: what an LLM call takes beside its tokens, on its way to the engine and back.
+    Attributes:
+        prefill: for a prompt token, waiting for others in the batch included.
+        prefill_cached: for a prompt token and each token that it attends to.
+        step: for an engine step, whatever it computes (reading the weights).
+        decode_sequence: for a sequence that decodes in a step.
+        decode_token: for a context token of such a sequence.
+        copy: for moving a token's KV between device and host memory.
+        call: for an LLM call beside its tokens, on its way to the engine and back.
     """
 
     prefill: float = 1e-4
@@ -52,23 +54,16 @@ class CostModel:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     def recompute(self, tokens: int) -> float:
-        """Seconds that having `tokens` tokens in the cache saves."""
+        """Return the seconds to compute a context of `tokens` tokens that is not in the cache."""
         return self.prefill * tokens + self.prefill_cached * tokens * tokens / 2
 
     def restore(self, tokens: int) -> float:
-        """Seconds that bringing them back from host memory takes."""
+        """Return the seconds to copy `tokens` tokens back from host memory."""
         return self.copy * tokens
 
     def decode(self, sequences: int, context: int) -> float:
-        """Seconds of a step that decodes `sequences` sequences of `context` tokens in all."""
+        """Return the seconds of a step that decodes `sequences` of `context` tokens in all."""
         return self.step + self.decode_sequence * sequences + self.decode_token * context
-
-    def learn(self, tokens: int, seconds: float, weight: float = 0.1) -> "CostModel":
-        """The model after one more observed prefill."""
-        if tokens < 1 or seconds <= 0:
-            return self
-        fresh = seconds / tokens
-        return replace(self, prefill=(1 - weight) * self.prefill + weight * fresh)
 
 
 __all__ = ["CostModel"]

@@ -1,18 +1,28 @@
-"""What the scheduler hears. Every event names its program, and its engine or host."""
+"""Events that the scheduler is told of. Every event names its program, and its engine or host."""
 
 import math
 from dataclasses import dataclass
 
 from drawloom.errors import ConfigError
 
-CLIENT = "client"  # is waited for where an answer over HTTP asked for no tool
+CLIENT = "client"  # pseudo-tool: an HTTP program answered without a tool call
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramSubmitted:
-    """A program wants to run. `envs` are the environment keys its tools may need, `fresh` those of
-    them that each call has one of its own of; `expect_tokens` and `expect_steps` what it says of
-    itself: its largest context, its LLM calls in all."""
+    """Submit a program.
+
+    Attributes:
+        program: its name.
+        agent: whose program it is.
+        tenant: to whom it belongs.
+        priority: higher goes first.
+        deadline: time by which it should have ended.
+        envs: keys of the environments that its tools may need.
+        expect_tokens: its largest context, as it declares.
+        expect_steps: its LLM calls in all, as it declares.
+        fresh: those of `envs` of which each call has one of its own.
+    """
 
     program: str
     agent: str
@@ -27,8 +37,10 @@ class ProgramSubmitted:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """A program's declared graph says how many LLM calls are still to come, by what it knows now
-    (a plan was made, a branch was taken)."""
+    """Declare how many LLM calls of a program are still to come, by what it knows now.
+
+    Sent when a declared graph has made a plan or taken a branch.
+    """
 
     program: str
     steps: float
@@ -36,7 +48,17 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class StepReady:
-    """An LLM call has its input: `prompt` tokens in all, at most `output` to come."""
+    """Announce an LLM call that has its input.
+
+    Attributes:
+        program: whose call it is.
+        conversation: that it begins or continues.
+        step: its name.
+        state: its state in the execution graph.
+        engine: at which it is to run.
+        prompt: tokens of its input.
+        output: the most tokens that it may decode.
+    """
 
     program: str
     conversation: str
@@ -49,12 +71,22 @@ class StepReady:
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
-    """An LLM call ended with a context of `context` tokens; `calls` are the tools it asked for, as
-    ``tool`` or, where the arguments say more of how long it takes, ``tool:bucket``.
+    """Report an LLM call that ended with an answer.
 
-    It was `queued` seconds at its engine, then had `service` seconds there; of these, `computed`
-    prompt tokens took `seconds` to prefill. After a `final` one its program has nothing to do
-    that is known of.
+    Attributes:
+        program: whose call it was.
+        conversation: that it continued.
+        step: its name.
+        state: its state in the execution graph.
+        engine: at which it ran.
+        context: tokens of the conversation now.
+        calls: tools that it asked for, as ``tool`` or, where the arguments say more of how long it
+            takes, ``tool:bucket``.
+        computed: prompt tokens that were not in the cache.
+        seconds: that computing them took.
+        queued: seconds that it waited at the engine.
+        service: seconds that it ran there.
+        final: its program has nothing to do after it that is known of.
     """
 
     program: str
@@ -73,7 +105,7 @@ class StepFinished:
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
-    """An LLM call ended without an answer: its engine failed, or nobody waits for it any more."""
+    """Report an LLM call without an answer: its engine failed, or nobody waits for it any more."""
 
     program: str
     step: str
@@ -81,8 +113,12 @@ class StepFailed:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A step of an engine is over. Of each call that it said a token of: the program, the call, and
-    the tokens that its context has now."""
+    """Report the running calls that decoded tokens in one engine step.
+
+    Attributes:
+        engine: at which.
+        calls: program, step and context tokens of each call.
+    """
 
     engine: str
     calls: tuple[tuple[str, str, int], ...]
@@ -90,8 +126,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """Block pressure: what runs has outgrown its engine's memory, and a call gave way. It waits
-    there until there is room for it again."""
+    """Report a call that was preempted for want of blocks; it waits at its engine for some."""
 
     program: str
     step: str
@@ -100,7 +135,13 @@ class Preempted:
 
 @dataclass(frozen=True, slots=True)
 class ToolNamed:
-    """A tool's name was decoded; `env` is the key of the environment it runs in, if any."""
+    """Report that the model has named a tool that it is about to call.
+
+    Attributes:
+        program: whose call it is.
+        tool: its name.
+        env: key of the environment that it runs in; None if it needs none.
+    """
 
     program: str
     tool: str
@@ -109,7 +150,15 @@ class ToolNamed:
 
 @dataclass(frozen=True, slots=True)
 class ToolReady:
-    """A tool call can run: its program has its environment. `call` names it for the `host`."""
+    """Announce a tool call whose program has its environment.
+
+    Attributes:
+        program: whose call it is.
+        conversation: that waits for it.
+        call: its name at the host.
+        tool: its name.
+        host: of the environment.
+    """
 
     program: str
     conversation: str
@@ -120,6 +169,15 @@ class ToolReady:
 
 @dataclass(frozen=True, slots=True)
 class ToolStarted:
+    """Report a tool call that has begun to run.
+
+    Attributes:
+        program: whose call it is.
+        conversation: that waits for it.
+        tool: its name.
+        env: key of the environment that it runs in; None if it needs none.
+    """
+
     program: str
     conversation: str
     tool: str
@@ -127,17 +185,16 @@ class ToolStarted:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolFinished:
-    program: str
-    conversation: str
-    tool: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class Forked:
-    """A conversation was forked. The child begins with the first `shared` tokens of its parent; by
-    default with all of them."""
+    """Report that a conversation was forked.
+
+    Attributes:
+        program: whose conversation it is.
+        parent: conversation that was forked.
+        child: conversation that begins.
+        engine: of the child.
+        shared: tokens of the parent that the child begins with; None is all of them.
+    """
 
     program: str
     parent: str
@@ -148,7 +205,7 @@ class Forked:
 
 @dataclass(frozen=True, slots=True)
 class ConversationEnded:
-    """A conversation is over: nobody will continue it."""
+    """Report a conversation that nobody will continue."""
 
     program: str
     conversation: str
@@ -156,8 +213,12 @@ class ConversationEnded:
 
 @dataclass(frozen=True, slots=True)
 class ProgramEnded:
-    """It returned, failed, was cancelled, or its client is gone. With `keep` somebody may go on
-    where it was: its KV stays as long as there is room."""
+    """Report a program that returned, failed, was cancelled, or lost its client.
+
+    Attributes:
+        program: its name.
+        keep: leave its KV in the cache while there is room, as somebody may go on from it.
+    """
 
     program: str
     keep: bool = False
@@ -165,8 +226,14 @@ class ProgramEnded:
 
 @dataclass(frozen=True, slots=True)
 class EngineUp:
-    """An engine with room for `kv_tokens` tokens is there, and for `host_tokens` behind it; one
-    conversation has at most `longest` (0: the engine says so itself)."""
+    """Report an engine that is up, or has other sizes than before.
+
+    Attributes:
+        engine: its name.
+        kv_tokens: capacity of its device in KV tokens.
+        host_tokens: capacity of host memory behind it.
+        longest: tokens of the longest conversation that it can have; 0 if it reports that itself.
+    """
 
     engine: str
     kv_tokens: int
@@ -176,36 +243,34 @@ class EngineUp:
 
 @dataclass(frozen=True, slots=True)
 class EngineDown:
-    """An engine is gone, with all KV on it and behind it. It may come up again."""
+    """Report an engine that is gone, with all of its KV; it may come up again."""
 
     engine: str
 
 
 @dataclass(frozen=True, slots=True)
 class EngineDrain:
-    """An engine is about to go: the calls that it has may end, it is given no others. `EngineUp`
-    takes it back."""
+    """Report an engine that is about to go: its calls may end, but it gets no others.
+
+    `EngineUp` takes it back.
+    """
 
     engine: str
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
-    """Say how busy an engine is: calls that wait and run there, KV tokens that are free, and the
-    share of the last prompts' tokens that it found in its cache."""
-
-    engine: str
-    queued: int
-    running: int
-    free_tokens: int
-    hit_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class TenantShare:
-    """What a tenant may have from now on: service by its `weight` where others wait as well, at
-    most `programs` at a time, and none more once those that run were promised `kv_tokens`.
-    Raises `ConfigError` for a weight, or a limit, under which nothing would ever run."""
+    """Set the weight and the limits of a tenant.
+
+    Attributes:
+        tenant: its name.
+        weight: share of service where others wait as well.
+        programs: the most programs that may be active at a time.
+        kv_tokens: no further program is admitted once active ones have reserved so many tokens.
+
+    Raises:
+        ConfigError: nothing would ever run with this weight or limit.
+    """
 
     tenant: str
     weight: float = 1.0
@@ -221,7 +286,11 @@ class TenantShare:
 
     @classmethod
     def parse(cls, text: str) -> "TenantShare":
-        """From ``NAME:weight=2,programs=8,kv_tokens=100000``. Raises `ConfigError`."""
+        """Parse ``NAME:weight=2,programs=8,kv_tokens=100000``.
+
+        Raises:
+            ConfigError: the text is something else.
+        """
         name, _, rest = text.partition(":")
         kinds: dict[str, type] = {"weight": float, "programs": int, "kv_tokens": int}
         try:
@@ -239,13 +308,18 @@ class TenantShare:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The time is what the scheduler asked to be woken at."""
+    """Report that a time has come at which the scheduler asked for a tick."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostUp:
-    """A sandbox host is there. At most `slots` environments fit on it, used or not. If it `parks`,
-    it can put one aside while nothing runs in it, and claim it again as it was."""
+    """Report a sandbox host.
+
+    Attributes:
+        host: its name.
+        slots: environments that fit on it, used or not.
+        parks: it can park an environment while nothing runs in it.
+    """
 
     host: str
     slots: int
@@ -254,8 +328,16 @@ class HostUp:
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """What a sandbox host has ready of one environment; `limit` is its pool's size, `cold` the
-    seconds that making one took lately, 0 if none was made."""
+    """Report the warm environments of one key on a sandbox host.
+
+    Attributes:
+        host: its name.
+        env: the key.
+        warm: environments that are ready.
+        creating: environments that are being made.
+        limit: the most that its pool may keep.
+        cold: seconds that making one took lately; 0 if none was made.
+    """
 
     host: str
     env: str
@@ -276,14 +358,12 @@ Event = (
     | ToolNamed
     | ToolReady
     | ToolStarted
-    | ToolFinished
     | Forked
     | ConversationEnded
     | ProgramEnded
     | EngineUp
     | EngineDown
     | EngineDrain
-    | EngineLoad
     | HostUp
     | HostState
     | TenantShare
@@ -295,7 +375,6 @@ __all__ = [
     "Decoded",
     "EngineDown",
     "EngineDrain",
-    "EngineLoad",
     "EngineUp",
     "Event",
     "Expected",
@@ -310,7 +389,6 @@ __all__ = [
     "StepReady",
     "TenantShare",
     "Tick",
-    "ToolFinished",
     "ToolNamed",
     "ToolReady",
     "ToolStarted",

@@ -1,17 +1,17 @@
-"""What calls cost, learned from those that ended."""
+"""Cost model of an engine that was not profiled, learned from its calls."""
 
 from drawloom.runtime.scheduler.cost import CostModel
 
-_FADE = 0.98  # of what was learned, with each call
-_SPREAD = 0.1  # of the mean prompt, squared, from which on prompts differ enough for a line
+_DECAY = 0.98  # of all earlier calls, with each call
+_SPREAD = 0.1  # variance over squared mean of prompts, from which on a line is fitted
 
 
 class LearnedCost:
-    """The cost model of an engine that was not profiled, from the calls that it ended.
+    """Fit a cost model to the calls that ended.
 
-    Prefills lie on a line over the tokens that they computed (least squares, old calls fade): its
-    slope is a prompt token, whatever a call takes beside. While prompts are alike it is the mean.
-    A step is what an output token takes.
+    Prefill seconds are a line over the computed tokens (least squares, older calls decay): its
+    slope is the cost of a prompt token. While prompts are alike, the mean is used instead. The cost
+    of an engine step is that of an output token.
     """
 
     __slots__ = ("_decoding", "_model", "_output", "_sums")
@@ -22,25 +22,31 @@ class LearnedCost:
         self._output = self._decoding = 0.0
 
     def learn(self, computed: int, prefill: float, output: int, decoding: float) -> None:
-        """Learn from a call that computed so many prompt tokens in `prefill` seconds, and said so
-        many in `decoding`."""
+        """Learn from a call.
+
+        Args:
+            computed: prompt tokens that it computed.
+            prefill: seconds that this took.
+            output: tokens that it decoded.
+            decoding: seconds that this took.
+        """
         if computed > 0 and prefill > 0:
             w, x, y, xx, xy = self._sums
             self._sums = (
-                _FADE * w + 1.0,
-                _FADE * x + computed,
-                _FADE * y + prefill,
-                _FADE * xx + computed * computed,
-                _FADE * xy + computed * prefill,
+                _DECAY * w + 1.0,
+                _DECAY * x + computed,
+                _DECAY * y + prefill,
+                _DECAY * xx + computed * computed,
+                _DECAY * xy + computed * prefill,
             )
         if output > 0 and decoding > 0:
-            self._output = _FADE * self._output + output
-            self._decoding = _FADE * self._decoding + decoding
+            self._output = _DECAY * self._output + output
+            self._decoding = _DECAY * self._decoding + decoding
         self._model = None
 
     @property
     def model(self) -> CostModel:
-        """The cost model as it is now; before anything was learned, the default."""
+        """Return the cost model; the default one before anything was learned."""
         if self._model is None:
             known = CostModel()
             step = self._decoding / self._output if self._output else known.step

@@ -1,28 +1,35 @@
-"""What each tenant was given, and what it may have.
+"""Fair shares and limits of tenants.
 
 Fair share is after start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) over engine
-seconds: a tenant's `attained` service grows by what its calls take over its weight. One that comes
-back starts level with the neediest of those that wait; one whose programs all ran is owed no more
-than a few of them when it begins to wait. How far one may run ahead of another that waits is the
-policy's affair.
+seconds: a tenant's attained service grows by the service of its calls over its weight. A tenant
+that returns starts level with the least served one that waits; a tenant whose programs all ran is
+owed no more than a few programs' service when it begins to wait. How far one may run ahead of
+another is the policy's decision.
 """
 
-import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from drawloom.graph.running_mean import RunningMean
 from drawloom.runtime.scheduler.events import TenantShare
+from drawloom.runtime.scheduler.lazy_heap import LazyHeap
 from drawloom.runtime.scheduler.program_state import ProgramState
 
-_LEARN = 0.05
-_CREDIT = 8.0
-_REMEMBERED = 10_000
+_CREDIT = 8.0  # programs' service that a tenant is owed at most when it begins to wait
+_REMEMBERED = 10_000  # tenants without programs
 
 
 @dataclass(slots=True, eq=False)
 class Tenant:
-    """`attained`: seconds of service over its weight. `active` programs of it run, and were
-    promised `claimed` KV tokens; `live` ones are not over."""
+    """Keep what a tenant has, and may have.
+
+    Attributes:
+        share: its weight and limits.
+        attained: seconds of service over its weight.
+        active: its active programs.
+        live: its programs that have not ended.
+        reserved_tokens: KV tokens that its active programs are promised.
+    """
 
     share: TenantShare
     attained: float = 0.0
@@ -32,116 +39,135 @@ class Tenant:
 
     @property
     def full(self) -> bool:
-        """Whether no further program of it may run for now."""
-        most, tokens = self.share.programs, self.share.kv_tokens
-        if most is not None and self.active >= most:
+        """Return True if no further program of it may run."""
+        programs, tokens = self.share.programs, self.share.kv_tokens
+        if programs is not None and self.active >= programs:
             return True
         return tokens is not None and self.active > 0 and self.reserved_tokens >= tokens
 
     @property
     def limited(self) -> bool:
+        """Return True if it has limits."""
         return self.share.programs is not None or self.share.kv_tokens is not None
 
 
 class Tenants:
-    """All tenants that matter: who has programs, or left with more service than the neediest had.
+    """Keep the tenants with programs, and those that left with more service than a newcomer has.
 
     Attributes:
-        most: the most service that one has had, over its weight.
-        usual: the mean seconds of service of a program of any tenant; 0 while none has ended.
+        most_attained: the most service that any tenant has had, over its weight.
     """
 
     def __init__(self) -> None:
         self._shares: dict[str, TenantShare] = {}
         self._known: dict[str, Tenant] = {}
-        self._gone: list[tuple[float, str]] = []
+        self._left = LazyHeap[tuple[float, str]](self._is_gone)
         self._watchers: list[Callable[[str], None]] = []
-        self._ended = 0
-        self.most = self.usual = 0.0
+        self._program_service = RunningMean(warm_up=True)
+        self.most_attained = 0.0
+
+    @property
+    def mean_service(self) -> float:
+        """Return the mean seconds of service of a program of any tenant; 0 before one ended."""
+        return self._program_service.value or 0.0
 
     def of(self, program: ProgramState) -> Tenant:
-        """The tenant that a program is of."""
+        """Return the tenant of a program."""
         return self.named(program.submission.tenant)
 
     def named(self, name: str) -> Tenant:
+        """Return a tenant by its name; a new one if it is not known."""
         found = self._known.get(name)
         if found is None:
             share = self._shares.get(name) or TenantShare(name)
             found = self._known[name] = Tenant(share)
         return found
 
-    def watch(self, freed: Callable[[str], None]) -> None:
-        """Whom to tell when a tenant may have more than just before."""
-        self._watchers.append(freed)
+    def watch(self, on_freed: Callable[[str], None]) -> None:
+        """Call a function with the name of a tenant whenever it may have more than before."""
+        self._watchers.append(on_freed)
 
-    def unwatch(self, freed: Callable[[str], None]) -> None:
-        """Tell one no more."""
-        self._watchers.remove(freed)
+    def unwatch(self, on_freed: Callable[[str], None]) -> None:
+        """Undo `watch`."""
+        self._watchers.remove(on_freed)
 
-    def _freed(self, name: str) -> None:
-        for freed in self._watchers:
-            freed(name)
+    def _notify(self, name: str) -> None:
+        for on_freed in self._watchers:
+            on_freed(name)
 
-    def share(self, share: TenantShare) -> None:
-        """From now on a tenant has this weight and these limits."""
+    def set_share(self, share: TenantShare) -> None:
+        """Change the weight and the limits of a tenant."""
         self._shares[share.tenant] = share
         if share.tenant in self._known:
             self._known[share.tenant].share = share
-        self._freed(share.tenant)
+        self._notify(share.tenant)
 
     def on_first_waiting(self, program: ProgramState, floor: float | None) -> None:
-        """The first program of a tenant waits. Before it none did; of those that wait already the
-        neediest has had so much service, None if nobody waits."""
-        level = self.most if floor is None else floor
+        """Adjust a tenant's attained service when it begins to wait.
+
+        Args:
+            program: the first of the tenant that waits.
+            floor: the least attained service of the tenants that wait already; None if none does.
+        """
+        level = self.most_attained if floor is None else floor
         tenant = self.of(program)
-        owed = _CREDIT * self.usual if tenant.live > 1 else 0.0
+        owed = _CREDIT * self.mean_service if tenant.live > 1 else 0.0
         tenant.attained = max(tenant.attained, level - owed)
         self._forget(level)
 
     def submit(self, program: ProgramState) -> None:
+        """Count a new program."""
         self.of(program).live += 1
 
     def activate(self, program: ProgramState) -> None:
+        """Count a program that becomes active."""
         tenant = self.of(program)
         tenant.active += 1
         tenant.reserved_tokens += program.reserved_tokens
 
     def deactivate(self, program: ProgramState) -> None:
+        """Count a program that is no longer active."""
         tenant = self.of(program)
         tenant.active -= 1
         tenant.reserved_tokens -= program.reserved_tokens
         if tenant.limited:
-            self._freed(program.submission.tenant)
+            self._notify(program.submission.tenant)
 
     def update_reservation(self, program: ProgramState, change: int) -> None:
-        """An active program was promised so many KV tokens more."""
+        """Add `change` KV tokens to the reservation of an active program."""
         tenant = self.of(program)
         tenant.reserved_tokens += change
         if tenant.limited:
-            self._freed(program.submission.tenant)
+            self._notify(program.submission.tenant)
 
     def charge(self, program: ProgramState, seconds: float) -> None:
-        """A program's call has had so many seconds of an engine."""
+        """Charge a tenant for the service of a program's call."""
         tenant = self.of(program)
         tenant.attained += seconds / tenant.share.weight
-        self.most = max(self.most, tenant.attained)
+        self.most_attained = max(self.most_attained, tenant.attained)
 
     def end(self, program: ProgramState) -> None:
-        self._ended += 1
-        self.usual += max(1 / self._ended, _LEARN) * (program.service - self.usual)
+        """Count a program that has ended."""
+        self._program_service.add(program.service)
         tenant = self.of(program)
         tenant.live -= 1
         if not tenant.live:
-            heapq.heappush(self._gone, (tenant.attained, program.submission.tenant))
+            self._left.push((tenant.attained, program.submission.tenant))
 
     def _forget(self, level: float) -> None:
-        """Who left and would come back to this level is like one that was never here. When too
-        many are ahead of it, the least ahead are forgotten as well."""
-        while self._gone and (self._gone[0][0] <= level or len(self._gone) > _REMEMBERED):
-            attained, name = heapq.heappop(self._gone)
-            tenant = self._known.get(name)
-            if tenant is not None and not tenant.live and tenant.attained == attained:
-                del self._known[name]
+        """Forget tenants that left and are not ahead of `level`: a newcomer starts there as well.
+
+        Beyond `_REMEMBERED`, the ones that are least ahead are forgotten too.
+        """
+        while (gone := self._left.top) is not None:
+            if gone[0] > level and len(self._left) <= _REMEMBERED:
+                return
+            self._left.pop()
+            del self._known[gone[1]]
+
+    def _is_gone(self, entry: tuple[float, str]) -> bool:
+        tenant = self._known.get(entry[1])
+        return tenant is not None and not tenant.live and tenant.attained == entry[0]
 
 
 __all__ = ["Tenant", "Tenants"]

@@ -1,23 +1,25 @@
-"""Programs that are held, before their admission or while paused, in the policy's order."""
+"""Programs that wait for admission, in the policy's order."""
 
 from collections.abc import Callable
 from itertools import count
 from typing import Any
 
 from drawloom.graph.execution_graph import ExecutionGraph
-from drawloom.runtime.scheduler.lazy_heap import Heap
+from drawloom.runtime.scheduler.lazy_heap import LazyHeap
 from drawloom.runtime.scheduler.program_state import ProgramState, Rank
 from drawloom.runtime.scheduler.tenants import Tenant, Tenants
 
-Due = tuple[int, float, int, ProgramState]  # priority, when it is due, index
-Choice = tuple[Rank, int, ProgramState]  # its place among its agent's new ones
-Offer = tuple[Rank, int, int, int, ProgramState]  # rank, index, entry, its agent's programs by then
+Due = tuple[int, float, int, ProgramState]  # negative priority, due time, index
+NewEntry = tuple[Rank, int, ProgramState]  # rank among the agent's new programs, index
+RankEntry = tuple[Rank, int, int, int, ProgramState]  # rank, index, version, agent's programs
 
 
 class TenantQueue:
-    """The held programs of one tenant. Of an agent's new programs only the first competes with
-    others: what the agent's history says is the same for all of them, so that ranks are computed
-    for few."""
+    """Order the waiting programs of one tenant.
+
+    Of an agent's new programs only the first is ranked among all others: the agent's history says
+    the same of all of them, so that ranks are computed for few.
+    """
 
     def __init__(
         self,
@@ -27,170 +29,178 @@ class TenantQueue:
     ) -> None:
         self.tenant, self._wait_queue, self._graph = tenant, wait_queue, graph
         self.count = 0
-        self._offers = Heap[Offer](self._is_current_rank)
-        self._new: dict[str, Heap[Choice]] = {}
-        self._dues = Heap[Due](self._is_current_due)
+        self._ranked = LazyHeap[RankEntry](self._is_last_rank)
+        self._new: dict[str, LazyHeap[NewEntry]] = {}
+        self._dues = LazyHeap[Due](self._is_last_due)
 
-    def add(self, program: ProgramState, order: Rank) -> None:
+    def add(self, program: ProgramState, rank: Rank) -> None:
+        """Add a program; `rank` orders the new ones of an agent."""
         self.count += 1
         program.queue = self
-        if not program.begun:
-            self._queue(program, order)
+        if not program.was_admitted:
+            self._add_new(program, rank)
         elif program.pending_steps:
-            self._push_rank(program)
-        self.wait(program)
+            self._rank(program)
+        self.track_due(program)
 
     def remove(self, program: ProgramState) -> None:
-        led = self._is_first_new(program)
+        """Remove a program."""
+        was_first = self._is_first_new(program)
         self.count -= 1
         program.queue = None
-        if led:
-            self._push_next_new(program.submission.agent)
+        if was_first:
+            self._rank_first_new(program.submission.agent)
 
-    def rerank(self, program: ProgramState, order: Rank) -> None:
-        """What is known of a program has changed; it is ranked anew, for itself."""
-        if not program.begun and order != program.agent_rank:
-            led = self._is_first_new(program)
-            program.rank_version += led  # what it was offered by is no longer so
-            self._queue(program, order)
-            if led:
-                self._push_next_new(program.submission.agent)
-        alone = self._graph(
-            program
-        ).stats.states_informative  # its state says more than its agent does
-        if (program.begun or alone or self._is_first_new(program)) and program.wants_admission:
-            self._push_rank(program)
+    def rerank(self, program: ProgramState, rank: Rank) -> None:
+        """Rank a program anew, since more is known of it."""
+        if not program.was_admitted and rank != program.agent_rank:
+            was_first = self._is_first_new(program)
+            program.rank_version += was_first  # its rank among all others is stale
+            self._add_new(program, rank)
+            if was_first:
+                self._rank_first_new(program.submission.agent)
+        differs = program.was_admitted or self._graph(program).stats.states_informative
+        if (differs or self._is_first_new(program)) and program.wants_admission:
+            self._rank(program)
 
-    def wait(self, program: ProgramState) -> None:
-        """A program may be held until it is due."""
+    def track_due(self, program: ProgramState) -> None:
+        """Order a program by the time at which it becomes due, if it wants to be admitted."""
         if program.wants_admission:
             self._dues.push((*_urgency(program), program))
 
     @property
     def first(self) -> ProgramState | None:
-        """The program of least rank. Ranks are as old as the offers, but for the least one, which
-        is looked at again when its agent's history has grown."""
-        while (entry := self._offers.least) is not None:
+        """Return the program with the least rank.
+
+        Ranks may be out of date; the least one is computed again if programs of its agent have
+        ended since.
+        """
+        while (entry := self._ranked.top) is not None:
             _, _, _, known, program = entry
             if known == self._graph(program).stats.programs:
                 return program
-            self._offers.pop()
-            self._push_rank(program)
+            self._ranked.pop()
+            self._rank(program)
         return None
 
     @property
     def rank(self) -> tuple[Rank, int, int] | None:
-        """The least rank, of which program, and its entry."""
-        entry = None if self.first is None else self._offers.least
+        """Return the least rank, with index and rank version of its program."""
+        entry = None if self.first is None else self._ranked.top
         return None if entry is None else entry[:3]
 
     @property
     def due(self) -> ProgramState | None:
-        """Of the highest priority that competes, the program that is due first."""
-        while (item := self._dues.least) is not None:
+        """Return the program that becomes due first, of the highest priority."""
+        while (item := self._dues.top) is not None:
             program = item[3]
-            due = self._wait_queue.due_at(program)
-            if due <= program.due_at:
+            due_at = self._wait_queue.due_at(program)
+            if due_at <= program.due_at:
                 return program
             self._dues.pop()
-            program.due_at = due  # more is known of its like: they take longer
-            self.wait(program)
+            program.due_at = due_at  # programs of its agent turned out to take longer
+            self.track_due(program)
         return None
 
-    def _queue(self, program: ProgramState, order: Rank) -> None:
-        """A new program waits among those of its agent, of which the first competes."""
-        program.agent_rank = order
-        queue = self._new.get(program.submission.agent)
-        if queue is None:
-            queue = self._new[program.submission.agent] = Heap(self._is_waiting_new)
-        queue.push((order, program.index, program))
+    def _add_new(self, program: ProgramState, rank: Rank) -> None:
+        program.agent_rank = rank
+        agent = program.submission.agent
+        if agent not in self._new:
+            self._new[agent] = LazyHeap(self._is_waiting_new)
+        self._new[agent].push((rank, program.index, program))
         if self._is_first_new(program):
-            self._push_rank(program)
+            self._rank(program)
 
-    def _push_rank(self, program: ProgramState) -> None:
-        """Let a program compete by the rank that it has now; only its last entry counts."""
+    def _rank(self, program: ProgramState) -> None:
+        """Rank a program among all others; its earlier ranks become stale."""
         program.rank_version += 1
-        known = self._graph(program).stats.programs
-        self._offers.push(
-            (self._wait_queue.rank(program), program.index, program.rank_version, known, program)
-        )
+        rank, known = self._wait_queue.rank(program), self._graph(program).stats.programs
+        self._ranked.push((rank, program.index, program.rank_version, known, program))
 
-    def _push_next_new(self, agent: str) -> None:
+    def _rank_first_new(self, agent: str) -> None:
         queue = self._new.get(agent)
-        first = None if queue is None else queue.least
+        first = None if queue is None else queue.top
         if first is None:
             self._new.pop(agent, None)
         else:
-            self._push_rank(first[2])
+            self._rank(first[2])
 
     def _is_first_new(self, program: ProgramState) -> bool:
         queue = self._new.get(program.submission.agent)
-        first = None if queue is None else queue.least
+        first = None if queue is None else queue.top
         return first is not None and first[2] is program
 
-    def _is_current_due(self, item: Due) -> bool:
-        """Whether a program still competes, by when it is due now."""
+    def _is_last_due(self, item: Due) -> bool:
         program = item[3]
         return program.queue is self and program.wants_admission and item[1] == program.due_at
 
-    def _is_waiting_new(self, choice: Choice) -> bool:
-        """Whether it is what is now known of a new program that waits."""
-        program = choice[2]
-        return program.queue is self and not program.begun and choice[0] == program.agent_rank
+    def _is_waiting_new(self, entry: NewEntry) -> bool:
+        program = entry[2]
+        waits = program.queue is self and not program.was_admitted
+        return waits and entry[0] == program.agent_rank
 
-    def _is_current_rank(self, entry: Offer) -> bool:
-        """Whether it is the last entry of a program that waits."""
+    def _is_last_rank(self, entry: RankEntry) -> bool:
         program = entry[4]
-        return (
-            program.queue is self and program.wants_admission and entry[2] == program.rank_version
-        )
+        waits = program.queue is self and program.wants_admission
+        return waits and entry[2] == program.rank_version
 
 
-class _QueueHeap:
-    """Find the queue with the least key.
+class _QueueOrder:
+    """Find the tenant queue with the least key.
 
-    A queue must `enter` whenever its key may have become less; one without a key does not compete,
-    and has to enter again when it has one.
+    A queue must `enter` whenever its key may have become less. A queue without a key does not
+    compete, and must enter again when it has one.
+
+    Args:
+        key: returns a queue's key; None if it has none.
     """
 
     def __init__(self, key: Callable[[TenantQueue], Any]) -> None:
         self._key = key
-        self._entries = Heap[tuple[Any, int, TenantQueue]](self._current)
-        self._valid: dict[TenantQueue, int] = {}
+        self._entries = LazyHeap[tuple[Any, int, TenantQueue]](self._is_last)
+        self._last: dict[TenantQueue, int] = {}
         self._numbers = count()
 
     def enter(self, queue: TenantQueue) -> None:
+        """Order a queue by its present key."""
         key = self._key(queue)
         if key is not None:
-            number = self._valid[queue] = next(self._numbers)
+            number = self._last[queue] = next(self._numbers)
             self._entries.push((key, number, queue))
 
     def leave(self, queue: TenantQueue) -> None:
-        self._valid.pop(queue, None)
+        """Remove a queue."""
+        self._last.pop(queue, None)
 
-    def _current(self, entry: tuple[Any, int, TenantQueue]) -> bool:
-        return self._valid.get(entry[2]) == entry[1]
+    def _is_last(self, entry: tuple[Any, int, TenantQueue]) -> bool:
+        return self._last.get(entry[2]) == entry[1]
 
     @property
     def least(self) -> TenantQueue | None:
-        while (entry := self._entries.least) is not None:
+        """Return the queue with the least key; a key that has grown is looked up again."""
+        while (entry := self._entries.top) is not None:
             key, _, queue = entry
             if self._key(queue) == key:
                 return queue
             self._entries.pop()
-            del self._valid[queue]
+            del self._last[queue]
             self.enter(queue)
         return None
 
 
 class WaitQueue:
-    """The held programs of all tenants. Those of a tenant that has all that it may have do not
-    compete until it has less.
+    """Order the waiting programs of all tenants.
+
+    Programs of a tenant that is at its limits are passed over.
+
+    Args:
+        graph: returns the execution graph of a program's agent.
+        tenants: of the programs.
 
     Attributes:
-        rank: the policy's order of held programs; the least is admitted first.
-        due_at: when a held program has been held for too long, by what is known now.
-        programs: those that are held.
+        rank: returns the policy's rank of a waiting program; the least is admitted first.
+        due_at: returns when a waiting program becomes due, by what is known now.
+        programs: the waiting programs, by name.
     """
 
     def __init__(self, graph: Callable[[ProgramState], ExecutionGraph], tenants: Tenants) -> None:
@@ -199,75 +209,76 @@ class WaitQueue:
         self.programs: dict[str, ProgramState] = {}
         self._graph, self._tenants = graph, tenants
         self._queues: dict[str, TenantQueue] = {}
-        self._by_rank = _QueueHeap(lambda queue: None if queue.tenant.full else queue.rank)
-        self._by_due = _QueueHeap(_due)
-        self._by_service = _QueueHeap(_service)
-        self._heaps = (self._by_rank, self._by_due, self._by_service)
+        self._by_rank = _QueueOrder(lambda queue: None if queue.tenant.full else queue.rank)
+        self._by_due = _QueueOrder(_due)
+        self._by_service = _QueueOrder(_service)
+        self._orders = (self._by_rank, self._by_due, self._by_service)
 
-    def add(self, program: ProgramState, order: Rank) -> None:
-        """A program is new, or paused. New ones of one agent go by `order`."""
+    def add(self, program: ProgramState, rank: Rank) -> None:
+        """Add a new or paused program; `rank` orders the new ones of an agent."""
         self.programs[program.id] = program
         queue = self._queues.get(program.submission.tenant)
         if queue is None:
-            needy = self._by_service.least
+            least = self.least_served
             self._tenants.on_first_waiting(
-                program, None if needy is None else needy.tenant.attained
+                program, None if least is None else least.tenant.attained
             )
             tenant = self._tenants.of(program)
-            queue = self._queues[program.submission.tenant] = TenantQueue(self, tenant, self._graph)
-        queue.add(program, order)
+            queue = TenantQueue(self, tenant, self._graph)
+            self._queues[program.submission.tenant] = queue
+        queue.add(program, rank)
         self._enter(queue)
 
     def remove(self, program: ProgramState) -> None:
-        """A program is admitted, or over."""
+        """Remove a program."""
         del self.programs[program.id]
         queue = self._queues[program.submission.tenant]
         queue.remove(program)
         if not queue.count:
             del self._queues[program.submission.tenant]
-            for heap in self._heaps:
-                heap.leave(queue)
+            for order in self._orders:
+                order.leave(queue)
 
-    def rerank(self, program: ProgramState, order: Rank) -> None:
-        """What is known of a held program has changed; it is ranked anew, for itself."""
+    def rerank(self, program: ProgramState, rank: Rank) -> None:
+        """Rank a program anew, since more is known of it."""
         queue = self._queues[program.submission.tenant]
-        queue.rerank(program, order)
+        queue.rerank(program, rank)
         self._enter(queue)
 
-    def wait(self, program: ProgramState) -> None:
-        """A held program may be held until it is due."""
+    def track_due(self, program: ProgramState) -> None:
+        """Order a program by the time at which it becomes due, if it wants to be admitted."""
         queue = self._queues[program.submission.tenant]
-        queue.wait(program)
+        queue.track_due(program)
         self._by_due.enter(queue)
 
-    def freed(self, tenant: str) -> None:
-        """A tenant has less than it had; its programs may compete again."""
+    def on_tenant_freed(self, tenant: str) -> None:
+        """Let a tenant's programs compete again, since fewer of it run."""
         if (queue := self._queues.get(tenant)) is not None:
             self._enter(queue)
 
     def _enter(self, queue: TenantQueue) -> None:
-        for heap in self._heaps:
-            heap.enter(queue)
+        for order in self._orders:
+            order.enter(queue)
 
     @property
     def first(self) -> ProgramState | None:
-        """The program of least rank."""
+        """Return the program with the least rank."""
         queue = self._by_rank.least
         return None if queue is None else queue.first
 
     @property
     def due(self) -> ProgramState | None:
-        """Of the highest priority that competes, the program that is due first."""
+        """Return the program that becomes due first, of the highest priority."""
         queue = self._by_due.least
         return None if queue is None else queue.due
 
     @property
     def least_served(self) -> TenantQueue | None:
-        """The programs of the tenant with the least service."""
+        """Return the queue of the tenant with the least attained service."""
         return self._by_service.least
 
     def ranked(self) -> list[ProgramState]:
-        """All whose tenants may have more, by rank."""
+        """Return all programs whose tenants are below their limits, by rank."""
         free = (p for p in self.programs.values() if not self._tenants.of(p).full)
         return sorted(free, key=self.rank)
 

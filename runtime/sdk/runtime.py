@@ -114,7 +114,7 @@ class Runtime(SyncUse):
             if limit is not None and limit < 1:
                 raise ConfigError(f"{name}={limit}: nothing could run; leave it out for no limit")
         for name, given in (("containers", containers), ("memory", memory)):
-            if given is not None and not self._policy.houses:
+            if given is not None and not self._policy.admits_by_env_capacity:
                 raise ConfigError(
                     f"{name}={given}: policy {policy!r} does not admit programs by places, so they "
                     "could wait for each other's for ever; choose drawloom, or leave it out"

@@ -17,10 +17,10 @@ from drawloom.runtime.sim.report import figures
 from drawloom.runtime.sim.sim_program import Outcome
 
 
-class NoLook(LeastCost):
-    """`LeastCost` without looks: a new program runs to its end."""
+class NoProbe(LeastCost):
+    """Order by `LeastCost` without probes: a new program runs to its end."""
 
-    def look(self, state: SchedulerState, program: ProgramState) -> int:
+    def probation_calls(self, state: SchedulerState, program: ProgramState) -> int:
         return 0
 
     def cost(self, state: SchedulerState, program: ProgramState) -> float:
@@ -28,7 +28,7 @@ class NoLook(LeastCost):
 
 
 class NoPause(Throughput):
-    """`Throughput` that pauses nobody when memory overflows."""
+    """Admit by `Throughput`, but pause no program when memory overflows."""
 
     def overflows(self, state: SchedulerState) -> bool:
         return False
@@ -37,7 +37,7 @@ class NoPause(Throughput):
 VARIANTS: dict[str, Callable[[], Drawloom]] = {
     "drawloom": Drawloom,
     "order: by arrival": lambda: Drawloom(order=Order()),
-    "order: no looks": lambda: Drawloom(order=NoLook(Parameters())),
+    "order: no looks": lambda: Drawloom(order=NoProbe(Parameters())),
     "admission: everybody": lambda: Drawloom(admission=Admission()),
     "admission: 16 programs": lambda: Drawloom(admission=Cap(16)),
     "admission: memory alone": lambda: Drawloom(Parameters(busy=-1.0)),

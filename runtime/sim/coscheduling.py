@@ -33,19 +33,16 @@ _CAPS = (0.2, 0.25, 0.33, 0.4, 0.55)
 
 
 class _AnyRoom(Drawloom):
-    """Admission looks at KV alone, and environments are taken by the first tool."""
+    """Claim environments by the first tool instead of at admission."""
 
     name = "drawloom, environments apart"
-    claim_early = False
-
-    def _housed(self, state: SchedulerState, program: ProgramState, now: float) -> bool:
-        return True
+    claims_early = False
 
 
 class _FirstTool(Drawloom):
     name = "drawloom, tools by arrival"
 
-    def tool(
+    def tool_priority(
         self, state: SchedulerState, program: ProgramState, event: ToolReady, now: float
     ) -> float:
         return 0.0

@@ -27,6 +27,7 @@ from drawloom.runtime.scheduler.events import (
     StepReady,
 )
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
+from drawloom.runtime.scheduler.policy import Grant
 from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 from drawloom.runtime.sim.presets import Machine
@@ -73,9 +74,9 @@ def accesses(log: Sequence[tuple[Work, Job, int]], unit: int) -> list[Access]:
 class FrozenDrawloom(Drawloom):
     """`drawloom`'s retention under another's order: everybody runs."""
 
-    def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
+    def admit(self, state: SchedulerState, now: float) -> Iterator[Grant]:
         while (program := state.wait_queue.first) is not None:
-            yield program
+            yield self.grant(state, program)
 
     def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         return iter(())

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from drawloom.runtime.scheduler.conversation_state import ConversationState
 from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.events import StepReady
-from drawloom.runtime.scheduler.policy import Keep, Policy, Retention
-from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState, Rank
+from drawloom.runtime.scheduler.policy import Grant, Keep, Policy, Retention
+from drawloom.runtime.scheduler.program_state import ProgramState, Rank
 from drawloom.runtime.scheduler.state import SchedulerState
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.workload import Job
@@ -37,26 +38,26 @@ class Clairvoyant(Policy):
         left = self._left[program.id]
         return left[min(program.steps, len(left) - 1)]
 
-    def order(self, state: SchedulerState, program: ProgramState) -> Rank:
+    def agent_rank(self, state: SchedulerState, program: ProgramState) -> Rank:
         return (self._work(program),)
 
     def rank(self, state: SchedulerState, program: ProgramState) -> Rank:
         return (self._work(program),)
 
-    def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
+    def admit(self, state: SchedulerState, now: float) -> Iterator[Grant]:
         while (program := state.wait_queue.first) is not None:
-            if not self.takes(state, program):
+            if not self.would_admit(state, program):
                 return
-            yield program
+            yield self.grant(state, program)
 
-    def takes(self, state: SchedulerState, program: ProgramState) -> bool:
+    def would_admit(self, state: SchedulerState, program: ProgramState) -> bool:
         need = self.reserve(state, program)
-        return not state.active or state.reserved_tokens + need <= _FULL * state.capacity
+        return not state.active or state.totals.reserved_tokens + need <= _FULL * state.capacity
 
     def reserve(self, state: SchedulerState, program: ProgramState) -> int:
         return self._jobs[program.id].peak
 
-    def priority(
+    def step_priority(
         self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
         return self._work(program)

@@ -21,9 +21,9 @@ from drawloom.runtime.scheduler.actions import (
     RefuseStep,
     ReleaseEnvs,
     ReleaseKV,
+    ScheduleTick,
     StartStep,
     StartTool,
-    Wake,
     WarmEnv,
 )
 from drawloom.runtime.scheduler.events import (
@@ -118,7 +118,7 @@ class Simulation:
             DemoteKV: self._demote,
             PrefetchKV: self._prefetch,
             MoveKV: self._move,
-            Wake: lambda a: self._at(a.at, self._tell, Tick()),
+            ScheduleTick: lambda a: self._at(a.at, self._tell, Tick()),
             WarmEnv: lambda a: None,
             ClaimEnv: lambda a: self._claim(a.program),
             StartTool: self._start_tool,

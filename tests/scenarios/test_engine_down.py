@@ -19,6 +19,7 @@ from drawloom.engine.hosting.process_engine import ProcessEngine
 from drawloom.errors import EngineClosed
 from drawloom.runtime.dispatch.backends import tiny_model
 from drawloom.runtime.scheduler.events import EngineDown, EngineUp
+from drawloom.runtime.scheduler.state import Totals
 from drawloom.runtime.server.app import Server
 from drawloom.tools.chat_template import ChatTemplate
 from tests.fakes.scripted_engine import ScriptedEngine
@@ -118,22 +119,17 @@ async def test_programs_say_the_same_and_end_when_the_engine_is_killed(isolated:
         isolated.dispatcher.scheduler.state,
     )
     runs = [await isolated.start(talker, name) for name in names]
-    await _until(lambda: state.running_calls > 2)
+    await _until(lambda: state.totals.running_calls > 2)
     os.kill(engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     await _until(lambda: told)
     assert isinstance(told[0], EngineDown)
-    assert (state.running_calls, state.active, state.capacity) == (0, {}, 0)
+    assert (state.totals.running_calls, state.active, state.capacity) == (0, {}, 0)
     runs.append(await isolated.start(talker, "n0"))  # one that comes meanwhile
     async with asyncio.timeout(300):
         answers = [await run.result() for run in runs]
     assert answers == [*wanted, wanted[0]]
     assert [type(event) for event in told] == [EngineDown, EngineUp]
-    assert (state.programs, state.private_tokens, state.paused_tokens, state.capacity) == (
-        {},
-        0,
-        0,
-        2048,
-    )
+    assert (state.programs, state.totals, state.capacity) == ({}, Totals(), 2048)
     stats = await engine.stats()
     assert (stats.cache.conversations, stats.cache.held_blocks, stats.batch.running) == (0, 0, 0)
 
@@ -145,7 +141,7 @@ async def test_all_programs_hear_why_an_engine_does_not_come_back(
     monkeypatch.setattr(process_engine, "_MAX_STARTS", 2)
     monkeypatch.setattr(subprocess, "Popen", lambda command, **more: real(["false"], **more))
     runs = [await isolated.start(talker, f"n{i}") for i in range(8)]
-    await _until(lambda: isolated.dispatcher.scheduler.state.running_calls > 2)
+    await _until(lambda: isolated.dispatcher.scheduler.state.totals.running_calls > 2)
     os.kill(isolated.dispatcher.engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     async with asyncio.timeout(120):
         ends = await asyncio.gather(*(run.result() for run in runs), return_exceptions=True)
@@ -185,12 +181,7 @@ async def test_a_program_that_ends_while_the_engine_is_down_leaves_nothing() -> 
         await run.cancel()
         engine.live_again(1000)
         state = runtime.dispatcher.scheduler.state
-        assert (state.programs, state.private_tokens, state.paused_tokens, engine.resumed) == (
-            {},
-            0,
-            0,
-            [],
-        )
+        assert (state.programs, state.totals, engine.resumed) == ({}, Totals(), [])
 
 
 async def test_a_stream_over_http_goes_on_where_its_engine_died() -> None:

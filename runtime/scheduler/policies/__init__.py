@@ -1,4 +1,4 @@
-"""Hold the policies: drawloom, composed of parts, and its rivals, one file each.
+"""Policies by name: `drawloom`, which is composed of parts, and its rivals, one file each.
 
 May import the scheduler.
 """

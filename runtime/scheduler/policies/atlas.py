@@ -1,8 +1,8 @@
 """`atlas`: least attained critical-path service first (Autellix, arXiv 2502.13965).
 
 A call goes by the service that its program has had, in queues of growing quanta (2, 8, 32, 128 s:
-the paper does not publish its own); within one, in order of arrival. Whoever has waited more than
-β times what it was served goes to the top. Nothing is kept at tool boundaries.
+the paper does not publish its own); within one, in order of arrival. A program that has waited more
+than β times the service it had goes to the top. Nothing is kept at tool boundaries.
 """
 
 from drawloom.runtime.scheduler.events import StepReady
@@ -15,14 +15,17 @@ _BETA = 2.0
 
 
 class Atlas(RequestLevel):
+    """Serve the program with the least attained service first."""
+
     name = "atlas"
     spill = True
 
-    def priority(
+    def step_priority(
         self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
         served = program.service
-        if now - program.submitted_at > (1 + _BETA) * max(served, _QUANTA[0]) and program.steps:
+        waited = now - program.submitted_at
+        if waited > (1 + _BETA) * max(served, _QUANTA[0]) and program.steps:
             return -1.0
         return float(sum(served >= quantum for quantum in _QUANTA))
 

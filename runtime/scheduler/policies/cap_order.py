@@ -1,6 +1,8 @@
-"""`cap-order:N`: at most N programs at a time in `drawloom`'s order, at admission and at the
-engine, and nothing else of it: what its order alone is worth, with the best number known
-beforehand."""
+"""`cap-order:N`: `drawloom`'s order alone, with a fixed number of programs.
+
+At most N programs run at a time, in `drawloom`'s order at admission and at the engine. It shows
+what that order is worth, with the best N known beforehand.
+"""
 
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
 from drawloom.runtime.scheduler.policies.parts.admission import Cap
@@ -9,6 +11,8 @@ from drawloom.runtime.scheduler.policies.parts.residency import Residency
 
 
 class CapOrder(Drawloom):
+    """Run a fixed number of programs in `drawloom`'s order."""
+
     name = "cap-order"
 
     def __init__(self, programs: float = 16) -> None:

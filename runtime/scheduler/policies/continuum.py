@@ -3,17 +3,18 @@
 At a tool boundary the KV is kept for the τ that maximises ``P(τ, tool) (T η + reload) - τ``: P is
 the empirical distribution of the tool's return times, T the mean queueing delay of calls, η = 1
 (turns left say nothing about turns done). Order: calls whose KV is kept, then programs in order
-of arrival. Should the first that waits not fit, the pinned program that arrived last gives way to
-it, and so on; should memory run out, it loses its KV first.
+of arrival. If the first waiting call does not fit, the pinned program that arrived last gives way
+to it, and so on; if memory runs out, that one loses its KV first.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterator
 
+from drawloom.runtime.scheduler.conversation_state import ConversationState
 from drawloom.runtime.scheduler.events import StepReady
 from drawloom.runtime.scheduler.policies.pinning import Pinning
 from drawloom.runtime.scheduler.policy import Keep, Retention
-from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 _FIRST = 1e9
@@ -21,22 +22,23 @@ _DEFAULT = 2.0
 
 
 class Continuum(Pinning):
+    """Pin KV for the time of the largest expected benefit."""
+
     name = "continuum"
     spill = True
 
     def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         yield from super().pause(state, now)
         head = next((p for p in state.wait_queue.ranked() if p.pending_steps), None)
-        pinned = sorted(
-            (p for p in state.active.values() if p.at_tool_boundary), key=lambda p: p.index
-        )
-        while head and pinned and state.tokens + head.tokens > state.capacity:
+        programs = (p for p in state.active.values() if p.at_tool_boundary)
+        pinned = sorted(programs, key=lambda program: program.index)
+        while head and pinned and state.totals.tokens + head.tokens > state.capacity:
             yield pinned.pop()
 
-    def priority(
+    def step_priority(
         self, state: SchedulerState, program: ProgramState, step: StepReady, now: float
     ) -> float:
-        pinned = now <= program.conversations[step.conversation].until
+        pinned = now <= program.conversations[step.conversation].lease_end
         return program.index - (_FIRST if pinned else 0.0)
 
     def retain(
@@ -46,16 +48,14 @@ class Continuum(Pinning):
         conversation: ConversationState,
         now: float,
     ) -> Retention:
-        samples = state.graph(program.submission.agent).durations.samples(
-            conversation.waiting or ""
-        )
+        durations = state.graph(program.submission.agent).durations
+        samples = durations.samples(conversation.pending_tools or "")
         cost = state.cost
         reload = cost.recompute(conversation.context)
         if state.host_tokens:
             reload = min(reload, cost.restore(conversation.context))
-        queueing = (
-            sum(state.queue_seconds) / len(state.queue_seconds) if state.queue_seconds else 0.0
-        )
+        waits = state.queue_seconds
+        queueing = sum(waits) / len(waits) if waits else 0.0
         ttl = best_ttl(samples, queueing + reload) if samples else _DEFAULT
         if ttl <= 0:
             return None
@@ -63,7 +63,7 @@ class Continuum(Pinning):
 
 
 def best_ttl(samples: list[float], benefit: float) -> float:
-    """The τ of most ``P(τ) benefit - τ`` among the sorted samples and 0."""
+    """Return the τ of the largest ``P(τ) benefit - τ``, among the sorted samples and 0."""
     best, found = 0.0, 0.0
     for at, seconds in enumerate(samples):
         if at + 1 < len(samples) and samples[at + 1] == seconds:

@@ -1,13 +1,14 @@
 """`kvflow`: eviction by steps to execution, and prefetch before it (arXiv 2507.07400).
 
-Of a workflow's agents, those whose turn is furthest lose their KV first, to host memory where
-there is some; what comes next is brought back before its turn. A conversation that waits for a tool
-is one step away; how far in seconds says the tool's median. Calls go in order of arrival.
+The agents of a workflow whose turn is furthest lose their KV first, to host memory where there is
+some; KV that is needed next is brought back before its turn. A conversation that waits for a tool
+is one step away; how many seconds that is, the tool's median says. Calls go in order of arrival.
 """
 
+from drawloom.runtime.scheduler.conversation_state import ConversationState
 from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
-from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
-from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState
+from drawloom.runtime.scheduler.policy import Keep, MoveToHost, Retention
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 _LONG = 600.0
@@ -15,6 +16,8 @@ _UNKNOWN = 5.0
 
 
 class Kvflow(RequestLevel):
+    """Evict the KV first that is needed last, and prefetch it in time."""
+
     name = "kvflow"
     spill = True
 
@@ -26,11 +29,11 @@ class Kvflow(RequestLevel):
         now: float,
     ) -> Retention:
         durations = state.graph(program.submission.agent).durations
-        away = durations.quantile(conversation.waiting or "", 0.5)
-        away = _UNKNOWN if away is None else away
+        median = durations.quantile(conversation.pending_tools or "", 0.5)
+        away = _UNKNOWN if median is None else median
         copy = state.cost.restore(conversation.context)
-        if state.host_tokens and state.tokens > state.capacity and away > 2 * copy:
-            return Demote(away - copy)
+        if state.host_tokens and state.totals.tokens > state.capacity and away > 2 * copy:
+            return MoveToHost(away - copy)
         return Keep(_LONG, conversation.context / (1.0 + away))
 
 

@@ -1,34 +1,36 @@
-"""What policies share whose kept KV nobody may take before its time: `continuum`, `infercept`,
-`saga` hold a call back while memory is pinned or in use, as the engines do that they change.
+"""Base of policies that pin KV: `continuum`, `infercept`, `saga`.
 
-Leases here are soft: the engine would break them for any call that starts. So a call whose
-program holds nothing waits in the scheduler until it fits beside what is pinned or computing; when
-nothing computes, the first one goes on whatever it breaks (their guard against deadlock).
+They hold a call back while memory is pinned or in use, as the engines do that they change. Leases
+here are soft: the engine would break them for any call that starts. So a call whose program holds
+nothing waits in the scheduler until it fits beside what is pinned or computing; when nothing
+computes, the first one starts whatever it breaks (their guard against deadlock).
 """
 
 from collections.abc import Iterator
 
 from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
+from drawloom.runtime.scheduler.policy import Grant
 from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Pinning(RequestLevel):
+    """Admit calls that fit beside pinned KV."""
+
     def pause(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
         for program in [p for p in state.active.values() if p.at_tool_boundary]:
-            if all(conversation.until <= now for conversation in program.conversations.values()):
+            if all(one.lease_end <= now for one in program.conversations.values()):
                 yield program
 
-    def admit(self, state: SchedulerState, now: float) -> Iterator[ProgramState]:
-        waiting = [p for p in state.wait_queue.ranked() if p.pending_steps]
-        for program in waiting:
-            if not self.takes(state, program):
+    def admit(self, state: SchedulerState, now: float) -> Iterator[Grant]:
+        for program in [p for p in state.wait_queue.ranked() if p.pending_steps]:
+            if not self.would_admit(state, program):
                 return
-            yield program
+            yield self.grant(state, program)
 
-    def takes(self, state: SchedulerState, program: ProgramState) -> bool:
-        computing = any(p.running for p in state.active.values())
-        fits = state.tokens + program.tokens <= state.capacity
+    def would_admit(self, state: SchedulerState, program: ProgramState) -> bool:
+        computing = state.totals.computing_programs > 0
+        fits = state.totals.tokens + program.tokens <= state.capacity
         return bool(program.pending_steps) and (fits or not computing)
 
 

@@ -1,4 +1,4 @@
-"""The policies by name; an argument comes after a colon, as in ``static-cap:16``."""
+"""Registry of policies by name; an argument follows a colon, as in ``static-cap:16``."""
 
 from collections.abc import Callable
 
@@ -19,18 +19,37 @@ def _makers() -> dict[str, Callable[..., Policy]]:
     from drawloom.runtime.scheduler.policies.thunder import Thunder, ThunderDecay, ThunderDynamo
 
     found: list[type[Policy]] = [
-        Atlas, CapOrder, Continuum, Drawloom, FcfsLru, Infercept, Kvflow, OffloadLru, Saga,
-        StaticCap, Thunder, ThunderDecay, ThunderDynamo,
-    ]  # fmt: skip
+        Atlas,
+        CapOrder,
+        Continuum,
+        Drawloom,
+        FcfsLru,
+        Infercept,
+        Kvflow,
+        OffloadLru,
+        Saga,
+        StaticCap,
+        Thunder,
+        ThunderDecay,
+        ThunderDynamo,
+    ]
     return {kind.name: kind for kind in found}
 
 
 def policy_names() -> list[str]:
+    """Return the names of all policies, sorted."""
     return sorted(_makers())
 
 
 def make_policy(name: str) -> Policy:
-    """A policy by its name. Raises `ConfigError` with the known names."""
+    """Make a policy by its name.
+
+    Args:
+        name: as in `policy_names`, with an argument after a colon where the policy takes one.
+
+    Raises:
+        ConfigError: the policy is not known, or does not take the argument.
+    """
     kind, _, argument = name.partition(":")
     maker = _makers().get(kind)
     if maker is None:

@@ -1,11 +1,13 @@
-"""Servers that know requests only: how many they run at a time is the first knob that anyone turns
-(vLLM's `max_num_seqs`)."""
+"""Base of policies that know requests only.
+
+How many requests run at a time is the first knob of such servers (vLLM's `max_num_seqs`).
+"""
 
 from drawloom.runtime.scheduler.policy import Policy
 
 
 class RequestLevel(Policy):
-    """Everybody's calls go to the engine, which runs at most so many.
+    """Give every call to the engine, which runs a bounded number of them.
 
     Args:
         sequences: calls that the engine runs at a time; 0 is as many as it can.

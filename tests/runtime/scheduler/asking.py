@@ -59,26 +59,23 @@ def _fields(value: Any, seen: dict[int, int]) -> dict[str, Any]:
 def ask_everything(policy: Policy, state: SchedulerState, now: float) -> None:
     """Ask for every decision that can be asked for at this moment, and carry out none."""
     for program in state.programs.values():
-        policy.order(state, program)
-        policy.look(state, program)
-        policy.due(state, program)
-        policy.adds(state, program)
-        policy.again(state)
-        policy.absent(state, program, None)
+        policy.agent_rank(state, program)
+        policy.max_wait(state, program)
+        policy.grant(state, program)
+        policy.absence(state, program, None)
         policy.rank(state, program)
         policy.reserve(state, program)
-        policy.takes(state, program)
+        policy.would_admit(state, program)
         for conversation in program.conversations.values():
             policy.retain(state, program, conversation, now)
-            policy.paused(state, program, conversation, now)
-            policy.tool(state, program, ToolReady(program.id, conversation.id, "c", "t", "h"), now)
+            policy.retain_paused(state, program, conversation, now)
+            ready = ToolReady(program.id, conversation.id, "c", "t", "h")
+            policy.tool_priority(state, program, ready, now)
         for step in [*program.pending_steps.values(), *program.running_steps.values()]:
-            policy.priority(state, program, step, now)
-    for program in policy.admit(state, now):
-        del program  # only the first: the next is asked for when this one is active
-        break
+            policy.step_priority(state, program, step, now)
+    next(iter(policy.admit(state, now)), None)  # the next is asked for when this one is active
     for env in state.env_capacity.demand:
-        policy.warm(state, env, now)
+        policy.warm_target(state, env, now)
 
 
 __all__ = ["ask_everything", "snapshot"]

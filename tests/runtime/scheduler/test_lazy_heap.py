@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawloom.runtime.scheduler.lazy_heap import Heap
+from drawloom.runtime.scheduler.lazy_heap import LazyHeap
 
 acts = st.lists(st.tuples(st.sampled_from(["push", "withdraw", "pop"]), st.integers(0, 30)))
 
@@ -11,17 +11,17 @@ acts = st.lists(st.tuples(st.sampled_from(["push", "withdraw", "pop"]), st.integ
 @given(acts)
 def test_heap_returns_the_least_entry_that_counts(acts: list[tuple[str, int]]) -> None:
     valid = set[int]()
-    heap = Heap[tuple[int]](lambda item: item[0] in valid)
+    heap = LazyHeap[tuple[int]](lambda item: item[0] in valid)
     for act, number in acts:
         if act == "push" and number not in valid:
             valid.add(number)
             heap.push((number,))
         elif act == "withdraw":
             valid.discard(number)
-        elif act == "pop" and heap.least is not None:
-            valid.discard(heap.least[0])
+        elif act == "pop" and heap.top is not None:
+            valid.discard(heap.top[0])
             heap.pop()
-        assert heap.least == ((min(valid),) if valid else None)
+        assert heap.top == ((min(valid),) if valid else None)
 
 
 def test_heap_drops_withdrawn_entries_below_the_least() -> None:
@@ -32,13 +32,13 @@ def test_heap_drops_withdrawn_entries_below_the_least() -> None:
         visited += 1
         return item[0] in (0, last)
 
-    heap = Heap[tuple[int]](counts)
+    heap = LazyHeap[tuple[int]](counts)
     heap.push((0,))
     for last in range(1, 1001):
         heap.push((last,))  # withdraws the one before
-        assert heap.least == (0,)
+        assert heap.top == (0,)
     before = visited
     heap.push((2000,))
     heap.pop()
-    assert heap.least == (1000,)
+    assert heap.top == (1000,)
     assert visited - before < 200

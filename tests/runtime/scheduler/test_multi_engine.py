@@ -16,7 +16,6 @@ from drawloom.runtime.scheduler.events import (
     Decoded,
     EngineDown,
     EngineDrain,
-    EngineLoad,
     EngineUp,
     Event,
     ProgramEnded,
@@ -30,6 +29,7 @@ from drawloom.runtime.scheduler.multi_engine import ROUTING, MultiEngineSchedule
 from drawloom.runtime.scheduler.policies import make_policy, policy_names
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
+from drawloom.runtime.scheduler.state import Totals
 from drawloom.runtime.sim.experiment import Scenario, compare
 from drawloom.runtime.sim.presets import machine
 from drawloom.runtime.sim.sim_program import Outcome
@@ -60,13 +60,7 @@ def test_every_program_ends_and_every_engine_is_left_empty(policy: str, routing:
     assert outcome.counters.output == sum(c.output for j in JOBS for c in j.calls)
     for core in simulation.cores:
         state = core.state
-        assert (state.programs, state.tokens, state.private_tokens, state.reserved_tokens) == (
-            {},
-            0,
-            0,
-            0,
-        )
-        assert state.paused_tokens == state.computing_programs == 0
+        assert (state.programs, state.totals) == ({}, Totals())
     for engine in simulation.engines.all.values():
         engine.cache.check([])
         assert engine.cache.stats().conversations == 0
@@ -282,12 +276,6 @@ class FleetMachine(RuleBasedStateMachine):
         self.homes = {name: at for name, at in self.homes.items() if at != engine}
         self._send(EngineDown(engine))
 
-    @rule(engine=ENGINE, queued=st.integers(0, 9))
-    def loaded(self, engine: str, queued: int) -> None:
-        self._send(EngineLoad(engine, queued, 1, KV))
-        if engine in self.up:
-            assert self.fleet.engines[engine].state.loads[engine].queued == queued
-
     @rule(data=st.data())
     def given_up(self, data: Any) -> None:
         """Whoever waits for a call hears that it failed, and asks again."""
@@ -363,21 +351,21 @@ class FleetMachine(RuleBasedStateMachine):
             assert all(self.fleet._homes[p] == name for p in core.state.programs)
             assert all(p.queue is not None for p in core.state.wait_queue.programs.values())
             sizes = [self.fleet._sizes[p] for p in core.state.programs]
-            assert self.fleet._given[name] == sum(sizes)
+            assert self.fleet._assigned[name] == sum(sizes)
 
     @invariant()
     def books_are_kept_at_every_engine(self) -> None:
         for core in self.fleet.engines.values() if hasattr(self, "fleet") else ():
             active = core.state.active.values()
-            assert core.state.tokens == sum(p.tokens for p in active)
-            assert core.state.private_tokens == sum(p.private_tokens for p in active)
-            assert core.state.reserved_tokens == sum(p.reserved_tokens for p in active)
-            assert core.state.computing_programs == sum(p.running > 0 for p in active)
+            assert core.state.totals.tokens == sum(p.tokens for p in active)
+            assert core.state.totals.private_tokens == sum(p.private_tokens for p in active)
+            assert core.state.totals.reserved_tokens == sum(p.reserved_tokens for p in active)
+            assert core.state.totals.computing_programs == sum(p.running_calls > 0 for p in active)
             held = core.state.wait_queue.programs.values()
-            assert core.state.paused_tokens == sum(
-                p.private_tokens for p in held if p.begun and not p.kv_lost
+            assert core.state.totals.paused_tokens == sum(
+                p.private_tokens for p in held if p.was_admitted and not p.kv_lost
             )
-            assert core.state.running_calls == sum(p.running for p in active)
+            assert core.state.totals.running_calls == sum(p.running_calls for p in active)
             assert core.state.capacity == KV * len(core.state.engines)
             assert core.state.host_tokens == self.memory * len(core.state.engines)
 
@@ -390,7 +378,7 @@ class FleetMachine(RuleBasedStateMachine):
                 assert set(program.pending_steps) | set(program.running_steps) == set(calls)
                 assert set(program.running_steps) == {s for s, at in calls.items() if at != "ready"}
                 assert sorted(calls) == sorted(
-                    c for x in program.conversations.values() for c in x.calls
+                    c for x in program.conversations.values() for c in x.open_steps
                 )
 
     @invariant()
@@ -408,7 +396,7 @@ class FleetMachine(RuleBasedStateMachine):
     def running_somewhere(self) -> bool:
         """Whether programs run, if there are any; who has a clock may wait for it."""
         cores = self.fleet.engines.values()
-        if self.fleet.policy.period is not None:
+        if self.fleet.policy.tick_seconds is not None:
             return True
         return not self.dispatcher or any(core.state.active for core in cores)
 

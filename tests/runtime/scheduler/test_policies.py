@@ -15,8 +15,8 @@ from drawloom.runtime.scheduler.actions import (
     PrefetchKV,
     RefuseStep,
     ReleaseKV,
+    ScheduleTick,
     StartStep,
-    Wake,
 )
 from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.events import (
@@ -201,7 +201,7 @@ def test_kvflow_brings_back_what_it_demoted_before_it_is_needed() -> None:
         actions = it.done("a", 160, now + 1)
         now += 5.0  # the tool takes 4 s
     assert _kinds(actions, DemoteKV)
-    (wake,) = _kinds(actions, Wake)
+    (wake,) = _kinds(actions, ScheduleTick)
     assert now - 4 < wake.at < now + 0.02 * 4  # a median is known to 2 %
     assert _kinds(it.core.handle(Tick(), wake.at), PrefetchKV) == [PrefetchKV("e", "a", "a")]
 
@@ -327,7 +327,7 @@ def test_a_program_whose_call_failed_or_whose_client_left_frees_everything() -> 
     actions = it.core.handle(ProgramEnded("a"), 1.0)  # no StepFinished ever came
     assert _kinds(actions, ReleaseKV) == [ReleaseKV("e", "a", "a", True)]
     assert Admit("b") in actions
-    assert it.core.state.tokens == 0
+    assert it.core.state.totals.tokens == 0
 
 
 def test_a_held_program_that_goes_is_not_started_later() -> None:
@@ -349,7 +349,7 @@ def test_parallel_branches_are_counted_each() -> None:
     it.ready("a", 10_000, 2.0, conversation="a.1")
     two = it.last
     program = it.core.state.programs["a"]
-    assert (program.running, program.tokens) == (2, 10_200)
+    assert (program.running_calls, program.tokens) == (2, 10_200)
     it.done("a", 216, 3.0, step=one)
     assert not program.at_tool_boundary  # its sibling still runs
     it.done("a", 10_010, 4.0, step=two, conversation="a.1")
@@ -377,9 +377,9 @@ def test_a_branch_that_is_given_up_while_it_computes_leaves_its_program_pausable
     it.core.handle(Forked("a", "a", "a.1", "e"), 0.5)
     it.ready("a", 200, 0.5, conversation="a.1")
     program = it.core.state.programs["a"]
-    assert program.running == 2
+    assert program.running_calls == 2
     it.core.handle(ConversationEnded("a", "a.1"), 1.0)  # no StepFinished will come
-    assert program.running == 1
+    assert program.running_calls == 1
     it.done("a", 110, 2.0, step=first)
     assert program.at_tool_boundary
 
@@ -400,7 +400,7 @@ def test_a_call_that_is_announced_twice_is_started_once() -> None:
     step = it.enter("a", 100)
     again = StepReady("a", "a", step, "llm", "e", 100, 10)
     assert it.core.handle(again, 0.1) == []
-    assert it.core.state.programs["a"].running == 1
+    assert it.core.state.programs["a"].running_calls == 1
 
 
 def test_tokens_that_programs_share_are_counted_once() -> None:
@@ -412,7 +412,7 @@ def test_tokens_that_programs_share_are_counted_once() -> None:
     found = StepFinished("b", "b", it.last, "llm", "e", 610, ("t",), computed=100)
     it.core.handle(found, 2.0)
     state = it.core.state
-    assert (state.tokens, state.private_tokens) == (1220, 610 + 110)
+    assert (state.totals.tokens, state.totals.private_tokens) == (1220, 610 + 110)
 
 
 def test_programs_come_back_by_event_and_not_by_clock() -> None:

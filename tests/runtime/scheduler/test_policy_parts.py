@@ -31,7 +31,7 @@ from drawloom.runtime.scheduler.policies.parts.order import Order
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policies.parts.residency import Residency
 from drawloom.runtime.scheduler.policy import Policy
-from drawloom.runtime.scheduler.program_state import ProgramState
+from drawloom.runtime.scheduler.program_state import Phase, ProgramState, Rank
 from drawloom.runtime.sim.presets import machine
 from drawloom.runtime.sim.simulation import Simulation
 from drawloom.runtime.sim.workload import Call, Job
@@ -105,12 +105,12 @@ def test_a_tool_longer_than_its_lease_gives_its_place_up_and_has_it_back_with_it
     it.now = 62.0
     assert _started(it.send(Tick())) == ["waits"]
     assert (
-        it.core.state.reserved_tokens == it.program("waits").reserved_tokens
+        it.core.state.totals.reserved_tokens == it.program("waits").reserved_tokens
     )  # it is promised nothing
     it.now = 3600.0
     assert _started(it.ready("asks", 120)) == []
     it.send(ProgramEnded("waits"))
-    assert it.program("asks").active and it.program("asks").running
+    assert it.program("asks").active and it.program("asks").running_calls
 
 
 def test_who_has_failed_and_makes_no_other_call_gives_its_place_up() -> None:
@@ -184,23 +184,23 @@ def test_programs_that_wait_for_humans_do_not_keep_the_others_out(host: bool) ->
 @given(st.data())
 def test_once_a_program_is_due_none_of_its_priority_goes_before_it(data: Any) -> None:
     it = Line(Drawloom(replace(FULL, patience=2.0, patience_unknown=30.0, shortest=0.5)))
-    state, activate = it.core.state, it.core.state.activate
+    state, transition = it.core.state, it.core.state.transition
 
-    def checked(program: ProgramState, now: float) -> None:
-        for other in state.wait_queue.programs.values():
+    def checked(program: ProgramState, to: Phase, now: float, rank: Rank = ()) -> None:
+        for other in state.wait_queue.programs.values() if to is Phase.ACTIVE else ():
             same = other.submission.priority == program.submission.priority
             due = max(other.due_at, state.wait_queue.due_at(other))
             if other is not program and same and other.wants_admission and due <= now:
                 assert program.due_at <= now
                 assert (program.due_at, program.index) < (other.due_at, other.index)
-        activate(program, now)
+        transition(program, to, now, rank)
 
-    state.activate = checked  # type: ignore[method-assign]
+    state.transition = checked  # type: ignore[method-assign]
     made, calling = 0, set[str]()
     for _ in range(data.draw(st.integers(10, 60))):
         it.now += data.draw(st.sampled_from([0.0, 1.0, 5.0, 40.0]))
         what = data.draw(st.sampled_from(["new", "new", "call", "answer", "end", "wait"]))
-        begun = sorted(p.id for p in state.programs.values() if p.begun)
+        begun = sorted(p.id for p in state.programs.values() if p.was_admitted)
         if what == "new":
             made += 1
             agent = data.draw(st.sampled_from(["a", "b", f"unknown{made}"]))
@@ -218,7 +218,7 @@ def test_once_a_program_is_due_none_of_its_priority_goes_before_it(data: Any) ->
             elif what == "call" and name not in calling:
                 it.ready(name, data.draw(st.integers(1, 900)))
                 calling.add(name)
-            elif what == "answer" and it.program(name).running:
+            elif what == "answer" and it.program(name).running_calls:
                 it.done(name, data.draw(st.integers(1, 900)))
                 calling.discard(name)
 

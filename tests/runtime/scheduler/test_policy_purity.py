@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from drawloom.runtime.scheduler import Scheduler
-from drawloom.runtime.scheduler.actions import Action, StartStep, Wake
+from drawloom.runtime.scheduler.actions import Action, ScheduleTick, StartStep
 from drawloom.runtime.scheduler.events import (
     ConversationEnded,
     Decoded,
@@ -44,7 +44,7 @@ class Events:
             if isinstance(action, StartStep):
                 line = action.step.partition("#")[0]
                 self.running[action.step] = action.program, line
-            elif isinstance(action, Wake):
+            elif isinstance(action, ScheduleTick):
                 self.wakes.append(action.at)
 
     def __iter__(self) -> Iterator[Event]:
@@ -152,7 +152,7 @@ def test_a_snapshot_sees_what_a_policy_could_change() -> None:
     program = state.programs["p"]
     changes: list[Callable[[], object]] = [
         lambda: setattr(program, "reserved_tokens", 5),
-        lambda: setattr(program.conversations["p"], "until", 5.0),
+        lambda: setattr(program.conversations["p"], "lease_end", 5.0),
         lambda: state.graph("agent").durations.observe("t", 1.0),
         lambda: state.graph("agent").transitions.observe("llm", "end"),
         lambda: state.tenants.charge(program, 1.0),

@@ -21,20 +21,19 @@ from drawloom.runtime.scheduler.actions import (
     ParkEnvs,
     ReleaseEnvs,
     ReleaseKV,
+    ScheduleTick,
     StartStep,
     StartTool,
-    Wake,
     WarmEnv,
 )
-from drawloom.runtime.scheduler.agent_graphs import Agents
+from drawloom.runtime.scheduler.agent_graphs import AgentGraphs
 from drawloom.runtime.scheduler.cost import CostModel
-from drawloom.runtime.scheduler.decayed_rate import Rate
+from drawloom.runtime.scheduler.decayed_rate import DecayedRate
 from drawloom.runtime.scheduler.events import (
     ConversationEnded,
     Decoded,
     EngineDown,
     EngineDrain,
-    EngineLoad,
     EngineUp,
     Event,
     Expected,
@@ -49,7 +48,6 @@ from drawloom.runtime.scheduler.events import (
     StepReady,
     TenantShare,
     Tick,
-    ToolFinished,
     ToolNamed,
     ToolReady,
     ToolStarted,
@@ -57,7 +55,8 @@ from drawloom.runtime.scheduler.events import (
 from drawloom.runtime.scheduler.policies import make_policy, policy_names
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
-from drawloom.runtime.scheduler.program_state import ProgramState
+from drawloom.runtime.scheduler.program_state import Phase, ProgramState, Rank
+from drawloom.runtime.scheduler.state import Totals
 from tests.lanes import examples
 
 KV = 1000
@@ -109,7 +108,7 @@ def test_beyond_memory_programs_run_while_the_engine_is_known_to_have_time_to_sp
     _step(core, "p0", 100, 1.0)
     _finish(core, "p0", 120, 2.0, "shell")
     load = core.state.engine_load
-    load.busy, load.coming, load.work, load.cycle = 1.0, 0.0, 0.02, 2.0
+    load.busy, load.announced, load.work, load.cycle = 1.0, 0.0, 0.02, 2.0
     assert _admitted(_submit(core, "more")) == []
     load.busy = 0.0
     assert _admitted(_submit(core, "last")) == ["p3", "p4", "more", "last"]
@@ -156,7 +155,7 @@ def test_an_idle_engine_takes_more_once_that_is_worth_what_they_displace() -> No
         _finish(core, name, 310, 1.0, "bash", computed=300)  # all wait for a tool
     actions = _submit(core, "d", 1.0)
     assert _admitted(actions) == []
-    wakes = [action.at for action in actions if isinstance(action, Wake)]
+    wakes = [action.at for action in actions if isinstance(action, ScheduleTick)]
     assert wakes == [pytest.approx(1.0 + 3.1)]
     assert _admitted(core.handle(Tick(), 4.0)) == []
     assert _admitted(core.handle(Tick(), 4.2)) == ["d"]
@@ -312,7 +311,7 @@ def test_a_pool_is_asked_for_less_when_nothing_is_heard_of_it_any_more() -> None
     core = _core()
     for number in range(9):
         for _ in range(5):
-            core.state.env_capacity.rates.setdefault(f"e{number}", Rate()).note(0.0)
+            core.state.env_capacity.rates.setdefault(f"e{number}", DecayedRate()).record(0.0)
         core.handle(HostState("h", f"e{number}", 8, 0, 8, cold=10.0), 0.0)
         for one in range(8):
             _submit(core, f"p{number}.{one}", 0.0, envs=(f"e{number}",))
@@ -327,18 +326,18 @@ def test_a_pool_is_asked_for_less_when_nothing_is_heard_of_it_any_more() -> None
 
 @given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=60), st.floats(0.0, 100.0))
 def test_a_rate_is_never_more_than_was_counted_and_fades(gaps: list[float], later: float) -> None:
-    rate, now = Rate(), 0.0
+    rate, now = DecayedRate(), 0.0
     for gap in gaps:
         now += gap
-        rate.note(now)
+        rate.record(now)
     assert 0 < rate.per_second(now + later) <= 1.02 * len(gaps)
     assert rate.per_second(now + later + 1000) < 1e-6
 
 
 def test_a_steady_rate_is_found() -> None:
-    rate = Rate()
+    rate = DecayedRate()
     for tenth in range(3000):
-        rate.note(tenth / 10)
+        rate.record(tenth / 10)
     assert rate.per_second(300.0) == pytest.approx(10.0, rel=0.02)
 
 
@@ -442,7 +441,7 @@ def test_programs_with_branches_wait_while_many_calls_run() -> None:
         core.handle(Forked("wide", "wide:0", f"wide:{branch}", "e"), 2.0)
         event = StepReady("wide", f"wide:{branch}", f"s{branch}", "work", "e", 11, 5)
         core.handle(event, 2.0)
-    assert core.state.running_calls == 32
+    assert core.state.totals.running_calls == 32
     assert _admitted(_submit(core, "alike", 3.0, expect_tokens=10)) == []
     assert _admitted(core.handle(StepFailed("wide", "s1"), 4.0)) == ["alike"]
 
@@ -452,7 +451,7 @@ def test_programs_without_branches_are_as_many_as_memory_holds() -> None:
     for number in range(40):
         _submit(core, f"p{number}", expect_tokens=10)
         _step(core, f"p{number}", 10, 0.0)
-    assert core.state.running_calls == len(core.state.active) == 40
+    assert core.state.totals.running_calls == len(core.state.active) == 40
 
 
 def _decoded(core: Scheduler, name: str, context: int, now: float) -> list[Action]:
@@ -464,11 +463,11 @@ def test_a_long_answer_counts_while_it_is_said() -> None:
     _submit(core, "long")
     _step(core, "long", 100, 0.0)
     _decoded(core, "long", 800, 1.0)
-    assert core.state.private_tokens == core.state.reserved_tokens == 800
+    assert core.state.totals.private_tokens == core.state.totals.reserved_tokens == 800
     assert _admitted(_submit(core, "next", 2.0)) == []
     assert _admitted(_decoded(core, "long", 801, 3.0)) == [], "a token changes nothing"
     _finish(core, "long", 805, 4.0, "tool", computed=100)
-    assert core.state.private_tokens == 805
+    assert core.state.totals.private_tokens == 805
     assert _admitted(core.handle(ProgramEnded("long"), 5.0)) == ["next"]
 
 
@@ -479,10 +478,10 @@ def test_what_an_engine_said_late_is_not_counted() -> None:
     _step(core, "p", 100, 1.0)
     _finish(core, "p", 120, 2.0, "tool", computed=100)
     _decoded(core, "p", 500, 3.0)
-    assert core.state.private_tokens == 120
+    assert core.state.totals.private_tokens == 120
     _step(core, "p", 400, 4.0)
     _decoded(core, "p", 200, 5.0)
-    assert core.state.private_tokens == 400
+    assert core.state.totals.private_tokens == 400
 
 
 def test_the_cost_of_a_token_is_that_of_all_that_was_said_though_some_was_heard_before() -> None:
@@ -523,7 +522,7 @@ def test_a_program_whose_call_failed_is_at_a_tool_boundary() -> None:
     assert not core.state.programs["p"].at_tool_boundary
     core.handle(StepFailed("p", "p:0#0"), 1.0)
     assert core.state.programs["p"].at_tool_boundary
-    assert core.state.computing_programs == 0
+    assert core.state.totals.computing_programs == 0
     (start,) = _step(core, "p", 100, 2.0)  # it may be tried again
     assert isinstance(start, StartStep)
 
@@ -567,7 +566,7 @@ def test_what_branches_share_is_counted_once_whoever_ends_first(data: Any) -> No
             del tokens[name]
             core.handle(ConversationEnded("p", name), now)
         held = {token for line in tokens.values() for token in line}
-        assert core.state.private_tokens == len(held)
+        assert core.state.totals.private_tokens == len(held)
 
 
 def _started(actions: list[Action]) -> list[str]:
@@ -582,19 +581,13 @@ def test_calls_of_an_engine_that_goes_down_are_started_again_when_there_is_one()
     _step(core, "p", 210, 2.0)
     assert core.handle(EngineDown("e"), 3.0) == []
     program, state = core.state.programs["p"], core.state
-    assert (state.private_tokens, state.reserved_tokens, state.capacity, state.paused_tokens) == (
-        0,
-        0,
-        0,
-        0,
-    )
-    assert (state.computing_programs, state.running_calls, program.running) == (0, 0, 0)
+    assert (state.totals, state.capacity, program.running_calls) == (Totals(), 0, 0)
     assert program.tokens == 210, "what it has to compute again is known"
     assert _admitted(_submit(core, "q", 3.0)) == []
     again = core.handle(EngineUp("e", KV), 4.0)
     assert _started(again) == ["p:0#0"]
     assert _admitted(again) == ["q"]
-    assert state.private_tokens == 210
+    assert state.totals.private_tokens == 210
     assert core.handle(EngineDown("other"), 5.0) == core.handle(EngineDrain("other"), 5.0) == []
 
 
@@ -649,16 +642,6 @@ def test_of_two_engines_in_one_world_the_other_takes_over() -> None:
     assert again.engine == "f"
 
 
-def test_what_an_engine_says_of_its_load_is_kept_while_it_is_up() -> None:
-    core = _core()
-    load = EngineLoad("e", 3, 2, 500, 0.5)
-    core.handle(load, 0.0)
-    assert core.state.loads == {"e": load}
-    core.handle(EngineLoad("other", 1, 1, 1), 0.0)
-    core.handle(EngineDown("e"), 1.0)
-    assert core.state.loads == {}
-
-
 def test_an_engine_that_is_up_again_has_what_it_says_and_not_both() -> None:
     core = _core()
     for _ in range(3):
@@ -685,7 +668,7 @@ def test_costs_are_learned_from_calls_where_none_were_given() -> None:
 
 
 def test_agents_that_were_not_seen_for_long_are_forgotten_but_for_those_that_run() -> None:
-    agents = Agents(most=3)
+    agents = AgentGraphs(most=3)
     agents.enter("runs")
     for number in range(10):
         agents.enter(f"a{number}")
@@ -724,7 +707,6 @@ def test_unknown_doubled_and_late_events_are_harmless() -> None:
         Preempted("x", "s", "e"),
         ToolNamed("x", "t", "env"),
         ToolStarted("x", "x:0", "t", None),
-        ToolFinished("x", "x:0", "t", 1.0),
         Forked("x", "a", "b", "e"),
         ConversationEnded("x", "a"),
         ProgramEnded("x"),
@@ -790,21 +772,20 @@ class CoreMachine(RuleBasedStateMachine):
     )  # fmt: skip
     def machines(self, memory: int, slots: int, parks: bool, busy: float) -> None:
         self.core, self.twin = _core(busy=busy), _core(busy=busy)
-        activate = self.core.state.activate
+        transition = self.core.state.transition
 
-        def checked(program: ProgramState, now: float) -> None:
-            assert program.wants_admission, "it has nothing to run"
-            activate(program, now)
+        def checked(program: ProgramState, to: Phase, now: float, rank: Rank = ()) -> None:
+            assert to is not Phase.ACTIVE or program.wants_admission, "it has nothing to run"
+            transition(program, to, now, rank)
 
-        self.core.state.activate = checked  # type: ignore[method-assign]
+        self.core.state.transition = checked  # type: ignore[method-assign]
         self._send(EngineUp("e", 0, memory))
         if slots:
             self._send(HostUp("h", slots, parks))
 
     @rule(
         event=st.sampled_from(
-            [EngineDown("e"), EngineDrain("e"), EngineUp("e", KV), EngineUp("e", KV, 5 * KV),
-             EngineLoad("e", 1, 1, 500)]
+            [EngineDown("e"), EngineDrain("e"), EngineUp("e", KV), EngineUp("e", KV, 5 * KV)]
         )
     )  # fmt: skip
     def engine(self, event: Event) -> None:
@@ -937,14 +918,14 @@ class CoreMachine(RuleBasedStateMachine):
     def memory_is_counted(self) -> None:
         state = self.core.state
         for total, field in (
-            (state.tokens, "tokens"),
-            (state.private_tokens, "private_tokens"),
-            (state.reserved_tokens, "reserved_tokens"),
+            (state.totals.tokens, "tokens"),
+            (state.totals.private_tokens, "private_tokens"),
+            (state.totals.reserved_tokens, "reserved_tokens"),
         ):
             assert total == sum(getattr(p, field) for p in state.active.values())
         held = state.wait_queue.programs.values()
-        assert state.paused_tokens == sum(
-            p.private_tokens for p in held if p.begun and not p.kv_lost
+        assert state.totals.paused_tokens == sum(
+            p.private_tokens for p in held if p.was_admitted and not p.kv_lost
         )
         assert state.capacity == sum(state.engines.values()) <= KV
         for program in state.programs.values():
@@ -956,11 +937,11 @@ class CoreMachine(RuleBasedStateMachine):
     def conversations_are_counted(self) -> None:
         for program in self.core.state.programs.values():
             lines = program.conversations.values()
-            assert program.conversation_states == Counter(line.place for line in lines)
-            assert program.tool_waits == sum(line.waiting is not None for line in lines)
-            calls = Counter(call for line in lines for call in line.calls)
+            assert program.positions == Counter(line.position for line in lines)
+            assert program.tool_waits == sum(line.pending_tools is not None for line in lines)
+            calls = Counter(call for line in lines for call in line.open_steps)
             assert calls == Counter([*program.pending_steps, *program.running_steps])
-            assert program.running == len(program.running_steps)
+            assert program.running_calls == len(program.running_steps)
 
     @invariant()
     def who_gave_way_runs(self) -> None:
@@ -971,18 +952,18 @@ class CoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_computes_is_counted(self) -> None:
-        state = self.core.state
-        assert state.computing_programs == sum(p.running > 0 for p in state.active.values())
-        assert state.running_calls == sum(p.running for p in state.active.values())
-        assert state.starting_programs == sum(not p.has_called for p in state.active.values())
+        state, totals = self.core.state, self.core.state.totals
+        assert totals.computing_programs == sum(p.running_calls > 0 for p in state.active.values())
+        assert totals.running_calls == sum(p.running_calls for p in state.active.values())
+        assert totals.starting_programs == sum(not p.has_called for p in state.active.values())
         assert 0.0 <= state.engine_load.busy <= 1.0
-        assert 0.0 <= state.engine_load.coming <= 1.0
+        assert 0.0 <= state.engine_load.announced <= 1.0
 
     @invariant()
     def environments_fit_on_their_host(self) -> None:
         state, capacity = self.core.state, self.core.state.env_capacity
         assert len(self.places) == sum(capacity.used_slots.values()) <= sum(capacity.slots.values())
-        held = [p for p in state.programs.values() if p.begun and not p.active]
+        held = [p for p in state.programs.values() if p.was_admitted and not p.active]
         assert capacity.paused_residents == {p.id: p for p in held if p.env_host is not None}
 
     @invariant()

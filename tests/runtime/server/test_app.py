@@ -293,7 +293,7 @@ async def test_a_nameless_client_is_known_by_what_it_sends(tiny: Any) -> None:
     known = server.dispatcher.scheduler.state.programs
     assert set(known) == {first["program_id"], other["program_id"]}
     assert known[first["program_id"]].steps == 2
-    assert not any(program.running for program in known.values())
+    assert not any(program.running_calls for program in known.values())
 
 
 @pytest.mark.parametrize("name", ["\0p", "a\nb", "\x85", "x" * 257])

@@ -101,7 +101,7 @@ async def test_with_a_name_or_without_with_tools_or_in_text_the_scheduler_is_tol
             (program,) = server.dispatcher.scheduler.state.programs.values()
             assert program.steps == 3 and program.at_tool_boundary
             (conversation,) = program.conversations.values()
-            assert conversation.waiting == tool and conversation.until > 0
+            assert conversation.pending_tools == tool and conversation.lease_end > 0
             assert list(server.dispatcher.engine.leased) == [conversation.id]
             assert (await client.delete(f"/v1/programs/{label}")).status_code == 200
             assert not server.dispatcher.scheduler.state.programs

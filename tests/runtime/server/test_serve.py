@@ -232,7 +232,7 @@ async def test_what_waits_for_the_scheduler_is_refused_and_what_runs_ends(
             return asyncio.create_task(client.post("/v1/chat/completions", json=body))
 
         runs = ask("first")
-        while not state.running_calls:
+        while not state.totals.running_calls:
             await asyncio.sleep(0)
         held = [ask("second"), ask("third", stream=True)]
         while len(state.wait_queue.programs) < 2:

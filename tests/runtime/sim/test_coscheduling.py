@@ -152,7 +152,7 @@ def test_everybody_ends_under_every_policy_and_gives_everything_back(
     assert len(outcome.ended) == len(jobs)
     state = simulation.cores[0].state
     assert not state.programs
-    assert sum(state.env_capacity.used_slots.values()) == state.computing_programs == 0
+    assert sum(state.env_capacity.used_slots.values()) == state.totals.computing_programs == 0
     assert state.env_capacity.paused_residents == {}
     counters = outcome.host
     assert counters is not None

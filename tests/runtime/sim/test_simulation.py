@@ -15,6 +15,7 @@ from drawloom.runtime.scheduler import Policy
 from drawloom.runtime.scheduler.actions import Action
 from drawloom.runtime.scheduler.events import Decoded, Event, Preempted, StepReady
 from drawloom.runtime.scheduler.policies import make_policy, policy_names
+from drawloom.runtime.scheduler.state import Totals
 from drawloom.runtime.sim.experiment import Scenario, compare
 from drawloom.runtime.sim.oracle import Clairvoyant, Gittins, fastest, knowable, work_left
 from drawloom.runtime.sim.presets import Machine, machine
@@ -52,12 +53,7 @@ def _is_empty(simulation: Simulation) -> None:
     for core in simulation.cores:
         state = core.state
         assert not state.programs
-        assert (state.tokens, state.private_tokens, state.reserved_tokens, state.paused_tokens) == (
-            0,
-            0,
-            0,
-            0,
-        )
+        assert state.totals == Totals()
     for engine in simulation.engines.all.values():
         engine.cache.check([])
         assert engine.cache.stats().conversations == 0
@@ -213,12 +209,7 @@ def test_programs_of_many_conversations_end_and_leave_nothing(knows: str, host: 
     assert len(outcome.ended) == len(jobs)
     assert outcome.counters.output == sum(c.output for j in jobs for c in j.calls)
     state = simulation.cores[0].state
-    assert (state.tokens, state.private_tokens, state.reserved_tokens, state.paused_tokens) == (
-        0,
-        0,
-        0,
-        0,
-    )
+    assert state.totals == Totals()
     _is_empty(simulation)
     for ended in outcome.ended:
         assert ended.jct >= 0.97 * isolated(SMALL, [ended.job])[ended.job.id]

@@ -1,1 +1,1 @@
-"""The parts that a policy is composed of, each with a null object."""
+"""Parts of the `drawloom` policy, each with a null object."""

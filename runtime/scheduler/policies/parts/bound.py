@@ -1,4 +1,4 @@
-"""How long a program may be held."""
+"""Bounds on how long a program may wait."""
 
 from math import inf
 
@@ -8,30 +8,34 @@ from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Bound:
-    """No bound."""
+    """Let programs wait without a bound (null object)."""
 
-    def due(self, state: SchedulerState, program: ProgramState) -> float:
-        """Return for how many seconds a program may be held in all, before it goes ahead of all
-        of its priority that may be held for longer."""
+    def max_wait(self, state: SchedulerState, program: ProgramState) -> float:
+        """Return the seconds that a program may wait in all before it is due.
+
+        A due program goes ahead of all of its priority that become due later.
+        """
         return inf
 
 
 class Patience(Bound):
-    """A multiple of what programs of its agent take from submission to end; of all agents where
-    none of it has ended. A deadline ends it as long before as they take."""
+    """Bound the wait by a multiple of the time that programs of the agent take.
+
+    That is their mean time from submission to end; of all agents' programs where none of the
+    agent's has ended. A deadline makes a program due as long before it as such programs run.
+    """
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
-    def due(self, state: SchedulerState, program: ProgramState) -> float:
-        p, graph = self.parameters, state.graph(program.submission.agent)
-        usual = state.usual_jct if graph.stats.mean_jct is None else graph.stats.mean_jct
-        allowed = p.patience_unknown if usual is None else p.patience * usual
+    def max_wait(self, state: SchedulerState, program: ProgramState) -> float:
+        p, stats = self.parameters, state.graph(program.submission.agent).stats
+        jct = state.jct.value if stats.mean_jct is None else stats.mean_jct
+        allowed = p.patience_unknown if jct is None else p.patience * jct
         if program.submission.deadline is not None:
-            span = graph.stats.mean_turnaround or 0.0
-            allowed = min(
-                allowed, max(span, program.submission.deadline - program.submitted_at - span)
-            )
+            runs = stats.mean_turnaround or 0.0
+            left = program.submission.deadline - program.submitted_at - runs
+            allowed = min(allowed, max(runs, left))
         return allowed
 
 

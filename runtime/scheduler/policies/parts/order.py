@@ -1,4 +1,4 @@
-"""Which program goes first."""
+"""Order of programs."""
 
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.program_state import ProgramState
@@ -6,25 +6,25 @@ from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Order:
-    """Order of arrival: every program costs the same."""
+    """Order programs by arrival: all cost the same (null object)."""
 
     def cost(self, state: SchedulerState, program: ProgramState) -> float:
-        """Return the seconds of the engine that a program's end costs; the least goes first."""
+        """Return the engine seconds for each program that ends; the least goes first."""
         return 0.0
 
-    def look(self, state: SchedulerState, program: ProgramState) -> int:
-        """Return after how many of its calls a new program is held again and ordered by what it
-        has shown; 0 for never."""
+    def probation_calls(self, state: SchedulerState, program: ProgramState) -> int:
+        """Return the calls after which a new program is held and ordered again; 0 is never."""
         return 0
 
 
 class LeastCost(Order):
-    """Least expected seconds of the engine first.
+    """Order programs by expected engine seconds.
 
-    By what a program declared, while it keeps to that; else by the states of its conversations
-    where these have predicted better than service; else by the mean of its agent's programs, which
-    a program keeps to its end. Of equals the one with less KV of its own goes first. Where programs
-    show on their way how large they are, new ones run until then first (`graph/probe_cost.py`).
+    These follow from what a program declared, while it keeps to that; else from the states of its
+    conversations, where these have predicted better than service; else from the mean of its agent's
+    programs, which a program keeps to its end. Of equal ones, the program with fewer private tokens
+    goes first. Where programs reveal their size on their way, new ones are probed first
+    (`graph/probe_cost.py`).
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -33,32 +33,32 @@ class LeastCost(Order):
     def cost(self, state: SchedulerState, program: ProgramState) -> float:
         return self._plan(state, program)[0]
 
-    def look(self, state: SchedulerState, program: ProgramState) -> int:
+    def probation_calls(self, state: SchedulerState, program: ProgramState) -> int:
         return self._plan(state, program)[1]
 
     def _plan(self, state: SchedulerState, program: ProgramState) -> tuple[float, int]:
-        """Return the cost of a program, and its `look`."""
-        graph = state.graph(program.submission.agent)
+        """Return the cost of a program, and its probation calls."""
+        stats = state.graph(program.submission.agent).stats
         whole = self._whole(state, program)
-        if program.begun or len(program.conversations) > 1:
+        if program.was_admitted or len(program.conversations) > 1:
             return whole, 0
         declared = program.declared_calls is not None
-        look = graph.stats.declared_probe if declared else graph.stats.size_probe
-        cost = look.cost(whole if declared else 1.0)
+        probe = stats.declared_probe if declared else stats.size_probe
+        cost = probe.cost(whole if declared else 1.0)
         if cost is None or cost >= self.parameters.worth * whole:
             return whole, 0
-        return cost, look.calls
+        return cost, probe.calls
 
     def _whole(self, state: SchedulerState, program: ProgramState) -> float:
         """Return the cost of running a program to its end."""
         graph = state.graph(program.submission.agent)
-        expected = program.declared_calls
-        if expected is not None and program.raises <= self.parameters.raises:
-            calls = graph.declared.expected(expected)
+        declared = program.declared_calls
+        if declared is not None and program.declaration_raises <= self.parameters.raises:
+            calls = graph.declared.expected(declared)
             if program.steps <= calls:
                 return max(1.0, calls - program.steps) * state.step_seconds(graph)
-        counted = graph.stats.states_informative or len(program.conversations) > 1
-        known = graph.service_left(program.conversation_states) if counted else None
+        by_states = graph.stats.states_informative or len(program.conversations) > 1
+        known = graph.service_left(program.positions) if by_states else None
         if known is None:
             known = graph.stats.mean_service
         return known or 0.0

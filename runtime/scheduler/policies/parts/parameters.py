@@ -1,38 +1,57 @@
-"""The constants of the `drawloom` policy."""
+"""Constants of the `drawloom` policy."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Hold the constants of the parts of the policy, each with its reason."""
+    """Hold the constants of the policy's parts. docs/policy.md says what each is worth.
 
-    # Admission. Memory that may be promised: blocks are never all usable, and with host memory
-    # behind the device what is too much is copied, not lost.
+    Attributes:
+        full: admission: share of memory that may be reserved; blocks are never all usable.
+        beyond: admission: further share where host memory is behind the device, since KV beyond
+            it is copied and not lost.
+        deviations: admission: standard deviations of the sum of peaks to spare.
+        guess: admission: share of memory that a program of an unknown agent peaks at, unless it
+            declared its size.
+        believed: admission: programs that such a guess counts for; the first to end are the short.
+        busy: admission: share of the engine's time below which memory does not bound admission; -1
+            is never.
+        wide: admission: calls at an engine from which on programs that branch wait.
+        worth: order: a probe must cost less than this share of running the program to its end.
+        raises: order: raised declarations after which a program is not believed.
+        slack: residency: leases last for the tools' 95th percentile times this.
+        shortest: residency: seconds of the shortest lease.
+        longest: residency: seconds of the longest lease.
+        unknown: residency: seconds of a lease for tools of which nothing is known.
+        absent: residency: leases after which an absent program is paused.
+        patience: bound: a program may wait for this times its agent's mean time to the end.
+        patience_unknown: bound: seconds, while no program has ended.
+        claims: housing: claims of an environment before their rate is believed.
+        ahead: housing: factor on the claims expected while one is made, as these come in bursts.
+        reserve: housing: share of the pool that active programs' expected claims may take.
+        fair: tenants: programs' mean service that a tenant may be ahead of another that waits.
+    """
+
     full: float = 0.95
     beyond: float = 0.3
-    deviations: float = 1.0  # of the sum of peaks, to spare
-    guess: float = 0.125  # of memory: the peak of a program of an unknown agent, or what it said
-    believed: float = 2.0  # programs that such a guess counts for; the first to end are the short
-    busy: float = 0.85  # of an engine's time: below, memory does not bound admission; -1: it does
-    wide: int = 32  # calls at an engine, for agents that branch
-    # Order.
-    worth: float = 0.9  # of what a program takes, to be worth a look at it first
-    raises: int = 2  # of its declared calls, after which a program is not believed
-    # Residency. Leases last for the tools' 95th percentile, times `slack`, between bounds.
+    deviations: float = 1.0
+    guess: float = 0.125
+    believed: float = 2.0
+    busy: float = 0.85
+    wide: int = 32
+    worth: float = 0.9
+    raises: int = 2
     slack: float = 1.5
     shortest: float = 1.0
     longest: float = 60.0
     unknown: float = 30.0
-    absent: float = 2.0  # leases, after which a program that waits gives up its place
-    # Bound.
-    patience: float = 5.0  # times what its like take, waiting included, that one may be held
+    absent: float = 2.0
+    patience: float = 5.0
     patience_unknown: float = 600.0
-    # Housing: claims until their rate is believed; claims come in bursts; of a pool.
     claims: int = 4
     ahead: float = 2.0
     reserve: float = 0.375
-    # Tenants: programs that one may have ahead of another that waits.
     fair: float = 16.0
 
 

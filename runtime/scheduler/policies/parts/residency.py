@@ -1,14 +1,22 @@
-"""How long KV and places are kept while programs wait."""
+"""Retention of KV, and of active programs, while they wait for tools."""
 
+from drawloom.runtime.scheduler.conversation_state import ConversationState
 from drawloom.runtime.scheduler.events import CLIENT
 from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
-from drawloom.runtime.scheduler.policy import Demote, Keep, Retention
-from drawloom.runtime.scheduler.program_state import ConversationState, ProgramState
+from drawloom.runtime.scheduler.policy import (
+    Absence,
+    Keep,
+    MoveToHost,
+    PauseAfter,
+    PauseNow,
+    Retention,
+)
+from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Residency:
-    """Nothing is kept but by the cache's own least-recently-used rule."""
+    """Keep KV by the cache's least-recently-used rule alone, and programs active (null object)."""
 
     def retain(
         self, state: SchedulerState, program: ProgramState, conversation: ConversationState
@@ -16,23 +24,29 @@ class Residency:
         """Return what happens to a conversation's KV when a call has ended."""
         return None
 
-    def paused(self, state: SchedulerState) -> Retention:
+    def retain_paused(self, state: SchedulerState) -> Retention:
         """Return what happens to the KV of a program that was paused."""
         return None
 
-    def absent(
-        self, state: SchedulerState, program: ProgramState, tools: str | None
-    ) -> float | None:
-        """Return after how many seconds without a call a program gives up its place, whose last
-        call asked for `tools`; None if that is not known."""
+    def absence(self, state: SchedulerState, program: ProgramState, tools: str | None) -> Absence:
+        """Return when an active program without a call is paused; None is never.
+
+        Args:
+            state: the scheduler's.
+            program: at a tool boundary.
+            tools: key of the tools that its last call asked for, if that is known.
+        """
         return None
 
 
 class Leases(Residency):
-    """KV is leased for as long as tools take to return, at the 95th percentile of what was seen
-    (Continuum's idea, arXiv 2511.02230; leases here are soft, so the time to live bounds waste and
-    blocks nobody). A program that has waited for some leases gives up its place; one that answered
-    over HTTP does so at once while none of its agent has gone on, and no later than usual for such.
+    """Lease KV for the 95th percentile of the time that tools take.
+
+    This is Continuum's idea (arXiv 2511.02230); leases here are soft, so that the time to live
+    bounds waste and blocks nobody. A program that has been absent for some leases is paused. One
+    that answered over HTTP, without a tool call, may be over: it is paused at once while no program
+    of its agent has gone on after an answer, else after as long as such programs usually take,
+    whatever the leases of its KV.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -42,23 +56,24 @@ class Leases(Residency):
         self, state: SchedulerState, program: ProgramState, conversation: ConversationState
     ) -> Retention:
         durations = state.graph(program.submission.agent).durations
-        late = durations.quantile(conversation.waiting or "", 0.95)
+        tools = conversation.pending_tools or ""
+        late = durations.quantile(tools, 0.95)
         ttl = self._ttl(late)
-        chance = 0.5 if late is None else durations.share_within(conversation.waiting or "", ttl)
+        chance = 0.5 if late is None else durations.share_within(tools, ttl)
         return Keep(ttl, chance * state.cost.recompute(conversation.context))
 
-    def paused(self, state: SchedulerState) -> Retention:
-        return Demote() if state.host_tokens else None
+    def retain_paused(self, state: SchedulerState) -> Retention:
+        return MoveToHost() if state.host_tokens else None
 
-    def absent(
-        self, state: SchedulerState, program: ProgramState, tools: str | None
-    ) -> float | None:
+    def absence(self, state: SchedulerState, program: ProgramState, tools: str | None) -> Absence:
         durations = state.graph(program.submission.agent).durations
         late = None if tools is None else durations.quantile(tools, 0.95)
         p = self.parameters
-        if tools == CLIENT:  # this one may be the last, as all are while none has been gone on with
-            return 0.0 if late is None else p.absent * min(p.longest, p.slack * late)
-        return p.absent * self._ttl(late)
+        if tools != CLIENT:
+            return PauseAfter(p.absent * self._ttl(late))
+        if not late:
+            return PauseNow()
+        return PauseAfter(p.absent * min(p.longest, p.slack * late), outlast_leases=False)
 
     def _ttl(self, late: float | None) -> float:
         p = self.parameters

@@ -12,7 +12,7 @@ from drawloom.runtime.scheduler.state import SchedulerState
 
 # What is worked out when it is asked for, and is the same whenever that is: not a change.
 _CACHES = {
-    "Sketch": {"_sums"},
+    "QuantileSketch": {"_sums"},
     "ProbeCost": {"_costs"},
     "LearnedCost": {"_model"},
     "ProgramState": {"due_at", "queue", "rank_version"},

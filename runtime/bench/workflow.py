@@ -39,7 +39,7 @@ from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.sim.presets import Machine, machine
 from drawloom.runtime.sim.report import isolated, programs
-from drawloom.runtime.sim.sim_host import Rooms
+from drawloom.runtime.sim.sim_host import SandboxSpec
 from drawloom.runtime.sim.sim_program import Ended
 from drawloom.runtime.sim.simulation import Simulation
 from drawloom.runtime.sim.synthetic import generate
@@ -54,7 +54,7 @@ _CALLS, _CROWD, _TRIES = 20, 6, 3
 _SAMPLED = 0.02
 _BUSY = "h200-8b"
 _STARTS = 4
-_AMPLE = Rooms(slots=10_000, tools=10_000, starts=_STARTS, pull=math.inf, park=None)
+_AMPLE = SandboxSpec(slots=10_000, tools=10_000, starts=_STARTS, pull=math.inf, park=None)
 
 
 class Bench:
@@ -204,7 +204,7 @@ class Bench:
         rooms = _AMPLE if self.replay.environments else None
         chosen, host = make_policy(policy), self.replay.host
         outcome = Simulation(
-            self.machine, chosen, self.drawn, host, rooms=rooms, calibrated=True
+            self.machine, chosen, self.drawn, host, sandbox=rooms, calibrated=True
         ).run()
         return self._figures(outcome.ended)
 

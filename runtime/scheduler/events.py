@@ -105,7 +105,7 @@ class StepFinished:
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
-    """Report an LLM call without an answer: its engine failed, or nobody waits for it any more."""
+    """Report an LLM call without an answer: its engine failed, or nobody waits for it."""
 
     program: str
     step: str

@@ -21,8 +21,8 @@ def handler_table(*owners: object) -> dict[type, Callable[..., Any]]:
     """Return the marked methods of all owners by the type that they handle."""
     table: dict[type, Callable[..., Any]] = {}
     for owner in owners:
-        for name, member in vars(type(owner)).items():
-            kind = getattr(member, _ATTRIBUTE, None)
+        for name in dir(type(owner)):
+            kind = getattr(getattr(type(owner), name), _ATTRIBUTE, None)
             if kind is not None:
                 assert kind not in table, f"{kind.__name__} has two handlers"
                 table[kind] = getattr(owner, name)

@@ -52,7 +52,7 @@ class Tenant:
 
 
 class Tenants:
-    """Keep the tenants with programs, and those that left with more service than a newcomer has.
+    """Keep the tenants with programs, and those that left ahead of a newcomer.
 
     Attributes:
         most_attained: the most service that any tenant has had, over its weight.

@@ -1,4 +1,4 @@
-"""The `drawloom` policy without each of its parts, on one workload."""
+"""Ablation of the `drawloom` policy: variants that each lack a part, on one workload."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ class NoPause(Throughput):
 VARIANTS: dict[str, Callable[[], Drawloom]] = {
     "drawloom": Drawloom,
     "order: by arrival": lambda: Drawloom(order=Order()),
-    "order: no looks": lambda: Drawloom(order=NoProbe(Parameters())),
+    "order: no probes": lambda: Drawloom(order=NoProbe(Parameters())),
     "admission: everybody": lambda: Drawloom(admission=Admission()),
     "admission: 16 programs": lambda: Drawloom(admission=Cap(16)),
     "admission: memory alone": lambda: Drawloom(Parameters(busy=-1.0)),
@@ -59,14 +59,14 @@ def ablate(
     scenario: Scenario, variants: Sequence[str] = tuple(VARIANTS)
 ) -> dict[str, dict[str, float]]:
     """Return the figures of each variant, pooled over the scenario's seeds."""
-    alone = scenario.alone()
+    isolated = scenario.isolated_seconds()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         runs = {
             name: [pool.submit(run_variant, scenario, name, seed) for seed in scenario.draws]
             for name in variants
         }
         return {
-            name: figures([run.result() for run in several], alone)
+            name: figures([run.result() for run in several], isolated)
             for name, several in runs.items()
         }
 

@@ -1,11 +1,11 @@
-"""Eviction alone: the accesses of a `fcfs-lru` run, replayed with their order frozen.
+"""Comparison of eviction alone: the accesses of a `fcfs-lru` run, replayed with their order frozen.
 
-Whatever keeps KV sees the same calls start and end in the same order at the same times, with no
-host memory behind the device; what differs is only which tokens must be prefilled again.
-`farthest` is the reference: it is told every future access and gives up, token by token, what is
-used last (Bélády 1966). All tokens cost alike here, and a prefix is never used later than what
-continues it, so chains stay closed by themselves and no replacement can do with fewer; what it
-does not bound is another order of calls, or running fewer of them at a time.
+Whatever retains KV sees the same calls start and end in the same order at the same times, with no
+host memory behind the device; the results differ only in which tokens are prefilled again.
+`farthest` is the reference: it is told every future access and evicts, token by token, the one that
+is used last (Bélády 1966). All tokens cost alike here, and a prefix is never used later than its
+continuation, so that chains stay closed and no replacement needs fewer; it does not bound another
+order of calls, or running fewer of them at a time.
 """
 
 import heapq
@@ -37,9 +37,21 @@ from drawloom.runtime.sim.workload import Job
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A call, by numbers of so many tokens each: its prompt and then what it says. It was there at
-    `ready`, held its memory from `start` to `end`, and its prompt was computed by `first`; `last`
-    of its program."""
+    """Describe one call of the log, in units of several tokens.
+
+    Attributes:
+        step: its name.
+        program: whose call it is.
+        agent: the program's.
+        units: numbers of its prompt and then of its output.
+        prompt: how many of them are the prompt.
+        ready: when it was submitted.
+        start: when it got its memory.
+        first: when its prompt was computed.
+        end: when it gave its memory back.
+        calls: tools that it asked for.
+        last: it is its program's last call.
+    """
 
     step: str
     program: str
@@ -55,7 +67,7 @@ class Access:
 
 
 def accesses(log: Sequence[tuple[Work, Job, int]], unit: int) -> list[Access]:
-    """What a recorded simulation did."""
+    """Return the accesses of a recorded simulation."""
     found = []
     for work, job, at in log:
         last = at + 1 == len(job.calls)
@@ -64,15 +76,24 @@ def accesses(log: Sequence[tuple[Work, Job, int]], unit: int) -> list[Access]:
         units = tuple(work.seq.tokens)
         found.append(
             Access(
-                work.step, job.id, job.agent, units, prompt, work.ready, work.begun,
-                work.first, work.ends, calls, last,
+                step=work.step,
+                program=job.id,
+                agent=job.agent,
+                units=units,
+                prompt=prompt,
+                ready=work.ready,
+                start=work.begun,
+                first=work.first,
+                end=work.ends,
+                calls=calls,
+                last=last,
             )
-        )  # fmt: skip
+        )
     return found
 
 
 class FrozenDrawloom(Drawloom):
-    """`drawloom`'s retention under another's order: everybody runs."""
+    """Retain KV as `drawloom` does, under a given order of calls: every program runs."""
 
     def admit(self, state: SchedulerState, now: float) -> Iterator[Grant]:
         while (program := state.wait_queue.first) is not None:
@@ -87,7 +108,7 @@ _END, _FIRST, _START = range(3)
 
 
 def timeline(log: Sequence[Access]) -> list[tuple[float, int, int]]:
-    """``(time, what, index)`` in order; what ends at a moment makes room for what starts then."""
+    """Return ``(time, kind, index)`` in order; calls that end make room for those that start."""
     marks = [(a.end, _END, n) for n, a in enumerate(log)]
     marks += [(a.first, _FIRST, n) for n, a in enumerate(log)]
     marks += [(a.start, _START, n) for n, a in enumerate(log)]
@@ -95,8 +116,15 @@ def timeline(log: Sequence[Access]) -> list[tuple[float, int, int]]:
 
 
 def farthest(log: Sequence[Access], capacity: int) -> int:
-    """Units prefilled again if what is used last is given up first, with `capacity` units in all.
-    Raises `EngineError` if calls that were there together do not fit."""
+    """Return the units prefilled again if the unit that is used last is evicted first.
+
+    Args:
+        log: accesses.
+        capacity: units that fit.
+
+    Raises:
+        EngineError: calls that run together do not fit.
+    """
     marks = [mark for mark in timeline(log) if mark[1] != _FIRST]
     uses: dict[int, list[int]] = {}
     for at, (_, what, index) in enumerate(marks):
@@ -129,7 +157,7 @@ def farthest(log: Sequence[Access], capacity: int) -> int:
         seen.update(access.units)
         while len(held) + len(kept) > capacity:
             if not order:
-                raise EngineError(f"{len(held)} units are held at once; {capacity} fit")
+                raise EngineError(f"{len(held)} units are in use at once; {capacity} fit")
             use, _, unit = heapq.heappop(order)
             if kept.get(unit) == -use:
                 del kept[unit]
@@ -137,7 +165,11 @@ def farthest(log: Sequence[Access], capacity: int) -> int:
 
 
 def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
-    """Units prefilled again by the engine's cache under a policy's retention."""
+    """Return the units prefilled again by the engine's cache, under a policy's retention.
+
+    Raises:
+        EngineError: calls that run together do not fit.
+    """
     core = Scheduler(policy)
     core.state.cost = machine.cost
     core.handle(EngineUp(_ENGINE, machine.kv_tokens), 0.0)
@@ -163,7 +195,18 @@ def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
                 known.add(a.program)
                 tell(ProgramSubmitted(a.program, a.agent), now)
             prompt = machine.unit * a.prompt
-            tell(StepReady(a.program, a.program, a.step, "llm", _ENGINE, prompt, 0), now)
+            tell(
+                StepReady(
+                    program=a.program,
+                    conversation=a.program,
+                    step=a.step,
+                    state="llm",
+                    engine=_ENGINE,
+                    prompt=prompt,
+                    output=0,
+                ),
+                now,
+            )
             seq = sequence(a.step, a.program, list(a.units))
             started = cache.allocate(seq, cache.blocks_for(len(a.units)), False)
             if started is None:
@@ -181,11 +224,19 @@ def replay(log: Sequence[Access], machine: Machine, policy: Policy) -> int:
         context = machine.unit * len(a.units)
         tell(
             StepFinished(
-                a.program, a.program, a.step, "llm", _ENGINE, context, a.calls,
-                queued=a.start - a.ready, service=a.end - a.start, final=a.last,
+                program=a.program,
+                conversation=a.program,
+                step=a.step,
+                state="llm",
+                engine=_ENGINE,
+                context=context,
+                calls=a.calls,
+                queued=a.start - a.ready,
+                service=a.end - a.start,
+                final=a.last,
             ),
             now,
-        )  # fmt: skip
+        )
         if a.last:
             tell(ProgramEnded(a.program), now)
     return again

@@ -1,4 +1,4 @@
-"""Policies beside each other on one workload, several seeds each, on all cores."""
+"""Comparison of policies on one workload, several seeds each, on all cores."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ Progress = Callable[[str, float], None]
 
 
 def run_one(scenario: Scenario, policy: str, seed: int) -> Outcome:
-    """One policy, one seed."""
+    """Simulate one seed of a scenario under a policy."""
     engine, drawn = scenario.engine(), scenario.draw(seed)
     chosen: Policy = (
         Clairvoyant(drawn, engine.cost) if policy == Clairvoyant.name else make_policy(policy)
@@ -32,18 +32,24 @@ def run_one(scenario: Scenario, policy: str, seed: int) -> Outcome:
 
 
 def simulate(scenario: Scenario, policy: Policy, drawn: list[Job]) -> Outcome:
-    """Run drawn programs of a scenario under a policy; those that it skips are not counted."""
+    """Run given programs of a scenario under a policy; the outcome leaves out skipped ones."""
     simulation = Simulation(
-        scenario.engine(), policy, drawn, scenario.host, knows=scenario.informed,
-        replicas=scenario.replicas, routing=scenario.routing, calibrated=scenario.calibrated,
-    )  # fmt: skip
+        scenario.engine(),
+        policy,
+        drawn,
+        scenario.host,
+        knows=scenario.informed,
+        replicas=scenario.replicas,
+        routing=scenario.routing,
+        calibrated=scenario.calibrated,
+    )
     outcome = simulation.run()
     late = [e for e in outcome.ended if int(e.job.id.partition(":")[0]) >= scenario.skip]
     return replace(outcome, ended=late)
 
 
 def run_evictions(scenario: Scenario, seed: int) -> dict[str, int]:
-    """Tokens prefilled again in one seed's `fcfs-lru` log, by what gives up KV."""
+    """Return the tokens prefilled again in one seed's `fcfs-lru` log, by eviction rule."""
     engine, drawn = replace(scenario.engine(), reserve=True), scenario.draw(seed)
     simulation = Simulation(engine, make_policy("fcfs-lru"), drawn, False, record=True)
     simulation.run()
@@ -58,7 +64,7 @@ def run_evictions(scenario: Scenario, seed: int) -> dict[str, int]:
 
 
 def evictions(scenario: Scenario) -> dict[str, dict[str, float]]:
-    """Tokens prefilled again when only eviction differs, and their ratio to the reference."""
+    """Return the tokens prefilled again by eviction rule, and their ratio to the reference."""
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         runs = list(pool.map(run_evictions, [scenario] * scenario.seeds, scenario.draws))
     totals = {name: sum(run[name] for run in runs) for name in runs[0]}
@@ -70,23 +76,34 @@ def evictions(scenario: Scenario) -> dict[str, dict[str, float]]:
 
 
 def variants(scenario: Scenario, policy: str) -> list[str]:
-    """Return the names that a policy's name stands for: `static-cap` and `cap-order` without a
-    number are swept over numbers of programs, ``NAME:best`` over numbers of requests, none
-    included."""
+    """Return the policies that a name stands for.
+
+    `static-cap` and `cap-order` without a number are swept over numbers of programs, ``NAME:best``
+    over numbers of requests, unlimited included.
+    """
     kind, _, argument = policy.partition(":")
     swept = _REQUESTS if argument == "best" else _SWEEP if policy in _SWEPT else ()
     if not swept:
         return [policy]
-    there = scenario.there() / scenario.replicas
-    caps = sorted({max(1, round(share * there)) for share in swept})
+    in_flight = scenario.in_flight() / scenario.replicas
+    caps = sorted({max(1, round(share * in_flight)) for share in swept})
     return [f"{kind}:{cap}" for cap in caps] + ([kind] if argument == "best" else [])
 
 
 def compare(
     scenario: Scenario, policies: Sequence[str], progress: Progress | None = None
 ) -> dict[str, dict[str, float]]:
-    """The figures of each policy, of swept ones the best (`variants`). Raises `ConfigError`."""
-    alone = scenario.alone()
+    """Return the figures of each policy; of a swept one, those of its best variant.
+
+    Args:
+        scenario: workload and machine.
+        policies: names.
+        progress: called with the name and the mean JCT of each policy.
+
+    Raises:
+        ConfigError: a policy or workload is not known.
+    """
+    isolated = scenario.isolated_seconds()
     names = {policy: variants(scenario, policy) for policy in policies}
     for name in {n for several in names.values() for n in several} - {Clairvoyant.name}:
         make_policy(name)  # an unknown one is refused before anything runs
@@ -98,7 +115,7 @@ def compare(
             for name in several
         }
         for several in names.values():
-            rows = {name: figures([r.result() for r in runs[name]], alone) for name in several}
+            rows = {name: figures([r.result() for r in runs[name]], isolated) for name in several}
             best = min(rows, key=lambda name: rows[name]["jct_mean_s"])
             found[best] = rows[best]
             if progress is not None:

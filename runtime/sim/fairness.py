@@ -1,8 +1,8 @@
 """Ten tenants on one engine: SAGA's scenario (arXiv 2605.00528), rates restated.
 
 Three tenants run tasks of 100 steps at 16 a minute each, four of 30 at 8, three of 10 at 4;
-prompts, outputs, observations and tools as in its artifact's generator (research/scheduling.md
-§1.7). The rates are scaled together to a share of the saturation rate, which is measured.
+prompts, outputs, observations and tools are drawn as in its artifact's generator. The rates are
+scaled together to a share of the saturation rate, which is measured.
 """
 
 import math
@@ -33,8 +33,14 @@ _AT_A_TIME = (2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48)
 
 @dataclass(frozen=True, slots=True)
 class Saturation:
-    """`rate`: tasks a second that the engine finishes with so many `programs` at a time. Then a
-    step decodes `batch` sequences of `context` tokens each."""
+    """Describe the engine at its saturation point.
+
+    Attributes:
+        rate: tasks that it finishes in a second.
+        programs: at a time.
+        batch: sequences that a step decodes.
+        context: mean tokens of each.
+    """
 
     rate: float
     programs: int
@@ -55,7 +61,13 @@ def _task(kind: str, tenant: str, number: int, rng: random.Random) -> Job:
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[Job]:
-    """Poisson arrivals of all tenants for so long, `rate` tasks a second in all."""
+    """Draw the tasks of all tenants, with Poisson arrivals.
+
+    Args:
+        rate: tasks a second in all.
+        seconds: for which they arrive.
+        seed: of the random numbers.
+    """
     rng = random.Random(seed)
     total = sum(count * each for count, _, each in CLASSES.values())
     jobs: list[Job] = []
@@ -68,8 +80,11 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[Job]:
 
 
 def saturation(engine: Machine, seed: int = 0, tasks: int = 300) -> Saturation:
-    """Measured on the simulated engine with its own memory: a backlog of the mix, so many at a
-    time; the fewest that finish all but a twentieth of what the best number finishes."""
+    """Measure the saturation point of an engine with its own memory.
+
+    A backlog of the mix is run with several numbers of programs at a time; the point is the fewest
+    that finish all but a twentieth of what the best number finishes.
+    """
     jobs = [replace(job, arrival=0.0) for job in arrivals(1.0, tasks, seed)]
     with ProcessPoolExecutor() as pool:
         found = list(
@@ -90,7 +105,7 @@ def _saturated(engine: Machine, jobs: list[Job], at_a_time: int) -> Saturation:
 
 
 def isolated(engine: Machine, jobs: Sequence[Job], full: Saturation) -> dict[str, float]:
-    """Seconds of each task with nothing queued, decoding in a batch as large as at saturation."""
+    """Return each task's seconds with nothing queued, in a batch as large as at saturation."""
     cost, step = (
         engine.cost,
         engine.cost.decode(round(full.batch), round(full.batch * full.context)),
@@ -114,8 +129,18 @@ def _run(policy: str, engine: Machine, jobs: list[Job]) -> list[Ended]:
 def compare_tenants(
     policies: Sequence[str], name: str, load: float, minutes: float, seeds: int
 ) -> dict[str, dict[str, float]]:
-    """Of each policy: the share of tasks within the SLO, for each class and in all, the 99th
-    percentile of JCT over isolated time, and its mean. Raises `ConfigError`."""
+    """Return each policy's tasks within the SLO, by class and in all, and their stretches.
+
+    Args:
+        policies: names.
+        name: of the machine.
+        load: share of the saturation rate.
+        minutes: for which tasks arrive.
+        seeds: how many.
+
+    Raises:
+        ConfigError: a policy or machine is not known.
+    """
     engine = machine(name)
     for policy in policies:
         make_policy(policy)
@@ -135,9 +160,9 @@ def _row(
 ) -> dict[str, float]:
     stretches: dict[str, list[float]] = {kind: [] for kind in CLASSES}
     for ended, jobs in runs:
-        alone = isolated(engine, jobs, full)
+        seconds = isolated(engine, jobs, full)
         for one in ended:
-            stretches[one.job.agent].append(one.jct / alone[one.job.id])
+            stretches[one.job.agent].append(one.jct / seconds[one.job.id])
     everything = [s for several in stretches.values() for s in several]
     row = {f"slo_{kind}": _share(several) for kind, several in stretches.items()}
     return row | {

@@ -1,14 +1,12 @@
-"""Workloads whose arrivals belong to them, by name: agents beside real servers, and what breaks
-schedulers.
+"""Workloads with arrivals of their own, by name: agents beside real servers, and stress cases.
 
-`agents` are the clients of shared/rivals/agents.py, draw for draw; of `agents-past` what comes
-back is not what was sampled, so that an answer's KV is of no use to the next call. The others are
-scenarios of the review (shared/reviews/scheduler.md §2), on a machine with memory for 200,000
-tokens: `human` (forty programs wait an hour for somebody, then forty others arrive), `human2`
-(15 % do), `jump` (tools become a hundred times slower half-way), `liar` (a quarter of the programs
-says that it makes one call and makes forty) and `honest` (the same, saying forty), `cold` (a new
-agent of ten times the size), `fork` (400 branches among small programs), `flood` (a tenant submits
-200 programs at once).
+`agents` are the clients of shared/rivals/agents.py, draw for draw; the answers of `agents-past` are
+not sent back as they were sampled, so that their KV is of no use to the next call. The others run
+on a machine with memory for 200,000 tokens: `human` (forty programs wait an hour for a person, then
+forty others arrive), `human2` (15 % do), `jump` (tools become a hundred times slower half-way),
+`liar` (a quarter of the programs declares one call and makes forty) and `honest` (the same,
+declaring forty), `cold` (a new agent of ten times the size), `fork` (400 branches among small
+programs), `flood` (a tenant submits 200 programs at once).
 """
 
 import random
@@ -22,9 +20,15 @@ _SYSTEM, _TASK, _TEMPLATE, _OUTPUT, _TURNS = 206, 154, 8, 24, 8
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
-    """A workload by name. `make` gives its programs by a seed, `count` of them where it can be
-    chosen; `knows` is what the scheduler knows of them (`Simulation`)."""
+class FixedWorkload:
+    """Describe a workload.
+
+    Attributes:
+        make: returns its programs, given a seed and a number of programs.
+        machine: on which it runs.
+        knows: what the scheduler knows of agents (`Simulation`).
+        count: programs by default, where the number can be chosen.
+    """
 
     make: Callable[[int, int], list[Job]]
     machine: str = _SMALL
@@ -55,7 +59,7 @@ def _agent(number: int, rng: random.Random, past: bool) -> Job:
 
 
 def _words(rng: random.Random, count: int) -> None:
-    """Draw as the client does, so that what follows is the same."""
+    """Advance the random numbers as the client does, so that later draws are the same."""
     for _ in range(count):
         rng.choice(range(24))
 
@@ -75,7 +79,7 @@ def _chain(
     delta: int = 800,
     group: str = "",
 ) -> Job:
-    """A program of so many calls that each add `delta` tokens; at call `ask` it waits an hour."""
+    """Make a program of calls that each add `delta` tokens; at call `ask` it waits an hour."""
     made, prompt, reuse = list[Call](), 4_000, 0
     for at in range(calls):
         seconds, tool = gap * rng.expovariate(1), "bash"
@@ -148,7 +152,9 @@ def _fork(seed: int, count: int) -> list[Job]:
     rng = random.Random(seed)
     jobs = [_chain(f"p{n}", 20, rng, 5.0 * (n + 1), group="plain") for n in range(60)]
     calls = [Call(6_000, 0, 200, 1.0, "plan")]
-    calls += [Call(6_400, 6_200, 1_500, 1.0, "w", "llm", n + 1, (0,), 0) for n in range(400)]
+    calls += [
+        Call(6_400, 6_200, 1_500, 1.0, "w", chat=n + 1, after=(0,), base=0) for n in range(400)
+    ]
     return [*jobs, Job("f", "forker", tuple(calls), arrival=100.0, group="forker")]
 
 
@@ -164,24 +170,26 @@ def _flood(seed: int, count: int) -> list[Job]:
 
 
 FIXED = {
-    "agents": Fixed(_agents, "cpu-135m", "http", 16),
-    "agents-past": Fixed(lambda seed, count: _agents(seed, count, True), "cpu-135m", "http", 16),
-    "human": Fixed(_human),
-    "human2": Fixed(_human2),
-    "jump": Fixed(_jump),
-    "liar": Fixed(_liar, knows="declared"),
-    "honest": Fixed(lambda seed, count: _liar(seed, count, 40.0), knows="declared"),
-    "cold": Fixed(_cold),
-    "fork": Fixed(_fork),
-    "flood": Fixed(_flood),
+    "agents": FixedWorkload(_agents, "cpu-135m", "http", 16),
+    "agents-past": FixedWorkload(
+        lambda seed, count: _agents(seed, count, True), "cpu-135m", "http", 16
+    ),
+    "human": FixedWorkload(_human),
+    "human2": FixedWorkload(_human2),
+    "jump": FixedWorkload(_jump),
+    "liar": FixedWorkload(_liar, knows="declared"),
+    "honest": FixedWorkload(lambda seed, count: _liar(seed, count, 40.0), knows="declared"),
+    "cold": FixedWorkload(_cold),
+    "fork": FixedWorkload(_fork),
+    "flood": FixedWorkload(_flood),
 }
 
 
 def draw_fixed(name: str, count: int, seed: int) -> list[Job]:
-    """Return the programs of a fixed workload. Ids are told apart between seeds."""
+    """Return the programs of a fixed workload, with ids that differ between seeds."""
     kind = FIXED[name]
     jobs = kind.make(seed, count or kind.count)
     return [replace(job, id=f"{n}:{job.id}/{seed}") for n, job in enumerate(jobs)]
 
 
-__all__ = ["FIXED", "Fixed", "draw_fixed"]
+__all__ = ["FIXED", "FixedWorkload", "draw_fixed"]

@@ -1,9 +1,9 @@
 """Completion times over load and memory.
 
-Load is the rate of arrivals over the rate at which programs end while there is a backlog: with
-arrivals as without a load (in flight over isolated time, several times what is served), the best
-of `fcfs-lru` and of `static-cap` over its sweep, on the first seed, counted between the first and
-the last quarter of programs to end, while the engine neither fills nor runs dry.
+Load is the rate of arrivals over the rate at which programs end while there is a backlog. That rate
+is measured with arrivals as without a load (in flight over isolated time, several times what is
+served), as the best of `fcfs-lru` and of `static-cap` over its sweep, on the first seed, between
+the first and the last quarter of programs to end, while the engine neither fills nor runs dry.
 """
 
 import os
@@ -19,8 +19,14 @@ from drawloom.runtime.sim.scenario import Scenario
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The figures of policies at one load and memory. `rate`: programs a second; `load` 0 is the
-    workload's own arrivals."""
+    """Keep the figures of policies at one load and memory.
+
+    Attributes:
+        memory: capacity over working set.
+        load: share of saturation; 0 is the workload's own arrivals.
+        rate: programs a second.
+        policies: figures by policy.
+    """
 
     memory: float
     load: float
@@ -29,15 +35,18 @@ class Point:
 
 
 def _ends(scenario: Scenario, policy: str) -> float:
-    """Programs a second that end while there is a backlog."""
+    """Return the programs a second that end while there is a backlog."""
     ended = sorted(one.ended for one in run_one(scenario, policy, scenario.first_seed).ended)
     early, late = len(ended) // 4, 3 * len(ended) // 4
     return (late - early) / max(1e-9, ended[late] - ended[early])
 
 
 def saturation(scenario: Scenario) -> float:
-    """Return the most programs a second that a backlog of the workload ends at. Raises
-    `ConfigError` for a workload whose arrivals are fixed."""
+    """Return the largest rate, in programs a second, at which a backlog of the workload ends.
+
+    Raises:
+        ConfigError: the workload's arrivals are fixed.
+    """
     if scenario.workload in FIXED:
         raise ConfigError(f"{scenario.workload} has arrivals of its own, so no load")
     names = ["fcfs-lru", *variants(scenario, "static-cap")]
@@ -53,8 +62,11 @@ def over_load(
     memories: Sequence[float],
     progress: Callable[[Point], None] = lambda point: None,
 ) -> list[Point]:
-    """Return a point for each memory share and load; without loads, for each memory share. Raises
-    `ConfigError`."""
+    """Return a point for each memory share and load; without loads, for each memory share.
+
+    Raises:
+        ConfigError: a policy or workload is not known, or its arrivals are fixed.
+    """
     found = []
     for memory in memories or (scenario.pressure,):
         at = replace(scenario, pressure=memory)

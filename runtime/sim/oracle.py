@@ -1,9 +1,9 @@
-"""What knowing the future would give: references, not policies that anybody can run.
+"""References that know the future: bounds, not policies that can be run.
 
-`Clairvoyant` bounds what a better order can win: it runs the program with the least work left
-first, with every program's true work and true largest context, under the same memory, engine and
-admission to it. It does not bound what a better engine, or preemption inside a call, could win,
-and as non-preemptive packing it is no proof of an optimum.
+`Clairvoyant` bounds the gain of a better order: it runs the program with the least work left first,
+with every program's true work and true largest context, under the same memory, engine and
+admission. It does not bound the gain of a better engine, or of preemption inside a call, and as
+non-preemptive packing it is no proof of an optimum.
 """
 
 import heapq
@@ -26,6 +26,8 @@ _FULL, _LEASE = 0.95, 600.0
 
 
 class Clairvoyant(Policy):
+    """Run the program first that truly has the least work left."""
+
     name = "clairvoyant"
     spill = True
     evict_at_end = True
@@ -85,8 +87,10 @@ class Gittins:
         self._until = self._spent + np.arange(len(works) - 1, -1, -1) * self._sorted
 
     def cost(self, attained: float) -> float:
-        """Return the seconds that a program which has had `attained` costs for each chance of its
-        end; the least first is the best order that knows no more than the distribution."""
+        """Return the seconds for each chance of the end of a program with `attained` seconds.
+
+        The least first is the best order that knows no more than the distribution.
+        """
         # When the t-th shortest of N ends, all together have had G[t] = s[0] + .. + s[t] +
         # (N - 1 - t) s[t]. Of those that are longer than what it has had, `left` remain.
         first = int(np.searchsorted(self._sorted, attained, side="right"))
@@ -99,13 +103,13 @@ class Gittins:
 
 
 def knowable(jobs: Sequence[Job], cost: CostModel, count: int = 300, seed: int = 0) -> float:
-    """How much of what clairvoyance wins in mean completion time can be won without it.
+    """Return the share of clairvoyance's gain in mean completion time that others can have.
 
-    `count` programs drawn from `jobs`, all there at once, one after the other on one server. Who
-    knows each agent's distribution of work and what every program has had can do no better than
-    the Gittins index (Gittins 1979), here with free preemption after each call. The answer is its
-    share of the way from a random order to shortest work first: a bound for orders that know
-    neither a program's future nor its graph. Memory, batching and tools are left out.
+    `count` programs are drawn from `jobs`, all there at once, one after the other on one server.
+    With each agent's distribution of work and each program's attained service known, no order is
+    better than the Gittins index (Gittins 1979), here with free preemption after each call. The
+    result is its share of the way from a random order to shortest work first: a bound for orders
+    that know neither a program's future nor its graph. Memory, batching and tools are left out.
     """
     rng = random.Random(seed)
     works: dict[str, list[float]] = {}
@@ -138,10 +142,12 @@ def _mean_completion(works: Sequence[float]) -> float:
 
 
 def fastest(jobs: Sequence[Job], machine: Machine) -> float:
-    """The tokens a second that no schedule exceeds, were all of `jobs` there at once and memory
-    always full: every prompt is computed once (what programs share once for all of them), every
-    token is decoded over its context, and a step decodes no more sequences than have room for what
-    is their own. Tools, arrivals and the end, when few are left, are not counted.
+    """Return the tokens a second that no schedule exceeds.
+
+    All of `jobs` are there at once and memory is always full: every prompt is computed once (shared
+    prefixes once for all programs), every token is decoded over its context, and a step decodes no
+    more sequences than their private tokens have room for. Tools, arrivals and the end, when few
+    are left, are not counted.
     """
     cost, seen, output, seconds, context = machine.cost, set[str](), 0, 0.0, 0.0
     for job in jobs:
@@ -162,7 +168,7 @@ def fastest(jobs: Sequence[Job], machine: Machine) -> float:
 
 
 def work_left(job: Job, cost: CostModel) -> list[float]:
-    """Seconds of the engine that a program still wants before each of its calls, were it alone."""
+    """Return the engine seconds that an isolated program still needs before each of its calls."""
     left, total = [], 0.0
     for at in range(len(job.calls) - 1, -1, -1):
         call, base = job.calls[at], job.base(at)

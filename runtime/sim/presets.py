@@ -1,20 +1,19 @@
-"""What an engine costs, by name: presets with their derivation, or what `drawloom profile` wrote.
+"""Costs and sizes of engines by name, with their derivation.
 
-`h200-8b`: Llama-3.1-8B in bf16 on one H200, as measured (docs/benchmarks.md: prefill of 4k 41,800
-tokens/s; decode 231, 5,390 and 15,900 tokens/s at 1, 32 and 256 sequences; copies 52 GB/s), fitted
-by shared/reviews/scheduler.md §4: 21.8 us for a token of prefill and 1.03 ns for each that it
-attends to, 4.22 ms a step, 7 us a sequence and 38 ns a token of its context, 2.51 us to copy one.
-100 GB of KV hold 763,000 tokens; 400 GB of host memory 3,050,000. `h200-8b-small` is the same with
-memory for 200,000 and 800,000 tokens.
+`h200-8b`: Llama-3.1-8B in bf16 on one H200, as measured (prefill of 4k 41,800 tokens/s; decode 231,
+5,390 and 15,900 tokens/s at 1, 32 and 256 sequences; copies 52 GB/s) and fitted: 21.8 us for a
+token of prefill and 1.03 ns for each that it attends to, 4.22 ms a step, 7 us a sequence and 38 ns
+a token of its context, 2.51 us to copy one. 100 GB of KV hold 763,000 tokens; 400 GB of host memory
+3,050,000. `h200-8b-small` is the same with memory for 200,000 and 800,000 tokens.
 
 `4xh200-70b`: Llama-3.1-70B on four, tensor parallel, not measured: 141 GB of weights and 320 KiB a
 token over 17.2 TB/s, 140 GFLOP a token over 3,160 TFLOP/s, at 85 % of the efficiency that the
 single card was measured to have. 380 GB of KV hold 1,160,000 tokens; 1.6 TB of host memory
 4,880,000.
 
-`cpu-135m`: SmolLM2-135M in bf16 on one AVX-512 core with 16k tokens of KV and no host memory, as
-`drawloom serve` runs beside vLLM in shared/rivals: prefill of 900 tokens 510 tokens/s, behind a
-long prefix less; decode 60, 430 and 650 tokens/s at 1, 8 and 16 sequences.
+`cpu-135m`: SmolLM2-135M in bf16 on one AVX-512 core with 16k tokens of KV and no host memory:
+prefill of 900 tokens 510 tokens/s, behind a long prefix less; decode 60, 430 and 650 tokens/s at 1,
+8 and 16 sequences.
 """
 
 from dataclasses import dataclass
@@ -26,9 +25,17 @@ from drawloom.runtime.scheduler.cost import CostModel
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """An engine as the simulator sees it. `batch_tokens`: prompt tokens that one step computes;
-    `unit`: tokens that its cache counts as one, in blocks of 16 units. With `reserve` a call has
-    the blocks of its whole output from its start on, so that none gives way (`bench eviction`)."""
+    """Describe an engine for the simulator.
+
+    Attributes:
+        cost: its cost model.
+        kv_tokens: capacity of its device in KV tokens.
+        host_tokens: capacity of host memory behind it.
+        max_sequences: calls that run at a time.
+        batch_tokens: prompt tokens that one step computes.
+        unit: tokens that its cache counts as one, in blocks of 16 units.
+        reserve: a call gets the blocks of its whole output at its start, so that none is preempted.
+    """
 
     cost: CostModel
     kv_tokens: int
@@ -81,7 +88,11 @@ _PRESETS = {
 
 
 def machine(name: str) -> Machine:
-    """A preset, or the cost model in a file with 24k tokens of KV. Raises `ConfigError`."""
+    """Return a preset, or the cost model in a file with 24k tokens of KV.
+
+    Raises:
+        ConfigError: there is neither.
+    """
     if name in _PRESETS:
         return _PRESETS[name]
     if Path(name).is_file():

@@ -1,4 +1,4 @@
-"""What a simulation showed, as figures."""
+"""Figures of simulated and live runs."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from drawloom.runtime.sim.workload import Job
 
 
 def isolated(machine: Machine, jobs: Sequence[Job]) -> dict[str, float]:
-    """The seconds that each program takes alone on the machine, by the programs' ids."""
+    """Return the seconds that each program takes on the idle machine, by the program's id."""
     cost, found = machine.cost, {}
     for job in jobs:
         seconds = []
@@ -27,15 +27,22 @@ def isolated(machine: Machine, jobs: Sequence[Job]) -> dict[str, float]:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
+    """Return the value below which `share` of the values lie; 0 without any."""
     found = sorted(values)
     return found[min(len(found) - 1, int(share * len(found)))] if found else 0.0
 
 
-def programs(ended: Sequence[Ended], alone: Sequence[float]) -> dict[str, float]:
-    """What programs of one policy saw, live or simulated; `alone` are their isolated seconds.
-    Fairness is Jain's index of the stretches: 1 if all were slowed alike, 1/n if one alone was."""
+def programs(ended: Sequence[Ended], isolated_seconds: Sequence[float]) -> dict[str, float]:
+    """Return the figures of the programs of one policy, live or simulated.
+
+    Fairness is Jain's index of the stretches: 1 if all were slowed alike, 1/n if one alone was.
+
+    Args:
+        ended: programs.
+        isolated_seconds: of each of them.
+    """
     jct = [e.jct for e in ended]
-    stretch = [j / max(1e-9, seconds) for j, seconds in zip(jct, alone, strict=True)]
+    stretch = [j / max(1e-9, seconds) for j, seconds in zip(jct, isolated_seconds, strict=True)]
     waits = [w for e in ended for w in e.waits]
     return {
         "programs": len(ended),
@@ -53,15 +60,20 @@ def programs(ended: Sequence[Ended], alone: Sequence[float]) -> dict[str, float]
     }
 
 
-def figures(outcomes: Sequence[Outcome], alone: dict[str, float]) -> dict[str, float]:
-    """Of one policy over several seeds; tail figures pool them. `alone` by the trace's ids."""
+def figures(outcomes: Sequence[Outcome], isolated_seconds: dict[str, float]) -> dict[str, float]:
+    """Return the figures of one policy over several seeds; tail figures pool them.
+
+    Args:
+        outcomes: one of each seed.
+        isolated_seconds: of each program, by its id in the workload.
+    """
     ended: list[Ended] = [e for o in outcomes for e in o.ended]
     fresh = sum(o.fresh for o in outcomes)
     prompts = sum(o.counters.prompt for o in outcomes)
     seconds = sum(o.seconds for o in outcomes)
     groups = sorted({e.job.group for e in ended if e.job.group})
     return {
-        **programs(ended, [alone[e.job.id.split(":", 1)[1]] for e in ended]),
+        **programs(ended, [isolated_seconds[e.job.id.split(":", 1)[1]] for e in ended]),
         "recomputed_share": sum(o.recomputed for o in outcomes) / max(1, fresh),
         "hit_share": sum(o.counters.hit for o in outcomes) / max(1, prompts),
         "tokens_per_s": sum(o.counters.output for o in outcomes) / seconds,

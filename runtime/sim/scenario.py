@@ -1,4 +1,4 @@
-"""A workload on a machine: which programs there are, and when they arrive."""
+"""Scenarios: a workload on a machine, and when its programs arrive."""
 
 import random
 import statistics
@@ -14,32 +14,34 @@ from drawloom.runtime.sim.report import isolated
 from drawloom.runtime.sim.synthetic import KINDS, generate
 from drawloom.runtime.sim.workload import Job, Mix, in_flight, read
 
-_ROUNDS = 4
-_PLENTY = 20.0
+_ROUNDS = 4  # times the programs in flight, by default
+_PLENTY = 20.0  # times the machine's memory, for no limit
 _MACHINE, _HOUR = "h200-8b", 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A workload on a machine.
+    """Describe a workload on a machine.
 
     Attributes:
         workload: a generated kind, a trace file, several of these with ``+`` between them, drawn
             from equally often, or a fixed one (`FIXED`).
-        machine: by its name; empty is the workload's own, `h200-8b` where it has none.
-        pressure: capacity over working set; 0 is memory without end for as many programs as at 0.4.
-            Fixed workloads have their own.
+        machine: its name; empty is the workload's own, `h200-8b` where it has none.
+        pressure: KV capacity over working set; 0 is unlimited KV at the concurrency of 0.4. Fixed
+            workloads have their own.
+        host: there is host memory behind the device.
+        seeds: how many.
         programs: of each seed; 0 is four times those in flight.
-        skip: the first so many are not counted.
+        skip: programs at the beginning that are not counted.
         knows: what the scheduler knows of agents (`Simulation`); empty is what it can learn.
         burst: programs that arrive at a time.
-        replicas: engines, each with so many programs in flight; `routing`: how programs find
-            theirs (`MultiEngineScheduler`).
+        replicas: engines, each with so many programs in flight.
+        routing: how programs find their engine (`MultiEngineScheduler`).
         first_seed: of the `seeds`.
-        calibrated: the scheduler knows the machine's costs from the start, as live after `drawloom
-            profile`; else it learns them, as live without.
-        humans: the share of programs that wait an hour for somebody at one of their calls.
-        waits: sessions of traces go on where a human was asked, after as long as that took.
+        calibrated: the scheduler knows the machine's costs from the start, as after `drawloom
+            profile`; else it learns them.
+        humans: share of programs that wait an hour for a person at one of their calls.
+        waits: sessions of traces go on where a person was asked, after as long as that took.
         rate: programs a second; 0 is as many as fill memory at `pressure`.
     """
 
@@ -62,16 +64,18 @@ class Scenario:
 
     @property
     def draws(self) -> range:
+        """Return the seeds."""
         return range(self.first_seed, self.first_seed + self.seeds)
 
     @property
     def informed(self) -> str:
-        """What the scheduler knows of agents."""
+        """Return what the scheduler knows of agents."""
         fixed = FIXED.get(self.workload)
         return self.knows or (fixed.knows if fixed else "learned")
 
     @property
     def machine_name(self) -> str:
+        """Return the name of the machine."""
         fixed = FIXED.get(self.workload)
         return self.machine or (fixed.machine if fixed else _MACHINE)
 
@@ -90,7 +94,11 @@ class Scenario:
         return ", ".join(words)
 
     def parts(self) -> list[list[Job]]:
-        """The programs of each part of the workload. Raises `ConfigError`."""
+        """Return the programs of each part of the workload.
+
+        Raises:
+            ConfigError: the workload is not known.
+        """
         if self.workload in FIXED:
             return [draw_fixed(self.workload, self.programs, self.first_seed)]
         found = []
@@ -103,15 +111,24 @@ class Scenario:
         return found
 
     def population(self) -> list[Job]:
-        """Raises `ConfigError`."""
+        """Return the programs of all parts of the workload.
+
+        Raises:
+            ConfigError: the workload is not known.
+        """
         return [job for part in self.parts() for job in part]
 
     def engine(self) -> Machine:
+        """Return the machine, with memory as `pressure` demands."""
         found = machine(self.machine_name)
         return found if self.pressure else replace(found, kv_tokens=int(_PLENTY * found.kv_tokens))
 
     def mix(self, jobs: Sequence[Job], shares: Sequence[float] = ()) -> Mix:
-        """Raises `ConfigError` for what cannot be run."""
+        """Return the mix that seeds are drawn from.
+
+        Raises:
+            ConfigError: the scenario cannot be run.
+        """
         tokens = machine(self.machine_name).kv_tokens
         largest = max(job.peak for job in jobs)
         if largest > tokens:
@@ -119,33 +136,37 @@ class Scenario:
                 f"a program of {self.workload} has {largest:,} tokens; {self.machine_name} holds "
                 f"{tokens:,}: name a larger machine"
             )
-        there = self.replicas * in_flight(jobs, tokens, self.pressure or 0.4, shares)
+        programs = self.replicas * in_flight(jobs, tokens, self.pressure or 0.4, shares)
         if self.replicas < 1:
             raise ConfigError(f"{self.replicas} replicas run nothing; there is at least one")
         if self.routing not in ROUTING:
             raise ConfigError(f"routing {self.routing!r}: choose {', '.join(ROUTING)}")
         if self.burst < 1:
             raise ConfigError(f"{self.burst} programs cannot arrive at a time; at least one does")
-        count = self.programs or _ROUNDS * there
-        return Mix(tuple(jobs), there, count, self.burst, tuple(shares))
+        count = self.programs or _ROUNDS * programs
+        return Mix(tuple(jobs), programs, count, self.burst, tuple(shares))
 
     def draw(self, seed: int) -> list[Job]:
-        """Return the programs of a seed, with their arrivals. Raises `ConfigError`."""
+        """Return the programs of a seed, with their arrivals.
+
+        Raises:
+            ConfigError: the scenario cannot be run.
+        """
         if self.workload in FIXED:
             return draw_fixed(self.workload, self.programs, seed)
         parts = self.parts()
         jobs = [job for part in parts for job in part]
         shares = [1 / len(part) for part in parts for _ in part] if len(parts) > 1 else []
-        mix, alone = self.mix(jobs, shares), isolated(self.engine(), jobs)
-        mean = statistics.fmean([alone[job.id] for job in jobs])
+        mix, seconds = self.mix(jobs, shares), isolated(self.engine(), jobs)
+        mean = statistics.fmean([seconds[job.id] for job in jobs])
         if shares:
-            mean = sum(s * alone[j.id] for s, j in zip(shares, jobs, strict=True)) / sum(shares)
+            mean = sum(s * seconds[j.id] for s, j in zip(shares, jobs, strict=True)) / sum(shares)
         if self.rate:
             mean = mix.in_flight / self.rate
-        return _asking(mix.draw(seed, mean), self.humans, seed)
+        return _with_humans(mix.draw(seed, mean), self.humans, seed)
 
-    def there(self) -> int:
-        """The programs that are meant to be there at a time."""
+    def in_flight(self) -> int:
+        """Return the number of programs that are meant to be in flight."""
         if self.workload in FIXED:
             return min(48, len(self.population()))
         parts = self.parts()
@@ -153,15 +174,14 @@ class Scenario:
         shares = [1 / len(part) for part in parts for _ in part] if len(parts) > 1 else []
         return self.mix(jobs, shares).in_flight
 
-    def alone(self) -> dict[str, float]:
-        """Return the seconds that each program of any seed takes alone, by its id in the
-        workload."""
+    def isolated_seconds(self) -> dict[str, float]:
+        """Return the isolated seconds of all seeds' programs, by their ids in the workload."""
         jobs = {job.id.partition(":")[2]: job for seed in self.draws for job in self.draw(seed)}
         return isolated(self.engine(), [replace(job, id=key) for key, job in jobs.items()])
 
 
-def _asking(jobs: list[Job], share: float, seed: int) -> list[Job]:
-    """A share of the programs waits an hour at one of their calls but the last."""
+def _with_humans(jobs: list[Job], share: float, seed: int) -> list[Job]:
+    """Let a share of the programs wait an hour at one of their calls but the last."""
     rng, found = random.Random(seed + 7_919), []
     for job in jobs:
         if rng.random() >= share or len(job.calls) < 2:

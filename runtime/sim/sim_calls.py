@@ -9,25 +9,29 @@ BLOCK = 16
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One LLM call at the engine.
+    """Keep the progress of one LLM call at the engine.
 
     Attributes:
-        seq: it in the cache; its tokens are the prompt's and, as it decodes, more of `answer`.
+        step: its name.
+        seq: its sequence in the cache; its tokens are the prompt's and, as it decodes, more of
+            `answer`.
         prompt: tokens.
-        output: tokens that it will have decoded in the end; nobody but this engine may look.
-        answer: the numbers that these are in the cache.
+        output: tokens that it will have decoded in the end; only the engine may look.
+        priority: lower goes first.
         ready: when it was submitted; seconds, as all times.
-        order: its place among all that were submitted.
-        target: tokens to compute before it decodes on: the prompt's, and after it gave way what
-            it had decoded by then.
-        left: of these, the ones still to compute; `whole` were when it started last.
+        answer: numbers of its output in the cache.
+        order: its number among all submitted calls.
+        target: tokens to compute before it decodes: the prompt's, and after a preemption the ones
+            that it had decoded by then.
+        left: those of `target` that are still to compute.
         cached: prompt tokens that were in the cache when it first started.
         begun: when it first started.
         first: when its prompt was computed.
         ends: the engine's iteration at which it has decoded everything; in the end, the time.
-        preemptions: how often it gave way.
-        repeated: tokens computed once more because it did.
-        known: tokens that had KV when it gave way last.
+        preemptions: how often it was preempted.
+        repeated: tokens computed once more because it was.
+        whole: `left` when it started last.
+        known: tokens that had KV when it was preempted last.
     """
 
     step: str
@@ -52,9 +56,20 @@ class Work:
 
 @dataclass(slots=True)
 class Counters:
-    """Tokens, and seconds in which anything was computed; `sequences` and `context` are what
-    decoded in these and its tokens, times seconds. Calls gave way `preempted` times; `repeated`
-    tokens were computed again because they did, and are among the `computed`."""
+    """Count tokens and seconds of an engine.
+
+    Attributes:
+        prompt: tokens of prompts.
+        hit: those of them that were in the cache.
+        hit_host: those of these that were in host memory.
+        computed: tokens of prompts that were computed.
+        output: tokens decoded.
+        preempted: preemptions of calls.
+        repeated: computed tokens that had been computed before a preemption.
+        busy: seconds in which anything was computed.
+        sequences: sequences that decoded, times seconds.
+        context: context tokens of these, times seconds.
+    """
 
     prompt: int = 0
     hit: int = 0
@@ -69,6 +84,7 @@ class Counters:
 
 
 def sequence(step: str, conversation: str, units: list[int], salt: bytes = b"") -> Sequence:
+    """Return a sequence for the cache."""
     return Sequence(step, conversation, units, SamplingParams(max_tokens=1), salt)
 
 

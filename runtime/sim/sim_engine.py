@@ -1,11 +1,11 @@
-"""An engine without tokens: the real KV cache, and time that flows between events.
+"""Simulated engine: the real KV cache, and computing time that flows between events.
 
-The cache is the engine's own (`engine/kvcache/kv_cache.py`), fed with one number for every `unit`
+The cache is the engine's (`engine/kvcache/kv_cache.py`), fed with one number for every `unit`
 tokens, in blocks of 16 numbers. Decoding is not stepped: while nothing changes, every running
 sequence gains tokens at the rate of the cost model, and the moment at which one fills its last
-block is computed. It takes another then, as the engine's batch scheduler does; where there is
-none, the sequence that is last by priority and arrival gives way, and is computed again from what
-is still in the cache. Prompts are computed one after the other, by priority, beside the decodes.
+block is computed. It takes another then, as the engine's batch scheduler does; if there is none,
+the sequence that is last by priority and arrival is preempted, and computed again from what is
+still in the cache. Prompts are computed one after the other, by priority, beside the decodes.
 """
 
 import heapq
@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 
 from drawloom.engine.kvcache.kv_cache import KVCache
+from drawloom.runtime.scheduler.lazy_heap import LazyHeap
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.sim_calls import BLOCK, Counters, Work
 
@@ -20,32 +21,40 @@ _EPSILON = 1e-9
 
 
 class SimEngine:
-    """`submit` calls, `advance` to a time, take what `finished`.
+    """Run calls in virtual time: `submit` them, `advance` to a time, take the `finished` ones.
 
     Attributes:
-        finished: calls that ended since whoever advances it took them out.
-        gave_way: calls that were preempted since.
-        spoke: calls that decoded into a new block since, or again after they gave way.
+        machine: its costs and sizes.
+        host: there is host memory behind it.
+        counters: tokens and seconds.
+        finished: calls that ended since the caller took them out.
+        preempted: calls that were preempted since.
+        spoke: calls that decoded into a new block since, or again after a preemption.
+        now: seconds.
+        cache: the engine's KV cache.
     """
 
     def __init__(self, machine: Machine, host: bool, spill: bool) -> None:
         self.machine, self.host = machine, host
         self.counters = Counters()
         self.finished: list[Work] = []
-        self.gave_way: list[Work] = []
+        self.preempted: list[Work] = []
         self.spoke: list[Work] = []
         self.now = 0.0
         size = machine.unit * BLOCK
         host_blocks = machine.host_tokens // size if host else 0
         self.cache = KVCache(
-            machine.kv_tokens // size, BLOCK, 1.0,
-            host_blocks=host_blocks, save_leased=False,
-        )  # fmt: skip
+            machine.kv_tokens // size,
+            BLOCK,
+            1.0,
+            host_blocks=host_blocks,
+            save_leased=False,
+        )
         self.cache.spill = spill
         self._waiting: list[tuple[float, int, Work]] = []
         self._prefills: list[tuple[float, int, Work]] = []
         self._decoding: list[tuple[float, int, Work]] = []
-        self._growing: list[tuple[float, int, int, Work]] = []
+        self._growing = LazyHeap[tuple[float, int, int, Work]](self._grows)
         self._parked: list[Work] = []
         self._copies: list[tuple[float, int, bool, int]] = []
         self._copier = [0.0, 0.0]
@@ -57,6 +66,7 @@ class SimEngine:
     # --- from outside ---------------------------------------------------------------------
 
     def submit(self, work: Work) -> None:
+        """Add a call."""
         self._orders += 1
         work.order = self._orders
         if self.machine.reserve:
@@ -66,23 +76,25 @@ class SimEngine:
 
     @property
     def decoding(self) -> list[tuple[str, int]]:
-        """The calls that decode, and the tokens of the context of each by now."""
+        """Return the calls that decode, with the present tokens of their contexts."""
         return [(work.step, self.context(work)) for _, _, work in self._decoding]
 
     def context(self, work: Work) -> int:
-        """Return the tokens of the context of a call that decodes, by now."""
+        """Return the present context tokens of a call that decodes."""
         return work.prompt + work.output - int(work.ends - self._iterations)
 
     @property
     def running(self) -> int:
+        """Return the number of calls that run."""
         return len(self._prefills) + len(self._decoding) + len(self._parked)
 
     @property
     def waiting(self) -> int:
+        """Return the number of calls that wait."""
         return len(self._waiting)
 
     def next_event(self) -> float | None:
-        """When something changes by itself."""
+        """Return when something changes by itself; None if nothing does."""
         times = []
         if self._copies:
             times.append(self._copies[0][0])
@@ -91,7 +103,7 @@ class SimEngine:
         return min(times) if times else None
 
     def advance(self, now: float) -> None:
-        """Let time pass, which must not go beyond `next_event`; then start what can start."""
+        """Advance to a time, which must not lie beyond `next_event`; then start what can start."""
         if now > self.now:
             self._flow(now - self.now)
             self.now = now
@@ -102,32 +114,31 @@ class SimEngine:
 
     # --- time -----------------------------------------------------------------------------
 
-    def _beside(self) -> float:
-        """Seconds of a step that only decodes."""
+    def _step_seconds(self) -> float:
+        """Return the seconds of a step that only decodes."""
         cost = self.machine.cost
         if not self._decoding:
             return cost.step
         return cost.decode(len(self._decoding), int(self._context))
 
     def _prefill_seconds(self, work: Work) -> tuple[float, float]:
-        """What is left of a prompt: its seconds, and the steps that it spans; all of it at least
-        one."""
+        """Return the seconds that the rest of a prompt takes, and the steps that it spans.
+
+        All of a prompt spans at least one step.
+        """
         cost = self.machine.cost
         new, done = work.left, work.target - work.left
-        alone = cost.prefill * new + cost.prefill_cached * new * (done + new / 2)
+        isolated = cost.prefill * new + cost.prefill_cached * new * (done + new / 2)
         steps = max(new / self.machine.batch_tokens, new / work.whole)
-        return max(_EPSILON, alone + steps * self._beside()), steps
+        return max(_EPSILON, isolated + steps * self._step_seconds()), steps
 
     def _span(self) -> float:
-        """Seconds until the next prompt is computed, or the next sequence is complete or has
-        filled its blocks."""
+        """Return the seconds until a prompt is computed, or a sequence is over or needs a block."""
         needed = self._decoding[0][0] - self._iterations if self._decoding else 1e18
-        while self._growing and not self._grows(self._growing[0]):
-            heapq.heappop(self._growing)
-        if self._growing:
-            needed = min(needed, self._growing[0][0] - self._iterations)
+        if (growing := self._growing.top) is not None:
+            needed = min(needed, growing[0] - self._iterations)
         if not self._prefills:
-            return max(0.0, needed * self._beside())
+            return max(0.0, needed * self._step_seconds())
         work = self._prefills[0][2]
         seconds, steps = self._prefill_seconds(work)
         if needed < steps:
@@ -135,11 +146,18 @@ class SimEngine:
         return max(0.0, seconds)
 
     def _seconds_for(self, work: Work, tokens: float, steps: float) -> float:
-        """Until so many more tokens of a prompt are computed, what is left of it spanning so many
-        steps: the first of them are quicker than the last, as `_compute` has it."""
+        """Return the seconds in which `tokens` more tokens of a prompt are computed.
+
+        The first of them are quicker than the last, as in `_compute`.
+
+        Args:
+            work: the call.
+            tokens: of its prompt.
+            steps: that the rest of its prompt spans.
+        """
         cost, done = self.machine.cost, work.target - work.left
-        alone = cost.prefill * tokens + cost.prefill_cached * tokens * (done + tokens / 2)
-        return alone + tokens / work.left * steps * self._beside()
+        isolated = cost.prefill * tokens + cost.prefill_cached * tokens * (done + tokens / 2)
+        return isolated + tokens / work.left * steps * self._step_seconds()
 
     def _flow(self, seconds: float) -> None:
         if not self._prefills and not self._decoding:
@@ -151,20 +169,22 @@ class SimEngine:
             work = self._prefills[0][2]
             passed = self._compute(work, seconds)
         else:
-            passed = seconds / self._beside()
+            passed = seconds / self._step_seconds()
         self._iterations += passed
         self._context += passed * len(self._decoding)
 
     def _compute(self, work: Work, seconds: float) -> float:
-        """A prompt is computed for so long; the steps that pass. Later tokens attend to more, so
-        what n more take grows with n squared."""
+        """Compute a prompt for some seconds, and return the steps that pass.
+
+        Later tokens attend to more, so that the time of n more tokens grows with n squared.
+        """
         whole, steps = self._prefill_seconds(work)
         if seconds >= whole * (1 - 1e-12):
             work.left = 0.0
             return steps
         cost, pace = self.machine.cost, steps / work.left
         done = work.target - work.left
-        each = cost.prefill + cost.prefill_cached * done + pace * self._beside()
+        each = cost.prefill + cost.prefill_cached * done + pace * self._step_seconds()
         more = 2 * seconds / (each + math.sqrt(each * each + 2 * cost.prefill_cached * seconds))
         work.left -= more
         return more * pace
@@ -183,7 +203,7 @@ class SimEngine:
         while self._decoding and self._decoding[0][0] <= self._iterations + 1e-6:
             _, _, work = heapq.heappop(self._decoding)
             self._context -= work.prompt + work.output
-            self._say(work, len(work.answer))
+            self._extend(work, len(work.answer))
             self.cache.free(work.seq)
             self.counters.output += work.output
             self.finished.append(work)
@@ -191,8 +211,8 @@ class SimEngine:
         if not self._decoding:
             self._context = 0.0
 
-    def _say(self, work: Work, units: int) -> None:
-        """So many numbers of its answer have KV now."""
+    def _extend(self, work: Work, units: int) -> None:
+        """Give KV to the first `units` numbers of a call's output."""
         seq, prompt = work.seq, work.prompt // self.machine.unit
         seq.tokens += work.answer[len(seq.tokens) - prompt : units]
         self.cache.publish(seq, prompt + units)
@@ -204,25 +224,24 @@ class SimEngine:
         room = len(work.seq.blocks) * BLOCK * self.machine.unit - work.prompt
         if room < work.output:
             full = work.ends - work.output + room
-            heapq.heappush(self._growing, (full, work.order, work.preemptions, work))
+            self._growing.push((full, work.order, work.preemptions, work))
 
     def _grows(self, entry: tuple[float, int, int, Work]) -> bool:
         _, _, preemptions, work = entry
         return work.preemptions == preemptions
 
     def _grow(self) -> None:
-        """Give those that have filled their blocks another one, in order of priority."""
+        """Give another block to the calls that have filled theirs, in order of priority."""
         due = []
-        while self._growing and self._growing[0][0] <= self._iterations + 1e-6:
-            entry = heapq.heappop(self._growing)
-            if self._grows(entry):
-                due.append(entry)
+        while (first := self._growing.top) is not None and first[0] <= self._iterations + 1e-6:
+            self._growing.pop()
+            due.append(first)
         for entry in sorted(due, key=lambda entry: _rank(entry[3])):
             work = entry[3]
             if not self._grows(entry):
-                continue  # it gave way to one before it
+                continue  # it was preempted for one before it
             held = len(work.seq.blocks)
-            self._say(work, held * BLOCK - work.prompt // self.machine.unit)
+            self._extend(work, held * BLOCK - work.prompt // self.machine.unit)
             while self._grows(entry) and not self.cache.append(work.seq, held * BLOCK + 1):
                 self._preempt(max(self._started(), key=_rank))
             if self._grows(entry):
@@ -237,8 +256,10 @@ class SimEngine:
             yield work
 
     def _preempt(self, work: Work) -> None:
-        """A call gives its blocks up, and waits where its priority puts it. What it has computed
-        stays in the cache until somebody needs the room."""
+        """Preempt a call: it gives its blocks up, and waits where its priority puts it.
+
+        What it has computed stays in the cache until the blocks are needed.
+        """
         unit, seq = self.machine.unit, work.seq
         if work in self._parked:
             self._parked.remove(work)
@@ -251,7 +272,7 @@ class SimEngine:
             self._context -= work.prompt + work.output - left
             said = work.output - math.ceil(left - 1e-6)
             work.target = work.prompt + said
-            self._say(work, said // unit)
+            self._extend(work, said // unit)
             seq.tokens = seq.tokens[: work.prompt // unit]
             seq.tokens += work.answer[: self._units(min(work.output, said + 1))]
         left_tokens = round(work.left)
@@ -261,7 +282,7 @@ class SimEngine:
         seq.preemptions += 1
         work.preemptions += 1
         self.counters.preempted += 1
-        self.gave_way.append(work)
+        self.preempted.append(work)
         heapq.heappush(self._waiting, (work.priority, work.order, work))
         self._blocked = -1
 
@@ -293,7 +314,7 @@ class SimEngine:
                 heapq.heappush(self._prefills, (work.priority, work.order, work))
 
     def _account(self, work: Work) -> None:
-        """A call has started, or has again."""
+        """Count a call that has started, or has started again."""
         counters, unit, hit = self.counters, self.machine.unit, work.seq.hit
         if not work.preemptions:
             work.begun, work.target = self.now, work.prompt
@@ -311,7 +332,7 @@ class SimEngine:
     # --- copies ---------------------------------------------------------------------------
 
     def transfer(self) -> None:
-        """Carry out what the cache decided to copy; each direction one after the other."""
+        """Carry out the copies that the cache decided on, one after the other in each direction."""
         copies = self.cache.take_copies()
         seconds = self.machine.cost.restore(self.machine.unit * BLOCK)
         self._copier[0] = max(self._copier[0], self.now) + seconds * len(copies.spills)

@@ -1,10 +1,9 @@
-"""The engines of a simulation. Each is advanced only when something happens at it, so that sixty of
-them cost little more than one."""
+"""Engines of a simulation, each advanced only when something happens at it."""
 
-import heapq
 from dataclasses import dataclass
 from itertools import count
 
+from drawloom.runtime.scheduler.lazy_heap import LazyHeap
 from drawloom.runtime.sim.presets import Machine
 from drawloom.runtime.sim.sim_calls import Counters, Work
 from drawloom.runtime.sim.sim_engine import SimEngine
@@ -13,9 +12,15 @@ _HANDSHAKE = 0.03
 
 
 @dataclass(slots=True)
-class News:
-    """Calls that ended at an engine; that were preempted there; and that decoded, with the tokens
-    of their contexts."""
+class EngineReport:
+    """Report what happened at an engine.
+
+    Attributes:
+        engine: its name.
+        ended: calls that ended.
+        preempted: calls that were preempted.
+        decoded: calls that decoded, with the tokens of their contexts.
+    """
 
     engine: str
     ended: list[Work]
@@ -23,11 +28,12 @@ class News:
     decoded: list[tuple[str, int]]
 
 
-class Engines:
-    """`at` gives an engine at the time that is now; `settle` lets what was touched go on.
+class SimEngines:
+    """Advance several engines: `at` returns one at the present time, `settle` lets it go on.
 
     Attributes:
-        all: the engines by name.
+        all: engines by name.
+        now: seconds.
         moved: KV tokens that went from one to another.
     """
 
@@ -38,12 +44,12 @@ class Engines:
         self._machine = machine
         self._touched: dict[str, None] = {}
         self._due: dict[str, int] = {}
-        self._agenda: list[tuple[float, int, str]] = []
+        self._agenda = LazyHeap[tuple[float, int, str]](self._is_current)
         self._numbers = count()
 
     @property
     def counters(self) -> Counters:
-        """Of all of them; seconds are summed."""
+        """Return the sum of all engines' counters."""
         total = Counters()
         for engine in self.all.values():
             for name in Counters.__slots__:
@@ -53,10 +59,11 @@ class Engines:
 
     @property
     def waiting(self) -> int:
+        """Return the calls that wait at all engines."""
         return sum(engine.waiting for engine in self.all.values())
 
     def at(self, name: str) -> SimEngine:
-        """An engine, for something that happens at it now."""
+        """Return an engine, for something that happens at it now."""
         engine = self.all[name]
         if name not in self._touched:
             self._touched[name] = None
@@ -65,48 +72,61 @@ class Engines:
         return engine
 
     def next_event(self) -> float | None:
-        """When something changes by itself."""
-        while self._agenda and self._due.get(self._agenda[0][2]) != self._agenda[0][1]:
-            heapq.heappop(self._agenda)
-        return self._agenda[0][0] if self._agenda else None
+        """Return when something changes by itself; None if nothing does."""
+        first = self._agenda.top
+        return None if first is None else first[0]
+
+    def _is_current(self, entry: tuple[float, int, str]) -> bool:
+        return self._due.get(entry[2]) == entry[1]
 
     def due(self) -> None:
-        """It is the time of the next events."""
-        while (soon := self.next_event()) is not None and soon <= self.now:
-            self.at(heapq.heappop(self._agenda)[2])
+        """Advance the engines whose next event is due."""
+        while (first := self._agenda.top) is not None and first[0] <= self.now:
+            self._agenda.pop()
+            self.at(first[2])
 
-    def settle(self) -> list[News]:
-        """Carry out what was asked of engines since the last time; return what came of it."""
-        news = list[News]()
+    def settle(self) -> list[EngineReport]:
+        """Let the engines go on that something happened at, and report the results.
+
+        The caller tells the scheduler of them and calls again, until there are none.
+        """
+        reports = list[EngineReport]()
         for name in list(self._touched):
             engine = self.all[name]
             engine.transfer()
             engine.advance(self.now)
             if engine.finished:
-                news.append(News(name, engine.finished, engine.gave_way, engine.decoding))
-            elif engine.gave_way or engine.spoke:
+                reports.append(
+                    EngineReport(name, engine.finished, engine.preempted, engine.decoding)
+                )
+            elif engine.preempted or engine.spoke:
                 said = [(w.step, engine.context(w)) for w in engine.spoke if w.left <= 0]
-                news.append(News(name, [], engine.gave_way, said))
+                reports.append(EngineReport(name, [], engine.preempted, said))
             else:
                 continue
-            engine.finished, engine.gave_way, engine.spoke = [], [], []
-        if not news:
+            engine.finished, engine.preempted, engine.spoke = [], [], []
+        if not reports:
             for name in self._touched:
                 self._plan(name)
             self._touched.clear()
-        return news
+        return reports
 
     def _plan(self, name: str) -> None:
         soon, number = self.all[name].next_event(), next(self._numbers)
         self._due[name] = number
         if soon is not None:
-            heapq.heappush(self._agenda, (max(soon, self.now), number, name))
+            self._agenda.push((max(soon, self.now), number, name))
 
     # --- from one to another --------------------------------------------------------------
 
     def move(self, source: str, conversation: str) -> tuple[list[int], float]:
-        """A conversation's KV sets out; what it has, and when it is there. It takes a handshake
-        and two copies, out of one device and into another."""
+        """Take a conversation's KV on its way to another engine.
+
+        It takes a handshake and two copies, out of one device and into another.
+
+        Returns:
+            The numbers of its tokens, and when they arrive.
+        """
         found = self.at(source).cache.block_locations(conversation)
         units = found[0] if found is not None else []
         tokens = len(units) * self._machine.unit
@@ -114,8 +134,8 @@ class Engines:
         return units, self.now + _HANDSHAKE + 2 * self._machine.cost.restore(tokens)
 
     def arrive(self, target: str, conversation: str, units: list[int]) -> None:
-        """It is there, as much of it as finds room."""
+        """Put a conversation's KV into an engine's cache, as far as there is room."""
         self.at(target).cache.import_tokens(conversation, units, b"")
 
 
-__all__ = ["Engines", "News"]
+__all__ = ["EngineReport", "SimEngines"]

@@ -1,4 +1,4 @@
-"""A simulated program on its way, and what becomes of it."""
+"""Simulated programs on their way, and their outcome."""
 
 from dataclasses import dataclass, field
 from itertools import count
@@ -10,8 +10,15 @@ from drawloom.runtime.sim.workload import Job
 
 @dataclass(slots=True)
 class Ended:
-    """What became of a program; seconds. `waits` are from ready to the first token of its later
-    calls, `admission` of its first."""
+    """Keep the times of a program, in seconds.
+
+    Attributes:
+        job: the program.
+        began: when it arrived.
+        ended: when it ended.
+        admission: from its first call's readiness to that call's first token.
+        waits: the same of each later call.
+    """
 
     job: Job
     began: float
@@ -21,13 +28,27 @@ class Ended:
 
     @property
     def jct(self) -> float:
+        """Return the seconds from arrival to end."""
         return self.ended - self.job.arrival
 
 
 @dataclass(slots=True)
 class Outcome:
-    """One run. `recomputed` prompt tokens had been in a cache before, `fresh` tokens had not.
-    Programs made `moves` between `engines`, with `moved` KV tokens."""
+    """Keep the outcome of a simulation.
+
+    Attributes:
+        policy: its name.
+        ended: its programs.
+        counters: of all engines.
+        recomputed: prompt tokens that were computed though they had been in a cache before.
+        fresh: tokens that had not.
+        seconds: simulated.
+        events: that the scheduler handled.
+        host: counters of the sandbox host, if there is one.
+        moves: how often programs changed their engine.
+        moved: KV tokens that went with them.
+        engines: how many.
+    """
 
     policy: str
     ended: list[Ended]
@@ -43,13 +64,21 @@ class Outcome:
 
 
 def conversation_of(program: str, chat: int) -> str:
-    """The name of a program's conversation."""
+    """Return the name of a program's conversation."""
     return f"{program}.{chat}" if chat else program
 
 
-class Running:
-    """A job on its way: which calls have ended, when what follows them could go on, and what their
-    contexts were as long as something goes on from them."""
+class SimProgram:
+    """Keep which calls of a job have ended, and what the next ones begin with.
+
+    Attributes:
+        job: the program.
+        result: its times.
+        ended: calls that have ended.
+        contexts: contexts of ended calls, as long as a call is to go on from them.
+        chats: conversations that have begun.
+        calls_of: calls to come in each conversation.
+    """
 
     def __init__(self, job: Job, now: float) -> None:
         self.job, self.result = job, Ended(job, now)
@@ -69,22 +98,23 @@ class Running:
 
     @property
     def first(self) -> list[int]:
-        """The calls that wait for no other."""
+        """Return the calls that wait for no other."""
         return [at for at, wanted in enumerate(self._waits_for) if not wanted]
 
     @property
     def done(self) -> bool:
+        """Return True once all calls have ended."""
         return len(self.ended) == len(self.job.calls)
 
     def finished(self, at: int, context: list[int]) -> None:
-        """A call has ended, with such a context."""
+        """Note a call that has ended, with its context."""
         self.ended.add(at)
         self.calls_of[self.job.calls[at].chat] -= 1
         if self._heirs[at]:
             self.contexts[at] = context
 
     def inherit(self, at: int) -> list[int]:
-        """What a call goes on from; nothing else may ask for it again after the last one."""
+        """Return the context that a call goes on from, and drop it after the last such call."""
         base = self.job.base(at)
         context = self.contexts[base]
         self._heirs[base] -= 1
@@ -93,8 +123,11 @@ class Running:
         return context
 
     def returned(self, at: int, when: float) -> list[tuple[int, float]]:
-        """What follows a call could go on `when`; the calls that wait for nothing else, and from
-        when on."""
+        """Note when the calls after an ended one may go on.
+
+        Returns:
+            The calls that wait for nothing else, and when each may start.
+        """
         self._returned[at] = when
         found = []
         for other, wanted in enumerate(self._waits_for):
@@ -107,24 +140,25 @@ class Running:
 
 
 class Prompts:
-    """What prompts consist of: one number for every `unit` tokens, equal for equal tokens."""
+    """Make prompts: one number for every `unit` tokens, equal for equal tokens."""
 
     def __init__(self, unit: int) -> None:
         self.unit = unit
         self._fresh = count(1)
         self._prefixes: dict[str, list[int]] = {}
 
-    def of(self, running: Running, at: int) -> tuple[list[int], int]:
-        """A call's prompt, and how much of it was in the context that it goes on from."""
-        job, call = running.job, running.job.calls[at]
+    def of(self, program: SimProgram, at: int) -> tuple[list[int], int]:
+        """Return a call's prompt, and how much of it was in the context that it goes on from."""
+        job, call = program.job, program.job.calls[at]
         follows = job.base(at) >= 0
         inherited = call.reuse // self.unit
-        begin = running.inherit(at)[:inherited] if follows else self._prefix(job)
+        begin = program.inherit(at)[:inherited] if follows else self._prefix(job)
         total = max(1, round(call.prompt / self.unit))
         begin = begin[:total]
         return begin + self.new(self.unit * (total - len(begin))), len(begin) if follows else 0
 
     def new(self, tokens: int) -> list[int]:
+        """Return numbers for tokens that are new."""
         return [next(self._fresh) for _ in range(-(-tokens // self.unit))]
 
     def _prefix(self, job: Job) -> list[int]:
@@ -134,4 +168,4 @@ class Prompts:
         return known[:size]
 
 
-__all__ = ["Ended", "Outcome", "Prompts", "Running", "conversation_of"]
+__all__ = ["Ended", "Outcome", "Prompts", "SimProgram", "conversation_of"]

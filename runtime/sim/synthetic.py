@@ -1,4 +1,4 @@
-"""Workloads made up from published statistics (research/scheduling.md §6), by name.
+"""Workloads made up from published statistics, by name.
 
 `swe`: coding agents in containers; contexts grow, now and then one is compacted. `chats`: four
 short chats with a person to one such agent. `web`: browser agents that send each page anew, so
@@ -53,7 +53,7 @@ def _tool(rng: random.Random) -> tuple[str, float]:
 
 
 def _chats(number: int, rng: random.Random) -> Job:
-    """Every fifth is an agent; a chat has a few turns, and somebody reads and types between."""
+    """Draw a chat with a person who reads and types between turns; every fifth is an agent."""
     if number % 5 == 0:
         return replace(_swe(number, rng), group="agents")
     shared, calls = 300, []
@@ -105,27 +105,27 @@ def _rl(number: int, rng: random.Random) -> Job:
 def _attempt(
     rng: random.Random, chat: int, base: int, begin: int, at: int, mean: float
 ) -> list[Call]:
-    """A branch of tool calls that goes on from call `base`, numbered from `at`."""
+    """Draw a branch of tool calls that goes on from call `base`, numbered from `at`."""
     calls: list[Call] = []
     prompt, reuse = begin + rng.randint(100, 400), begin
     for step in range(max(1, min(40, round(rng.lognormvariate(math.log(mean) - 0.18, 0.6))))):
         output = max(8, min(1_500, round(rng.lognormvariate(math.log(150), 0.9))))
         tool, gap = _tool(rng)
         first = {"after": (base,), "base": base} if not step else {"after": (at + step - 1,)}
-        calls.append(Call(prompt, reuse, output, gap, tool, "work", chat, **first))
+        calls.append(Call(prompt, reuse, output, gap, tool, site="work", chat=chat, **first))
         context = prompt + output
         prompt, reuse = context + max(16, min(8_000, round(rng.lognormvariate(6.1, 1.2)))), context
     return calls
 
 
 def _join(calls: list[Call], ends: list[int], base: int, site: str, more: int) -> Call:
-    """The call that waits for all branches and goes on from call `base`."""
+    """Draw the call that waits for all branches and goes on from call `base`."""
     context = calls[base].context
-    return Call(context + more, context, 500, 0.0, "", site, 0, tuple(ends), base)
+    return Call(context + more, context, 500, 0.0, "", site=site, after=tuple(ends), base=base)
 
 
 def _branches(rng: random.Random, calls: list[Call], width: int, mean: float) -> list[int]:
-    """Append `width` branches from the first call; the numbers of their last calls."""
+    """Append `width` branches from the first call; return the numbers of their last calls."""
     ends = []
     for chat in range(1, width + 1):
         calls += _attempt(rng, chat, 0, calls[0].context, len(calls), mean)
@@ -138,7 +138,7 @@ _STEPS = 6.0
 
 
 def _planner(number: int, rng: random.Random) -> Job:
-    """A plan, an executor for each of its parts, and a summary. How many parts, the plan says."""
+    """Draw a plan, which says how many parts there are, an executor for each, and a summary."""
     shared, width = 4_000, rng.choice(_WIDTHS)
     left = width * _STEPS + 1
     plan = Call(shared + rng.randint(500, 3_000), 0, 400, 0.1, "plan", "plan", left=left)
@@ -150,22 +150,29 @@ def _planner(number: int, rng: random.Random) -> Job:
 
 
 def _map_reduce(number: int, rng: random.Random) -> Job:
-    """A call for each document and one over all answers; how many there are is known before."""
+    """Draw a call for each document and one over all answers; their number is known before."""
     shared, width = 1_000, rng.choice((4, 8, 16, 32, 48))
     calls = [
         Call(
-            shared + rng.randint(3_000, 12_000), 0, max(50, round(rng.gauss(250, 60))), 0.0, "",
-            "map", chat + 1, (), -1,
+            shared + rng.randint(3_000, 12_000),
+            0,
+            max(50, round(rng.gauss(250, 60))),
+            0.0,
+            "",
+            site="map",
+            chat=chat + 1,
+            after=(),
+            base=-1,
         )
         for chat in range(width)
-    ]  # fmt: skip
+    ]
     size = shared + sum(call.output for call in calls)
-    calls.append(Call(size, 0, 600, 0.0, "", "reduce", 0, tuple(range(width)), -1))
+    calls.append(Call(size, 0, 600, 0.0, "", site="reduce", after=tuple(range(width)), base=-1))
     return Job(f"map-{number}", "map-reduce", tuple(calls), "map", shared, expect=width + 1.0)
 
 
 def _best_of(number: int, rng: random.Random) -> Job:
-    """N attempts from one beginning, and a judge; N is an argument of the program."""
+    """Draw N attempts from one beginning, and a judge; N is an argument of the program."""
     shared, width = 3_000, rng.choice((2, 4, 8, 16))
     calls = [Call(shared + rng.randint(500, 4_000), 0, 300, 0.1, "start", "trunk")]
     ends = _branches(rng, calls, width, _STEPS)
@@ -192,7 +199,11 @@ KINDS: dict[str, Callable[[int, random.Random], Job]] = {
 
 
 def generate(kind: str, count: int = 128, seed: int = 0) -> list[Job]:
-    """`count` programs of a kind. Raises `ConfigError` with the known kinds."""
+    """Return `count` programs of a kind.
+
+    Raises:
+        ConfigError: the kind is not known.
+    """
     if kind not in KINDS:
         raise ConfigError(f"workload {kind!r}: choose {', '.join(KINDS)}, or a trace file")
     rng = random.Random(seed)

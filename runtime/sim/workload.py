@@ -1,4 +1,4 @@
-"""What simulated programs do: recorded traces, and arrivals drawn from them."""
+"""Programs of workloads: recorded traces, and arrivals drawn from them."""
 
 import gzip
 import json
@@ -14,14 +14,23 @@ _LONGEST = 128_000
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One LLM call: `prompt` tokens, the first `reuse` of which were also in the context that it
-    goes on from; `output` tokens; then `gap` seconds with `tool` until what comes after it.
+    """Describe one LLM call of a program.
 
-    By default it goes on from the call before it, in the same conversation. A program of several
-    conversations says which (`chat`), which calls must have ended before (`after`) and whose
-    context it begins with (`base`; -1 is the program's prefix); all by their numbers. `site` is
-    its place in the agent. Once it has ended, the agent's declared graph would say that `left`
-    calls are still to come. `busy` seconds of the gap a tool runs in the program's environment.
+    By default it goes on from the call before it, in the same conversation.
+
+    Attributes:
+        prompt: tokens.
+        reuse: the first so many of them were also in the context that it goes on from.
+        output: tokens.
+        gap: seconds from its end to the next call.
+        tool: that runs in the gap.
+        site: its call site in the agent.
+        chat: number of its conversation.
+        after: numbers of the calls that must have ended before; None is the one before.
+        base: number of the call whose context it begins with; -1 is the program's prefix, None the
+            one before.
+        left: calls still to come after it, as the agent's declared graph would say.
+        busy: seconds of the gap in which a tool runs in the program's environment.
     """
 
     prompt: int
@@ -38,16 +47,29 @@ class Call:
 
     @property
     def context(self) -> int:
+        """Return the tokens of the conversation after it."""
         return self.prompt + self.output
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A program of a workload. `prefix` names what its first prompt begins with, `shared` tokens
-    of it; equal names are equal tokens. `arrival` in seconds. `expect`: the calls that its
-    declared graph foresees before anything has run. `env`: the image that its tools run in, which
-    takes `env_start` seconds to start. `max_tokens`: the most output that it asks for in a call,
-    which is all that anybody knows of it beforehand. `group` names those it is counted with."""
+    """Describe a program of a workload.
+
+    Attributes:
+        id: its name.
+        agent: whose program it is.
+        calls: its LLM calls.
+        prefix: name of what its first prompt begins with; equal names are equal tokens.
+        shared: tokens of the prefix.
+        arrival: seconds.
+        tenant: to whom it belongs.
+        expect: calls that its declared graph foresees before anything has run.
+        env: image that its tools run in; empty if they need none.
+        env_start: seconds that an environment of it takes to start.
+        image_gb: size of the image.
+        max_tokens: the most output that it asks for in a call: all that is known beforehand.
+        group: of programs that are counted together.
+    """
 
     id: str
     agent: str
@@ -64,19 +86,21 @@ class Job:
     group: str = ""
 
     def after(self, at: int) -> tuple[int, ...]:
-        """The calls that must have ended before call `at`."""
+        """Return the calls that must have ended before call `at`."""
         given = self.calls[at].after
         return given if given is not None else (at - 1,) if at else ()
 
     def base(self, at: int) -> int:
-        """The call whose context call `at` begins with; -1 for the program's prefix."""
+        """Return the call whose context call `at` begins with; -1 for the program's prefix."""
         given = self.calls[at].base
         return at - 1 if given is None else given
 
     @property
     def peak(self) -> int:
-        """The most tokens that its conversations have together, if all are there at the end; what
-        one begins with of another is counted once."""
+        """Return the most tokens of its conversations together, if all are there at the end.
+
+        What one begins with of another is counted once.
+        """
         largest: dict[int, int] = {}
         for at, call in enumerate(self.calls):
             base = self.base(at)
@@ -87,11 +111,15 @@ class Job:
 
     @property
     def gaps(self) -> float:
-        """Seconds of gaps on the longest way through its calls."""
+        """Return the seconds of gaps on the longest way through its calls."""
         return self.longest([0.0] * len(self.calls))
 
     def longest(self, seconds: Sequence[float]) -> float:
-        """From the first call's beginning to the last one's end, if call n takes `seconds[n]`."""
+        """Return the seconds from the first call's start to the last one's end.
+
+        Args:
+            seconds: that each call takes.
+        """
         ends: list[float] = []
         for at, took in enumerate(seconds):
             ready = max((ends[n] + self.calls[n].gap for n in self.after(at)), default=0.0)
@@ -100,8 +128,14 @@ class Job:
 
 
 def read(path: Path, waits: bool = False) -> list[Job]:
-    """The programs of a trace file (shared/traces/README.md): contexts clipped at 128,000 tokens,
-    sessions cut where a human was asked, unless `waits` are to be kept. Raises `ConfigError`."""
+    """Read the programs of a trace file (shared/traces/README.md).
+
+    Contexts are clipped at 128,000 tokens, and sessions cut where a person was asked, unless
+    `waits` is set.
+
+    Raises:
+        ConfigError: the file is no trace file.
+    """
     try:
         with gzip.open(path, "rt") as lines:
             rows = [json.loads(line) for line in lines]
@@ -151,17 +185,28 @@ def _job(
     shared = min(int(str(prefix["tokens"])), first.prompt)
     start, image = float(str(row.get("env_start_s") or 0)), float(str(row.get("image_gb") or 0))
     return Job(
-        f"{row['id']}/{part}", agent, tuple(calls), str(prefix["id"]), shared,
-        env=str(row["id"]) if start else "", env_start=start, image_gb=image,
-    )  # fmt: skip
+        id=f"{row['id']}/{part}",
+        agent=agent,
+        calls=tuple(calls),
+        prefix=str(prefix["id"]),
+        shared=shared,
+        env=str(row["id"]) if start else "",
+        env_start=start,
+        image_gb=image,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Programs drawn from others, with Poisson arrivals, `burst` of them at a time.
+    """Draw programs from others, with Poisson arrivals.
 
-    `in_flight` programs are meant to be there at a time: they arrive at `in_flight` over the mean
-    of `isolated`, the seconds that one takes alone. With `shares` some are drawn more often.
+    Attributes:
+        jobs: to draw from.
+        in_flight: programs that are meant to be there at a time: they arrive at this over the mean
+            of their isolated seconds.
+        count: programs to draw.
+        burst: programs that arrive at a time.
+        shares: how often each of `jobs` is drawn; empty is equally often.
     """
 
     jobs: tuple[Job, ...]
@@ -171,6 +216,12 @@ class Mix:
     shares: tuple[float, ...] = ()
 
     def draw(self, seed: int, isolated: float) -> list[Job]:
+        """Draw the programs of a seed.
+
+        Args:
+            seed: of the random numbers.
+            isolated: mean seconds that a program takes on an idle machine.
+        """
         rng, now = random.Random(seed), 0.0
         drawn = []
         for number in range(self.count):
@@ -184,7 +235,7 @@ class Mix:
 def in_flight(
     jobs: Iterable[Job], kv_tokens: int, ratio: float, shares: Sequence[float] = ()
 ) -> int:
-    """How many programs have `kv_tokens` / `ratio` tokens at their largest."""
+    """Return how many programs have `kv_tokens` / `ratio` tokens at their largest."""
     peaks = [job.peak for job in jobs]
     weights = shares or [1.0] * len(peaks)
     mean = sum(p * w for p, w in zip(peaks, weights, strict=True)) / sum(weights)

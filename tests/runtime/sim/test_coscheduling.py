@@ -13,7 +13,7 @@ from drawloom.runtime.scheduler.policies import make_policy, policy_names
 from drawloom.runtime.sim.coscheduling import compare_units
 from drawloom.runtime.sim.experiment import Scenario
 from drawloom.runtime.sim.presets import machine
-from drawloom.runtime.sim.sim_host import CLAIMS, Rooms, SimHost
+from drawloom.runtime.sim.sim_host import CLAIMS, SandboxSpec, SimHost
 from drawloom.runtime.sim.simulation import Simulation
 from drawloom.runtime.sim.workload import Call, Job
 
@@ -64,7 +64,7 @@ class Log:
 
 def _host(**rooms: Any) -> tuple[SimHost, Clock]:
     clock = Clock()
-    clock.host = SimHost(Rooms(**{"slots": 1, "tools": 1, **rooms}), clock.at)
+    clock.host = SimHost(SandboxSpec(**{"slots": 1, "tools": 1, **rooms}), clock.at)
     return clock.host, clock
 
 
@@ -146,8 +146,8 @@ def test_everybody_ends_under_every_policy_and_gives_everything_back(
     policy: str, slots: int, tools: int, claims: str, park: float | None, steps: list[int]
 ) -> None:
     jobs = [_job(f"p{n}", count, 2.0 * n, f"image-{n % 2}") for n, count in enumerate(steps)]
-    rooms = Rooms(slots, tools, claims=claims, park=park)
-    simulation = Simulation(H200, make_policy(policy), jobs, host=True, rooms=rooms)
+    rooms = SandboxSpec(slots, tools, claims=claims, park=park)
+    simulation = Simulation(H200, make_policy(policy), jobs, host=True, sandbox=rooms)
     outcome = simulation.run()
     assert len(outcome.ended) == len(jobs)
     state = simulation.cores[0].state
@@ -182,5 +182,5 @@ def test_programs_with_environments_are_compared_as_units(tmp_path: Any) -> None
         lines.write("\n".join(json.dumps({**row, "id": name}) for name in "abc"))
     found = compare_units(replace(Scenario(str(path), seeds=1, programs=6), pressure=200.0))
     assert {"drawloom", "static-cap", "clairvoyant", "fcfs-lru"} < set(found)
-    assert {"drawloom, nothing put aside", "drawloom, tools by arrival"} < set(found)
+    assert {"drawloom, nothing parked", "drawloom, tools by arrival"} < set(found)
     assert all(row["programs"] == 6 and row["env_taken_s"] > 0 for row in found.values())

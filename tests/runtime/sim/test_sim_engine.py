@@ -122,7 +122,7 @@ def test_all_end_and_every_token_is_computed_once_and_once_more_where_it_was_los
     assert counters.output == sum(output for _, output, _ in calls)
     first = sum(work.prompt - work.cached for work in works)
     assert counters.computed == first + counters.repeated
-    assert counters.preempted == sum(work.preemptions for work in works) == len(engine.gave_way)
+    assert counters.preempted == sum(work.preemptions for work in works) == len(engine.preempted)
     if not counters.preempted:
         assert not counters.repeated
     assert engine.cache.stats().held_blocks == 0

@@ -52,7 +52,7 @@ class Cap(Admission):
 
 
 class Throughput(Admission):
-    """Let programs run while their peaks fit into memory, or while the engine has time to spare.
+    """Let programs run while their peaks fit into memory, or the engine has time to spare.
 
     A program holds KV tokens up to its peak, as usual for its agent (Past-Future's idea of
     forecasting the peak, arXiv 2507.10150, over programs). Where the sum of peaks does not fit, one

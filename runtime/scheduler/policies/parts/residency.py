@@ -16,7 +16,7 @@ from drawloom.runtime.scheduler.state import SchedulerState
 
 
 class Residency:
-    """Keep KV by the cache's least-recently-used rule alone, and programs active (null object)."""
+    """Keep KV by least recent use alone, and programs active (null object)."""
 
     def retain(
         self, state: SchedulerState, program: ProgramState, conversation: ConversationState

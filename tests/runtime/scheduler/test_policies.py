@@ -1,14 +1,10 @@
 """Each policy on examples that can be worked by hand, and the defects that its ancestors had."""
 
-from typing import Any
-
 import pytest
 
 from drawloom.errors import ConfigError
 from drawloom.graph.program_stats import ProgramSummary
-from drawloom.runtime.scheduler import Scheduler
 from drawloom.runtime.scheduler.actions import (
-    Action,
     Admit,
     DemoteKV,
     LeaseKV,
@@ -23,78 +19,30 @@ from drawloom.runtime.scheduler.events import (
     ConversationEnded,
     EngineUp,
     Forked,
-    ProgramEnded,
     ProgramSubmitted,
     StepFinished,
     StepReady,
-    Tick,
 )
 from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.scheduler.policies.continuum import best_ttl
-from drawloom.runtime.scheduler.policies.drawloom import Drawloom
-from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
 
-
-class Cluster:
-    """A core with one engine, and programs that say what they do in a word each."""
-
-    def __init__(self, policy: str, kv: int = 1000, host: int = 0) -> None:
-        full = Parameters(busy=-1.0)  # memory alone says how many run
-        self.core = Scheduler(Drawloom(full) if policy == "drawloom" else make_policy(policy))
-        self.core.state.cost = CostModel(prefill=0.01, copy=0.0001)
-        self.core.handle(EngineUp("e", kv, host), 0.0)
-        self.steps = 0
-
-    def submit(self, name: str, now: float = 0.0, **options: Any) -> list[Action]:
-        return self.core.handle(ProgramSubmitted(name, "agent", **options), now)
-
-    def ready(
-        self, name: str, prompt: int, now: float = 0.0, conversation: str = ""
-    ) -> list[Action]:
-        self.steps += 1
-        step = f"{name}#{self.steps}"
-        event = StepReady(name, conversation or name, step, "llm", "e", prompt, 10)
-        self.last = step
-        return self.core.handle(event, now)
-
-    def done(
-        self,
-        name: str,
-        context: int,
-        now: float,
-        step: str = "",
-        conversation: str = "",
-        **more: Any,
-    ) -> list[Action]:
-        event = StepFinished(
-            name, conversation or name, step or self.last, "llm", "e", context, ("t",),
-            computed=context, **more,
-        )  # fmt: skip
-        return self.core.handle(event, now)
-
-    def enter(self, name: str, tokens: int, now: float = 0.0) -> str:
-        """A new program whose first call is at the engine."""
-        self.submit(name, now)
-        assert _started(self.ready(name, tokens, now)) == [self.last]
-        return self.last
+from .harness import SchedulerHarness, of_kind, started_steps
 
 
-def _started(actions: list[Action]) -> list[str]:
-    return [a.step for a in actions if isinstance(a, StartStep)]
-
-
-def _kinds(actions: list[Action], kind: type) -> list[Any]:
-    return [a for a in actions if isinstance(a, kind)]
+def _harness(policy: str, kv: int = 1000, host: int = 0) -> SchedulerHarness:
+    it = SchedulerHarness(policy, kv, host)
+    it.state.cost = CostModel(prefill=0.01, copy=0.0001)
+    return it
 
 
 # --- rivals -----------------------------------------------------------------------------------
 
 
 def test_static_cap_lets_so_many_in_and_the_next_when_one_ends() -> None:
-    it = Cluster("static-cap:2")
-    assert [len(_kinds(it.submit(n), Admit)) for n in "abc"] == [1, 1, 0]
-    assert _kinds(it.core.handle(ProgramEnded("a"), 1.0), Admit) == [Admit("c")]
+    it = _harness("static-cap:2")
+    assert [len(of_kind(it.submit(n), Admit)) for n in "abc"] == [1, 1, 0]
+    assert of_kind(it.end("a", 1.0), Admit) == [Admit("c")]
 
 
 @pytest.mark.parametrize("name", ["static-cap:0", "static-cap:many", "drawloom:3"])
@@ -111,39 +59,39 @@ def test_continuum_keeps_for_as_long_as_the_expected_benefit_exceeds_the_time() 
 
 
 def test_continuum_serves_what_is_pinned_before_older_programs() -> None:
-    it = Cluster("continuum")
-    it.enter("old", 100)
-    it.enter("young", 100)
+    it = _harness("continuum")
+    it.start("old", 100)
+    it.start("young", 100)
     it.done("young", 110, 1.0)
-    (young,) = _kinds(it.ready("young", 120, 1.5), StartStep)
-    it.core.handle(StepFinished("old", "old", "old#1", "llm", "e", 110, ("t",)), 2.0)
-    (old,) = _kinds(it.ready("old", 120, 2.0 + 1e4), StartStep)
+    (young,) = of_kind(it.ready("young", 120, 1.5), StartStep)
+    it.handle(StepFinished("old", "old", "old#0", "llm", "e", 110, ("t",)), 2.0)
+    (old,) = of_kind(it.ready("old", 120, 2.0 + 1e4), StartStep)
     assert young.priority < old.priority
 
 
-def _pinned(policy: str) -> Cluster:
-    it = Cluster(policy, kv=1000)
-    it.enter("a", 400)
+def _pinned(policy: str) -> SchedulerHarness:
+    it = _harness(policy, kv=1000)
+    it.start("a", 400)
     it.done("a", 500, 1.0)  # pinned: 500 tokens
-    it.enter("b", 400, 1.0)
+    it.start("b", 400, 1.0)
     it.submit("c", 1.0)
     return it
 
 
 def test_what_is_pinned_cannot_be_taken_while_something_computes() -> None:
     it = _pinned("infercept")
-    assert _started(it.ready("c", 200, 1.1)) == []  # 500 + 400 + 200 do not fit
-    assert _started(it.done("b", 410, 1.5, step="b#2")) == [it.last]  # nothing computes: go on
+    assert started_steps(it.ready("c", 200, 1.1)) == []  # 500 + 400 + 200 do not fit
+    assert started_steps(it.done("b", 410, 1.5)) == [it.last_step]  # nothing computes: go on
 
 
 def test_continuum_unpins_the_latest_for_the_first_that_waits_but_not_what_computes() -> None:
     it = _pinned("continuum")
-    assert _started(it.ready("c", 200, 1.1)) == [it.last]
-    assert sorted(it.core.state.active) == ["b", "c"]
-    assert _started(it.ready("a", 510, 1.2)) == []  # b and c compute: nobody can be unpinned
-    it.done("c", 210, 1.3, step="c#3")
-    assert "c" not in it.core.state.active  # pinned, and arrived after a
-    assert "a" in it.core.state.active
+    assert started_steps(it.ready("c", 200, 1.1)) == [it.last_step]
+    assert sorted(it.state.active) == ["b", "c"]
+    assert started_steps(it.ready("a", 510, 1.2)) == []  # b and c compute: nobody can be unpinned
+    it.done("c", 210, 1.3)
+    assert "c" not in it.state.active  # pinned, and arrived after a
+    assert "a" in it.state.active
 
 
 def test_a_bound_on_calls_is_an_argument_of_every_policy_that_knows_requests() -> None:
@@ -157,22 +105,22 @@ def test_a_bound_on_calls_is_an_argument_of_every_policy_that_knows_requests() -
 
 
 def test_infercept_keeps_until_keeping_has_cost_as_much_as_recomputing() -> None:
-    it = Cluster("infercept")
-    it.enter("a", 100)
-    (lease,) = _kinds(it.done("a", 100, 1.0), LeaseKV)
+    it = _harness("infercept")
+    it.start("a", 100)
+    (lease,) = of_kind(it.done("a", 100, 1.0), LeaseKV)
     assert lease.ttl == pytest.approx(0.01 * 100 / 2)  # nobody else: F(C) C / 2 over C
-    it.enter("b", 100, 1.0)
-    (lease,) = _kinds(it.done("b", 100, 2.0), LeaseKV)
+    it.start("b", 100, 1.0)
+    (lease,) = of_kind(it.done("b", 100, 2.0), LeaseKV)
     assert lease.ttl == pytest.approx(0.01 * 100 * (100 + 100) / 2 / 100)
 
 
 def test_saga_keeps_shorter_under_pressure() -> None:
     def ttl(others: int) -> float:
-        it = Cluster("saga", kv=1000)
-        it.enter("a", 100)
+        it = _harness("saga", kv=1000)
+        it.start("a", 100)
         if others:
-            it.enter("b", others)
-        (lease,) = _kinds(it.done("a", 100, 1.0, step="a#1"), LeaseKV)
+            it.start("b", others)
+        (lease,) = of_kind(it.done("a", 100, 1.0), LeaseKV)
         return float(lease.ttl)
 
     assert ttl(0) == 5.0  # cold: the default
@@ -180,267 +128,259 @@ def test_saga_keeps_shorter_under_pressure() -> None:
 
 
 def test_atlas_serves_least_attained_service_first_and_the_starved_before_all() -> None:
-    it = Cluster("atlas")
-    first = it.enter("much", 10)
+    it = _harness("atlas")
+    first = it.start("much", 10)
     it.done("much", 20, 10.0, step=first, service=9.0)
-    (much,) = _kinds(it.ready("much", 30, 11.0), StartStep)
+    (much,) = of_kind(it.ready("much", 30, 11.0), StartStep)
     it.submit("little", 11.0)
-    (little,) = _kinds(it.ready("little", 10, 11.0), StartStep)
+    (little,) = of_kind(it.ready("little", 10, 11.0), StartStep)
     assert little.priority < much.priority
     it.done("little", 20, 12.0, service=1.0)
-    (starved,) = _kinds(it.ready("little", 30, 500.0), StartStep)
+    (starved,) = of_kind(it.ready("little", 30, 500.0), StartStep)
     assert starved.priority < 0
 
 
 def test_kvflow_brings_back_what_it_demoted_before_it_is_needed() -> None:
-    it = Cluster("kvflow", kv=100, host=1000)
+    it = _harness("kvflow", kv=100, host=1000)
     now = 0.0
     it.submit("a")
     for _ in range(10):
         it.ready("a", 150, now)
         actions = it.done("a", 160, now + 1)
         now += 5.0  # the tool takes 4 s
-    assert _kinds(actions, DemoteKV)
-    (wake,) = _kinds(actions, ScheduleTick)
+    assert of_kind(actions, DemoteKV)
+    (wake,) = of_kind(actions, ScheduleTick)
     assert now - 4 < wake.at < now + 0.02 * 4  # a median is known to 2 %
-    assert _kinds(it.core.handle(Tick(), wake.at), PrefetchKV) == [PrefetchKV("e", "a", "a")]
+    assert of_kind(it.tick(wake.at), PrefetchKV) == [PrefetchKV("e", "a", "a")]
 
 
 # --- ThunderAgent, faithfully ... ---------------------------------------------------------------
 
 
-def _tick(it: Cluster, now: float) -> list[Action]:
-    return it.core.handle(Tick(), now)
-
-
 def test_thunder_pauses_the_smallest_idle_program_on_its_clock() -> None:
-    it = Cluster("thunder", kv=1000)
+    it = _harness("thunder", kv=1000)
     for name, tokens in (("big", 400), ("small", 200)):
-        it.enter(name, tokens)
+        it.start(name, tokens)
         it.done(name, tokens + 200, 1.0)
-    assert it.core.state.programs["small"].active  # over the top, but the clock has not ticked
-    _tick(it, 5.0)
-    assert not it.core.state.programs["small"].active
-    assert it.core.state.programs["big"].active
-    assert _started(it.ready("small", 410, 6.0)) == []
+    assert it.state.programs["small"].active  # over the top, but the clock has not ticked
+    it.tick(5.0)
+    assert not it.state.programs["small"].active
+    assert it.state.programs["big"].active
+    assert started_steps(it.ready("small", 410, 6.0)) == []
 
 
 def test_thunder_marks_everything_that_computes_while_anything_overflows() -> None:
-    it = Cluster("thunder", kv=1000)
-    steps = {name: it.enter(name, 200) for name in "abc"}
-    it.core.state.programs["a"].conversations["a"].context = 0  # as an estimate that was wrong
-    it.core.state.resize(
-        it.core.state.programs["a"], it.core.state.programs["a"].conversations["a"], 450, 0
-    )
-    _tick(it, 5.0)
+    it = _harness("thunder", kv=1000)
+    steps = {name: it.start(name, 200) for name in "abc"}
+    it.state.programs["a"].conversations["a"].context = 0  # as an estimate that was wrong
+    it.state.resize(it.state.programs["a"], it.state.programs["a"].conversations["a"], 450, 0)
+    it.tick(5.0)
     for name in "abc":
         it.done(name, 210, 6.0, step=steps[name])
-    assert not it.core.state.active
+    assert not it.state.active
 
 
 def test_thunder_passes_over_who_does_not_fit() -> None:
-    it = Cluster("thunder", kv=1000)
-    it.enter("runs", 500)
+    it = _harness("thunder", kv=1000)
+    it.start("runs", 500)
     it.submit("large")
     it.ready("large", 700)
     it.submit("small")
-    assert _started(it.ready("small", 200)) == []  # somebody waits, so the clock decides
-    assert _started(_tick(it, 5.0)) == [it.last]
+    assert started_steps(it.ready("small", 200)) == []  # somebody waits, so the clock decides
+    assert started_steps(it.tick(5.0)) == [it.last_step]
 
 
 def test_thunder_resumes_nobody_into_what_it_pauses_on_the_same_tick() -> None:
-    it = Cluster("thunder", kv=1000)
-    it.enter("big", 500)
-    it.enter("idle", 200)
+    it = _harness("thunder", kv=1000)
+    it.start("big", 500)
+    it.start("idle", 200)
     it.done("idle", 300, 1.0)
     it.submit("new")
     it.ready("new", 50, 1.0)
-    it.core.state.resize(
-        it.core.state.programs["big"], it.core.state.programs["big"].conversations["big"], 600, 0
-    )
-    assert _started(_tick(it, 5.0)) == []  # 600 + 300 + slack overflow: resume, then pause
-    assert not it.core.state.programs["idle"].active
-    assert _started(_tick(it, 10.0)) == [it.last]
+    it.state.resize(it.state.programs["big"], it.state.programs["big"].conversations["big"], 600, 0)
+    assert started_steps(it.tick(5.0)) == []  # 600 + 300 + slack overflow: resume, then pause
+    assert not it.state.programs["idle"].active
+    assert started_steps(it.tick(10.0)) == [it.last_step]
 
 
 def test_thunder_in_dynamo_counts_host_memory_pauses_at_a_threshold_and_resumes_below_it() -> None:
     def active(host: int, tokens: int) -> bool:
-        it = Cluster("thunder-dynamo", kv=1000, host=host)
-        it.enter("a", 300)
+        it = _harness("thunder-dynamo", kv=1000, host=host)
+        it.start("a", 300)
         it.done("a", tokens, 0.5)
-        _tick(it, 1.0)
-        return it.core.state.programs["a"].active
+        it.tick(1.0)
+        return it.state.programs["a"].active
 
     assert active(0, 840)
     assert not active(0, 860)  # with 100 of slack over 0.95
     assert active(4000, 860)
-    it = Cluster("thunder-dynamo:0.5", kv=1000, host=1000)
-    it.enter("a", 800)
+    it = _harness("thunder-dynamo:0.5", kv=1000, host=1000)
+    it.start("a", 800)
     it.submit("b")
-    assert _started(it.ready("b", 280, 0.0)) == []  # 900 + 380 > 0.85 x 1500
-    it = Cluster("thunder-dynamo:0.5", kv=1000, host=1000)
-    it.enter("a", 800)
-    it.enter("b", 270)
+    assert started_steps(it.ready("b", 280, 0.0)) == []  # 900 + 380 > 0.85 x 1500
+    it = _harness("thunder-dynamo:0.5", kv=1000, host=1000)
+    it.start("a", 800)
+    it.start("b", 270)
     with pytest.raises(ConfigError):
         make_policy("thunder-dynamo:2")
 
 
 def test_a_cap_in_drawlooms_order_runs_so_many_and_prefers_who_is_nearly_done() -> None:
-    it = Cluster("cap-order:1", kv=1000)
-    it.enter("first", 100)
+    it = _harness("cap-order:1", kv=1000)
+    it.start("first", 100)
     for name, calls in (("long", 40.0), ("short", 2.0)):
         it.submit(name, expect_steps=calls)
-        assert _started(it.ready(name, 100)) == []
-    it.done("first", 110, 1.0, step="first#1")
-    assert set(it.core.state.active) == {"first"}  # between calls it keeps its place
-    it.core.handle(ProgramEnded("first"), 2.0)
-    assert set(it.core.state.active) == {"short"}
+        assert started_steps(it.ready(name, 100)) == []
+    it.done("first", 110, 1.0)
+    assert set(it.state.active) == {"first"}  # between calls it keeps its place
+    it.end("first", 2.0)
+    assert set(it.state.active) == {"short"}
 
 
 def test_thunder_with_decay_counts_idle_programs_for_less() -> None:
     for policy, comes in (("thunder", False), ("thunder-decay", True)):
-        it = Cluster(policy, kv=1000)
-        it.enter("idle", 700)
+        it = _harness(policy, kv=1000)
+        it.start("idle", 700)
         it.done("idle", 700, 0.0)
         it.submit("new", 1.0)
-        assert _started(it.ready("new", 300, 1.0)) == []
-        assert bool(_started(_tick(it, 20.0))) is comes
+        assert started_steps(it.ready("new", 300, 1.0)) == []
+        assert bool(started_steps(it.tick(20.0))) is comes
 
 
 # --- ... and its defects, not repeated (research/thunderagent.md §5) -----------------------------
 
 
 def test_a_little_overflow_does_not_pause_everybody() -> None:
-    it = Cluster("drawloom", kv=1000)
+    it = _harness("drawloom", kv=1000)
     for name in "abcdefghij":
         it.submit(name, expect_tokens=95)
         it.ready(name, 95)
-    for number, name in enumerate("abcdefghij"):
-        it.done(name, 106, 1.0, step=f"{name}#{number + 1}")
-    assert len(it.core.state.active) == 9  # one is enough
+    for name in "abcdefghij":
+        it.done(name, 106, 1.0)
+    assert len(it.state.active) == 9  # one is enough
 
 
 def test_a_program_whose_call_failed_or_whose_client_left_frees_everything() -> None:
-    it = Cluster("drawloom")
-    it.enter("a", 900)
+    it = _harness("drawloom")
+    it.start("a", 900)
     it.submit("b", expect_tokens=900)
-    actions = it.core.handle(ProgramEnded("a"), 1.0)  # no StepFinished ever came
-    assert _kinds(actions, ReleaseKV) == [ReleaseKV("e", "a", "a", True)]
+    actions = it.end("a", 1.0)  # no StepFinished ever came
+    assert of_kind(actions, ReleaseKV) == [ReleaseKV("e", "a", "a", True)]
     assert Admit("b") in actions
-    assert it.core.state.totals.tokens == 0
+    assert it.state.totals.tokens == 0
 
 
 def test_a_held_program_that_goes_is_not_started_later() -> None:
-    it = Cluster("drawloom")
-    it.enter("a", 900)
+    it = _harness("drawloom")
+    it.start("a", 900)
     it.submit("b", expect_tokens=900)
-    assert _started(it.ready("b", 900)) == []
-    it.core.handle(ProgramEnded("b"), 1.0)
-    assert _started(it.core.handle(ProgramEnded("a"), 2.0)) == []
+    assert started_steps(it.ready("b", 900)) == []
+    it.end("b", 1.0)
+    assert started_steps(it.end("a", 2.0)) == []
 
 
 def test_parallel_branches_are_counted_each() -> None:
-    it = Cluster("drawloom", kv=20_000)
-    first = it.enter("a", 100)
+    it = _harness("drawloom", kv=20_000)
+    first = it.start("a", 100)
     it.done("a", 110, 1.0, step=first)
-    it.core.handle(Forked("a", "a", "a.1", "e"), 1.0)
+    it.handle(Forked("a", "a", "a.1", "e"), 1.0)
     it.ready("a", 200, 2.0)
-    one = it.last
+    one = it.last_step
     it.ready("a", 10_000, 2.0, conversation="a.1")
-    two = it.last
-    program = it.core.state.programs["a"]
+    two = it.last_step
+    program = it.state.programs["a"]
     assert (program.running_calls, program.tokens) == (2, 10_200)
     it.done("a", 216, 3.0, step=one)
     assert not program.at_tool_boundary  # its sibling still runs
     it.done("a", 10_010, 4.0, step=two, conversation="a.1")
     assert program.at_tool_boundary
     assert program.tokens == 10_226
-    it.core.handle(ConversationEnded("a", "a.1"), 5.0)
+    it.handle(ConversationEnded("a", "a.1"), 5.0)
     assert program.tokens == 216
 
 
 @pytest.mark.parametrize("policy", ["drawloom", "fcfs-lru", "static-cap:1", "thunder"])
 def test_a_prompt_larger_than_the_machine_is_refused_at_once(policy: str) -> None:
-    it = Cluster(policy, kv=1000)
-    it.core.handle(EngineUp("e", 1000, 0, 1000), 0.0)
-    it.enter("a", 900)
+    it = _harness(policy, kv=1000)
+    it.handle(EngineUp("e", 1000, 0, 1000), 0.0)
+    it.start("a", 900)
     it.submit("huge", 1.0)
     (refused,) = it.ready("huge", 1000, 1.0)
-    assert refused == RefuseStep("e", "huge", it.last, 1000, 1000)
-    it.core.handle(ProgramEnded("huge"), 1.1)
-    assert set(it.core.state.programs) == {"a"}
+    assert refused == RefuseStep("e", "huge", it.last_step, 1000, 1000)
+    it.end("huge", 1.1)
+    assert set(it.state.programs) == {"a"}
 
 
 def test_a_branch_that_is_given_up_while_it_computes_leaves_its_program_pausable() -> None:
-    it = Cluster("drawloom", kv=20_000)
-    first = it.enter("a", 100)
-    it.core.handle(Forked("a", "a", "a.1", "e"), 0.5)
+    it = _harness("drawloom", kv=20_000)
+    first = it.start("a", 100)
+    it.handle(Forked("a", "a", "a.1", "e"), 0.5)
     it.ready("a", 200, 0.5, conversation="a.1")
-    program = it.core.state.programs["a"]
+    program = it.state.programs["a"]
     assert program.running_calls == 2
-    it.core.handle(ConversationEnded("a", "a.1"), 1.0)  # no StepFinished will come
+    it.handle(ConversationEnded("a", "a.1"), 1.0)  # no StepFinished will come
     assert program.running_calls == 1
     it.done("a", 110, 2.0, step=first)
     assert program.at_tool_boundary
 
 
 def test_a_held_branch_that_is_given_up_is_not_started_later() -> None:
-    it = Cluster("static-cap:1")
-    it.enter("a", 100)
+    it = _harness("static-cap:1")
+    it.start("a", 100)
     it.submit("b", 0.0)
     it.ready("b", 50, 0.0)
-    it.core.handle(Forked("b", "b", "b.1", "e"), 0.0)
+    it.handle(Forked("b", "b", "b.1", "e"), 0.0)
     it.ready("b", 60, 0.0, conversation="b.1")
-    it.core.handle(ConversationEnded("b", "b.1"), 1.0)
-    assert _started(it.core.handle(ProgramEnded("a"), 2.0)) == ["b#2"]
+    it.handle(ConversationEnded("b", "b.1"), 1.0)
+    assert started_steps(it.end("a", 2.0)) == ["b#0"]
 
 
 def test_a_call_that_is_announced_twice_is_started_once() -> None:
-    it = Cluster("drawloom")
-    step = it.enter("a", 100)
+    it = _harness("drawloom")
+    step = it.start("a", 100)
     again = StepReady("a", "a", step, "llm", "e", 100, 10)
-    assert it.core.handle(again, 0.1) == []
-    assert it.core.state.programs["a"].running_calls == 1
+    assert it.handle(again, 0.1) == []
+    assert it.state.programs["a"].running_calls == 1
 
 
 def test_tokens_that_programs_share_are_counted_once() -> None:
-    it = Cluster("drawloom", kv=1000)
-    step = it.enter("a", 600)
-    it.core.handle(StepFinished("a", "a", step, "llm", "e", 610, ("t",), computed=600), 1.0)
+    it = _harness("drawloom", kv=1000)
+    step = it.start("a", 600)
+    it.handle(StepFinished("a", "a", step, "llm", "e", 610, ("t",), computed=600), 1.0)
     it.submit("b", expect_tokens=300)
     it.ready("b", 600, 1.0)
-    found = StepFinished("b", "b", it.last, "llm", "e", 610, ("t",), computed=100)
-    it.core.handle(found, 2.0)
-    state = it.core.state
+    found = StepFinished("b", "b", it.last_step, "llm", "e", 610, ("t",), computed=100)
+    it.handle(found, 2.0)
+    state = it.state
     assert (state.totals.tokens, state.totals.private_tokens) == (1220, 610 + 110)
 
 
 def test_programs_come_back_by_event_and_not_by_clock() -> None:
-    it = Cluster("drawloom")
-    it.enter("a", 900)
+    it = _harness("drawloom")
+    it.start("a", 900)
     it.submit("b", expect_tokens=900)
     it.ready("b", 900)
-    assert _started(it.core.handle(ProgramEnded("a"), 0.001)) == [it.last]
+    assert started_steps(it.end("a", 0.001)) == [it.last_step]
 
 
 def test_nobody_is_overtaken_for_ever() -> None:
-    it = Cluster("drawloom", kv=1000)
+    it = _harness("drawloom", kv=1000)
     now = 0.0
     for _ in range(12):  # short ones, so that the history says what costs little
         it.submit("s", now)
         it.ready("s", 100, now)
         it.done("s", 110, now + 1, service=1.0)
-        it.core.handle(ProgramEnded("s"), now + 1)
+        it.end("s", now + 1)
         now += 1
-    it.core.handle(ProgramSubmitted("run", "huge", expect_tokens=900), now)
+    it.handle(ProgramSubmitted("run", "huge", expect_tokens=900), now)
     it.ready("run", 900, now)
-    it.core.state.graph("slow").finished(ProgramSummary(900, 500.0, 10.0))
-    it.core.handle(ProgramSubmitted("long", "slow", expect_tokens=900), now)
-    it.core.handle(ProgramSubmitted("later", "agent"), now + 5)
-    ended = it.core.handle(ProgramEnded("run"), now + 6)
-    assert _kinds(ended, Admit) == [Admit("later")]  # the short one overtakes ...
-    it.core.handle(ProgramSubmitted("run2", "huge", expect_tokens=900), now + 7)
+    it.state.graph("slow").finished(ProgramSummary(900, 500.0, 10.0))
+    it.handle(ProgramSubmitted("long", "slow", expect_tokens=900), now)
+    it.handle(ProgramSubmitted("later", "agent"), now + 5)
+    ended = it.end("run", now + 6)
+    assert of_kind(ended, Admit) == [Admit("later")]  # the short one overtakes ...
+    it.handle(ProgramSubmitted("run2", "huge", expect_tokens=900), now + 7)
     it.submit("young", now + 120)
-    it.core.handle(ProgramEnded("later"), now + 120)
-    assert it.core.state.programs["long"].active  # ... but not for more than 10 spans
-    assert not it.core.state.programs["young"].active
+    it.end("later", now + 120)
+    assert it.state.programs["long"].active  # ... but not for more than 10 spans
+    assert not it.state.programs["young"].active

@@ -10,17 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drawloom.runtime.scheduler import Scheduler
-from drawloom.runtime.scheduler.actions import Action, Admit, StartStep
 from drawloom.runtime.scheduler.events import (
-    EngineUp,
     Expected,
-    ProgramEnded,
-    ProgramSubmitted,
     StepFailed,
-    StepFinished,
-    StepReady,
-    Tick,
 )
 from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.scheduler.policies.drawloom import Drawloom
@@ -28,115 +20,74 @@ from drawloom.runtime.scheduler.policies.parts.admission import Admission, Cap
 from drawloom.runtime.scheduler.policies.parts.bound import Bound
 from drawloom.runtime.scheduler.policies.parts.housing import Housing
 from drawloom.runtime.scheduler.policies.parts.order import Order
-from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
 from drawloom.runtime.scheduler.policies.parts.residency import Residency
-from drawloom.runtime.scheduler.policy import Policy
 from drawloom.runtime.scheduler.program_state import Phase, ProgramState, Rank
 from drawloom.runtime.sim.presets import machine
 from drawloom.runtime.sim.simulation import Simulation
 from drawloom.runtime.sim.workload import Call, Job
 
 from .asking import ask_everything, snapshot
-
-FULL = Parameters(busy=-1.0)  # no engine is as little busy: memory alone says how many run
-KV = 1000
+from .harness import KV, MEMORY_ALONE, SchedulerHarness, admitted, one_fits, started
 
 
-class Line:
-    """A core with one engine of 1000 tokens; calls have a prompt, tools answer when told."""
-
-    def __init__(self, policy: Policy | None = None, kv: int = KV) -> None:
-        self.core = Scheduler(policy or Drawloom(FULL))
-        self.now, self.steps = 0.0, dict[str, int]()
-        self.core.handle(EngineUp("e", kv), 0.0)
-
-    def send(self, event: Any) -> list[Action]:
-        return self.core.handle(event, self.now)
-
-    def submit(self, name: str, agent: str = "agent", **options: Any) -> list[Action]:
-        return self.send(ProgramSubmitted(name, agent, **{"expect_tokens": 900, **options}))
-
-    def ready(self, name: str, prompt: int = 100) -> list[Action]:
-        step = self.steps[name] = self.steps.get(name, -1) + 1
-        return self.send(StepReady(name, name, f"{name}#{step}", "llm", "e", prompt, 10))
-
-    def done(self, name: str, context: int = 110, service: float = 1.0) -> list[Action]:
-        step = f"{name}#{self.steps[name]}"
-        return self.send(
-            StepFinished(
-                name, name, step, "llm", "e", context, ("tool",), context, 0.1, 0.0, service
-            )
-        )
-
-    def program(self, name: str) -> ProgramState:
-        return self.core.state.programs[name]
-
-    def finish(self, name: str, calls: int, **options: Any) -> None:
-        """A program of so many calls, from submission to end."""
-        self.submit(name, **options)
-        for _ in range(calls):
-            self.now += 1.0
-            self.ready(name)
-            self.done(name, 900)
-        self.send(ProgramEnded(name))
-
-
-def _admitted(actions: list[Action]) -> list[str]:
-    return [a.program for a in actions if isinstance(a, Admit)]
-
-
-def _started(actions: list[Action]) -> list[str]:
-    return [a.program for a in actions if isinstance(a, StartStep)]
+def _run(it: SchedulerHarness, name: str, calls: int, **options: Any) -> None:
+    """A program of so many calls, from submission to end."""
+    it.submit(name, **options)
+    for _ in range(calls):
+        it.now += 1.0
+        it.ready(name)
+        it.done(name, 900, service=1.0)
+    it.end(name)
 
 
 # --- residency ----------------------------------------------------------------------------------
 
 
 def test_a_tool_longer_than_its_lease_gives_its_place_up_and_has_it_back_with_its_call() -> None:
-    it = Line()
+    it = one_fits()
     it.submit("asks")
     it.ready("asks")
     it.submit("waits")
     it.ready("waits")
     it.now = 1.0
-    assert _started(it.done("asks")) == []
+    assert started(it.done("asks")) == []
     it.now = 60.0
-    assert _started(it.send(Tick())) == []  # two leases of an unknown tool are not over
+    assert started(it.tick()) == []  # two leases of an unknown tool are not over
     it.now = 62.0
-    assert _started(it.send(Tick())) == ["waits"]
+    assert started(it.tick()) == ["waits"]
     assert (
-        it.core.state.totals.reserved_tokens == it.program("waits").reserved_tokens
+        it.state.totals.reserved_tokens == it.program("waits").reserved_tokens
     )  # it is promised nothing
     it.now = 3600.0
-    assert _started(it.ready("asks", 120)) == []
-    it.send(ProgramEnded("waits"))
+    assert started(it.ready("asks", 120)) == []
+    it.end("waits")
     assert it.program("asks").active and it.program("asks").running_calls
 
 
 def test_who_has_failed_and_makes_no_other_call_gives_its_place_up() -> None:
-    it = Line()
+    it = one_fits()
     it.submit("fails")
     it.ready("fails")
     it.submit("waits")
-    it.send(StepFailed("fails", "fails#0"))
+    it.handle(StepFailed("fails", "fails#0"))
     it.now = 100.0
-    assert _admitted(it.send(Tick())) == ["waits"]
+    assert admitted(it.tick()) == ["waits"]
 
 
 def test_who_has_nothing_to_run_is_not_admitted() -> None:
-    it = Line()
+    it = one_fits()
     it.submit("asks")
     it.ready("asks")
     it.submit("first")
     it.now = 1.0
     it.done("asks")
     it.now = 100.0
-    it.send(Tick())
-    assert set(it.core.state.active) == {"first"}
-    it.send(ProgramEnded("first"))
-    assert not it.core.state.active  # it still waits for its human
-    assert it.core.state.wait_queue.first is None
-    assert _started(it.ready("asks", 120)) == ["asks"]
+    it.tick()
+    assert set(it.state.active) == {"first"}
+    it.end("first")
+    assert not it.state.active  # it still waits for its human
+    assert it.state.wait_queue.first is None
+    assert started(it.ready("asks", 120)) == ["asks"]
 
 
 def _job(name: str, rng: random.Random, gap: Callable[[int], float], arrival: float) -> Job:
@@ -183,8 +134,10 @@ def test_programs_that_wait_for_humans_do_not_keep_the_others_out(host: bool) ->
 @settings(deadline=None, max_examples=30)
 @given(st.data())
 def test_once_a_program_is_due_none_of_its_priority_goes_before_it(data: Any) -> None:
-    it = Line(Drawloom(replace(FULL, patience=2.0, patience_unknown=30.0, shortest=0.5)))
-    state, transition = it.core.state, it.core.state.transition
+    it = one_fits(
+        Drawloom(replace(MEMORY_ALONE, patience=2.0, patience_unknown=30.0, shortest=0.5))
+    )
+    state, transition = it.state, it.state.transition
 
     def checked(program: ProgramState, to: Phase, now: float, rank: Rank = ()) -> None:
         for other in state.wait_queue.programs.values() if to is Phase.ACTIVE else ():
@@ -205,15 +158,15 @@ def test_once_a_program_is_due_none_of_its_priority_goes_before_it(data: Any) ->
             made += 1
             agent = data.draw(st.sampled_from(["a", "b", f"unknown{made}"]))
             tokens, priority = data.draw(st.integers(100, 900)), data.draw(st.integers(-1, 1))
-            it.submit(f"p{made}", agent, expect_tokens=tokens, priority=priority)
+            it.submit(f"p{made}", agent=agent, expect_tokens=tokens, priority=priority)
             it.ready(f"p{made}", data.draw(st.integers(1, 500)))
             calling.add(f"p{made}")
         elif what == "wait":
-            it.send(Tick())
+            it.tick()
         elif begun:
             name = data.draw(st.sampled_from(begun))
             if what == "end":
-                it.send(ProgramEnded(name))
+                it.end(name)
                 calling.discard(name)
             elif what == "call" and name not in calling:
                 it.ready(name, data.draw(st.integers(1, 900)))
@@ -224,11 +177,11 @@ def test_once_a_program_is_due_none_of_its_priority_goes_before_it(data: Any) ->
 
 
 def test_who_is_due_is_not_hidden_by_one_that_nobody_knows() -> None:
-    it = Line()
+    it = one_fits()
     for number in range(10):
-        it.finish(f"known{number}", 2)
+        _run(it, f"known{number}", 2)
     it.submit("runs")
-    it.submit("mask", "unknown", priority=-1)
+    it.submit("mask", agent="unknown", priority=-1)
     it.submit("big")
     it.ready("big", 800)
     for number in range(100):
@@ -237,8 +190,8 @@ def test_who_is_due_is_not_hidden_by_one_that_nobody_knows() -> None:
         it.submit(f"small{number}")
         it.ready(f"small{number}", 10)
         it.now += 1.0
-        (name,) = it.core.state.active
-        it.send(ProgramEnded(name))
+        (name,) = it.state.active
+        it.end(name)
     assert it.program("big").active
     assert it.now < 60.0  # five times what such programs take
 
@@ -247,28 +200,28 @@ def test_who_is_due_is_not_hidden_by_one_that_nobody_knows() -> None:
 
 
 def test_who_always_declares_one_call_gains_nothing_once_that_is_known() -> None:
-    it = Line()
+    it = one_fits()
     for number in range(30):
-        it.finish(f"liar{number}", 40, agent="liar", expect_steps=1.0)
-        it.finish(f"honest{number}", 5, agent="honest", expect_steps=5.0)
+        _run(it, f"liar{number}", 40, agent="liar", expect_steps=1.0)
+        _run(it, f"honest{number}", 5, agent="honest", expect_steps=5.0)
     it.submit("runs")
-    it.submit("liar", "liar", expect_steps=1.0)
-    it.submit("honest", "honest", expect_steps=5.0)
-    assert _admitted(it.send(ProgramEnded("runs"))) == ["honest"]
+    it.submit("liar", agent="liar", expect_steps=1.0)
+    it.submit("honest", agent="honest", expect_steps=5.0)
+    assert admitted(it.end("runs")) == ["honest"]
 
 
 def test_who_declares_more_with_each_call_is_not_believed() -> None:
-    it = Line()
+    it = one_fits()
     for number in range(10):
-        it.finish(f"usual{number}", 20)
+        _run(it, f"usual{number}", 20)
     it.submit("raises", expect_steps=2.0)
-    cost = it.core.policy.rank(it.core.state, it.program("raises"))[1]
+    cost = it.policy.rank(it.state, it.program("raises"))[1]
     assert cost == pytest.approx(2.0)
     for _ in range(4):
         it.ready("raises")
         it.done("raises")
-        it.send(Expected("raises", 2.0))
-    cost = it.core.policy.rank(it.core.state, it.program("raises"))[1]
+        it.handle(Expected("raises", 2.0))
+    cost = it.policy.rank(it.state, it.program("raises"))[1]
     assert cost == pytest.approx(20.0)
 
 
@@ -276,43 +229,43 @@ def test_who_declares_more_with_each_call_is_not_believed() -> None:
 
 
 def test_two_tiny_programs_do_not_say_that_all_are_tiny() -> None:
-    it = Line()
+    it = one_fits()
     for name in ("tiny", "small"):
         it.submit(name, expect_tokens=None)
         it.ready(name)
         it.done(name, 10)
-        it.send(ProgramEnded(name))
+        it.end(name)
     for number in range(50):
         it.submit(f"p{number}", expect_tokens=None)
     peaks = KV // 8  # as the policy guesses of an agent of which it knows nothing
-    assert len(it.core.state.active) <= 2 * KV / peaks
+    assert len(it.state.active) <= 2 * KV / peaks
 
 
 def test_fewer_run_where_peaks_differ() -> None:
     counts = []
     for peaks in ((200, 200), (50, 350)):
-        it = Line()
+        it = one_fits()
         for number in range(40):
             it.submit(f"p{number}", expect_tokens=200)
             it.ready(f"p{number}")
             it.done(f"p{number}", peaks[number % 2])
-            it.send(ProgramEnded(f"p{number}"))
+            it.end(f"p{number}")
         for number in range(50):
             it.submit(f"q{number}", expect_tokens=200)
-        counts.append(len(it.core.state.active))
+        counts.append(len(it.state.active))
     assert counts[1] < counts[0]
 
 
 def test_what_many_programs_showed_outweighs_what_one_says_of_itself() -> None:
-    it = Line()
+    it = one_fits()
     for number in range(40):
         it.submit(f"p{number}")  # each says that it needs almost all
         it.ready(f"p{number}")
         it.done(f"p{number}", 50)
-        it.send(ProgramEnded(f"p{number}"))
+        it.end(f"p{number}")
     for number in range(20):
         it.submit(f"q{number}")
-    assert len(it.core.state.active) > 5
+    assert len(it.state.active) > 5
 
 
 # --- compositions -------------------------------------------------------------------------------
@@ -340,19 +293,19 @@ def test_a_policy_runs_everything_without_a_part(part: str) -> None:
 
 
 def test_without_an_order_the_first_come_is_the_first_served() -> None:
-    it = Line(Drawloom(FULL, order=Order()))
+    it = one_fits(Drawloom(MEMORY_ALONE, order=Order()))
     it.submit("runs")
     it.submit("long", expect_steps=50.0)
     it.submit("short", expect_steps=1.0)
-    assert _admitted(it.send(ProgramEnded("runs"))) == ["long"]
+    assert admitted(it.end("runs")) == ["long"]
 
 
 def test_a_cap_and_no_admission_are_what_they_say() -> None:
     for admission, several in ((Cap(3), 3), (Admission(), 7)):
-        it = Line(Drawloom(FULL, admission=admission))
+        it = one_fits(Drawloom(MEMORY_ALONE, admission=admission))
         for number in range(7):
             it.submit(f"p{number}")
-        assert len(it.core.state.active) == several
+        assert len(it.state.active) == several
 
 
 def test_parameters_of_another_kind_are_refused() -> None:
@@ -362,13 +315,13 @@ def test_parameters_of_another_kind_are_refused() -> None:
 
 @pytest.mark.parametrize("part", ["own", *_NULL])
 def test_asking_changes_nothing(part: str) -> None:
-    it = Line(Drawloom(FULL) if part == "own" else _NULL[part]())
+    it = one_fits(Drawloom(MEMORY_ALONE) if part == "own" else _NULL[part]())
     for number in range(4):
-        it.finish(f"before{number}", 3, expect_steps=3.0)
+        _run(it, f"before{number}", 3, expect_steps=3.0)
     for number in range(4):
         it.submit(f"p{number}", expect_steps=float(number + 1), envs=("env",) if number else ())
         it.ready(f"p{number}")
-    state, policy, now = it.core.state, it.core.policy, it.now + 1.0
+    state, policy, now = it.state, it.policy, it.now + 1.0
     before = snapshot(state)
     ask_everything(policy, state, now)
     next(iter(policy.pause(state, now)), None)

@@ -4,6 +4,7 @@ from typing import Any
 
 from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.scheduler.actions import Action, Admit, LeaseKV, StartStep
+from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.events import (
     Decoded,
     EngineUp,
@@ -67,6 +68,12 @@ class SchedulerHarness:
         assert isinstance(self.core, Scheduler)
         return self.core.state
 
+    @property
+    def fleet(self) -> MultiEngineScheduler:
+        """The scheduler of several engines."""
+        assert isinstance(self.core, MultiEngineScheduler)
+        return self.core
+
     def program(self, name: str) -> ProgramState:
         return self.state.programs[name]
 
@@ -82,22 +89,43 @@ class SchedulerHarness:
         return self.handle(ProgramSubmitted(name, agent, **options), now)
 
     def ready(
-        self, name: str, prompt: int = 100, now: float | None = None, conversation: str = "",
-        step: str = "", state: str = "llm",
-    ) -> list[Action]:  # fmt: skip
+        self,
+        name: str,
+        prompt: int = 100,
+        now: float | None = None,
+        conversation: str = "",
+        step: str = "",
+        state: str = "llm",
+    ) -> list[Action]:
         """A call has its input."""
         number = self._steps[name] = self._steps.get(name, -1) + 1
         self.last_step = step or f"{name}#{number}"
         conversation = conversation or name
         self._last[conversation] = self.last_step
         return self.handle(
-            StepReady(name, conversation, self.last_step, state, "e", prompt, 50), now
+            StepReady(
+                program=name,
+                conversation=conversation,
+                step=self.last_step,
+                state=state,
+                engine="e",
+                prompt=prompt,
+                output=50,
+            ),
+            now,
         )
 
     def done(
-        self, name: str, context: int = 110, now: float | None = None, *calls: str,
-        conversation: str = "", step: str = "", state: str = "llm", **more: Any,
-    ) -> list[Action]:  # fmt: skip
+        self,
+        name: str,
+        context: int = 110,
+        now: float | None = None,
+        *calls: str,
+        conversation: str = "",
+        step: str = "",
+        state: str = "llm",
+        **more: Any,
+    ) -> list[Action]:
         """The last call of a conversation has ended.
 
         By default it asked for ``tool``, and computed all of its context.
@@ -106,7 +134,16 @@ class SchedulerHarness:
         step = step or self._last[conversation]
         more.setdefault("computed", context)
         return self.handle(
-            StepFinished(name, conversation, step, state, "e", context, calls or ("tool",), **more),
+            StepFinished(
+                program=name,
+                conversation=conversation,
+                step=step,
+                state=state,
+                engine="e",
+                context=context,
+                calls=calls or ("tool",),
+                **more,
+            ),
             now,
         )
 
@@ -157,3 +194,10 @@ def three_fit(**options: Any) -> SchedulerHarness:
 def one_fits(policy: Policy | str = "drawloom", **options: Any) -> SchedulerHarness:
     """A harness whose programs declare so many tokens that one of them fits."""
     return SchedulerHarness(policy, expect_tokens=900, **options)
+
+
+def with_costs(policy: str, kv: int = KV, host: int = 0) -> SchedulerHarness:
+    """A harness whose scheduler knows the cost of a token."""
+    it = SchedulerHarness(policy, kv, host)
+    it.state.cost = CostModel(prefill=0.01, copy=0.0001)
+    return it

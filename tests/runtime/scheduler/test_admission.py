@@ -140,7 +140,15 @@ def test_programs_with_branches_wait_while_many_calls_run() -> None:
     core.done("wide", 10, 1.0, "plan", computed=10)
     for branch in range(1, 33):
         core.handle(Forked("wide", "wide", f"wide:{branch}", "e"), 2.0)
-        event = StepReady("wide", f"wide:{branch}", f"s{branch}", "work", "e", 11, 5)
+        event = StepReady(
+            program="wide",
+            conversation=f"wide:{branch}",
+            step=f"s{branch}",
+            state="work",
+            engine="e",
+            prompt=11,
+            output=5,
+        )
         core.handle(event, 2.0)
     assert core.state.totals.running_calls == 32
     assert admitted(core.submit("alike", 3.0, expect_tokens=10)) == []

@@ -44,10 +44,28 @@ def test_what_branches_share_is_counted_once_whoever_ends_first(data: Any) -> No
         if what == "call":
             tokens[name] += [next(fresh) for _ in range(data.draw(st.integers(1, 50)))]
             prompt = len(tokens[name])
-            core.handle(StepReady("p", name, f"{name}#{now}", "site", "e", prompt, 10), now)
+            core.handle(
+                StepReady(
+                    program="p",
+                    conversation=name,
+                    step=f"{name}#{now}",
+                    state="site",
+                    engine="e",
+                    prompt=prompt,
+                    output=10,
+                ),
+                now,
+            )
             tokens[name] += [next(fresh) for _ in range(10)]
             event = StepFinished(
-                "p", name, f"{name}#{now}", "site", "e", prompt + 10, ("t",), prompt
+                program="p",
+                conversation=name,
+                step=f"{name}#{now}",
+                state="site",
+                engine="e",
+                context=prompt + 10,
+                calls=("t",),
+                computed=prompt,
             )
             core.handle(event, now + 0.5)
         elif what == "fork" and tokens[name]:

@@ -50,7 +50,9 @@ def test_the_calls_of_an_engine_that_drains_end_and_no_others_begin_until_it_is_
     core.ready("p", 100, 0.0)
     core.handle(Forked("p", "p", "p:1", "e"), 0.0)
     core.handle(EngineDrain("e"), 1.0)
-    branch = StepReady("p", "p:1", "s1", "site", "e", 110, 50)
+    branch = StepReady(
+        program="p", conversation="p:1", step="s1", state="site", engine="e", prompt=110, output=50
+    )
     assert core.handle(branch, 1.0) == []
     assert "p" in core.state.active, "it runs"
     assert admitted(core.submit("q", 1.0)) == []
@@ -66,7 +68,18 @@ def test_an_engine_that_is_back_before_a_boundary_gets_what_was_kept_from_it() -
     core.ready("p", 100, 0.0)
     core.handle(Forked("p", "p", "p:1", "e"), 0.0)
     core.handle(EngineDrain("e"), 1.0)
-    core.handle(StepReady("p", "p:1", "s1", "site", "e", 110, 50), 1.0)
+    core.handle(
+        StepReady(
+            program="p",
+            conversation="p:1",
+            step="s1",
+            state="site",
+            engine="e",
+            prompt=110,
+            output=50,
+        ),
+        1.0,
+    )
     assert started_steps(core.handle(EngineUp("e", KV), 2.0)) == ["s1"]
 
 

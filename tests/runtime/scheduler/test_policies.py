@@ -14,7 +14,6 @@ from drawloom.runtime.scheduler.actions import (
     ScheduleTick,
     StartStep,
 )
-from drawloom.runtime.scheduler.cost import CostModel
 from drawloom.runtime.scheduler.events import (
     ConversationEnded,
     EngineUp,
@@ -27,20 +26,13 @@ from drawloom.runtime.scheduler.policies import make_policy
 from drawloom.runtime.scheduler.policies.continuum import best_ttl
 from drawloom.runtime.scheduler.policies.request_cap import RequestLevel
 
-from .harness import SchedulerHarness, of_kind, started_steps
-
-
-def _harness(policy: str, kv: int = 1000, host: int = 0) -> SchedulerHarness:
-    it = SchedulerHarness(policy, kv, host)
-    it.state.cost = CostModel(prefill=0.01, copy=0.0001)
-    return it
-
+from .harness import SchedulerHarness, of_kind, started_steps, with_costs
 
 # --- rivals -----------------------------------------------------------------------------------
 
 
 def test_static_cap_lets_so_many_in_and_the_next_when_one_ends() -> None:
-    it = _harness("static-cap:2")
+    it = with_costs("static-cap:2")
     assert [len(of_kind(it.submit(n), Admit)) for n in "abc"] == [1, 1, 0]
     assert of_kind(it.end("a", 1.0), Admit) == [Admit("c")]
 
@@ -59,18 +51,29 @@ def test_continuum_keeps_for_as_long_as_the_expected_benefit_exceeds_the_time() 
 
 
 def test_continuum_serves_what_is_pinned_before_older_programs() -> None:
-    it = _harness("continuum")
+    it = with_costs("continuum")
     it.start("old", 100)
     it.start("young", 100)
     it.done("young", 110, 1.0)
     (young,) = of_kind(it.ready("young", 120, 1.5), StartStep)
-    it.handle(StepFinished("old", "old", "old#0", "llm", "e", 110, ("t",)), 2.0)
+    it.handle(
+        StepFinished(
+            program="old",
+            conversation="old",
+            step="old#0",
+            state="llm",
+            engine="e",
+            context=110,
+            calls=("t",),
+        ),
+        2.0,
+    )
     (old,) = of_kind(it.ready("old", 120, 2.0 + 1e4), StartStep)
     assert young.priority < old.priority
 
 
 def _pinned(policy: str) -> SchedulerHarness:
-    it = _harness(policy, kv=1000)
+    it = with_costs(policy, kv=1000)
     it.start("a", 400)
     it.done("a", 500, 1.0)  # pinned: 500 tokens
     it.start("b", 400, 1.0)
@@ -105,7 +108,7 @@ def test_a_bound_on_calls_is_an_argument_of_every_policy_that_knows_requests() -
 
 
 def test_infercept_keeps_until_keeping_has_cost_as_much_as_recomputing() -> None:
-    it = _harness("infercept")
+    it = with_costs("infercept")
     it.start("a", 100)
     (lease,) = of_kind(it.done("a", 100, 1.0), LeaseKV)
     assert lease.ttl == pytest.approx(0.01 * 100 / 2)  # nobody else: F(C) C / 2 over C
@@ -116,7 +119,7 @@ def test_infercept_keeps_until_keeping_has_cost_as_much_as_recomputing() -> None
 
 def test_saga_keeps_shorter_under_pressure() -> None:
     def ttl(others: int) -> float:
-        it = _harness("saga", kv=1000)
+        it = with_costs("saga", kv=1000)
         it.start("a", 100)
         if others:
             it.start("b", others)
@@ -128,7 +131,7 @@ def test_saga_keeps_shorter_under_pressure() -> None:
 
 
 def test_atlas_serves_least_attained_service_first_and_the_starved_before_all() -> None:
-    it = _harness("atlas")
+    it = with_costs("atlas")
     first = it.start("much", 10)
     it.done("much", 20, 10.0, step=first, service=9.0)
     (much,) = of_kind(it.ready("much", 30, 11.0), StartStep)
@@ -141,7 +144,7 @@ def test_atlas_serves_least_attained_service_first_and_the_starved_before_all() 
 
 
 def test_kvflow_brings_back_what_it_demoted_before_it_is_needed() -> None:
-    it = _harness("kvflow", kv=100, host=1000)
+    it = with_costs("kvflow", kv=100, host=1000)
     now = 0.0
     it.submit("a")
     for _ in range(10):
@@ -154,79 +157,8 @@ def test_kvflow_brings_back_what_it_demoted_before_it_is_needed() -> None:
     assert of_kind(it.tick(wake.at), PrefetchKV) == [PrefetchKV("e", "a", "a")]
 
 
-# --- ThunderAgent, faithfully ... ---------------------------------------------------------------
-
-
-def test_thunder_pauses_the_smallest_idle_program_on_its_clock() -> None:
-    it = _harness("thunder", kv=1000)
-    for name, tokens in (("big", 400), ("small", 200)):
-        it.start(name, tokens)
-        it.done(name, tokens + 200, 1.0)
-    assert it.state.programs["small"].active  # over the top, but the clock has not ticked
-    it.tick(5.0)
-    assert not it.state.programs["small"].active
-    assert it.state.programs["big"].active
-    assert started_steps(it.ready("small", 410, 6.0)) == []
-
-
-def test_thunder_marks_everything_that_computes_while_anything_overflows() -> None:
-    it = _harness("thunder", kv=1000)
-    steps = {name: it.start(name, 200) for name in "abc"}
-    it.state.programs["a"].conversations["a"].context = 0  # as an estimate that was wrong
-    it.state.resize(it.state.programs["a"], it.state.programs["a"].conversations["a"], 450, 0)
-    it.tick(5.0)
-    for name in "abc":
-        it.done(name, 210, 6.0, step=steps[name])
-    assert not it.state.active
-
-
-def test_thunder_passes_over_who_does_not_fit() -> None:
-    it = _harness("thunder", kv=1000)
-    it.start("runs", 500)
-    it.submit("large")
-    it.ready("large", 700)
-    it.submit("small")
-    assert started_steps(it.ready("small", 200)) == []  # somebody waits, so the clock decides
-    assert started_steps(it.tick(5.0)) == [it.last_step]
-
-
-def test_thunder_resumes_nobody_into_what_it_pauses_on_the_same_tick() -> None:
-    it = _harness("thunder", kv=1000)
-    it.start("big", 500)
-    it.start("idle", 200)
-    it.done("idle", 300, 1.0)
-    it.submit("new")
-    it.ready("new", 50, 1.0)
-    it.state.resize(it.state.programs["big"], it.state.programs["big"].conversations["big"], 600, 0)
-    assert started_steps(it.tick(5.0)) == []  # 600 + 300 + slack overflow: resume, then pause
-    assert not it.state.programs["idle"].active
-    assert started_steps(it.tick(10.0)) == [it.last_step]
-
-
-def test_thunder_in_dynamo_counts_host_memory_pauses_at_a_threshold_and_resumes_below_it() -> None:
-    def active(host: int, tokens: int) -> bool:
-        it = _harness("thunder-dynamo", kv=1000, host=host)
-        it.start("a", 300)
-        it.done("a", tokens, 0.5)
-        it.tick(1.0)
-        return it.state.programs["a"].active
-
-    assert active(0, 840)
-    assert not active(0, 860)  # with 100 of slack over 0.95
-    assert active(4000, 860)
-    it = _harness("thunder-dynamo:0.5", kv=1000, host=1000)
-    it.start("a", 800)
-    it.submit("b")
-    assert started_steps(it.ready("b", 280, 0.0)) == []  # 900 + 380 > 0.85 x 1500
-    it = _harness("thunder-dynamo:0.5", kv=1000, host=1000)
-    it.start("a", 800)
-    it.start("b", 270)
-    with pytest.raises(ConfigError):
-        make_policy("thunder-dynamo:2")
-
-
 def test_a_cap_in_drawlooms_order_runs_so_many_and_prefers_who_is_nearly_done() -> None:
-    it = _harness("cap-order:1", kv=1000)
+    it = with_costs("cap-order:1", kv=1000)
     it.start("first", 100)
     for name, calls in (("long", 40.0), ("short", 2.0)):
         it.submit(name, expect_steps=calls)
@@ -237,21 +169,11 @@ def test_a_cap_in_drawlooms_order_runs_so_many_and_prefers_who_is_nearly_done() 
     assert set(it.state.active) == {"short"}
 
 
-def test_thunder_with_decay_counts_idle_programs_for_less() -> None:
-    for policy, comes in (("thunder", False), ("thunder-decay", True)):
-        it = _harness(policy, kv=1000)
-        it.start("idle", 700)
-        it.done("idle", 700, 0.0)
-        it.submit("new", 1.0)
-        assert started_steps(it.ready("new", 300, 1.0)) == []
-        assert bool(started_steps(it.tick(20.0))) is comes
-
-
-# --- ... and its defects, not repeated (research/thunderagent.md §5) -----------------------------
+# --- defects of ancestors, not repeated
 
 
 def test_a_little_overflow_does_not_pause_everybody() -> None:
-    it = _harness("drawloom", kv=1000)
+    it = with_costs("drawloom", kv=1000)
     for name in "abcdefghij":
         it.submit(name, expect_tokens=95)
         it.ready(name, 95)
@@ -261,7 +183,7 @@ def test_a_little_overflow_does_not_pause_everybody() -> None:
 
 
 def test_a_program_whose_call_failed_or_whose_client_left_frees_everything() -> None:
-    it = _harness("drawloom")
+    it = with_costs("drawloom")
     it.start("a", 900)
     it.submit("b", expect_tokens=900)
     actions = it.end("a", 1.0)  # no StepFinished ever came
@@ -271,7 +193,7 @@ def test_a_program_whose_call_failed_or_whose_client_left_frees_everything() -> 
 
 
 def test_a_held_program_that_goes_is_not_started_later() -> None:
-    it = _harness("drawloom")
+    it = with_costs("drawloom")
     it.start("a", 900)
     it.submit("b", expect_tokens=900)
     assert started_steps(it.ready("b", 900)) == []
@@ -280,7 +202,7 @@ def test_a_held_program_that_goes_is_not_started_later() -> None:
 
 
 def test_parallel_branches_are_counted_each() -> None:
-    it = _harness("drawloom", kv=20_000)
+    it = with_costs("drawloom", kv=20_000)
     first = it.start("a", 100)
     it.done("a", 110, 1.0, step=first)
     it.handle(Forked("a", "a", "a.1", "e"), 1.0)
@@ -301,7 +223,7 @@ def test_parallel_branches_are_counted_each() -> None:
 
 @pytest.mark.parametrize("policy", ["drawloom", "fcfs-lru", "static-cap:1", "thunder"])
 def test_a_prompt_larger_than_the_machine_is_refused_at_once(policy: str) -> None:
-    it = _harness(policy, kv=1000)
+    it = with_costs(policy, kv=1000)
     it.handle(EngineUp("e", 1000, 0, 1000), 0.0)
     it.start("a", 900)
     it.submit("huge", 1.0)
@@ -312,7 +234,7 @@ def test_a_prompt_larger_than_the_machine_is_refused_at_once(policy: str) -> Non
 
 
 def test_a_branch_that_is_given_up_while_it_computes_leaves_its_program_pausable() -> None:
-    it = _harness("drawloom", kv=20_000)
+    it = with_costs("drawloom", kv=20_000)
     first = it.start("a", 100)
     it.handle(Forked("a", "a", "a.1", "e"), 0.5)
     it.ready("a", 200, 0.5, conversation="a.1")
@@ -325,7 +247,7 @@ def test_a_branch_that_is_given_up_while_it_computes_leaves_its_program_pausable
 
 
 def test_a_held_branch_that_is_given_up_is_not_started_later() -> None:
-    it = _harness("static-cap:1")
+    it = with_costs("static-cap:1")
     it.start("a", 100)
     it.submit("b", 0.0)
     it.ready("b", 50, 0.0)
@@ -336,27 +258,50 @@ def test_a_held_branch_that_is_given_up_is_not_started_later() -> None:
 
 
 def test_a_call_that_is_announced_twice_is_started_once() -> None:
-    it = _harness("drawloom")
+    it = with_costs("drawloom")
     step = it.start("a", 100)
-    again = StepReady("a", "a", step, "llm", "e", 100, 10)
+    again = StepReady(
+        program="a", conversation="a", step=step, state="llm", engine="e", prompt=100, output=10
+    )
     assert it.handle(again, 0.1) == []
     assert it.state.programs["a"].running_calls == 1
 
 
 def test_tokens_that_programs_share_are_counted_once() -> None:
-    it = _harness("drawloom", kv=1000)
+    it = with_costs("drawloom", kv=1000)
     step = it.start("a", 600)
-    it.handle(StepFinished("a", "a", step, "llm", "e", 610, ("t",), computed=600), 1.0)
+    it.handle(
+        StepFinished(
+            program="a",
+            conversation="a",
+            step=step,
+            state="llm",
+            engine="e",
+            context=610,
+            calls=("t",),
+            computed=600,
+        ),
+        1.0,
+    )
     it.submit("b", expect_tokens=300)
     it.ready("b", 600, 1.0)
-    found = StepFinished("b", "b", it.last_step, "llm", "e", 610, ("t",), computed=100)
+    found = StepFinished(
+        program="b",
+        conversation="b",
+        step=it.last_step,
+        state="llm",
+        engine="e",
+        context=610,
+        calls=("t",),
+        computed=100,
+    )
     it.handle(found, 2.0)
     state = it.state
     assert (state.totals.tokens, state.totals.private_tokens) == (1220, 610 + 110)
 
 
 def test_programs_come_back_by_event_and_not_by_clock() -> None:
-    it = _harness("drawloom")
+    it = with_costs("drawloom")
     it.start("a", 900)
     it.submit("b", expect_tokens=900)
     it.ready("b", 900)
@@ -364,7 +309,7 @@ def test_programs_come_back_by_event_and_not_by_clock() -> None:
 
 
 def test_nobody_is_overtaken_for_ever() -> None:
-    it = _harness("drawloom", kv=1000)
+    it = with_costs("drawloom", kv=1000)
     now = 0.0
     for _ in range(12):  # short ones, so that the history says what costs little
         it.submit("s", now)

@@ -278,10 +278,13 @@ _NULL: dict[str, Callable[[], Drawloom]] = {
     "bound": lambda: Drawloom(bound=Bound()),
     "housing": lambda: Drawloom(housing=Housing()),
     "all": lambda: Drawloom(
-        order=Order(), admission=Admission(), residency=Residency(), bound=Bound(),
+        order=Order(),
+        admission=Admission(),
+        residency=Residency(),
+        bound=Bound(),
         housing=Housing(),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("part", _NULL)

@@ -78,16 +78,27 @@ class Events:
         name, expect = f"p{self.made}", self.random.choice([None, 5.0])
         self.lines[name] = [name]
         yield ProgramSubmitted(
-            name, f"agent{self.made % 3}", f"t{self.made % 2}", self.made % 5 // 4,
-            self.random.choice([None, self.now + 50]), self.random.choice([(), ("env",)]),
-            self.random.choice([None, 300]), expect,
-        )  # fmt: skip
+            program=name,
+            agent=f"agent{self.made % 3}",
+            tenant=f"t{self.made % 2}",
+            priority=self.made % 5 // 4,
+            deadline=self.random.choice([None, self.now + 50]),
+            envs=self.random.choice([(), ("env",)]),
+            expect_tokens=self.random.choice([None, 300]),
+            expect_steps=expect,
+        )
         yield self._ready(name, name)
 
     def _ready(self, name: str, line: str) -> Event:
         self.made += 1
         return StepReady(
-            name, line, f"{line}#{self.made}", "llm/t", "e", self.random.randrange(1, 400), 9
+            program=name,
+            conversation=line,
+            step=f"{line}#{self.made}",
+            state="llm/t",
+            engine="e",
+            prompt=self.random.randrange(1, 400),
+            output=9,
         )
 
     def _turn(self) -> Iterator[Event]:
@@ -98,9 +109,18 @@ class Events:
         tool, size = self.random.choice("tu"), self.random.randrange(1, 500)
         yield ToolNamed(name, tool, "env")
         yield StepFinished(
-            name, line, step, "llm/t", "e", size, (tool,), size // 2, 0.1, 0.2,
-            self.random.random(),
-        )  # fmt: skip
+            program=name,
+            conversation=line,
+            step=step,
+            state="llm/t",
+            engine="e",
+            context=size,
+            calls=(tool,),
+            computed=size // 2,
+            seconds=0.1,
+            queued=0.2,
+            service=self.random.random(),
+        )
         if self.random.random() < 0.3:
             del self.lines[name]
             yield ProgramEnded(name)
@@ -147,7 +167,12 @@ def test_a_snapshot_sees_what_a_policy_could_change() -> None:
     core = Scheduler(make_policy("fcfs-lru"))
     core.handle(EngineUp("e", KV), 0.0)
     core.handle(ProgramSubmitted("p", "agent"), 0.0)
-    core.handle(StepReady("p", "p", "s", "llm", "e", 100, 9), 0.0)
+    core.handle(
+        StepReady(
+            program="p", conversation="p", step="s", state="llm", engine="e", prompt=100, output=9
+        ),
+        0.0,
+    )
     state = core.state
     program = state.programs["p"]
     changes: list[Callable[[], object]] = [

@@ -1,4 +1,4 @@
-"""New programs are looked at before the large ones of them are gone on with."""
+"""New programs are probed before the large ones of them go on."""
 
 from dataclasses import replace
 
@@ -6,10 +6,8 @@ import pytest
 
 from drawloom.graph.execution_graph import END, START, ExecutionGraph
 from drawloom.graph.program_stats import ProgramSummary
-from drawloom.runtime.scheduler import Scheduler
 from drawloom.runtime.scheduler.actions import Action, StartStep
 from drawloom.runtime.scheduler.events import (
-    EngineUp,
     Expected,
     Forked,
     ProgramEnded,
@@ -17,18 +15,16 @@ from drawloom.runtime.scheduler.events import (
     StepFinished,
     StepReady,
 )
-from drawloom.runtime.scheduler.policies.drawloom import Drawloom
-from drawloom.runtime.scheduler.policies.parts.parameters import Parameters
+
+from .harness import SchedulerHarness
 
 PEAK = 400
-FULL = Parameters(busy=-1.0)  # no engine is as little busy: memory alone says how many run
 
 
-def _core() -> Scheduler:
+def _core() -> SchedulerHarness:
     """Room for two programs as usual, which has `wide` ones before: they plan, and then branch into
     10 or 200 calls of a second each."""
-    core = Scheduler(Drawloom(FULL))
-    core.handle(EngineUp("e", int(2.5 * PEAK)), 0.0)
+    core = SchedulerHarness(kv=int(2.5 * PEAK), expect_tokens=PEAK)
     graph = core.state.graph("wide")
     _branches(graph)
     for number in range(20):
@@ -46,36 +42,44 @@ def _branches(graph: ExecutionGraph) -> None:
         graph.transitions.observe("plan", END)
 
 
-def _submit(core: Scheduler, name: str, steps: float | None = None) -> list[Action]:
-    about = ProgramSubmitted(name, "wide", expect_tokens=PEAK, expect_steps=steps)
-    return core.handle(about, 0.0)
+def _submit(core: SchedulerHarness, name: str, steps: float | None = None) -> list[Action]:
+    return core.submit(name, 0.0, agent="wide", expect_steps=steps)
 
 
-def _plan(core: Scheduler, name: str) -> None:
-    core.handle(StepReady(name, name, f"{name}#0", "plan", "e", 10, 5), 1.0)
-    core.handle(StepFinished(name, name, f"{name}#0", "plan", "e", 15, ("plan",), 10), 2.0)
+def _plan(core: SchedulerHarness, name: str) -> None:
+    core.ready(name, 10, 1.0, state="plan")
+    core.done(name, 15, 2.0, "plan", computed=10, state="plan")
 
 
-def _fork(core: Scheduler, name: str, branches: int) -> list[Action]:
+def _fork(core: SchedulerHarness, name: str, branches: int) -> list[Action]:
     for branch in range(branches):
         core.handle(Forked(name, name, f"{name}.{branch}", "e"), 3.0)
     return [
         action
         for branch in range(branches)
         for action in core.handle(
-            StepReady(name, f"{name}.{branch}", f"{name}.{branch}#0", "work", "e", 16, 5), 3.0
+            StepReady(
+                program=name,
+                conversation=f"{name}.{branch}",
+                step=f"{name}.{branch}#0",
+                state="work",
+                engine="e",
+                prompt=16,
+                output=5,
+            ),
+            3.0,
         )
     ]
 
 
-def test_a_look_takes_the_memory_of_a_look() -> None:
+def test_a_probe_takes_the_memory_of_a_probe() -> None:
     core = _core()
     _submit(core, "first")
-    assert core.state.programs["first"].reserved_tokens == PEAK  # nobody waits for it: no look
+    assert core.state.programs["first"].reserved_tokens == PEAK  # nobody waits for it: no probe
     _submit(core, "second")
     _submit(core, "third")
-    looked = [core.state.programs[name] for name in ("second", "third")]
-    assert [(p.active, p.probation_calls, p.reserved_tokens) for p in looked] == [(True, 1, 0)] * 2
+    probed = [core.state.programs[name] for name in ("second", "third")]
+    assert [(p.active, p.probation_calls, p.reserved_tokens) for p in probed] == [(True, 1, 0)] * 2
 
 
 def test_where_nobody_waits_it_goes_on_at_its_next_call_and_is_promised_what_is_usual() -> None:
@@ -85,11 +89,22 @@ def test_where_nobody_waits_it_goes_on_at_its_next_call_and_is_promised_what_is_
     _plan(core, "second")
     program = core.state.programs["second"]
     assert (program.active, program.probation_calls, program.reserved_tokens) == (False, 0, 0)
-    core.handle(StepReady("second", "second", "second#1", "work", "e", 20, 5), 3.0)
+    core.handle(
+        StepReady(
+            program="second",
+            conversation="second",
+            step="second#1",
+            state="work",
+            engine="e",
+            prompt=20,
+            output=5,
+        ),
+        3.0,
+    )
     assert (program.active, program.probation_calls, program.reserved_tokens) == (True, 0, PEAK)
 
 
-def test_what_shows_that_it_is_large_waits_for_what_is_small() -> None:
+def test_a_program_found_to_be_large_waits_for_a_small_one() -> None:
     core = _core()
     core.handle(ProgramSubmitted("running", "plain", expect_tokens=PEAK), 0.0)
     for name in ("large", "small", "next"):
@@ -112,12 +127,11 @@ def test_what_shows_that_it_is_large_waits_for_what_is_small() -> None:
     assert set(core.state.active) == {"small", "large"}  # the third has nothing to run
 
 
-@pytest.mark.parametrize(("says", "looks"), [(True, True), (False, False)])
-def test_declared_programs_are_looked_at_where_they_say_more_on_their_way(
-    says: bool, looks: bool
+@pytest.mark.parametrize(("says", "probes"), [(True, True), (False, False)])
+def test_declared_programs_are_probed_where_they_say_more_on_their_way(
+    says: bool, probes: bool
 ) -> None:
-    core = Scheduler(Drawloom(FULL))
-    core.handle(EngineUp("e", 10 * PEAK), 0.0)
+    core = SchedulerHarness(kv=10 * PEAK, expect_tokens=PEAK)
     graph = core.state.graph("wide")
     for number in range(20):
         outgrew = 0.1 + number % 2 if says else 1.0
@@ -125,12 +139,11 @@ def test_declared_programs_are_looked_at_where_they_say_more_on_their_way(
         graph.finished(replace(summary, declaration_growth=outgrew))
     _submit(core, "first", 50.0)
     _submit(core, "second", 50.0)
-    assert (core.state.programs["second"].probation_calls == 1) is looks
+    assert (core.state.programs["second"].probation_calls == 1) is probes
 
 
 def test_what_declared_programs_say_first_and_last_is_learned() -> None:
-    core = Scheduler(Drawloom(FULL))
-    core.handle(EngineUp("e", 10 * PEAK), 0.0)
+    core = SchedulerHarness(kv=10 * PEAK, expect_tokens=PEAK)
     _submit(core, "p", 40.0)
     _plan(core, "p")
     core.handle(Expected("p", 9.0), 3.0)
@@ -147,15 +160,20 @@ def test_what_declared_programs_say_first_and_last_is_learned() -> None:
     assert core.state.graph("wide").stats.declared_probe.saved() == [(1, 0.0, 0.5)]
 
 
-def test_branches_before_the_first_call_show_nothing() -> None:
+def test_branches_before_the_first_call_reveal_nothing() -> None:
     core = _core()
     _submit(core, "p")
-    core.handle(StepReady("p", "p", "p#0", "plan", "e", 10, 5), 1.0)
+    core.handle(
+        StepReady(
+            program="p", conversation="p", step="p#0", state="plan", engine="e", prompt=10, output=5
+        ),
+        1.0,
+    )
     core.handle(Forked("p", "p", "p.1", "e"), 1.0)
     assert core.state.programs["p"].size_known_at is None
 
 
-def test_a_look_ends_when_there_are_branches_however_few_calls_there_were() -> None:
+def test_a_probe_ends_when_there_are_branches_however_few_calls_there_were() -> None:
     core = _core()
     graph = core.state.graph("wide")
     for _ in range(40):
@@ -168,7 +186,27 @@ def test_a_look_ends_when_there_are_branches_however_few_calls_there_were() -> N
     _plan(core, "p")
     assert program.probation_calls == 5
     core.handle(Forked("p", "p", "p.0", "e"), 3.0)
-    core.handle(StepReady("p", "p.0", "p.0#0", "work", "e", 16, 5), 3.0)
-    event = StepFinished("p", "p.0", "p.0#0", "work", "e", 20, ("tool",), 4)
+    core.handle(
+        StepReady(
+            program="p",
+            conversation="p.0",
+            step="p.0#0",
+            state="work",
+            engine="e",
+            prompt=16,
+            output=5,
+        ),
+        3.0,
+    )
+    event = StepFinished(
+        program="p",
+        conversation="p.0",
+        step="p.0#0",
+        state="work",
+        engine="e",
+        context=20,
+        calls=("tool",),
+        computed=4,
+    )
     core.handle(event, 4.0)
     assert program.probation_calls == 0

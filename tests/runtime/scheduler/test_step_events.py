@@ -49,7 +49,17 @@ def test_the_value_of_a_lease_follows_the_prefill_that_was_measured() -> None:
     values = []
     for seconds in (0.0, 100.0):
         core.ready("p", 100, 1.0)
-        event = StepFinished("p", "p", "p#0", "site", "e", 120, ("t",), 100, seconds)
+        event = StepFinished(
+            program="p",
+            conversation="p",
+            step="p#0",
+            state="site",
+            engine="e",
+            context=120,
+            calls=("t",),
+            computed=100,
+            seconds=seconds,
+        )
         values.append(lease_of(core.handle(event, 2.0)).value)
     assert values[1] > 10 * values[0]
 
@@ -85,7 +95,19 @@ def test_the_cost_of_a_token_is_that_of_all_that_was_said_though_some_was_heard_
     core.submit("p")
     core.ready("p", 100, 0.0)
     core.decoded("p", 180, 4.0)
-    event = StepFinished("p", "p", "p#0", "site", "e", 200, ("t",), 100, 1.0, 0.0, 11.0)
+    event = StepFinished(
+        program="p",
+        conversation="p",
+        step="p#0",
+        state="site",
+        engine="e",
+        context=200,
+        calls=("t",),
+        computed=100,
+        seconds=1.0,
+        queued=0.0,
+        service=11.0,
+    )
     core.handle(event, 11.0)
     assert core.state.cost.step == pytest.approx(0.1)
 
@@ -139,16 +161,63 @@ def test_costs_are_learned_from_calls_where_none_were_given() -> None:
     core.submit("p")
     for turn, computed in enumerate((1000, 30, 40, 2000, 25, 35) * 10):
         prefill, now = 0.02 + 1e-3 * computed, 100.0 * turn
-        core.handle(StepReady("p", "p", f"s{turn}", "site", "e", 5000, 50), now)
+        core.handle(
+            StepReady(
+                program="p",
+                conversation="p",
+                step=f"s{turn}",
+                state="site",
+                engine="e",
+                prompt=5000,
+                output=50,
+            ),
+            now,
+        )
         event = StepFinished(
-            "p", "p", f"s{turn}", "site", "e", 5050, ("t",), computed, prefill, 0.0, prefill + 2.5
+            program="p",
+            conversation="p",
+            step=f"s{turn}",
+            state="site",
+            engine="e",
+            context=5050,
+            calls=("t",),
+            computed=computed,
+            seconds=prefill,
+            queued=0.0,
+            service=prefill + 2.5,
         )
         core.handle(event, now + 5)
     assert core.state.cost.recompute(4000) == pytest.approx(4.0, rel=0.02)
     assert core.state.cost.decode(1, 0) == pytest.approx(0.05, rel=0.02)
     core.state.cost = given = CostModel(prefill=1.0)
-    core.handle(StepReady("p", "p", "s", "site", "e", 5000, 50), 1e6)
-    core.handle(StepFinished("p", "p", "s", "site", "e", 5050, (), 10, 1.0, 0.0, 2.0), 1e6)
+    core.handle(
+        StepReady(
+            program="p",
+            conversation="p",
+            step="s",
+            state="site",
+            engine="e",
+            prompt=5000,
+            output=50,
+        ),
+        1e6,
+    )
+    core.handle(
+        StepFinished(
+            program="p",
+            conversation="p",
+            step="s",
+            state="site",
+            engine="e",
+            context=5050,
+            calls=(),
+            computed=10,
+            seconds=1.0,
+            queued=0.0,
+            service=2.0,
+        ),
+        1e6,
+    )
     assert core.state.cost == given
 
 
@@ -156,8 +225,28 @@ def test_a_program_of_many_calls_is_judged_by_few_of_them() -> None:
     core = three_fit(kv=10**6)
     core.submit("p")
     for turn in range(1000):
-        core.handle(StepReady("p", "p", f"s{turn}", "site", "e", 100, 50), float(turn))
-        event = StepFinished("p", "p", f"s{turn}", "site", "e", 100, ("t",), service=1.0)
+        core.handle(
+            StepReady(
+                program="p",
+                conversation="p",
+                step=f"s{turn}",
+                state="site",
+                engine="e",
+                prompt=100,
+                output=50,
+            ),
+            float(turn),
+        )
+        event = StepFinished(
+            program="p",
+            conversation="p",
+            step=f"s{turn}",
+            state="site",
+            engine="e",
+            context=100,
+            calls=("t",),
+            service=1.0,
+        )
         core.handle(event, float(turn))
     had = [had for had, _ in core.state.programs["p"].trail]
     assert len(had) < 64

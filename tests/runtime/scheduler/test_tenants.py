@@ -43,7 +43,17 @@ class _Line:
         self.made += 1
         name = f"{tenant}-{self.made}"
         self.send(ProgramSubmitted(name, agent, tenant, expect_tokens=900))
-        self.send(StepReady(name, name, f"{name}#0", "llm", "e", 800, 10))
+        self.send(
+            StepReady(
+                program=name,
+                conversation=name,
+                step=f"{name}#0",
+                state="llm",
+                engine="e",
+                prompt=800,
+                output=10,
+            )
+        )
         return name
 
     def run(self, seconds: float) -> str:
@@ -51,7 +61,18 @@ class _Line:
         name = self.admitted.pop(0)
         self.now += seconds
         step, tenant = f"{name}#0", name.partition("-")[0]
-        end = StepFinished(name, name, step, "llm", "e", 810, (), 810, service=seconds, final=True)
+        end = StepFinished(
+            program=name,
+            conversation=name,
+            step=step,
+            state="llm",
+            engine="e",
+            context=810,
+            calls=(),
+            computed=810,
+            service=seconds,
+            final=True,
+        )
         self.send(end)
         self.served[tenant] += seconds
         self.send(ProgramEnded(name))
@@ -178,9 +199,19 @@ def test_a_share_is_written_in_a_line(text: str, share: TenantShare) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":weight=2", "a:weight", "a:weight=x", "a:cpus=2", "a:programs=0", "a:weight=0",
-             "a:weight=nan", "a:kv_tokens=-1"],
-)  # fmt: skip
+    "text",
+    [
+        "",
+        ":weight=2",
+        "a:weight",
+        "a:weight=x",
+        "a:cpus=2",
+        "a:programs=0",
+        "a:weight=0",
+        "a:weight=nan",
+        "a:kv_tokens=-1",
+    ],
+)
 def test_a_share_under_which_nothing_runs_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         TenantShare.parse(text)

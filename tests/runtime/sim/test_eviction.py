@@ -92,7 +92,7 @@ def test_calls_that_cannot_have_been_there_together_are_refused() -> None:
         for at, n in enumerate("ab")
     ]
     assert farthest(both, 6) == 0
-    with pytest.raises(EngineError, match="held at once"):
+    with pytest.raises(EngineError, match="in use at once"):
         farthest(both, 5)
 
 

@@ -37,7 +37,7 @@ from drawloom.sandbox.api.provider import Provider
 from drawloom.sandbox.docker.demo_image import build_box
 from drawloom.sandbox.docker.private_daemon import PrivateDaemon, answers
 from drawloom.sandbox.pool.orphans import sweep
-from drawloom.sandbox.pool.pool import Pool
+from drawloom.sandbox.pool.warm_pool import WarmPool
 
 _BATCH = 20
 
@@ -60,15 +60,15 @@ def provider(kind: str, docker: str | None, owner: str = "") -> Provider:
 async def cycles(count: int, kind: str, docker: str | None) -> None:
     """Claim, exec, release, eight at a time."""
     made = provider(kind, docker)
-    pool = Pool(made, limit=8)
-    pool.warm(BOX, 8)
+    pool = WarmPool(made, max_warm=8)
+    pool.target(BOX, 8)
     files: list[int] = []
 
     async def one(index: int) -> None:
-        claimed = await pool.claim(BOX, f"p{index}")
-        result = await claimed.box.sh(f"echo {index} > f; cat f")
+        sandbox = (await pool.acquire(BOX)).sandbox
+        result = await sandbox.sh(f"echo {index} > f; cat f")
         assert result.text == f"{index}\n"
-        await pool.release(f"p{index}")
+        await pool.offer(sandbox)
 
     for start in range(0, count, _BATCH):
         await asyncio.gather(*(one(i) for i in range(start, min(count, start + _BATCH))))
@@ -85,8 +85,8 @@ async def cycler(owner: str, kind: str, docker: str | None, log: Path) -> None:
     """Claim, use, keep, fork and release until killed; a line in `log` for each that is through."""
     made = provider(kind, docker, owner)
     await sweep(made, ())
-    pool = Pool(made, limit=4)
-    pool.warm(BOX, 4)
+    pool = WarmPool(made, max_warm=4)
+    pool.target(BOX, 4)
     numbers = itertools.count()
 
     async def one() -> None:
@@ -95,17 +95,17 @@ async def cycler(owner: str, kind: str, docker: str | None, log: Path) -> None:
                 await through(number)
 
     async def through(number: int) -> None:
-        claimed = await pool.claim(BOX, f"p{number}")
+        sandbox = (await pool.acquire(BOX)).sandbox
         try:
-            await claimed.box.sh(f"echo {number} > f")
+            await sandbox.sh(f"echo {number} > f")
             if number % 20 == 0:
-                kept = await made.snapshot(claimed.box.id, new_id("snap"))
+                kept = await made.snapshot(sandbox.id, new_id("snap"))
                 fork = await made.fork(BOX, kept.id, new_id("box"))
                 assert (await fork.sh("cat f")).text == f"{number}\n"
                 await fork.destroy()
                 await made.discard(kept.id)
         finally:
-            await pool.release(f"p{number}")
+            await pool.offer(sandbox)
         with log.open("a") as lines:
             lines.write(".\n")
 

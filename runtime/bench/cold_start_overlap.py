@@ -84,7 +84,7 @@ async def measure(docker: str | None, *, fresh: bool, full: bool) -> Waits:
         return Waits(
             dispatcher.environments.stall,
             counters.cold_seconds,
-            dispatcher.pool.idle,
+            dispatcher.pool.idle_seconds,
             counters.claims,
             right,
             seconds,

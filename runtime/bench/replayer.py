@@ -10,6 +10,7 @@ from drawloom.engine.api.engine import RequestUsage
 from drawloom.engine.sequence import SamplingParams
 from drawloom.environments import Env
 from drawloom.runtime.dispatch.dispatcher import Dispatcher
+from drawloom.runtime.dispatch.env_claim import Owner
 from drawloom.runtime.dispatch.step_driver import LlmStepSpec, run_llm_step
 from drawloom.runtime.scheduler.events import (
     ConversationEnded,
@@ -48,7 +49,7 @@ class Player:
         result = Ended(job, self._now())
         env = self.env(job)
         if env is not None:
-            self.dispatcher.environments.know(env)
+            self.dispatcher.environments.declare(env)
         keys = () if env is None else (env.key,)
         self.dispatcher.emit(ProgramSubmitted(job.id, job.agent, job.tenant, envs=keys))
         done = [asyncio.Event() for _ in job.calls]
@@ -102,7 +103,7 @@ class Player:
             self.dispatcher.emit(ConversationEnded(job.id, conversation))
         if call.busy and (env := self.env(job)) is not None:
             self.dispatcher.emit(ToolNamed(job.id, call.tool, env.key))
-            (await self.dispatcher.environments.claim(env, job.id)).box.touched = True
+            (await self.dispatcher.environments.claim(env, Owner(job.id))).touched = True
         done[at].set()
 
     def env(self, job: Job) -> Env | None:

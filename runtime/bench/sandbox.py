@@ -24,7 +24,7 @@ from drawloom.sandbox.api.provider import KEPT
 from drawloom.sandbox.api.sandbox import LiveSandbox
 from drawloom.sandbox.docker.demo_image import BOX
 from drawloom.sandbox.docker.provider import DockerProvider
-from drawloom.sandbox.pool.pool import Pool
+from drawloom.sandbox.pool.warm_pool import WarmPool
 
 _ENV = Env(BOX, memory="64m", pids=64)
 _READY = 8
@@ -110,17 +110,17 @@ class Bench:
     # --- the parts ------------------------------------------------------------------------
 
     async def _claims(self) -> list[Row]:
-        pool = Pool(self.provider, limit=_READY)
-        pool.warm(_ENV, _READY)
+        pool = WarmPool(self.provider, max_warm=_READY)
+        pool.target(_ENV, _READY)
         warm = []
-        for number in range(_CLAIMS):
+        for _ in range(_CLAIMS):
             while pool.counts(_ENV.key) != (_READY, 0):
                 await asyncio.sleep(0.01)
             began = time.perf_counter()
-            claimed = await pool.claim(_ENV, f"p{number}")
-            await claimed.box.exec("true")
+            sandbox = (await pool.acquire(_ENV)).sandbox
+            await sandbox.exec("true")
             warm.append(1e3 * (time.perf_counter() - began))
-            await pool.release(f"p{number}")
+            await pool.offer(sandbox)
         created, cold = pool.counters.created, await _repeated(self._cold, _COLD)
         making = 1e3 * pool.counters.cold_seconds / max(1, pool.counters.claims)
         await pool.close()

@@ -45,7 +45,7 @@ from drawloom.runtime.sim.simulation import Simulation
 from drawloom.runtime.sim.synthetic import generate
 from drawloom.runtime.sim.workload import Call, Job, Mix, read
 from drawloom.runtime.store.store import Store
-from drawloom.sandbox.pool.pool import Pool, PoolCounters
+from drawloom.sandbox.pool.warm_pool import PoolCounters, WarmPool
 from drawloom.sandbox.testing.fake import FakeProvider
 
 _CONTEXT = 8_192
@@ -177,14 +177,14 @@ class Bench:
         held |= self._environments(live.environments.stall, counters.idle_seconds)
         return self._figures(player.ended) | self._more(player, stats, seconds) | held
 
-    def _pool(self) -> Pool:
+    def _pool(self) -> WarmPool:
         """Environments that take as long as the workload says, a few at a time."""
         starts = {job.env: job.env_start for job in self.drawn}
 
         async def make(env: Env) -> None:
             await asyncio.sleep(starts[env.image])
 
-        return Pool(FakeProvider(make, starts=_STARTS), limit=self.replay.there)
+        return WarmPool(FakeProvider(make, starts=_STARTS), max_warm=self.replay.there)
 
     def _environments(self, stall: float, idle: float) -> dict[str, float]:
         return {"env_stall_s": stall / len(self.drawn), "env_idle_s": idle}

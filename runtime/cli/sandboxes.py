@@ -25,7 +25,7 @@ from drawloom.errors import (
     SandboxUnavailable,
 )
 from drawloom.runtime.console import output
-from drawloom.runtime.dispatch.env_leases import program_of
+from drawloom.runtime.dispatch.env_claim import Owner
 from drawloom.runtime.store.store import Store
 from drawloom.sandbox.api.provider import KEPT, LABEL, Provider
 from drawloom.sandbox.docker.private_daemon import answers
@@ -82,7 +82,9 @@ async def _collect(url: str, docker: str | None) -> list[str]:
     try:
         running = await store.open_programs()
         wanted = {
-            lease.sandbox for lease in await store.leases() if program_of(lease.program) in running
+            lease.sandbox
+            for lease in await store.leases()
+            if Owner.parse(lease.program).program in running
         }
         removed = []
         for provider in _providers(store.id, docker):

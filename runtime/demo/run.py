@@ -207,7 +207,7 @@ async def _make_containers(runtime: Runtime, count: int) -> None:
     """Wait until there is a warm container for every program."""
     pool = runtime.dispatcher.pool
     if pool is not None:
-        pool.warm(BOX, count)
+        pool.target(BOX, count)
         while pool.counts(BOX.key)[0] < count:
             await asyncio.sleep(0.05)
 

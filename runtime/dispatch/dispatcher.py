@@ -18,7 +18,8 @@ from drawloom.errors import (
     StoreInUse,
 )
 from drawloom.graph.execution_graph import ExecutionGraph
-from drawloom.runtime.dispatch.env_leases import Environments
+from drawloom.runtime.dispatch.env_claim import Owner
+from drawloom.runtime.dispatch.env_leases import EnvLeases
 from drawloom.runtime.dispatch.event_bus import EventBus, Notice
 from drawloom.runtime.dispatch.tool_slots import ToolSlots
 from drawloom.runtime.scheduler import Policy, Scheduler
@@ -49,7 +50,7 @@ from drawloom.runtime.scheduler.events import (
     ToolReady,
 )
 from drawloom.runtime.store.store import Store
-from drawloom.sandbox.pool.pool import Pool
+from drawloom.sandbox.pool.warm_pool import WarmPool
 
 log = logging.getLogger("drawloom.runtime")
 
@@ -65,7 +66,7 @@ class Dispatcher:
         self,
         policy: Policy,
         engine: Engine,
-        pool: Pool | None,
+        pool: WarmPool | None,
         store: Store,
         bus: EventBus,
         record: bool = True,
@@ -97,12 +98,12 @@ class Dispatcher:
             DemoteKV: lambda a: self._later(self._demote(a)),
             PrefetchKV: lambda a: self._later(self._prefetch(a)),
             ScheduleTick: self._wake,
-            WarmEnv: lambda a: self.environments.warm(a.env, a.count),
-            ClaimEnv: lambda a: self.environments.claim_early(a.env, a.program),
+            WarmEnv: lambda a: self.environments.target(a.env, a.count),
+            ClaimEnv: lambda a: self.environments.claim_early(a.env, Owner(a.program)),
             ParkEnvs: self._park,
             ReleaseEnvs: self._ended,
         }
-        self.environments = Environments(pool, store, self.emit, self.note, self._later, memory)
+        self.environments = EnvLeases(pool, store, self.emit, self.note, self._later, memory)
         self._engine_is(True)
         if isinstance(engine, Restarting):
             engine.watch(self._engine_is)
@@ -211,7 +212,7 @@ class Dispatcher:
             future.set_result(None)
 
     def _start_step(self, action: StartStep) -> None:
-        self.environments.back(action.program)
+        self.environments.unpark(action.program)
         future = self._started.pop(action.step, None)
         if future is not None and not future.done():
             future.set_result(action.priority)

@@ -180,7 +180,7 @@ class LlmCall:
             tool = program.tool(piece.name)
             if tool is not None:
                 key = tool.env.key if tool.env else None
-                if key is not None and not tool.fresh and program.owner != program.id:
+                if key is not None and not tool.fresh and program.owner.branch is not None:
                     program.dispatcher.environments.claim_early(key, program.owner)
                 else:
                     program.dispatcher.emit(ToolNamed(program.id, tool.name, key))

@@ -10,6 +10,7 @@ from typing import Any
 
 from drawloom.errors import ConfigError, ReplayMismatch
 from drawloom.runtime.dispatch.dispatcher import Dispatcher
+from drawloom.runtime.dispatch.env_claim import Owner
 from drawloom.runtime.execution.agent import Agent
 from drawloom.runtime.execution.budget import Account
 from drawloom.runtime.scheduler.events import ConversationEnded
@@ -87,10 +88,9 @@ class Program:
         return _scope.get() or self.root
 
     @property
-    def owner(self) -> str:
+    def owner(self) -> Owner:
         """Return the owner of the environments that the running code uses: program or branch."""
-        branch = self.scope.env_branch
-        return f"{self.id}@{branch}" if branch else self.id
+        return Owner(self.id, self.scope.env_branch or None)
 
     @property
     def now(self) -> datetime | None:

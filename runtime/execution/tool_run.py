@@ -52,8 +52,8 @@ class ToolRun:
         """End the commands of this call that a killed process left running."""
         env, program = self.tool.env, self.program
         assert env is not None
-        async with program.dispatcher.environments.use(env, program.owner) as claimed:
-            sandbox = self.sandbox_of(claimed.box)
+        async with program.dispatcher.environments.use(env, program.owner) as environment:
+            sandbox = self.sandbox_of(environment)
             for name, _ in env.sidecars:
                 await sandbox.sidecar(name).end_commands()
             await sandbox.end_commands()

@@ -56,12 +56,15 @@ async def environment_claimed(run: ToolRun, call: Next) -> Any:
     environments = program.dispatcher.environments
     for _ in range(_MAX_ENVIRONMENTS):
         asked = time.monotonic()
-        owner = program.id if tool.fresh else program.owner
-        use = environments.fresh if tool.fresh else environments.use
-        claimed = await run.held.enter_async_context(use(tool.env, owner))
+        claim = (
+            environments.claim_per_call(tool.env, program.id)
+            if tool.fresh
+            else environments.use(tool.env, program.owner)
+        )
+        environment = await run.held.enter_async_context(claim)
         run.env_wait += time.monotonic() - asked
-        blank = not claimed.box.touched
-        run.sandbox = run.sandbox_of(claimed.box)
+        blank = not environment.touched
+        run.sandbox = run.sandbox_of(environment)
         try:
             return await call()
         except SandboxDied as died:

@@ -6,7 +6,7 @@ from typing import Any
 from drawloom.environments import Env
 from drawloom.errors import SandboxError
 from drawloom.runtime.dispatch.dispatcher import Dispatcher
-from drawloom.runtime.dispatch.env_leases import program_of
+from drawloom.runtime.dispatch.env_claim import Owner
 from drawloom.runtime.execution.agent import Agent
 from drawloom.runtime.store.store import StepRow
 from drawloom.sandbox.pool.orphans import sweep
@@ -21,7 +21,7 @@ async def sweep_store(dispatcher: Dispatcher) -> None:
         return
     wanted, running = set(), await dispatcher.store.open_programs()
     for lease in await dispatcher.store.leases():
-        if program_of(lease.program) in running:
+        if Owner.parse(lease.program).program in running:
             wanted.add(lease.sandbox)
         else:
             await dispatcher.store.unlease(lease.program)
@@ -36,18 +36,20 @@ async def adopt(
 
     A call without a lease never began. Raises `SandboxError` when files are lost.
     """
-    leases = [row for row in await dispatcher.store.leases() if program_of(row.program) == id]
+    rows = await dispatcher.store.leases()
+    leases = [row for row in rows if Owner.parse(row.program).program == id]
     if {row.env for row in leases} - {env.key for env in lasting(agent)}:
         raise SandboxError(
             f"program {id} cannot be resumed: it ran in an environment that its agent no "
             "longer declares; its image, setup and limits must be as they were"
         )
     for owner in {row.program for row in leases}:
-        for env in lasting(agent):
-            rows = [r.sandbox for r in leases if (r.program, r.env) == (owner, env.key)]
-            if rows:
-                await dispatcher.environments.adopt(env, owner, rows)
-        await dispatcher.environments.adopted(owner)
+        ids = {
+            env: [r.sandbox for r in leases if (r.program, r.env) == (owner, env.key)]
+            for env in lasting(agent)
+        }
+        found = {env: several for env, several in ids.items() if several}
+        await dispatcher.environments.adopt(Owner.parse(owner), found)
     names = {t.name for t in agent.tools if t.env is not None and not t.fresh}
     ran = [s for s in replay.values() if s.name in names and s.status == "done"]
     if not leases and any(s.detail.get("ok") for s in ran):

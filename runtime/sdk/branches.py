@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from drawloom.errors import ConfigError
+from drawloom.runtime.dispatch.env_claim import Owner
 from drawloom.runtime.execution.branch_choice import Choice
 from drawloom.runtime.execution.program import _scope, running
 from drawloom.runtime.sdk.chat import Chat
@@ -67,7 +68,7 @@ async def best_of(
     scopes = [scope.branch(f"{place}.{i}", own_envs=fork_env) for i in range(n)]
     choice = Choice(program, f"best{place}", "best_of", scopes)
     environments = program.dispatcher.environments
-    owners = [f"{program.id}@{s.env_branch}" for s in scopes] if fork_env else []
+    owners = [Owner(program.id, s.env_branch) for s in scopes] if fork_env else []
     if fork_env:
         await environments.fork(owner, owners)
 

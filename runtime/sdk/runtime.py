@@ -21,7 +21,7 @@ from drawloom.ids import new_id
 from drawloom.runtime.console.timeline import RESUMED
 from drawloom.runtime.dispatch.backends import TINY, model_folder, open_engine, open_provider
 from drawloom.runtime.dispatch.dispatcher import Dispatcher
-from drawloom.runtime.dispatch.env_leases import program_of
+from drawloom.runtime.dispatch.env_claim import Owner
 from drawloom.runtime.dispatch.event_bus import EventBus, LocalBus
 from drawloom.runtime.execution.agent import Agent
 from drawloom.runtime.execution.arguments import bind_arguments
@@ -44,7 +44,7 @@ from drawloom.runtime.server.gateway_factory import GatewayFactory
 from drawloom.runtime.store.result_json import result_json
 from drawloom.runtime.store.store import StepRow, Store
 from drawloom.sandbox.api.provider import Provider
-from drawloom.sandbox.pool.pool import Pool
+from drawloom.sandbox.pool.warm_pool import WarmPool
 from drawloom.tools.chat_template import ChatTemplate
 from drawloom.tools.tool import tool_host
 
@@ -246,7 +246,7 @@ class Runtime(SyncUse):
         except SandboxError as error:
             await self.store.set_program(id, status="failed", error=str(error), ended=time.time())
             for lease in await self.store.leases():
-                if program_of(lease.program) == id:
+                if Owner.parse(lease.program).program == id:
                     await self.store.unlease(lease.program)
             raise
         arguments = restore_arguments(id, agent.fn, row.arguments)
@@ -281,9 +281,9 @@ class Runtime(SyncUse):
         program = Program(id, agent, self.dispatcher, self.template, Account(agent.budget), replay)
         program.adopted, program.began = adopted, began
         for env in environments_of(agent):
-            self.dispatcher.environments.know(env)
+            self.dispatcher.environments.declare(env)
         shared = {env.key for env in lasting(agent)}
-        self.dispatcher.environments.only_fresh(
+        self.dispatcher.environments.declare_per_call(
             id, {e.key for e in environments_of(agent)} - shared
         )
         learned = self.dispatcher.scheduler.state.graph(agent.name)
@@ -322,7 +322,7 @@ class Runtime(SyncUse):
                 words = f"{type(error).__name__}: {error}"
                 raise
             status, words = "interrupted", f"{type(diverged).__name__}: {diverged}"
-            dispatcher.environments.keep(program.id)
+            dispatcher.environments.leave_to_resume(program.id)
             raise diverged from None
         finally:
             self._runs.pop(program.id, None)
@@ -360,9 +360,9 @@ class Runtime(SyncUse):
     async def sandbox(self, env: Env) -> AsyncIterator[Sandbox]:
         """An environment for code outside of programs, destroyed after it. Raises `SandboxError`
         when there can be none."""
-        self.dispatcher.environments.know(env)
-        async with self.dispatcher.environments.fresh(env, new_id("host")) as claimed:
-            yield claimed.box
+        self.dispatcher.environments.declare(env)
+        async with self.dispatcher.environments.claim_per_call(env, new_id("host")) as sandbox:
+            yield sandbox
 
     # --- what a runtime owns --------------------------------------------------------------
 
@@ -374,10 +374,10 @@ class Runtime(SyncUse):
         self._template = self._template or ChatTemplate.load(folder)
         return await open_engine(folder, config, self._isolate)
 
-    def _open_pool(self, provider: Provider) -> Pool:
+    def _open_pool(self, provider: Provider) -> WarmPool:
         most = self._containers
         ready = self._pool_size if most is None else min(self._pool_size, most)
-        return Pool(provider, limit=ready, most=most)
+        return WarmPool(provider, max_warm=ready, max_total=most)
 
 
 @contextlib.asynccontextmanager

@@ -130,8 +130,8 @@ class SandboxGateway:
     def caller(self, box: str) -> Caller | None:
         """Return the program that holds an environment, as a caller; None if none runs."""
         dispatcher = self._runtime.dispatcher
-        holder = dispatcher.environments.holder(box)
-        run = self._runtime.running(holder) if holder is not None else None
+        owner = dispatcher.environments.owner_of(box)
+        run = self._runtime.running(owner.program) if owner is not None else None
         if run is None:
             return None
         return self.server.sessions.runtime_caller(run.id, run.agent.tenant, run.account)

@@ -1,17 +1,24 @@
-"""What the warm pool keeps of each key, and what it counts."""
+"""Records of the warm pool: its counters, ready environments, one key's environments."""
 
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
 from drawloom.environments import Env
-from drawloom.leases import EnvLease
 from drawloom.sandbox.api.sandbox import LiveSandbox
 
 
 @dataclass(slots=True)
 class PoolCounters:
-    """Since the start. Seconds of stall are waited by programs, cold ones spent on making."""
+    """Count what happened since the pool was opened.
+
+    Attributes:
+        created, destroyed, failed: environments made, removed, and not made because of an error.
+        claims, warm_claims: environments handed out; those of them that were ready.
+        parked, restored: environments that were kept as a snapshot, and made of one again.
+        cold_seconds: time that making the claimed environments took.
+        idle_seconds: time that environments were ready and unused.
+    """
 
     created: int = 0
     destroyed: int = 0
@@ -20,43 +27,55 @@ class PoolCounters:
     warm_claims: int = 0
     parked: int = 0
     restored: int = 0
-    stall_seconds: float = 0.0
     cold_seconds: float = 0.0
     idle_seconds: float = 0.0
 
 
-@dataclass(slots=True)
-class Warm:
-    """A ready environment, since when, and the seconds that making it took."""
+@dataclass(frozen=True, slots=True)
+class WarmSandbox:
+    """Describe an environment that the pool hands out.
 
-    box: LiveSandbox
-    ready: float
-    cold: float
+    Attributes:
+        ready_at: when it became ready, by the pool's clock.
+        create_seconds: how long making it took.
+        was_ready: whether it was there before it was asked for.
+    """
+
+    sandbox: LiveSandbox
+    ready_at: float
+    create_seconds: float
+    was_ready: bool = False
 
 
-@dataclass(slots=True)
-class Shelf:
-    """The environments of one key; or the one of a program that comes back from a snapshot. `cold`
-    is what making one took lately, in seconds. `template` is a snapshot of one that was set up,
-    which the next begin from; `keeping`: one is being made of the first, or there will be none."""
+@dataclass(slots=True, eq=False)
+class EnvPool:
+    """Keep the environments of one key; or the single one that is restored from a snapshot.
+
+    Attributes:
+        snapshot: the snapshot to restore; None for a key's environments.
+        template: snapshot of one after its setup, which the next ones are forked from.
+        template_pending: a template is being made, or there will be none.
+        target: how many to keep ready.
+        creating: how many are being made now.
+        create_seconds: moving average of how long making one takes; 0 before the first.
+    """
 
     env: Env
     snapshot: str | None = None
     template: str | None = None
-    keeping: bool = False
+    template_pending: bool = False
     target: int = 0
-    warm: deque[Warm] = field(default_factory=deque)
+    warm: deque[WarmSandbox] = field(default_factory=deque)
     creating: int = 0
-    cold: float = 0.0
-    waiting: deque["asyncio.Future[Warm]"] = field(default_factory=deque)
+    create_seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """An environment that a program has."""
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """Wait for the next environment of one `EnvPool`."""
 
-    box: LiveSandbox
-    lease: EnvLease
+    pool: EnvPool
+    future: "asyncio.Future[WarmSandbox]"
 
 
-__all__ = ["Claimed", "PoolCounters", "Shelf", "Warm"]
+__all__ = ["EnvPool", "PoolCounters", "Waiter", "WarmSandbox"]

@@ -1,332 +1,393 @@
-"""Ready environments, and the making of more, within what a host can take."""
+"""The warm pool: environments that are made before anybody needs them.
+
+The scheduler decides how many of each key to keep warm; the pool makes them within the limits of
+the host and reports what it has. No two users share an environment: one that was touched is
+destroyed after use, an untouched one becomes warm again.
+"""
 
 import asyncio
 import contextlib
 import logging
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from drawloom.environments import Env
-from drawloom.errors import DrawloomError, SandboxDied, SandboxError
-from drawloom.ids import new_secret_id
-from drawloom.sandbox.api.provider import Provider, Snapshot
+from drawloom.errors import DrawloomError, SandboxError
+from drawloom.sandbox.api.provider import Provider
 from drawloom.sandbox.api.sandbox import LiveSandbox
-from drawloom.sandbox.pool.parked import keep, new_snapshot, remove
-from drawloom.sandbox.pool.records import PoolCounters, Shelf, Warm
+from drawloom.sandbox.pool.creation import create_sandbox
+from drawloom.sandbox.pool.health import hold_quotas, keep_alive, watch_disk
+from drawloom.sandbox.pool.parked import ParkedSnapshots, remove_snapshot
+from drawloom.sandbox.pool.records import EnvPool, PoolCounters, Waiter, WarmSandbox
 
 log = logging.getLogger("drawloom.sandbox")
 
-_SETUP_SECONDS = 1.0  # a snapshot takes 0.15 s and more, and its disk
-_MEMORY = 8  # of so many the latest are an environment's usual making time
+_MOVING = 8  # environments over which the time to make one is averaged
+OnChange = Callable[[str, int, int], None]
 
 
-class Stock:
-    """Shelves of ready environments, one for each key, filled to targets that others set.
+class WarmPool:
+    """Make, hand out and destroy the environments of one provider.
 
     Args:
-        limit: most environments kept ready.
-        most: most environments at all, from before one is made until it is destroyed; a ready one
-            that nobody asked for gives way to one that somebody needs. None: no limit.
-        on_change: hears of every move of a key's ready count.
+        max_warm: most environments that are kept ready.
+        max_total: most environments at all, from before one is made until it is destroyed; a ready
+            one is evicted for a claim of another key. None: no limit.
+        on_change: called with a key, its ready environments and those being made, when they change.
+        clock: seconds, monotonic.
+
+    Attributes:
+        total: environments that exist or are being made.
+        snapshots: snapshots of parked environments, removed at the latest with the pool.
     """
 
     def __init__(
         self,
         provider: Provider,
-        limit: int,
-        most: int | None,
-        on_change: Callable[[str, int, int], None],
-        clock: Callable[[], float],
+        *,
+        max_warm: int = 8,
+        max_total: int | None = None,
+        on_change: OnChange = lambda key, warm, creating: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.provider = provider
-        self.limit, self.most = limit, most
-        self.there = self._evicting = 0
-        self.counters = PoolCounters()
+        self.max_warm, self.max_total = max_warm, max_total
         self.on_change = on_change
+        self.total = self._evicting = 0
+        self.counters = PoolCounters()
+        self.snapshots = ParkedSnapshots(provider)
         self._clock = clock
-        self._shelves: dict[str, Shelf] = {}
-        self._queue: deque[Shelf] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pools: dict[str, EnvPool] = {}
+        self._waiters: deque[Waiter] = deque()
+        self._in_use: dict[str, WarmSandbox] = {}
+        self._making: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._short, self._refuses = "", False
-
-    def counts(self, key: str) -> tuple[int, int]:
-        """Ready and still being made, of one key."""
-        shelf = self._shelves.get(key)
-        return (len(shelf.warm), shelf.creating) if shelf else (0, 0)
-
-    def making(self, key: str) -> float:
-        """Seconds that making one of a key took lately; 0 when none was made yet."""
-        shelf = self._shelves.get(key)
-        return shelf.cold if shelf else 0.0
+        self._disk_short, self._disk_full = "", False
+        self._watchers = (
+            asyncio.create_task(keep_alive(self._sandboxes)),
+            asyncio.create_task(hold_quotas(provider, self._used)),
+            asyncio.create_task(watch_disk(provider, self._on_disk)),
+        )
 
     @property
-    def idle(self) -> float:
-        """Seconds that environments have been ready and unused so far, those that still are too."""
-        ready = [warm.ready for shelf in self._shelves.values() for warm in shelf.warm]
+    def in_use(self) -> int:
+        """Return the number of environments that are handed out."""
+        return len(self._in_use)
+
+    @property
+    def idle_seconds(self) -> float:
+        """Return the seconds that environments were ready and unused, until now."""
+        ready = [warm.ready_at for pool in self._pools.values() for warm in pool.warm]
         return self.counters.idle_seconds + sum(self._clock() - since for since in ready)
 
-    def warm(self, env: Env, count: int) -> None:
-        """Keep `count` environments ready, within the limit over all keys. Returns at once.
-        `on_change` hears what came of it, also when that is nothing because there is no room."""
-        shelf = self._shelf(env)
-        shelf.target = count
-        self._withdraw(shelf)
-        self._fill(shelf)
-        self._changed(shelf)
-        self._fill_others()
+    def counts(self, key: str) -> tuple[int, int]:
+        """Return how many environments of a key are ready, and how many are being made."""
+        pool = self._pools.get(key)
+        if pool is None:
+            return 0, 0
+        waiting = sum(waiter.pool is pool for waiter in self._waiters)
+        return len(pool.warm), max(pool.creating, waiting)
 
-    # --- whoever needs one -----------------------------------------------------------------
+    def create_seconds(self, key: str) -> float:
+        """Return how long making an environment of a key takes; 0 before the first was made."""
+        pool = self._pools.get(key)
+        return pool.create_seconds if pool else 0.0
 
-    def _shelf(self, env: Env) -> Shelf:
-        return self._shelves.setdefault(env.key, Shelf(env))
+    def target(self, env: Env, count: int) -> None:
+        """Keep `count` environments ready, within `max_warm` over all keys.
 
-    def _ready(self, shelf: Shelf) -> Warm | None:
-        while shelf.warm:
-            found = shelf.warm.popleft()
-            if found.box.alive:
-                return found
-            self._track(self._destroy(found.box))
+        Returns at once. `on_change` is called in any case, also when there is no room.
+        """
+        pool = self._pool(env)
+        pool.target = count
+        self._reconcile(pool)
+
+    # --- handing out ----------------------------------------------------------------------
+
+    def take(self, env: Env) -> WarmSandbox | None:
+        """Hand out a ready environment; None if there is none."""
+        pool = self._pool(env)
+        while pool.warm:
+            found = pool.warm.popleft()
+            if found.sandbox.alive:
+                return self._hand_out(pool, replace(found, was_ready=True))
+            self._end_later(found.sandbox)
         return None
 
-    async def _next(self, shelf: Shelf) -> Warm:
-        future: asyncio.Future[Warm] = asyncio.get_running_loop().create_future()
-        shelf.waiting.append(future)
-        if len(shelf.waiting) > shelf.creating:
-            self._spawn(shelf)
+    async def acquire(self, env: Env) -> WarmSandbox:
+        """Hand out an environment, made for this call if none is ready.
+
+        Raises:
+            SandboxError: none can be made.
+        """
+        if (found := self.take(env)) is not None:
+            return found
+        if self._disk_full:
+            raise SandboxError(f"no environment is made: {self._disk_short}")
+        return await self._next(self._pool(env))
+
+    async def restore(self, env: Env, snapshot: str) -> WarmSandbox:
+        """Hand out a new environment with the files of a snapshot.
+
+        Raises:
+            SandboxDied: the snapshot is gone.
+            SandboxError: the environment cannot be made.
+        """
+        found = await self._next(EnvPool(env, snapshot))
+        found.sandbox.touched = True
+        self.counters.restored += 1
+        return found
+
+    async def adopt(self, env: Env, id: str) -> LiveSandbox:
+        """Take over an environment of a dead owner. Raises `SandboxDied`."""
+        sandbox = await self.provider.adopt(env, id)
+        sandbox.touched = True
+        self.total += 1
+        self._in_use[id] = WarmSandbox(sandbox, self._clock(), 0.0)
+        return sandbox
+
+    async def offer(self, sandbox: LiveSandbox) -> None:
+        """End the use of an environment: an untouched one becomes ready, others are destroyed."""
+        used = self._in_use.pop(sandbox.id)
+        pool = self._pools.get(sandbox.env.key)
+        if pool is None or sandbox.touched or not sandbox.alive or self._closed:
+            await self._end(sandbox)
+        else:
+            self._ready(pool, WarmSandbox(sandbox, self._clock(), used.create_seconds))
+
+    async def destroy(self, sandbox: LiveSandbox) -> None:
+        """End the use of an environment and remove it."""
+        del self._in_use[sandbox.id]
+        await self._end(sandbox)
+
+    async def detach(self, sandbox: LiveSandbox) -> None:
+        """End the use of an environment without removing it: another owner will adopt it."""
+        del self._in_use[sandbox.id]
+        for each in (*sandbox.sidecars.values(), sandbox):
+            await each.detach()
+        self.total -= 1
+        self._reconcile()
+
+    async def close(self) -> None:
+        """Destroy all environments and snapshots, and close the provider."""
+        self._closed = True
+        tasks = [*self._watchers, *self._making]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for waiter in self._waiters:
+            waiter.future.cancel()
+        pools, self._pools = list(self._pools.values()), {}
+        ready = [warm for pool in pools for warm in pool.warm]
+        for warm in ready:
+            self._count_idle(warm)
+        left = [warm.sandbox for warm in (*self._in_use.values(), *ready)]
+        self._in_use.clear()
+        await asyncio.gather(*(self._end(sandbox) for sandbox in left), *self._ending)
+        for template in filter(None, (pool.template for pool in pools)):
+            await remove_snapshot(self.provider, template)
+        await self.snapshots.close()
+        await self.provider.close()
+
+    def _pool(self, env: Env) -> EnvPool:
+        return self._pools.setdefault(env.key, EnvPool(env))
+
+    def _hand_out(self, pool: EnvPool, warm: WarmSandbox) -> WarmSandbox:
+        self._in_use[warm.sandbox.id] = warm
+        self.counters.claims += 1
+        self.counters.warm_claims += warm.was_ready
+        self.counters.cold_seconds += warm.create_seconds
+        if warm.was_ready:
+            self._count_idle(warm)
+        self._reconcile(pool)
+        return warm
+
+    async def _next(self, pool: EnvPool) -> WarmSandbox:
+        """Wait for the next environment of a pool that nobody else waits for."""
+        waiter = Waiter(pool, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        self._reconcile()
         try:
-            return await future
+            warm = await waiter.future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and not future.exception():
-                self._offer(shelf, future.result())
+            done = waiter.future.done() and not waiter.future.cancelled()
+            if done and not waiter.future.exception():
+                self._ready(pool, waiter.future.result())
             raise
         finally:
             with contextlib.suppress(ValueError):
-                shelf.waiting.remove(future)
-            self._withdraw(shelf)
+                self._waiters.remove(waiter)
+        return self._hand_out(pool, warm)
 
-    def _withdraw(self, shelf: Shelf) -> None:
-        """Nobody may want any more what has no room yet."""
-        wanted = len(shelf.waiting) + max(0, shelf.target - len(shelf.warm))
-        while shelf.creating > wanted and shelf in self._queue:
-            self._queue.remove(shelf)
-            shelf.creating -= 1
+    def _waiter(self, pool: EnvPool) -> "asyncio.Future[WarmSandbox] | None":
+        """Remove and return the oldest claim that waits for a pool's environment."""
+        for waiter in [waiter for waiter in self._waiters if waiter.pool is pool]:
+            self._waiters.remove(waiter)
+            if not waiter.future.done():
+                return waiter.future
+        return None
 
-    def _offer(self, shelf: Shelf, warm: Warm) -> None:
-        while shelf.waiting:
-            future = shelf.waiting.popleft()
-            if not future.done():
-                future.set_result(warm)
-                self._withdraw(shelf)
-                return
-        if shelf.snapshot is not None:  # whose program gave up; its snapshot is still there
-            self._track(self._destroy(warm.box))
+    def _ready(self, pool: EnvPool, warm: WarmSandbox) -> None:
+        """Give an environment to the oldest claim that waits for it, or keep it ready."""
+        if (future := self._waiter(pool)) is not None:
+            future.set_result(warm)
+        elif pool.snapshot is not None or self._closed:  # its claim was given up meanwhile
+            self._end_later(warm.sandbox)
+        else:
+            pool.warm.append(warm)
+            self._reconcile(pool)
+
+    # --- how many there should be ---------------------------------------------------------
+
+    def _reconcile(self, *changed: EnvPool) -> None:
+        """Make what is wanted and not there, as far as there is room.
+
+        Args:
+            changed: pools of which `on_change` is told in any case.
+        """
+        if self._closed:
             return
-        shelf.warm.append(warm)
-        self._withdraw(shelf)
-        self._make_room()
-        self._changed(shelf)
-        self._fill_others()
+        told = dict.fromkeys(changed)
+        while (pool := self._lacking(told)) is not None:
+            pool.creating += 1
+            self.total += 1
+            self._start(self._create(pool), self._making)
+        for pool in told:  # now, and not above: what hears of it may set other targets
+            if pool.snapshot is None:
+                self._changed(pool)
 
-    def _refuse(self, shelf: Shelf, error: DrawloomError) -> None:
-        """A failure goes to whoever waits; without one the target is dropped, not retried."""
-        while shelf.waiting:
-            future = shelf.waiting.popleft()
-            if not future.done():
-                future.set_exception(error)
-                return
-        if shelf.snapshot is not None:
-            return
-        shelf.target = 0
-        log.warning("no warm environment of %s: %s", shelf.env.image, error)
-        self._changed(shelf)
-        self._fill_others()
+    def _lacking(self, told: dict[EnvPool, None]) -> EnvPool | None:
+        """Return a pool of which one more should be made now; evict a ready one for it if needed.
 
-    # --- how many are kept ready -----------------------------------------------------------
+        Claims come first, in their order: none overtakes one that waits for room.
+        """
+        waiting: Counter[EnvPool] = Counter()
+        for waiter in self._waiters:
+            waiting[waiter.pool] += 1
+            if waiting[waiter.pool] > waiter.pool.creating:
+                if self._has_place():
+                    return waiter.pool
+                self._evict_oldest(told)
+                return None
+        for pool in self._pools.values():
+            lacks = pool.target > len(pool.warm) + pool.creating - waiting[pool]
+            if lacks and self._has_place() and (self._may_warm() or self._evict_surplus(told)):
+                told[pool] = None
+                return pool
+        return None
 
-    def _fill(self, shelf: Shelf) -> None:
-        """Make what its target lacks, as far as there is room. Asked anew for each: who hears of a
-        change may have asked for others meanwhile."""
-        while self._lacks(shelf) and self._places() and (self._room() or self._evict_unwanted()):
-            self._spawn(shelf)
+    def _has_place(self) -> bool:
+        return self.max_total is None or self.total < self.max_total
 
-    def _lacks(self, shelf: Shelf) -> bool:
-        return shelf.target > len(shelf.warm) + shelf.creating - len(shelf.waiting)
+    def _may_warm(self) -> bool:
+        coming = sum(len(pool.warm) + pool.creating for pool in self._pools.values())
+        return not self._disk_short and coming < self.max_warm
 
-    def _room(self) -> bool:
-        """Whether one more may be kept ready."""
-        return (
-            not self._short
-            and sum(len(s.warm) + s.creating for s in self._shelves.values()) < self.limit
-        )
+    def _evict_oldest(self, told: dict[EnvPool, None]) -> None:
+        """Evict the environment that is ready for longest; its place is free when it is gone."""
+        idle = [pool for pool in self._pools.values() if pool.warm]
+        if idle and not self._evicting:  # one at a time: a claim may be given up meanwhile
+            self._evicting += 1
+            oldest = min(idle, key=lambda pool: pool.warm[0].ready_at)
+            self._evict(oldest, evicted=True)
+            told[oldest] = None
 
-    def _places(self) -> bool:
-        """Whether one more may be there."""
-        return self.most is None or self.there + len(self._queue) < self.most
-
-    def _evict_unwanted(self) -> bool:
-        """Give up a ready one that is beyond its key's target; whether there was one."""
-        for shelf in list(self._shelves.values()):
-            if len(shelf.warm) > shelf.target:
-                self._discard(shelf)
+    def _evict_surplus(self, told: dict[EnvPool, None]) -> bool:
+        """Evict a ready environment beyond its key's target; return False if there is none."""
+        for pool in self._pools.values():
+            if len(pool.warm) > pool.target:
+                self._evict(pool)
+                told[pool] = None
                 return True
         return False
 
-    def _discard(self, shelf: Shelf, *, evicted: bool = False) -> None:
-        """Destroy the ready one that has waited longest."""
-        self._account(oldest := shelf.warm.popleft())
-        self._track(self._destroy(oldest.box, evicted=evicted))
-        self._changed(shelf)
+    def _evict(self, pool: EnvPool, *, evicted: bool = False) -> None:
+        oldest = pool.warm.popleft()
+        self._count_idle(oldest)
+        self._end_later(oldest.sandbox, evicted=evicted)
 
-    def _fill_others(self) -> None:
-        """There may be room for what had none when it was asked for."""
-        for shelf in list(self._shelves.values()):
-            before = shelf.creating
-            self._fill(shelf)
-            if shelf.creating > before:
-                self._changed(shelf)
-
-    def _disk(self, short: str, refuses: bool) -> None:
-        """The host's disk has become short, or no longer is: first nothing is kept ready, then
-        nothing is made."""
-        self._short, self._refuses = short, refuses
+    def _on_disk(self, short: str, full: bool) -> None:
+        """Keep nothing ready on a disk that is short of space, and make nothing on a full one."""
+        self._disk_short, self._disk_full = short, full
         if short:
             log.warning("%s", short)
-        for shelf in self._shelves.values():
-            while short and shelf.warm:
-                self._discard(shelf)
-        self._fill_others()
+        emptied = [pool for pool in self._pools.values() if short and pool.warm]
+        for pool in emptied:
+            while pool.warm:
+                self._evict(pool)
+        self._reconcile(*emptied)
 
-    # --- making and ending them ------------------------------------------------------------
+    def _changed(self, pool: EnvPool) -> None:
+        self.on_change(pool.env.key, *self.counts(pool.env.key))
 
-    def _spawn(self, shelf: Shelf) -> None:
-        """Make one, as soon as there is room for it."""
-        shelf.creating += 1
-        self._queue.append(shelf)
-        self._make_room()
+    # --- making and ending them -----------------------------------------------------------
 
-    def _make_room(self) -> None:
-        while self._queue:
-            if self.most is None or self.there < self.most:
-                self.there += 1
-                self._track(self._create(self._queue.popleft()))
-                continue
-            idle = [s for s in self._shelves.values() if s.warm and not s.waiting]
-            if not idle or self._evicting:
-                return
-            shelf = min(idle, key=lambda s: s.warm[0].ready)
-            self._evicting += 1
-            self._discard(shelf, evicted=True)
-
-    def _track(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _create(self, shelf: Shelf) -> None:
+    async def _create(self, pool: EnvPool) -> None:
         began = self._clock()
         try:
-            box = await self._make(shelf)
+            sandbox = await create_sandbox(self.provider, pool)
         except DrawloomError as error:
-            shelf.creating -= 1
-            self.counters.failed += 1
-            self._gone()
-            self._refuse(shelf, error)
+            self._failed(pool, error)
             return
         except BaseException:
-            shelf.creating -= 1
-            self._gone()
+            pool.creating -= 1
+            self.total -= 1
             raise
-        shelf.creating -= 1
+        pool.creating -= 1
         self.counters.created += 1
         now = self._clock()
         took = now - began
-        shelf.cold = took if not shelf.cold else shelf.cold + (took - shelf.cold) / _MEMORY
-        self._offer(shelf, Warm(box, now, took))
+        average = pool.create_seconds
+        pool.create_seconds = average + (took - average) / _MOVING if average else took
+        self._ready(pool, WarmSandbox(sandbox, now, took))
 
-    async def _make(self, shelf: Shelf) -> LiveSandbox:
-        if shelf.snapshot is not None:
-            return await self.provider.fork(shelf.env, shelf.snapshot, new_secret_id("box"))
-        if shelf.template is not None:
-            try:
-                return await self.provider.fork(shelf.env, shelf.template, new_secret_id("box"))
-            except SandboxDied:  # somebody removed it
-                shelf.template = None
-        box = await self.provider.create(shelf.env, new_secret_id("box"))
-        if box.setup_seconds >= _SETUP_SECONDS and not shelf.keeping:
-            try:
-                await self._keep(shelf, box)
-            except asyncio.CancelledError:
-                await asyncio.shield(self._end(box))
-                raise
-        return box
+    def _failed(self, pool: EnvPool, error: DrawloomError) -> None:
+        """Report a failure to the oldest claim; if there is none, drop the target, don't retry."""
+        pool.creating -= 1
+        self.total -= 1
+        self.counters.failed += 1
+        if (future := self._waiter(pool)) is not None:
+            future.set_exception(error)
+            self._reconcile()
+        elif pool.snapshot is None:
+            pool.target = 0
+            log.warning("no warm environment of %s: %s", pool.env.image, error)
+            self._reconcile(pool)
+        else:
+            self._reconcile()
 
-    async def _keep(self, shelf: Shelf, box: LiveSandbox) -> None:
-        """Set up once: the next ones begin from what this one is, before anybody has it. Processes
-        are not kept, so one whose setup left some running is no template."""
-        shelf.keeping = True
-        name = new_snapshot()
-        keeping: asyncio.Future[Snapshot] | None = None
+    async def _end(self, sandbox: LiveSandbox, *, evicted: bool = False) -> None:
         try:
-            if not await box.ping():
-                keeping = asyncio.ensure_future(keep(self.provider, box, name))
-                shelf.template = (await asyncio.shield(keeping)).id
-        except SandboxError as error:
-            log.warning("environments of %s are each set up anew: %s", shelf.env.image, error)
-            await remove(self.provider, name)
-        except asyncio.CancelledError:
-            # what takes the snapshot goes on in a thread: it is waited for, then removed
-            if keeping is not None:
-                await asyncio.gather(keeping, return_exceptions=True)
-                await asyncio.shield(remove(self.provider, name))
-            raise
-
-    async def _destroy(self, box: LiveSandbox, *, evicted: bool = False) -> None:
-        try:
-            await self._end(box)
-        finally:
-            self._evicting -= evicted
-            self._gone()
-
-    async def _end(self, box: LiveSandbox) -> None:
-        try:
-            await box.destroy()
+            await sandbox.destroy()
             self.counters.destroyed += 1
         except SandboxError as error:
-            log.warning("environment %s could not be removed: %s", box.id, error)
+            log.warning("environment %s could not be removed: %s", sandbox.id, error)
+        finally:
+            self._evicting -= evicted
+            self.total -= 1
+            self._reconcile()
 
-    def _gone(self) -> None:
-        """One is no longer there; who waits for its room gets it, else targets are met again."""
-        self.there -= 1
-        if self._closed or self.most is None:
-            return
-        self._make_room()
-        self._fill_others()
+    def _end_later(self, sandbox: LiveSandbox, *, evicted: bool = False) -> None:
+        self._start(self._end(sandbox, evicted=evicted), self._ending)
 
-    def _account(self, unused: Warm) -> None:
-        self.counters.idle_seconds += self._clock() - unused.ready
+    @staticmethod
+    def _start(work: Coroutine[Any, Any, None], tasks: set["asyncio.Task[None]"]) -> None:
+        task = asyncio.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
-    def _changed(self, shelf: Shelf) -> None:
-        self.on_change(shelf.env.key, len(shelf.warm), shelf.creating)
+    def _count_idle(self, unused: WarmSandbox) -> None:
+        self.counters.idle_seconds += self._clock() - unused.ready_at
 
-    async def _close_stock(self) -> None:
-        """End the making, and give up what is ready."""
-        self._closed = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        shelves = list(self._shelves.values())
-        self._shelves.clear()
-        for shelf in shelves:
-            for future in shelf.waiting:
-                future.cancel()
-            for warm in shelf.warm:
-                self._account(warm)
-        await asyncio.gather(*(self._destroy(w.box) for shelf in shelves for w in shelf.warm))
-        for shelf in shelves:
-            if shelf.template is not None:
-                await remove(self.provider, shelf.template)
+    def _sandboxes(self) -> list[LiveSandbox]:
+        return self._used() + [w.sandbox for pool in self._pools.values() for w in pool.warm]
+
+    def _used(self) -> list[LiveSandbox]:
+        return [warm.sandbox for warm in self._in_use.values()]
 
 
-__all__ = ["Stock"]
+__all__ = ["OnChange", "PoolCounters", "WarmPool"]

@@ -14,7 +14,7 @@ from drawloom.sandbox.api.sandbox import LiveSandbox
 from drawloom.sandbox.docker.demo_image import BOX
 from drawloom.sandbox.local.provider import ProcessProvider
 from drawloom.sandbox.pool.health import hold_quotas
-from drawloom.sandbox.pool.parked import keep
+from drawloom.sandbox.pool.parked import take_snapshot
 
 from .conftest import ENV, Opener, Openers
 
@@ -221,7 +221,7 @@ async def test_caches_are_no_part_of_what_is_kept(provider: Provider) -> None:
     assert env.key == ENV.key, "it makes no difference to what one is"
     box = await provider.create(env, new_id("box"))
     await box.sh("mkdir -p cache deep/er/build; echo x | tee cache/a deep/er/build/b deep/er/kept")
-    kept = await keep(provider, box, new_id("snap"))
+    kept = await take_snapshot(provider, box, new_id("snap"))
     fork = await provider.fork(env, kept.id, new_id("box"))
     assert (await fork.sh("find . -type f")).text == "./deep/er/kept\n"
     assert (await box.sh("ls")).text == "deep\n"

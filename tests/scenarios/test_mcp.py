@@ -132,7 +132,7 @@ async def test_inside_a_sandbox_a_server_sees_the_files_of_its_program() -> None
 
         assert await runtime.run(counts, "a b c") == ["3", 100_000]
         assert await runtime.run(counts, "a b c d") == ["4", 100_000]
-        assert runtime.dispatcher.pool is not None and runtime.dispatcher.pool.claimed == 0
+        assert runtime.dispatcher.pool is not None and runtime.dispatcher.pool.in_use == 0
 
 
 async def test_inside_a_sandbox_a_server_that_dies_is_told_with_its_last_words() -> None:

@@ -490,7 +490,7 @@ async def test_a_program_that_is_interrupted_keeps_its_files(tmp_path: Path) -> 
         run = await first.start(work)
         while not await first.store.steps(run.id) or not resumed:
             await asyncio.sleep(0.02)
-        first.dispatcher.environments.keep(run.id)  # as when the process dies here
+        first.dispatcher.environments.leave_to_resume(run.id)  # as when the process dies here
         lease = await first.store.leases()
         await run.cancel()
         await first.store.set_program(run.id, status="running", ended=None, error=None)

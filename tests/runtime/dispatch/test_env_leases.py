@@ -12,15 +12,16 @@ from drawloom import Env, Runtime, Sandbox, agent, tool
 from drawloom.errors import SandboxDied
 from drawloom.ids import new_id
 from drawloom.runtime.cli import sandboxes
-from drawloom.runtime.dispatch.env_leases import Environments
+from drawloom.runtime.dispatch.env_claim import Owner
+from drawloom.runtime.dispatch.env_leases import EnvLeases
 from drawloom.runtime.scheduler.actions import ParkEnvs
 from drawloom.runtime.store.store import Store
 from drawloom.sandbox.api.provider import Provider
 from drawloom.sandbox.docker.demo_image import BOX
 from drawloom.sandbox.docker.provider import DockerProvider
 from drawloom.sandbox.local.provider import ProcessProvider
-from drawloom.sandbox.pool.parked import is_snapshot
-from drawloom.sandbox.pool.pool import Pool
+from drawloom.sandbox.pool.parked import is_snapshot_id
+from drawloom.sandbox.pool.warm_pool import WarmPool
 
 ENV = Env(BOX)
 
@@ -56,18 +57,18 @@ async def test_a_program_goes_on_with_the_files_of_what_was_put_aside(
             runtime.dispatcher._park(park)
             await leased()
             second, text = await get()  # it is held still: aside again after use
-            runtime.dispatcher.environments.back(program)
+            runtime.dispatcher.environments.unpark(program)
             third, again = await get()  # nobody waits until it is aside
             await leased()
             return [len({first, second, third}), text, again]
 
         assert await runtime.run(keeper) == [3, "one", "one"]
-        assert [[is_snapshot(id) for id in several] for several in rows] == [[True], [False]]
+        assert [[is_snapshot_id(id) for id in several] for several in rows] == [[True], [False]]
         await runtime.dispatcher.settle()
         assert await runtime.store.leases() == []
-        pool = runtime.dispatcher.environments.pool
+        pool = runtime.dispatcher.pool
         assert pool is not None
-        assert (pool.there, pool.counters.parked, pool.counters.restored) == (0, 2, 2)
+        assert (pool.total, pool.counters.parked, pool.counters.restored) == (0, 2, 2)
         assert await pool.provider.snapshots() == []
 
 
@@ -99,10 +100,10 @@ async def provider() -> AsyncIterator[ProcessProvider]:
     await made.close()
 
 
-async def _environments(provider: ProcessProvider, store: Store) -> Environments:
+def _leases(pool: WarmPool, store: Store) -> EnvLeases:
     tasks: list[asyncio.Task[None]] = []
-    return Environments(
-        Pool(provider),
+    return EnvLeases(
+        pool,
         store,
         lambda event: None,
         lambda program, kind, **detail: None,
@@ -120,26 +121,25 @@ async def test_of_a_program_killed_on_its_way_aside_what_is_there_is_taken_over(
     if not survives:
         await box.destroy()
     store = Store("sqlite://")
-    environments = await _environments(provider, store)
-    await environments.adopt(ENV, "p", [snapshot.id, box.id])
-    await environments.adopted("p")
-    claimed = await environments.claim(ENV, "p")
-    assert (claimed.box.id == box.id) == survives
-    assert await claimed.box.read("kept") == b"42"
+    pool = WarmPool(provider)
+    environments = _leases(pool, store)
+    await environments.adopt(Owner("p"), {ENV: [snapshot.id, box.id]})
+    claimed = await environments.claim(ENV, Owner("p"))
+    assert (claimed.id == box.id) == survives
+    assert await claimed.read("kept") == b"42"
     assert (await provider.snapshots() == []) == survives  # else it stands on the snapshot
     await environments.release("p")
-    assert environments.pool is not None
-    await environments.pool.close()
+    await pool.close()
     await store.close()
 
 
 async def test_what_is_gone_altogether_is_said_to_be(provider: ProcessProvider) -> None:
     store = Store("sqlite://")
-    environments = await _environments(provider, store)
+    pool = WarmPool(provider)
+    environments = _leases(pool, store)
     with pytest.raises(SandboxDied, match="gone"):
-        await environments.adopt(ENV, "p", ["snap-none", "box-none"])
-    assert environments.pool is not None
-    await environments.pool.close()
+        await environments.adopt(Owner("p"), {ENV: ["snap-none", "box-none"]})
+    await pool.close()
     await store.close()
 
 

@@ -36,7 +36,7 @@ async def test_calls_of_a_fresh_tool_see_nothing_of_each_other(
         assert len({id for id, _ in found}) == 3
         assert {seen for _, seen in found} == {""}
         assert runtime.dispatcher.pool is not None
-        assert runtime.dispatcher.pool.claimed == 0
+        assert runtime.dispatcher.pool.in_use == 0
         assert await runtime.store.leases() == []
 
 
@@ -74,7 +74,7 @@ async def test_a_fresh_environment_is_claimed_when_the_tool_is_named(open_runtim
     assert len(set(names)) == len(names) >= 2
     assert runtime.dispatcher.pool is not None
     await runtime.dispatcher.settle()
-    assert runtime.dispatcher.pool.claimed == 0
+    assert runtime.dispatcher.pool.in_use == 0
 
 
 async def test_an_early_claim_that_nobody_used_goes_back(open_runtime: Any) -> None:
@@ -91,7 +91,7 @@ async def test_an_early_claim_that_nobody_used_goes_back(open_runtime: Any) -> N
     runtime: Runtime = await open_runtime(lambda _: call("attempt", text="a"), sandbox=provider)
     await runtime.run(refuses)
     pool = runtime.dispatcher.pool
-    assert pool is not None and pool.claimed == 0
+    assert pool is not None and pool.in_use == 0
     assert len(provider.live) == sum(pool.counts(ENV.key)[:1])
 
 

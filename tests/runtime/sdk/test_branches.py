@@ -154,7 +154,7 @@ async def test_a_branch_that_fails_and_a_program_that_is_cancelled_leave_nothing
     await run.cancel()
     await runtime.dispatcher.settle()
     assert (provider.kept, await runtime.store.leases()) == ({}, [])
-    assert runtime.dispatcher.pool is not None and runtime.dispatcher.pool.claimed == 0
+    assert runtime.dispatcher.pool is not None and runtime.dispatcher.pool.in_use == 0
 
 
 async def test_where_places_are_limited_it_is_refused(open_runtime: Any) -> None:

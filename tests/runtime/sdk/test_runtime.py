@@ -52,7 +52,7 @@ async def test_what_a_killed_owner_left_is_swept(tmp_path: Path) -> None:
         "from drawloom.runtime.demo.tasks import BOX\n"
         "async def main():\n"
         f"    async with Runtime(sandbox='process', store={url!r}) as rt:\n"
-        "        await rt.dispatcher.pool.claim(BOX, 'nobody')\n"
+        "        await rt.dispatcher.pool.acquire(BOX)\n"
         "        os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())\n"
     )
@@ -153,7 +153,7 @@ async def test_no_more_containers_than_there_may_be_and_nobody_waits_for_ever() 
         done = await asyncio.gather(*(runtime.run(busy) for _ in range(6)))
         pool = runtime.dispatcher.pool
         assert pool is not None
-        assert pool.there <= 2
+        assert pool.total <= 2
         assert pool.counters.claims == 6
     assert set(done) == {"done\n"}
     assert crowd.most == 2

@@ -21,21 +21,4 @@ class KVReply:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class EnvLease:
-    """An exclusive claim of one program on one environment.
-
-    `warm` says that it was ready when it was asked for, `stall` how long the program waited,
-    `cold` how long making it took.
-    """
-
-    sandbox: str
-    program: str
-    host: str
-    key: str
-    warm: bool
-    stall: float
-    cold: float
-
-
-__all__ = ["EnvLease", "KVReply", "LeaseStatus"]
+__all__ = ["KVReply", "LeaseStatus"]

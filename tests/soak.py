@@ -36,7 +36,7 @@ from drawloom.runtime.store.store import Store
 from drawloom.sandbox.api.provider import Provider
 from drawloom.sandbox.docker.demo_image import build_box
 from drawloom.sandbox.docker.private_daemon import PrivateDaemon, answers
-from drawloom.sandbox.pool.orphans import sweep
+from drawloom.sandbox.pool.orphans import remove_orphans
 from drawloom.sandbox.pool.warm_pool import WarmPool
 
 _BATCH = 20
@@ -84,7 +84,7 @@ async def cycles(count: int, kind: str, docker: str | None) -> None:
 async def cycler(owner: str, kind: str, docker: str | None, log: Path) -> None:
     """Claim, use, keep, fork and release until killed; a line in `log` for each that is through."""
     made = provider(kind, docker, owner)
-    await sweep(made, ())
+    await remove_orphans(made, ())
     pool = WarmPool(made, max_warm=4)
     pool.target(BOX, 4)
     numbers = itertools.count()
@@ -132,7 +132,7 @@ def killed_cycles(
     made = provider(kind, docker, owner)
 
     async def rest() -> None:
-        await sweep(made, ())
+        await remove_orphans(made, ())
         assert (await made.owned(), await made.snapshots()) == ([], [])
         await made.close()
 

@@ -20,7 +20,7 @@ from drawloom.runtime.bench import cold_start_overlap
 from drawloom.runtime.bench.table import Row, note, report
 from drawloom.runtime.demo.run import docker_engine
 from drawloom.runtime.sim.report import quantile
-from drawloom.sandbox.api.provider import KEPT
+from drawloom.sandbox.api.provider import SNAPSHOT_LABEL
 from drawloom.sandbox.api.sandbox import LiveSandbox
 from drawloom.sandbox.docker.demo_image import BOX
 from drawloom.sandbox.docker.provider import DockerProvider
@@ -198,7 +198,7 @@ class Bench:
         before = await asyncio.to_thread(_used, self._root)
         forks = await asyncio.gather(*(self._fork(snapshot.id) for _ in range(_SHARERS)))
         disk = max(1, await asyncio.to_thread(_used, self._root) - before)
-        filters: dict[str, str | list[str] | bool] = {"label": f"{KEPT}={snapshot.id}"}
+        filters: dict[str, str | list[str] | bool] = {"label": f"{SNAPSHOT_LABEL}={snapshot.id}"}
         rows = await asyncio.to_thread(lambda: self._client.api.containers(filters=filters))
         assert len(rows) == _SHARERS
         pids = await asyncio.to_thread(

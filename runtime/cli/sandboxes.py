@@ -27,9 +27,9 @@ from drawloom.errors import (
 from drawloom.runtime.console import output
 from drawloom.runtime.dispatch.env_claim import Owner
 from drawloom.runtime.store.store import Store
-from drawloom.sandbox.api.provider import KEPT, LABEL, Provider
+from drawloom.sandbox.api.provider import LABEL, SNAPSHOT_LABEL, Provider
 from drawloom.sandbox.docker.private_daemon import answers
-from drawloom.sandbox.pool.orphans import sweep
+from drawloom.sandbox.pool.orphans import remove_orphans
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ async def _collect(url: str, docker: str | None) -> list[str]:
         }
         removed = []
         for provider in _providers(store.id, docker):
-            removed += await sweep(provider, wanted)
+            removed += await remove_orphans(provider, wanted)
             await provider.close()
         for lease in await store.leases():
             if lease.sandbox not in wanted:
@@ -219,8 +219,9 @@ def _containers(url: str | None, remove: bool = False) -> list[dict[str, Any]]:
     found = [_about(c.labels, LABEL, "docker") for c in containers if LABEL in c.labels]
     for container in containers if remove else []:
         container.remove(force=True, v=True)
-    for image in client.api.images(filters={"label": KEPT}):  # after their containers
-        found.append(_about(image["Labels"], KEPT, "docker snapshot"))
+    # after the containers, which may run from them
+    for image in client.api.images(filters={"label": SNAPSHOT_LABEL}):
+        found.append(_about(image["Labels"], SNAPSHOT_LABEL, "docker snapshot"))
         if remove:
             client.api.remove_image(image["Id"], force=True)
     client.close()

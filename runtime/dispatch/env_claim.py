@@ -10,7 +10,7 @@ from drawloom.sandbox.api.sandbox import LiveSandbox
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Name the code that has an environment: a program, one of its branches, or one of its calls.
+    """Name the owner of an environment: a program, one of its branches or of its calls.
 
     Attributes:
         branch: name of a branch with environments of its own (`best_of(…, fork_env=True)`).
@@ -38,7 +38,7 @@ class Owner:
 
 
 class ClaimState(Enum):
-    """Where a claim stands.
+    """Enumerate the states of a claim.
 
     Attributes:
         CLAIMING: an environment is being taken or made.

@@ -9,7 +9,7 @@ from drawloom.runtime.dispatch.dispatcher import Dispatcher
 from drawloom.runtime.dispatch.env_claim import Owner
 from drawloom.runtime.execution.agent import Agent
 from drawloom.runtime.store.store import StepRow
-from drawloom.sandbox.pool.orphans import sweep
+from drawloom.sandbox.pool.orphans import remove_orphans
 
 log = logging.getLogger("drawloom.runtime")
 
@@ -25,7 +25,7 @@ async def sweep_store(dispatcher: Dispatcher) -> None:
             wanted.add(lease.sandbox)
         else:
             await dispatcher.store.unlease(lease.program)
-    for removed in await sweep(pool.provider, wanted):
+    for removed in await remove_orphans(pool.provider, wanted):
         log.info("removed environment %s, left by an earlier process", removed)
 
 

@@ -164,8 +164,8 @@ class Runtime(SyncUse):
             await dispatcher.remember()
             self._dispatcher = dispatcher
             if provider is not None:
-                doors = provider.doors = GatewayFactory(self)
-                undo.push_async_callback(doors.close_all)
+                gateways = provider.gateway = GatewayFactory(self)
+                undo.push_async_callback(gateways.close_all)
             await sweep_store(self.dispatcher)
             self._undo = undo.pop_all()
         return self

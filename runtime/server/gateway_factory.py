@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 class GatewayFactory:
     """Open a gateway socket for each environment that asks for one.
 
-    Implements the protocol `Doors` of `sandbox/api/provider.py`. The HTTP server behind the sockets
-    is imported and made with the first one.
+    Implements the protocol `Gateway` of `sandbox/api/provider.py`. The HTTP server behind the
+    sockets is imported and made with the first one.
     """
 
     def __init__(self, runtime: "Runtime") -> None:

@@ -1,4 +1,4 @@
-"""Commands in every form that the verbs of an environment take, as what its helper can run."""
+"""Conversion of commands, in all accepted forms, to arguments that the kernel can start."""
 
 import os
 from collections.abc import Sequence
@@ -13,8 +13,15 @@ _SHELLS = ("sh", "bash", "dash", "ash", "zsh")
 
 
 def argv_of(command: Sequence[Command]) -> tuple[str, ...]:
-    """Return the program and arguments of a command: one string is a line of shell, one list is a
-    program and its arguments, and so are several strings. Raises `SandboxError` for others."""
+    """Return the program and arguments of a command.
+
+    Args:
+        command: one string, a line of shell; or one list, or several strings, a program and its
+            arguments.
+
+    Raises:
+        SandboxError: it is empty, or not made of strings.
+    """
     if len(command) == 1 and isinstance(command[0], str):
         return _checked(("/bin/sh", "-c", command[0]))
     if len(command) == 1 and isinstance(command[0], (list, tuple)):
@@ -23,9 +30,14 @@ def argv_of(command: Sequence[Command]) -> tuple[str, ...]:
 
 
 def fit_argv(argv: tuple[str, ...], stdin: bytes) -> tuple[tuple[str, ...], bytes]:
-    """Return a command that the kernel can start, and its stdin. A script of any length for
-    ``sh -c`` goes through stdin, before what the script itself reads there. Raises `SandboxError`
-    for other arguments that are too long."""
+    """Return a command that the kernel can start, and its stdin.
+
+    A script of any length for ``sh -c`` goes through stdin, before the bytes that the script itself
+    reads there.
+
+    Raises:
+        SandboxError: other arguments are too long.
+    """
     sizes = [len(word.encode()) for word in argv]
     if max(sizes) <= _LONGEST and len(argv) <= _MOST:
         return argv, stdin

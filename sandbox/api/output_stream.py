@@ -1,4 +1,4 @@
-"""A command's output as it comes."""
+"""Streaming of a command's output."""
 
 import asyncio
 import codecs
@@ -12,7 +12,11 @@ Run = Callable[[Callable[[bytes], None]], Awaitable[ExecResult]]
 
 
 class Stream:
-    """Implements `Output`. Reading starts the command, giving up reading ends it."""
+    """Implement `Output`: reading starts the command, to stop reading ends it.
+
+    Args:
+        run: runs the command, with a function that takes its output.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -20,24 +24,26 @@ class Stream:
 
     @property
     def result(self) -> ExecResult:
+        """Return the command's result. Raises `SandboxError` before its end."""
         if self._result is None:
             raise SandboxError("the command has not ended: read its output to the end first")
         return self._result
 
     async def __aiter__(self) -> AsyncIterator[str]:
+        """Run the command and yield its output as text, as it comes."""
         pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         running = asyncio.ensure_future(self._run(pieces.put_nowait))
         running.add_done_callback(lambda _: pieces.put_nowait(None))
-        told = 0
+        yielded = 0
         try:
             while (piece := await pieces.get()) is not None:
-                told += len(piece)
+                yielded += len(piece)
                 if text := decoder.decode(piece):
                     yield text
             result = self._result = await running
             head = len(result.output) // 2 if result.truncated else len(result.output)
-            if text := decoder.decode(result.output[told:head], final=True):
+            if text := decoder.decode(result.output[yielded:head], final=True):
                 yield text
             if rest := "".join(result.pieces[1:]):
                 yield rest

@@ -1,4 +1,4 @@
-"""The sandbox seam: providers make environments; what one is stands in `live.py`."""
+"""The sandbox seam: what makes environments on a host, and what it answers."""
 
 import os
 import time
@@ -11,14 +11,21 @@ from drawloom.errors import SandboxError
 from drawloom.sandbox.api.sandbox import LiveSandbox
 
 WORK = "/work"
+"""Working folder of commands in a container."""
 LABEL = "drawloom"
-KEPT = f"{LABEL}-snapshot"
+SNAPSHOT_LABEL = f"{LABEL}-snapshot"
 MAX_SNAPSHOT = 2 << 30
+"""Most bytes that an environment may have written to be kept as a snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnedSandbox:
-    """An environment, or a snapshot of one, that exists on a host, whoever remembers it."""
+    """Name an environment or a snapshot that exists on a host, whether or not a row says so.
+
+    Attributes:
+        key: `Env.key` of its declaration.
+        created: seconds since the epoch.
+    """
 
     id: str
     key: str
@@ -27,7 +34,7 @@ class OwnedSandbox:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """The file system that a host's environments are on, in bytes."""
+    """Hold the free and total bytes of the file system that environments are on."""
 
     free: int
     total: int
@@ -35,121 +42,151 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The files of an environment as they were: what `fork` begins with. `size` in bytes, of what
-    was written since the image."""
+    """Name the kept files of an environment; `Provider.fork` makes environments of them.
+
+    Attributes:
+        key: `Env.key` of the environment.
+        size: bytes that were written since the image.
+    """
 
     id: str
     key: str
     size: int
 
 
-class Doors(Protocol):
-    """The way from environments to the model of their runtime."""
+class Gateway(Protocol):
+    """Open the sockets through which environments reach the model of their runtime."""
 
     async def open(self, box: str, path: Path, /) -> None:
-        """Serve environment `box` on a Unix socket at `path`."""
+        """Serve the environment with id `box` on a Unix socket at `path`."""
         ...
 
     async def close(self, box: str, /) -> None:
-        """Harmless when there is none."""
+        """Close the socket of an environment; harmless if there is none."""
         ...
 
 
 class Provider(Protocol):
-    """Makes and finds environments on one host. `doors` are set by a runtime that has a model."""
+    """Make and find the environments of one owner on one host.
 
-    doors: Doors | None
+    Attributes:
+        gateway: opens the way to the model; set by a runtime that has one.
+    """
+
+    gateway: Gateway | None
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Return the kind of provider, as rows name it."""
+        ...
 
     @property
-    def host(self) -> str: ...
+    def host(self) -> str:
+        """Return the name of the host."""
+        ...
 
     @property
     def keeps_running(self) -> bool:
-        """Whether commands go on when their owner dies, so that an adopter gets their results.
+        """Return True if commands go on when their owner dies, so an adopter gets their results.
 
         Files outlive an owner everywhere, for a limited time.
         """
         ...
 
     async def create(self, env: Env, id: str) -> LiveSandbox:
-        """A new environment, ready to run commands. Raises `ImageNotFound`, `SandboxError`."""
+        """Make an environment and run its setup.
+
+        Raises:
+            ImageNotFound: the host does not have the image.
+            SandboxError: it cannot be made; nothing of it is left.
+        """
         ...
 
     async def adopt(self, env: Env, id: str) -> LiveSandbox:
-        """Take over an environment of a dead owner, its files as they are.
+        """Take over an environment of a dead owner, with its files.
 
-        Raises `SandboxDied` when it is gone.
+        Raises:
+            SandboxDied: it is gone.
         """
         ...
 
     async def owned(self) -> list[OwnedSandbox]:
-        """The environments of this owner that exist on the host."""
+        """Return the environments of this owner that exist on the host."""
         ...
 
     async def destroy(self, id: str) -> None:
-        """Remove an environment by its id, alive or not; harmless when there is none."""
+        """Remove an environment by its id, alive or not; harmless if there is none."""
         ...
 
     async def images(self) -> list[str] | None:
-        """The names of the images on the host; None where environments are not made of them."""
+        """Return the names of the host's images; None where environments are not made of them."""
         ...
 
     async def disk(self) -> Disk | None:
-        """What is left for environments; None where that is not known."""
+        """Return the space for environments; None if it is not known."""
         ...
 
     async def written(self) -> dict[str, int]:
-        """Bytes that each environment of this owner has written and not removed, by its id."""
+        """Return the bytes that each environment of this owner has written, by its id."""
         ...
 
     async def snapshot(self, id: str, name: str) -> Snapshot:
-        """Keep the files of environment `id` as they are, under a name, until `discard`. Its
-        processes are not kept, and stand still meanwhile where the host can do that.
+        """Keep the files of environment `id` under a name, until `discard`.
 
-        Raises `SandboxDied` when it is gone, `SandboxError` when it is too large to keep.
+        Processes are not kept; where the host can do that they are paused meanwhile.
+
+        Raises:
+            SandboxDied: it is gone.
+            SandboxError: it is larger than `MAX_SNAPSHOT`, or cannot be kept.
         """
         ...
 
     async def fork(self, env: Env, snapshot: str, id: str) -> LiveSandbox:
-        """A new environment with a snapshot's files, as often as is wanted. Nothing is set up
-        again. Raises `SandboxDied` when the snapshot is gone."""
+        """Make an environment with the files of a snapshot, without running its setup.
+
+        Raises:
+            SandboxDied: the snapshot is gone.
+        """
         ...
 
     async def snapshots(self) -> list[OwnedSandbox]:
-        """The snapshots of this owner that exist on the host."""
+        """Return the snapshots of this owner that exist on the host."""
         ...
 
     async def discard(self, snapshot: str) -> None:
-        """Forget a snapshot; what was forked from it goes on. Harmless when there is none."""
+        """Remove a snapshot; forks of it live on. Harmless if there is none."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Let go of all environments, without removing them."""
+        ...
 
 
-def too_large(id: str, size: int) -> str:
-    """Why an environment is not kept."""
+def snapshot_too_large(id: str, size: int) -> str:
+    """Return the error message for an environment that has written `size` bytes."""
     return (
         f"environment {id} has written {size >> 20:,} MiB; a snapshot takes {MAX_SNAPSHOT >> 20:,} "
         "at most: delete caches and build products first"
     )
 
 
-def doors_of(provider: Provider, env: Env) -> Doors | None:
-    """Where an environment's way to the model begins, if it wants one. Raises `SandboxError`."""
+def gateway_for(provider: Provider, env: Env) -> Gateway | None:
+    """Return the gateway for an environment with `Env(llm=True)`; None for others.
+
+    Raises:
+        SandboxError: it asks for one, and the provider's runtime has no model.
+    """
     if not env.llm:
         return None
-    if provider.doors is None:
+    if provider.gateway is None:
         raise SandboxError(
             "Env(llm=True) needs a runtime on the same host, whose model it is to find"
         )
-    return provider.doors
+    return provider.gateway
 
 
-def disk_at(folder: Path) -> Disk | None:
-    """Of the file system that a folder of this host is on; None if it is not here."""
+def disk_usage(folder: Path) -> Disk | None:
+    """Return the space of the file system of a folder; None if it is not on this host."""
     try:
         found = os.statvfs(folder)
     except OSError:
@@ -157,19 +194,34 @@ def disk_at(folder: Path) -> Disk | None:
     return Disk(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
 
 
-async def set_up(box: LiveSandbox) -> None:
-    """Run an environment's setup commands. Raises `SandboxError` with the output of a failure."""
+async def set_up(sandbox: LiveSandbox) -> None:
+    """Run the setup commands of an environment.
+
+    Raises:
+        SandboxError: one failed, with its output; the environment was destroyed.
+    """
     began = time.monotonic()
-    for command in box.env.setup:
-        result = await box.sh(command, timeout=600.0)
+    for command in sandbox.env.setup:
+        result = await sandbox.sh(command, timeout=600.0)
         if result.code or result.timed_out:
-            await box.destroy()
+            await sandbox.destroy()
             raise SandboxError(f"setup {command!r} failed ({result.code}): {result.text[-500:]}")
-    box.touched = False
-    box.setup_seconds = time.monotonic() - began
+    sandbox.touched = False
+    sandbox.setup_seconds = time.monotonic() - began
 
 
 __all__ = [
-    "KEPT", "LABEL", "MAX_SNAPSHOT", "WORK", "Disk", "Doors", "OwnedSandbox",
-    "Provider", "Snapshot", "disk_at", "doors_of", "set_up", "too_large",
-]  # fmt: skip
+    "LABEL",
+    "MAX_SNAPSHOT",
+    "SNAPSHOT_LABEL",
+    "WORK",
+    "Disk",
+    "Gateway",
+    "OwnedSandbox",
+    "Provider",
+    "Snapshot",
+    "disk_usage",
+    "gateway_for",
+    "set_up",
+    "snapshot_too_large",
+]

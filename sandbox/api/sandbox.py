@@ -1,4 +1,4 @@
-"""An environment with a helper in it, whichever provider made it."""
+"""Live environments, whichever provider made them."""
 
 import asyncio
 import itertools
@@ -14,10 +14,15 @@ from drawloom.sandbox.helper.protocol import Reply, Wire
 
 
 class LiveSandbox(SandboxOperations):
-    """An environment with a helper in it. Implements `Sandbox`, and what its owner needs.
+    """Implement `Sandbox` over the wire to an environment's helper.
 
     `exec` takes a `key`: the helper keeps the result under it until `ack`, so an owner that lost
     its memory asks again and nothing runs twice.
+
+    Attributes:
+        touched: something may have changed its files since the setup.
+        setup_seconds: how long the setup took.
+        sidecars: the containers that share its loopback, by name.
     """
 
     def __init__(self, id: str, env: Env, wire: Wire) -> None:
@@ -29,25 +34,27 @@ class LiveSandbox(SandboxOperations):
 
     @property
     def id(self) -> str:
+        """Return the id that the provider knows it by."""
         return self._id
 
     @property
     def wire(self) -> Wire:
-        """The line to its helper."""
+        """Return the wire to the helper."""
         return self._wire
 
     @property
     def alive(self) -> bool:
+        """Return False once the wire to the helper has ended."""
         return self._wire.alive
 
     @property
     def isolation(self) -> int:
-        """0 none, 1 partly (or a container's), 2 all of it; see `isolate.c`."""
+        """Return 0 for no isolation, 1 for a part or a container, 2 for all; see `isolate.c`."""
         return self._wire.isolation
 
     @property
     def lacking(self) -> list[str]:
-        """What a local process could not have of its isolation, and why."""
+        """Return the parts of the isolation that the kernel refused a local process, and why."""
         return self._wire.lacking.splitlines()
 
     async def exec(
@@ -58,11 +65,12 @@ class LiveSandbox(SandboxOperations):
         on_output: Callable[[bytes], None] | None = None,
         key: str | None = None,
     ) -> ExecResult:
+        """Run a command to its end. See `Sandbox.exec` for all arguments but `key`."""
         name = key or self._unique("x")
         argv, given = fit_argv(argv_of(command), stdin)
         head, args = self._command(name, argv, given, timeout, stream=on_output is not None)
-        if key is not None and (kept := await self._kept(key, timeout)) is not None:
-            return kept
+        if key is not None and (known := await self._result(key, timeout)) is not None:
+            return known
         try:
             heard = on_output and _at_most(self.env.output_cap, on_output)
             reply = await self._wire.call(head, args, given, timeout=timeout, on_part=heard)
@@ -84,17 +92,17 @@ class LiveSandbox(SandboxOperations):
         head = f"exec {name} {limit} {self.env.output_cap} {len(args)} {len(stdin)} {int(stream)}"
         return head, args
 
-    async def _kept(self, key: str, timeout: float | None) -> ExecResult | None:
-        """The result of an exec that an earlier owner started, when it ends; None if none did."""
+    async def _result(self, key: str, timeout: float | None) -> ExecResult | None:
+        """Wait for an exec that an earlier owner started; return None if there is none."""
         reply = await self._wire.call(f"result {key}", timeout=timeout)
         return None if reply.kind == "missing" else _result(reply, key)
 
     async def ack(self, key: str) -> None:
-        """The result is safe elsewhere; the helper may forget it."""
+        """Let the helper forget a result: it is safe elsewhere."""
         await self._wire.tell(f"ack {key}")
 
     async def cancel(self, key: str) -> None:
-        """Kill a running exec; its result says that it timed out."""
+        """Kill a running exec; its result counts as timed out."""
         await self._wire.tell(f"cancel {key}")
 
     async def launch(self, key: str, *command: Command) -> None:
@@ -108,7 +116,7 @@ class LiveSandbox(SandboxOperations):
             raise SandboxError(f"{argv[0]} could not be started: too many processes")
 
     async def peek(self, key: str) -> ServiceState | None:
-        """What a command has said so far, running or not yet acknowledged; else None."""
+        """Return the state of a command; None unless it runs or is not acknowledged yet."""
         name = key.encode()
         head = f"peek {self._unique('p')} {len(name)}"
         reply = await self._wire.call(head, name, timeout=10.0)
@@ -118,6 +126,7 @@ class LiveSandbox(SandboxOperations):
         return ServiceState(bool(running), code, reply.data, total, micros / 1e6)
 
     async def write(self, path: str, data: bytes) -> None:
+        """Write a file, making its folders. Raises `SandboxError`."""
         for at in range(0, max(1, len(data)), PIECE):
             await self.append(path, data[at : at + PIECE], whole=at == 0)
 
@@ -129,40 +138,44 @@ class LiveSandbox(SandboxOperations):
         return self.sidecars[name]
 
     async def append(self, path: str, data: bytes, *, whole: bool = False) -> None:
-        """Add to a file's end; or make `data` the whole file."""
+        """Append to a file, or replace its content with `data` if `whole`."""
         self.touched = True
         name = path.encode()
         head = f"write {self._unique('w')} {len(name)} {len(data)} {int(not whole)}"
         self._check(await self._wire.call(head, name, data, timeout=60.0), path)
 
     async def read(self, path: str, *, limit: int = 16 << 20) -> bytes:
+        """Read a file of at most `limit` bytes. Raises `SandboxError`."""
         name = path.encode()
         head = f"read {self._unique('r')} {limit} {len(name)}"
         return self._check(await self._wire.call(head, name, timeout=60.0), path).data
 
     async def piece(self, path: str, offset: int) -> tuple[bytes, int]:
-        """At most `PIECE` bytes of a file from an offset on, and how long it is now."""
+        """Read at most `PIECE` bytes from an offset; return them and the file's size."""
         name = path.encode()
         head = f"piece {self._unique('r')} {PIECE} {len(name)} {offset}"
         reply = self._check(await self._wire.call(head, name, timeout=60.0), path)
         return reply.data, reply.numbers[2]
 
     async def ping(self) -> int:
-        """Show the helper that its owner lives; how many processes run there beside it. Raises
-        `SandboxDied` if it does not answer."""
+        """Show the helper that its owner lives; return how many other processes run there.
+
+        Raises:
+            SandboxDied: it does not answer.
+        """
         reply = await self._wire.call(f"hello {self._unique('p')}", timeout=10.0)
         return reply.numbers[1]
 
     def lose(self, reason: str) -> None:
-        """It is not to be used any more; whoever waits, and whoever asks, is told why."""
+        """Mark the environment as dead: all requests raise `SandboxDied` with the reason."""
         self._wire.end(reason)
 
     async def detach(self) -> None:
-        """Give it up without removing it: another owner may adopt it."""
+        """Let go of the environment without removing it: another owner may adopt it."""
         self._wire.end("it was let go")
 
     async def destroy(self) -> None:
-        """Remove the environment and all that is in it. Harmless when it is gone already."""
+        """Remove the environment with its files; harmless if it is gone."""
         self._wire.end("it was destroyed")
 
     def _unique(self, kind: str) -> str:
@@ -185,7 +198,7 @@ def _result(reply: Reply, what: str) -> ExecResult:
 
 
 def _at_most(limit: int, heard: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """A helper tells half of the cap as it comes; one that tells more is not ours any more."""
+    """Return a callback that drops output beyond `limit` bytes: no helper of ours sends it."""
     left = limit
 
     def hear(data: bytes) -> None:

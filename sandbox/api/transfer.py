@@ -1,6 +1,6 @@
-"""Files and folders in and out, as tar archives in pieces.
+"""Upload and download of files and folders, as tar archives in pieces.
 
-What comes out of an environment is untrusted: an archive is unpacked with Python's `data` filter
+An archive out of an environment is untrusted: an archive is unpacked with Python's `data` filter
 (PEP 706: no absolute names, no links or names that lead out, no devices, no set-id bits) into a
 folder of its own, which takes its name only when all of it is there.
 """
@@ -21,7 +21,7 @@ _MOST_FILES = 200_000
 
 
 async def upload(sandbox: SandboxPrimitives, local: Path, path: str) -> None:
-    """Copy a file or folder of this host to `path` in an environment."""
+    """Copy a file or folder of this host to `path` in an environment. Raises `SandboxError`."""
     if not local.exists():
         raise SandboxError(f"{local} does not exist")
     target = PurePosixPath(path)
@@ -53,7 +53,15 @@ def _pack(file: BinaryIO, local: Path, name: str) -> None:
 
 
 async def download(sandbox: SandboxPrimitives, path: str, local: Path, limit: int) -> None:
-    """Copy a file or folder out of an environment to `local`, whole or not at all."""
+    """Copy a file or folder out of an environment to `local`, whole or not at all.
+
+    Args:
+        local: a path that does not exist yet.
+        limit: most bytes of all files together.
+
+    Raises:
+        SandboxError: it is larger, unsafe to unpack, or not there.
+    """
     if local.exists() or local.is_symlink():
         raise SandboxError(f"{local} exists: download to a new name")
     source = PurePosixPath(path)
@@ -62,7 +70,7 @@ async def download(sandbox: SandboxPrimitives, path: str, local: Path, limit: in
     archive = _temp_sibling(source, "download")
     try:
         await _clear(sandbox, archive)
-        await _tar(sandbox, "-cf", archive, "-C", str(source.parent), "--", source.name)
+        await _tar(sandbox, "-cf", archive, f"--directory={source.parent}", "--", source.name)
         with tempfile.TemporaryFile() as file:
             await _fetch(sandbox, archive, file, limit)
             await asyncio.to_thread(_unpack, file, source.name, local, limit)
@@ -102,7 +110,7 @@ def _unpack(file: BinaryIO, name: str, local: Path, limit: int) -> None:
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, folder: Path) -> None:
-    """Links may lead anywhere below what is downloaded, not beside it: names begin there."""
+    """Unpack one member; links may lead anywhere below the downloaded folder, not out of it."""
     inner = _below(member.name, name)
     if inner or member.isdir():
         target = _below(member.linkname, name) if member.islnk() else member.linkname
@@ -127,7 +135,7 @@ def _below(path: str, name: str) -> str:
 
 
 def _temp_sibling(path: PurePosixPath, what: str) -> str:
-    """A name for an archive; the same again in a step that is done again after a crash."""
+    """Return a name for an archive; a step that is repeated after a crash gets the same."""
     return f"{path.parent}/.{what}-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
 
 

@@ -21,9 +21,10 @@ BOX = "drawloom/box:1"
 
 
 def build_box(url: str | None = None) -> bool:
-    """Make `drawloom/box:1` on a Docker engine if it is not there; whether it was made.
+    """Make `drawloom/box:1` on a Docker engine; return False if it was there.
 
-    Raises `SandboxUnavailable` without a static busybox on this host.
+    Raises:
+        SandboxUnavailable: this host has no static busybox.
     """
     client = docker.DockerClient(base_url=url) if url else docker.from_env()
     try:

@@ -20,9 +20,9 @@ _PING_SECONDS = 5.0
 
 
 def answers(url: str | None = None) -> bool:
-    """Whether a Docker engine answers at `url`, or where the environment says.
+    """Return True if a Docker engine answers at `url`; by default where docker-py looks.
 
-    By hand and not by docker-py, which leaves its socket open when nobody answers.
+    Not by docker-py, which leaves its socket open when nobody answers.
     """
     address = url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     kind, _, place = address.partition("://")
@@ -43,9 +43,12 @@ def answers(url: str | None = None) -> bool:
 
 
 class PrivateDaemon:
-    """``with PrivateDaemon() as url:`` runs `dockerd` and stops it after.
+    """Run a `dockerd` and stop it afterwards: ``with PrivateDaemon() as url:``.
 
-    Raises `SandboxUnavailable` when this host cannot.
+    Args:
+        data: its data folder; by default one in drawloom's cache.
+
+    Raises on entry: `SandboxUnavailable` when this host cannot.
     """
 
     def __init__(self, data: Path | None = None) -> None:
@@ -56,17 +59,23 @@ class PrivateDaemon:
 
     @staticmethod
     def possible() -> bool:
+        """Return True if this process is root and the host has `dockerd`."""
         return os.getuid() == 0 and shutil.which("dockerd") is not None
 
     def start(self) -> str:
+        """Start the daemon and return its address. Raises `SandboxUnavailable`."""
         if not self.possible():
             raise SandboxUnavailable("a private Docker engine needs root and dockerd")
         self._data.mkdir(parents=True, exist_ok=True)
         self._run.mkdir(mode=0o700, exist_ok=True)
         command = [
-            "dockerd", f"--data-root={self._data}", f"--exec-root={self._run}/exec",
-            f"--host={self.url}", f"--pidfile={self._run}/pid", "--log-level=warn",
-        ]  # fmt: skip
+            "dockerd",
+            f"--data-root={self._data}",
+            f"--exec-root={self._run}/exec",
+            f"--host={self.url}",
+            f"--pidfile={self._run}/pid",
+            "--log-level=warn",
+        ]
         with (self._run / "log").open("wb") as out:
             self._process = subprocess.Popen(
                 command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
@@ -81,11 +90,12 @@ class PrivateDaemon:
         return self.url
 
     def restart(self) -> None:
-        """Stop it, with every container it runs, and start it again on the same data."""
+        """Stop the daemon, with every container it runs, and start it again on the same data."""
         self._end()
         self.start()
 
     def stop(self) -> None:
+        """Stop the daemon, with every container it runs; its data stays."""
         self._end()
         shutil.rmtree(self._run, ignore_errors=True)
 

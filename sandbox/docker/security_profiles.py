@@ -1,4 +1,4 @@
-"""What a container of each profile may do (research/sandbox.md §5.6)."""
+"""Security profiles of containers: user, capabilities, writable folders."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,14 @@ _NOBODY = 65534
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """`user` runs everything; `caps` are what it may do beyond its own files; `sealed` says that
-    only its folder and /tmp can be written, in memory; `shm` is shared memory for browsers."""
+    """Describe the rights of a container's commands.
+
+    Attributes:
+        user: user and group id of all commands.
+        caps: capabilities beyond an ordinary user's.
+        sealed: only the working folder and /tmp are writable, both in memory.
+        shm: size of the shared memory; empty: a part of the memory limit.
+    """
 
     user: int = 0
     caps: tuple[str, ...] = ()
@@ -19,7 +25,7 @@ class Profile:
     shm: str = ""
 
     def options(self, env: Env, work: str) -> dict[str, Any]:
-        """As docker-py's `containers.create` takes them."""
+        """Return the options of this profile for docker-py's `containers.create`."""
         chosen: dict[str, Any] = {"user": f"{self.user}:{self.user}"}
         if self.caps:
             chosen["cap_add"] = list(self.caps)

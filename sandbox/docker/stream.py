@@ -12,11 +12,11 @@ from drawloom.sandbox.helper.protocol import Wire
 
 
 class DockerSandbox(LiveSandbox):
-    """A container and the stream to the helper in it.
+    """Drive a container through the stream to the helper in it.
 
     Args:
-        sock: what is attached to the container's stdin and stdout.
-        remove: ends the container of an environment, and what is beside it.
+        sock: attached to the container's stdin and stdout.
+        remove: removes an environment's container and those of its sidecars, by its id.
     """
 
     def __init__(
@@ -46,12 +46,13 @@ class DockerSandbox(LiveSandbox):
         self._wire.end("its container ended")
 
     async def ping(self) -> int:
+        """Show the helpers of the environment and its sidecars that their owner lives."""
         for other in self.sidecars.values():
             await other.ping()
         return await super().ping()
 
     async def detach(self) -> None:
-        """Let go of the container without ending it."""
+        """Close the stream without ending the container."""
         self._reader.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._reader
@@ -59,6 +60,7 @@ class DockerSandbox(LiveSandbox):
         self._sock.close()
 
     async def destroy(self) -> None:
+        """Remove the container and its sidecars."""
         await super().destroy()
         await self.detach()
         await self._remove(self.id)

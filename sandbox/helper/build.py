@@ -1,4 +1,4 @@
-"""The in-container helper as a file: compiled once from `helper.c`, kept by its hash."""
+"""Build of the helper binary: compiled once from `helper.c`, cached by its hash."""
 
 import os
 from pathlib import Path
@@ -12,9 +12,12 @@ _PARTS = ("isolate.h", "isolate.c", "memory.c")
 
 
 def helper_path() -> Path:
-    """The static helper binary; compiled on first use (one second).
+    """Return the path of the static helper binary; compile it on first use, in a second.
 
-    ``DRAWLOOM_HELPER`` names a ready one. Raises `SandboxUnavailable` without a C compiler.
+    ``DRAWLOOM_HELPER`` names a ready one.
+
+    Raises:
+        SandboxUnavailable: there is no C compiler.
     """
     if ready := os.environ.get("DRAWLOOM_HELPER"):
         return Path(ready)

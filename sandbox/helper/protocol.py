@@ -15,7 +15,7 @@ _LARGEST = 256 << 20  # as the helper: no file and no output is larger
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer: what kind, four numbers whose meaning depends on it, and its payload."""
+    """Hold one answer of a helper: its kind, four numbers that depend on it, a payload."""
 
     kind: str
     numbers: tuple[int, int, int, int]
@@ -23,7 +23,16 @@ class Reply:
 
 
 class Wire:
-    """Requests in flight to one helper. `write` sends bytes; `feed` takes what comes back."""
+    """Send requests to one helper and match its answers.
+
+    Args:
+        name: the environment's id, for messages.
+        write: sends bytes to the helper; what comes back goes into `feed`.
+
+    Attributes:
+        isolation: 0 none, 1 partly (or a container's), 2 complete; see `isolate.c`.
+        lacking: parts of the isolation that a local process does not have, one a line.
+    """
 
     def __init__(self, name: str, write: Callable[[bytes], Awaitable[None]]) -> None:
         self.name = name
@@ -41,7 +50,7 @@ class Wire:
         return self._dead is None
 
     async def hello(self) -> None:
-        """Find the helper, also behind the leavings of an owner that died in mid-sentence."""
+        """Greet the helper, also after an owner that died in the middle of a request."""
         reply = await self.call(f"hello {secrets.token_hex(8)}", timeout=_HELLO_SECONDS, lead=b"\n")
         self.isolation = reply.numbers[0]
         self.lacking = reply.data.decode(errors="replace")
@@ -54,10 +63,16 @@ class Wire:
         lead: bytes = b"",
         on_part: Callable[[bytes], None] | None = None,
     ) -> Reply:
-        """Send one request and wait for its answer; `timeout` is the helper's own, in seconds;
-        `on_part` hears what the helper says before it.
+        """Send one request and wait for its answer.
 
-        Raises `SandboxDied` when the helper is gone or silent past its time.
+        Args:
+            head: the request's line: its verb, its name, its numbers.
+            timeout: seconds that the helper gives the request; waiting ends some time after that.
+            lead: bytes to send before the line.
+            on_part: called with output that the helper sends before the answer.
+
+        Raises:
+            SandboxDied: the helper is gone, or silent past its time.
         """
         name = head.split()[1]
         future = self._expect(name)
@@ -86,7 +101,7 @@ class Wire:
         self._parts.pop(name, None)
 
     async def tell(self, head: str, *payloads: bytes, lead: bytes = b"") -> None:
-        """Send a request that has no answer."""
+        """Send a request that has no answer. Raises `SandboxDied`."""
         if self._dead is not None:
             raise SandboxDied(f"{self.name} is gone: {self._dead}")
         try:
@@ -104,8 +119,10 @@ class Wire:
         return future
 
     def feed(self, data: bytes) -> None:
-        """Bytes from the helper, cut anywhere. What no helper of ours would say ends the line: a
-        command may have taken it over."""
+        """Take bytes from the helper, cut anywhere.
+
+        Bytes that no helper of ours sends end the wire: a command may have taken it over.
+        """
         if self._dead is not None:
             return
         self._buffer += data
@@ -113,7 +130,7 @@ class Wire:
             self._hear()
         except ValueError:
             self._buffer.clear()
-            self.end("its helper talks nonsense")
+            self.end("its helper broke the protocol")
 
     def _hear(self) -> None:
         while (found := self._take()) is not None:
@@ -147,7 +164,7 @@ class Wire:
         return name, Reply(kind, (a, b, c, d), data)
 
     def end(self, reason: str) -> None:
-        """The streams are closed: everyone who waits hears of it."""
+        """Close the wire: all requests in flight, and later ones, raise `SandboxDied`."""
         self._dead = self._dead or reason
         for future in self._waiting.values():
             if not future.done():

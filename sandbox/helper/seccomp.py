@@ -1,8 +1,8 @@
-"""Which system calls a command may make, in containers and in local processes.
+"""Seccomp filters: the system calls that a command may make.
 
-A list of what programs need; everything else is refused. Not on it, though Docker's own list of the
-tested engine (20.10) has it: `io_uring_*` (moby #46762).
-Not on either: mounts, namespaces, modules, keys, `bpf`, `perf_event_open`, `ptrace`, clocks,
+Calls that programs need are listed; all others are refused. Not listed, though Docker's own list
+of the tested engine (20.10) has it: `io_uring_*` (moby #46762).
+Not listed in either: mounts, namespaces, modules, keys, `bpf`, `perf_event_open`, `ptrace`, clocks,
 `userfaultfd`, `kexec`. Sockets only of Unix, IPv4, IPv6 and netlink. `clone3` answers ENOSYS, as
 its flags cannot be looked at; libraries then use `clone`, without namespace flags.
 """
@@ -63,8 +63,14 @@ def _argument(value: int, op: str = "SCMP_CMP_EQ", second: int = 0) -> list[dict
 
 
 def seccomp(machine: str) -> str | None:
-    """The profile as Docker takes it, for a processor as `uname -m` names it. None, that is the
-    engine's own, for others than x86-64 and arm64. 32-bit programs do not run under ours."""
+    """Return the profile as Docker takes it; 32-bit programs do not run under it.
+
+    Args:
+        machine: the processor, as `uname -m` names it.
+
+    Returns:
+        None for processors other than x86-64 and arm64: use the engine's own profile.
+    """
     if machine not in _MACHINES:
         return None
     rules = [
@@ -84,8 +90,11 @@ def seccomp(machine: str) -> str | None:
 
 
 def call_header() -> str:
-    """The same list as a C header, for the helper's filter. The numbers are those of the processor
-    that it is compiled for; a name that its headers do not know is refused."""
+    """Return the allowed calls as a C header, for the helper's filter.
+
+    Their numbers are those of the processor that it is compiled for; a call that its headers do not
+    know is refused.
+    """
     numbers = "".join(f"#ifdef __NR_{name}\n__NR_{name},\n#endif\n" for name in _PLAIN)
     values = {
         "FAMILIES": ", ".join(map(str, _FAMILIES)),

@@ -19,7 +19,7 @@ _TRIES = 100
 
 
 class Hierarchy(NamedTuple):
-    """A mounted hierarchy: its version, where it is, and the group of this process in it."""
+    """Locate a mounted hierarchy: its version, mount point, and the group of this process."""
 
     version: int
     mount: Path
@@ -28,17 +28,17 @@ class Hierarchy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cgroup:
-    """The groups of one environment: one in version 2, one for each controller in version 1."""
+    """Hold the groups of one environment: one in version 2, one a controller in version 1."""
 
     folders: tuple[Path, ...] = ()
 
     @property
     def entries(self) -> list[str]:
-        """The files into which a process writes 0 to join."""
+        """Return the files into which a process writes 0 to join."""
         return [str(folder / "cgroup.procs") for folder in self.folders]
 
     async def remove(self) -> None:
-        """Remove the groups; what was killed in them may need a moment to end."""
+        """Remove the groups, waiting a moment for killed processes to end."""
         for folder in self.folders:
             for _ in range(_TRIES):
                 with contextlib.suppress(FileNotFoundError):
@@ -98,7 +98,7 @@ def _settings(
 
 
 def _parent(controller: str, proc: Path) -> tuple[int, Path] | None:
-    """The nearest group below which a group with this controller can be made."""
+    """Return version and folder of the nearest group that can have a child with a controller."""
     hierarchy = _hierarchy(controller, proc)
     if hierarchy is None:
         return None

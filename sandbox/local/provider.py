@@ -2,7 +2,7 @@
 
 A helper builds an empty root with the host's programs in it (`isolate.c`) and runs commands there.
 It needs unprivileged user namespaces or root; a memory limit needs a control group. What the kernel
-refused is known by name (`LiveSandbox.lacking`); with `whole` nothing runs unless it is all there.
+refused is listed in `LiveSandbox.lacking`; with `whole` nothing runs unless isolation is complete.
 """
 
 import asyncio
@@ -24,29 +24,29 @@ from drawloom.errors import SandboxDied, SandboxError, SandboxUnavailable
 from drawloom.sandbox.api.provider import (
     MAX_SNAPSHOT,
     Disk,
-    Doors,
+    Gateway,
     OwnedSandbox,
     Snapshot,
-    disk_at,
-    doors_of,
+    disk_usage,
+    gateway_for,
     set_up,
-    too_large,
+    snapshot_too_large,
 )
 from drawloom.sandbox.api.sandbox import LiveSandbox
 from drawloom.sandbox.helper.build import helper_path
 from drawloom.sandbox.helper.protocol import Wire
 from drawloom.sandbox.local.cgroups import Cgroup, make_cgroup
-from drawloom.sandbox.local.freezer import frozen
+from drawloom.sandbox.local.paused_processes import paused_processes
 
 log = logging.getLogger("drawloom.sandbox")
 
-_DOOR, _CGROUPS, _KEPT = ".model", "cgroups", "kept"
+_GATEWAY, _CGROUPS, _SNAPSHOTS = ".model", "cgroups", "kept"
 _ID = re.compile("[a-z0-9-]{1,64}")
 _TRIES = 100
 
 
 class ProcessSandbox(LiveSandbox):
-    """A folder and a helper process over it."""
+    """Drive the helper process of a folder."""
 
     def __init__(self, id: str, env: Env, wire: Wire, process: asyncio.subprocess.Process) -> None:
         super().__init__(id, env, wire)
@@ -64,11 +64,11 @@ class ProcessSandbox(LiveSandbox):
 
     @property
     def pid(self) -> int:
-        """Of its helper, as the host sees it."""
+        """Return the process id of the helper on the host."""
         return self._process.pid
 
     async def stop(self) -> None:
-        """End its processes; its folder stays."""
+        """End the processes of the environment; its folder stays."""
         if self._process.returncode is None:
             # its group: killed while it starts, its child in the namespaces may not yet be bound
             # to its parent's death, and would hold our pipe for ever
@@ -94,12 +94,16 @@ class ProcessSandbox(LiveSandbox):
 
 
 class ProcessProvider:
-    """Implements `Provider`. Its folders live under the temporary folder, by owner. With `whole` it
-    refuses to make an environment whose isolation is not complete."""
+    """Implement `Provider` over local processes, in folders below the temporary folder.
+
+    Args:
+        owner: names the folder of everything that is made.
+        whole: refuse to make an environment whose isolation is not complete.
+    """
 
     name = "process"
     keeps_running = False
-    doors: Doors | None = None
+    gateway: Gateway | None = None
 
     def __init__(self, owner: str, *, whole: bool = False) -> None:
         self.host = "local"
@@ -116,7 +120,7 @@ class ProcessProvider:
         return await self._make(env, id, None)
 
     async def fork(self, env: Env, snapshot: str, id: str) -> LiveSandbox:
-        kept = self._kept(snapshot) / "work"
+        kept = self._snapshot_folder(snapshot) / "work"
         if not kept.is_dir():
             raise SandboxDied(f"snapshot {snapshot} is gone, and its files with it")
         return await self._make(env, id, kept)
@@ -136,21 +140,21 @@ class ProcessProvider:
                 (folder / "work").mkdir()
             else:
                 await _copy(files, folder / "work")
-            box = await self._start(env, id)
+            sandbox = await self._start(env, id)
             if files is None:
-                await set_up(box)
+                await set_up(sandbox)
         except OSError as error:
             raise SandboxError(f"no folder for an environment: {error}") from None
         except (SandboxError, asyncio.CancelledError):
             await asyncio.shield(self.destroy(id))
             raise
-        return box
+        return sandbox
 
     async def images(self) -> list[str] | None:
         return None
 
     async def disk(self) -> Disk | None:
-        return disk_at(self._base.parent)
+        return disk_usage(self._base.parent)
 
     async def written(self) -> dict[str, int]:
         folders = [path.parent for path in self._base.glob("*/about.json")]
@@ -159,19 +163,20 @@ class ProcessProvider:
 
     # --- snapshots ------------------------------------------------------------------------
 
-    def _kept(self, snapshot: str) -> Path:
-        return self._base / _KEPT / _name(snapshot)
+    def _snapshot_folder(self, snapshot: str) -> Path:
+        return self._base / _SNAPSHOTS / _name(snapshot)
 
     async def snapshot(self, id: str, name: str) -> Snapshot:
-        work, kept = self._folder(id) / "work", self._kept(name)
+        work, kept = self._folder(id) / "work", self._snapshot_folder(name)
         if not work.is_dir():
             raise SandboxDied(f"environment {id} is gone, and its files with it")
         key = json.loads((self._folder(id) / "about.json").read_text())["key"]
+        live = self._live.get(id)
         try:
-            with frozen(self._live[id].pid) if id in self._live else contextlib.nullcontext():
+            with paused_processes(live.pid) if live else contextlib.nullcontext():
                 size = await asyncio.to_thread(_size, work)
                 if size > MAX_SNAPSHOT:
-                    raise SandboxError(too_large(id, size))
+                    raise SandboxError(snapshot_too_large(id, size))
                 _folder_for(kept, key)
                 await _copy(work, kept / "work")
         except (SandboxError, OSError, asyncio.CancelledError):
@@ -180,14 +185,14 @@ class ProcessProvider:
         return Snapshot(name, key, size)
 
     async def snapshots(self) -> list[OwnedSandbox]:
-        return _owned(self._base / _KEPT)
+        return _owned(self._base / _SNAPSHOTS)
 
     async def discard(self, snapshot: str) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._kept(snapshot), ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, self._snapshot_folder(snapshot), ignore_errors=True)
         with contextlib.suppress(OSError):
-            (self._base / _KEPT).rmdir()
+            (self._base / _SNAPSHOTS).rmdir()
 
-    # --- what lives -----------------------------------------------------------------------
+    # --- environments that exist ----------------------------------------------------------
 
     async def adopt(self, env: Env, id: str) -> LiveSandbox:
         if not (self._folder(id) / "work").is_dir():
@@ -199,9 +204,9 @@ class ProcessProvider:
         memory, disk = parse_size(env.memory), parse_size(env.disk)
         command = [str(helper_path()), "--dir", str(folder / "work"), "--isolate"]
         command += ["--memory", str(memory), "--pids", str(env.pids), "--disk", str(disk)]
-        if (doors := doors_of(self, env)) is not None:
-            await doors.open(id, folder / "work" / _DOOR)
-            command += ["--llm", _DOOR]
+        if (gateway := gateway_for(self, env)) is not None:
+            await gateway.open(id, folder / "work" / _GATEWAY)
+            command += ["--llm", _GATEWAY]
         cgroup = make_cgroup(f"drawloom-{id}", memory, env.cpus)
         (folder / _CGROUPS).write_text("\n".join(map(str, cgroup.folders)))
         for entry in cgroup.entries:
@@ -214,24 +219,24 @@ class ProcessProvider:
             stdin.write(data)
             await stdin.drain()
 
-        box = ProcessSandbox(id, env, Wire(id, write), process)
-        box._folder, box._cgroup = folder, cgroup
-        if doors is not None:
-            box._left = functools.partial(doors.close, id)
-        self._live[id] = box
+        sandbox = ProcessSandbox(id, env, Wire(id, write), process)
+        sandbox._folder, sandbox._cgroup = folder, cgroup
+        if gateway is not None:
+            sandbox._left = functools.partial(gateway.close, id)
+        self._live[id] = sandbox
         try:
-            await box._wire.hello()
+            await sandbox._wire.hello()
         except SandboxDied:
-            await box.stop()
+            await sandbox.stop()
             raise SandboxError(
                 f"no environment at {folder}: its helper ended ({process.returncode}); other users "
                 "must be able to reach the folder, set TMPDIR to one where they can"
             ) from None
-        self._judge(box)
-        return box
+        self._check_isolation(sandbox)
+        return sandbox
 
-    def _judge(self, box: ProcessSandbox) -> None:
-        missing = "; ".join(box.lacking)
+    def _check_isolation(self, sandbox: ProcessSandbox) -> None:
+        missing = "; ".join(sandbox.lacking)
         if missing and self._whole:
             raise SandboxUnavailable(
                 "no Docker engine answers, and local processes are not fully isolated on this "
@@ -255,10 +260,10 @@ class ProcessProvider:
         return _owned(self._base)
 
     async def destroy(self, id: str) -> None:
-        if self.doors is not None:
-            await self.doors.close(id)
-        if (box := self._live.pop(id, None)) is not None:
-            await box.destroy()
+        if self.gateway is not None:
+            await self.gateway.close(id)
+        if (sandbox := self._live.pop(id, None)) is not None:
+            await sandbox.destroy()
         folder = self._folder(id)
         with contextlib.suppress(OSError):  # of an owner that was killed
             kept = (folder / _CGROUPS).read_text().splitlines()
@@ -269,22 +274,25 @@ class ProcessProvider:
         return self._base / _name(id)
 
     async def close(self) -> None:
-        for box in list(self._live.values()):
-            await box.stop()
+        for sandbox in list(self._live.values()):
+            await sandbox.stop()
         with contextlib.suppress(OSError):
             self._base.rmdir()
 
 
 def _name(id: str) -> str:
-    """An id that may become the name of a folder: another would lead elsewhere."""
-    if not _ID.fullmatch(id) or id == _KEPT:
+    """Return an id that is safe as the name of a folder. Raises `SandboxError` for others."""
+    if not _ID.fullmatch(id) or id == _SNAPSHOTS:
         raise SandboxError(f"{id!r} is no name of an environment or a snapshot")
     return id
 
 
 async def _spawn(command: list[str]) -> asyncio.subprocess.Process:
-    """Start a helper, in a session of its own. Cancelled meanwhile, asyncio would kill it alone and
-    wait for pipes that its child in the namespaces holds: it is let start, then all are killed."""
+    """Start a helper in a session of its own.
+
+    Cancelled while it starts, asyncio would kill the helper alone, and wait for pipes that its
+    child in the namespaces holds. So a cancelled start is completed, then all processes are killed.
+    """
     starting = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
             *command,
@@ -314,8 +322,7 @@ async def _kill(starting: "asyncio.Future[asyncio.subprocess.Process]") -> None:
 
 
 async def _remove(folder: Path) -> None:
-    """What ran there was killed, and yet the kernel may need a moment to end the last of it: until
-    then it may go on writing."""
+    """Remove a folder whose processes were killed; they may still write for a moment."""
     for _ in range(_TRIES):
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         if not folder.exists():
@@ -325,7 +332,7 @@ async def _remove(folder: Path) -> None:
 
 
 def _folder_for(folder: Path, key: str) -> None:
-    """A folder that says what it is, which others may pass through but not list."""
+    """Make a folder with a description, which others may pass through but not list."""
     folder.mkdir(parents=True)
     for part in (folder.parent, folder):
         part.chmod(0o711)
@@ -342,7 +349,7 @@ def _owned(base: Path) -> list[OwnedSandbox]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes on disk of all files below a folder; links are not followed."""
+    """Return the bytes on disk of all files below a folder, not following links."""
     total = 0
     for root, _, files in os.walk(folder):
         for name in files:
@@ -352,12 +359,15 @@ def _size(folder: Path) -> int:
 
 
 async def _copy(source: Path, target: Path) -> None:
-    """All of a folder with owners, modes, times and links as they are; where the file system can,
-    blocks are shared until one side writes. `cp`, because `shutil` follows neither of these."""
+    """Copy a folder with owners, modes, times and links as they are.
+
+    Uses `cp`, which keeps them all and shares blocks where the file system can; `shutil` does not.
+    """
     copying = await asyncio.create_subprocess_exec(
-        "cp", "-a", "--reflink=auto", "--", str(source), str(target),
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        *("cp", "-a", "--reflink=auto", "--", str(source), str(target)),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
     try:
         _, words = await copying.communicate()
     except asyncio.CancelledError:

@@ -1,20 +1,26 @@
-"""Removing what an owner left behind."""
+"""Removal of orphans: what an owner left on a host and no row names."""
 
 from collections.abc import Collection
 
 from drawloom.sandbox.api.provider import Provider
 
 
-async def sweep(provider: Provider, wanted: Collection[str]) -> list[str]:
-    """Remove the owner's environments, then its snapshots, whose ids nobody wants; which they
-    were."""
-    boxes = [box.id for box in await provider.owned() if box.id not in wanted]
-    for box in boxes:
-        await provider.destroy(box)
-    snapshots = [kept.id for kept in await provider.snapshots() if kept.id not in wanted]
-    for snapshot in snapshots:
-        await provider.discard(snapshot)
-    return boxes + snapshots
+async def remove_orphans(provider: Provider, wanted: Collection[str]) -> list[str]:
+    """Remove the owner's environments, then its snapshots, except for wanted ids.
+
+    Args:
+        wanted: ids of environments and snapshots that a program may come back to.
+
+    Returns:
+        The ids of what was removed.
+    """
+    sandboxes = [found.id for found in await provider.owned() if found.id not in wanted]
+    for id in sandboxes:
+        await provider.destroy(id)
+    snapshots = [found.id for found in await provider.snapshots() if found.id not in wanted]
+    for id in snapshots:
+        await provider.discard(id)
+    return sandboxes + snapshots
 
 
-__all__ = ["sweep"]
+__all__ = ["remove_orphans"]

@@ -9,7 +9,7 @@ import itertools
 
 from drawloom.environments import Env
 from drawloom.errors import ImageNotFound, SandboxDied, SandboxError
-from drawloom.sandbox.api.provider import Disk, Doors, OwnedSandbox, Snapshot
+from drawloom.sandbox.api.provider import Disk, Gateway, OwnedSandbox, Snapshot
 from drawloom.sandbox.api.sandbox import LiveSandbox
 from drawloom.sandbox.remote.broker import Broker
 from drawloom.sandbox.remote.host_registry import Host, Hosts
@@ -24,7 +24,7 @@ class RemoteProvider:
 
     name = "mqtt"
     keeps_running = True
-    doors: Doors | None = None
+    gateway: Gateway | None = None
 
     def __init__(self, owner: str, broker: Broker) -> None:
         self.hosts = Hosts(owner, broker, self._lost)

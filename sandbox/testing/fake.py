@@ -1,7 +1,6 @@
-"""Environments that only pass time: for the scheduler's benchmarks and tests.
+"""A fake provider, for benchmarks of the scheduler and tests.
 
-Latencies and faults are the caller's; under a virtual clock they take none. Commands do nothing
-and succeed, files are not kept.
+Latencies and errors are the caller's. Commands do nothing and succeed; files are not kept.
 """
 
 import asyncio
@@ -9,13 +8,13 @@ from collections.abc import Awaitable, Callable
 
 from drawloom.environments import Command, Env, ExecResult
 from drawloom.errors import SandboxDied
-from drawloom.sandbox.api.provider import Disk, Doors, OwnedSandbox, Snapshot
+from drawloom.sandbox.api.provider import Disk, Gateway, OwnedSandbox, Snapshot
 from drawloom.sandbox.api.sandbox import LiveSandbox
 from drawloom.sandbox.helper.protocol import Wire
 
 
 class FakeSandbox(LiveSandbox):
-    """Runs nothing; it is there until it is destroyed or its provider loses it."""
+    """Run nothing, until it is destroyed."""
 
     def __init__(self, id: str, env: Env, provider: "FakeProvider") -> None:
         super().__init__(id, env, Wire(id, _nowhere))
@@ -42,24 +41,23 @@ class FakeSandbox(LiveSandbox):
 
 
 class FakeProvider:
-    """A host of such environments.
+    """Make fake environments.
 
     Args:
-        make: awaited for each environment: how long making it takes, and the `SandboxError` that
-            it fails with, if any.
+        make: awaited for each environment; it may sleep, and raise a `SandboxError`.
         starts: environments that are made at a time.
 
     Attributes:
-        live: those that exist, by their ids.
-        kept: the snapshots that exist.
-        forked: which snapshots became which environments.
-        made: how many there were.
-        space: what it says of its disk.
-        there: how many exist or are being made; `most`: the largest that this was.
+        live: environments that exist, by id.
+        kept: snapshots that exist, by id.
+        forked: snapshot and environment of each fork.
+        made: how many environments were made.
+        space: the answer of `disk`.
+        there, most: how many exist or are being made, now and at most.
     """
 
     name, host, keeps_running = "fake", "here", False
-    doors: Doors | None = None
+    gateway: Gateway | None = None
     space: Disk | None = None
 
     def __init__(
@@ -83,8 +81,8 @@ class FakeProvider:
             self.there -= 1
             raise
         self.made += 1
-        box = self.live[id] = FakeSandbox(id, env, self)
-        return box
+        sandbox = self.live[id] = FakeSandbox(id, env, self)
+        return sandbox
 
     async def adopt(self, env: Env, id: str) -> LiveSandbox:
         if id not in self.live:
@@ -92,13 +90,13 @@ class FakeProvider:
         return self.live[id]
 
     async def owned(self) -> list[OwnedSandbox]:
-        return [OwnedSandbox(id, box.env.key, 0.0) for id, box in self.live.items()]
+        return [OwnedSandbox(id, sandbox.env.key, 0.0) for id, sandbox in self.live.items()]
 
     async def destroy(self, id: str) -> None:
-        await asyncio.sleep(0)  # as elsewhere, it is not gone at once
-        if (box := self.live.pop(id, None)) is not None:
+        await asyncio.sleep(0)  # as with real providers, it is not gone at once
+        if (sandbox := self.live.pop(id, None)) is not None:
             self.there -= 1
-            box.lose("it was destroyed")
+            sandbox.lose("it was destroyed")
 
     async def images(self) -> list[str] | None:
         return None
@@ -118,9 +116,9 @@ class FakeProvider:
     async def fork(self, env: Env, snapshot: str, id: str) -> LiveSandbox:
         if snapshot not in self.kept:
             raise SandboxDied(f"snapshot {snapshot} is gone, and its files with it")
-        box = await self.create(env, id)
+        sandbox = await self.create(env, id)
         self.forked.append((snapshot, id))
-        return box
+        return sandbox
 
     async def snapshots(self) -> list[OwnedSandbox]:
         return [OwnedSandbox(s.id, s.key, 0.0) for s in self.kept.values()]

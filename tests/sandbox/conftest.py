@@ -60,7 +60,7 @@ async def openers(request: pytest.FixtureRequest) -> AsyncIterator[Openers]:
 
         async def docker(owner: str) -> Provider:
             # four layers at most: nested snapshots are flattened on the way
-            return DockerProvider(owner, url, deepest=4)
+            return DockerProvider(owner, url, max_layers=4)
 
         yield lambda owner: functools.partial(docker, owner)
     else:

@@ -23,7 +23,7 @@ from drawloom.ids import new_id
 from drawloom.sandbox.api.provider import Provider
 from drawloom.sandbox.api.sandbox import LiveSandbox
 from drawloom.sandbox.local.provider import ProcessProvider
-from drawloom.sandbox.pool.orphans import sweep
+from drawloom.sandbox.pool.orphans import remove_orphans
 from drawloom.sandbox.remote import host_registry
 from drawloom.sandbox.remote.broker import Broker
 from drawloom.sandbox.remote.host_agent import SandboxHost
@@ -260,7 +260,7 @@ async def test_a_successor_knows_at_once_what_its_hosts_have_of_it(url: str) -> 
                 assert {box.id for box in await again.owned()} == {box.id for box in boxes}
                 assert [snapshot.id for snapshot in await again.snapshots()] == [kept.id]
         async with _owner(url, owner) as last:
-            assert set(await sweep(last, ())) == {kept.id, *(box.id for box in boxes)}
+            assert set(await remove_orphans(last, ())) == {kept.id, *(box.id for box in boxes)}
 
 
 async def test_what_nobody_comes_back_to_is_ended(url: str) -> None:

@@ -1,7 +1,7 @@
-"""Holding the processes of a namespace still while somebody with more rights reads their files.
+"""Pausing of a namespace's processes while their files are copied.
 
-A copy that root makes of a folder in which untrusted processes run could be led astray: between
-its look at a name and its opening it, they put a link to a file of the host there.
+A copy that root makes of a folder could be raced by the untrusted processes that run in it: between
+the look at a name and its opening they could put a link to a file of the host there.
 """
 
 import contextlib
@@ -12,9 +12,12 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def frozen(parent: int) -> Iterator[int]:
-    """Stop all processes in the process namespace of `parent`'s child; they go on afterwards. Gives
-    their number: 0 where they are in no namespace of their own, and so nothing is held."""
+def paused_processes(parent: int) -> Iterator[int]:
+    """Stop all processes in the namespace of a child of `parent`, until the block ends.
+
+    Yields:
+        How many were stopped: 0 if they have no namespace of their own.
+    """
     stopped: set[int] = set()
     try:
         if (space := _namespace_below(parent)) is not None:
@@ -54,4 +57,4 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-__all__ = ["frozen"]
+__all__ = ["paused_processes"]

@@ -36,7 +36,7 @@ def tools_key(calls: Iterable[str]) -> str:
 class ToolDurations:
     """Keep the seconds of tool calls by key.
 
-    At most 256 tools, 128 sets of tools and 256 buckets are told apart.
+    At most 256 tools, 128 sets of tools and 256 buckets are distinguished.
     """
 
     def __init__(self) -> None:

@@ -39,8 +39,8 @@ class EngineEvents:
     def down(self, event: EngineDown, now: float) -> list[Action]:
         """Forget an engine; its programs are held without their KV.
 
-        Their calls that ran there are started again at an engine that is up. Whoever waits for one
-        may report meanwhile that it failed.
+        Their calls that ran there are started again at an engine that is up, unless a `StepFailed`
+        gives them up meanwhile.
         """
         engine, state, control = event.engine, self._state, self._control
         if engine not in state.engines:

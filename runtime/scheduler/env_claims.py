@@ -7,7 +7,7 @@ from drawloom.runtime.scheduler.policy import Policy
 from drawloom.runtime.scheduler.program_state import ProgramState
 from drawloom.runtime.scheduler.state import SchedulerState
 
-_REVISITED = 4  # targets that are computed again though nothing was heard of their environments
+_REVISITED = 4  # targets that are computed again without an event about their environments
 
 
 class EnvClaims:

@@ -1,4 +1,4 @@
-"""Events that the scheduler is told of. Every event names its program, and its engine or host."""
+"""Events that the scheduler handles. Each names its program, and its engine or host."""
 
 import math
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ class ProgramControl:
         self.absences = Absences(state)
         self._recheck_at: float | None = None
 
-    # --- who runs -------------------------------------------------------------------------
+    # --- admission and pausing -------------------------------------------------------------
 
     def rebalance(self, now: float) -> list[Action]:
         """Pause and admit programs, after an event that may have changed which of them run."""

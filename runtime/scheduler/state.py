@@ -25,8 +25,7 @@ from drawloom.runtime.scheduler.wait_queue import WaitQueue
 class Totals:
     """Sum up the active and the paused programs.
 
-    Whoever changes something of a program that is summed up here removes it before and adds it
-    afterwards.
+    A program is removed before anything that is summed up here changes, and added again afterwards.
 
     Attributes:
         tokens: context tokens of active programs.

@@ -191,15 +191,15 @@ class Simulation:
 
     def _settle(self) -> None:
         """Tell the scheduler what engines did, and let them do what follows at the same moment."""
-        while news := self.engines.settle():
-            for one in news:
-                told = ((self._steps[s].program.job.id, s, there) for s, there in one.decoded)
-                if calls := tuple(told):
+        while reports := self.engines.settle():
+            for one in reports:
+                decoded = ((self._steps[s].program.job.id, s, there) for s, there in one.decoded)
+                if calls := tuple(decoded):
                     self._tell(Decoded(one.engine, calls))
                 for work in one.preempted:
                     program = self._steps[work.step].program.job.id
                     self._tell(Preempted(program, work.step, one.engine))
-            for one in news:
+            for one in reports:
                 for work in one.ended:
                     self._finished(work)
 

@@ -3,8 +3,8 @@
 At a tool boundary the KV is kept for the τ that maximises ``P(τ, tool) (T η + reload) - τ``: P is
 the empirical distribution of the tool's return times, T the mean queueing delay of calls, η = 1
 (turns left say nothing about turns done). Order: calls whose KV is kept, then programs in order
-of arrival. If the first waiting call does not fit, the pinned program that arrived last gives way
-to it, and so on; if memory runs out, that one loses its KV first.
+of arrival. If the first waiting call does not fit, the pinned program that arrived last is
+paused for it, and so on; if memory runs out, that one loses its KV first.
 """
 
 from bisect import bisect_right

@@ -27,7 +27,9 @@ image: .venv/.ready system
 demo: setup
 	$(BIN)/drawloom demo $(ARGS)
 
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# a worker more than cores, since some tests wait for processes; a file's tests share its fixtures
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 3 ? cores + 1 : 4)))
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test: setup
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -15,6 +15,7 @@ from drawloom.engine.api import commands as do
 from drawloom.engine.api.engine import GenerateRequest
 from drawloom.engine.sequence import SamplingParams
 from drawloom.leases import LeaseStatus
+from tests.lanes import slow_unless
 
 Run = Callable[[Any], dict[str, list[int]]]
 COUNT = 40
@@ -41,7 +42,7 @@ def _check(oracle: Any, prompts: list[list[int]], out: dict[str, list[int]]) -> 
         oracle.follows(prompt, out[str(index)])
 
 
-@pytest.mark.parametrize("chunk", [1, 15, 16, 17, 64, 512])
+@pytest.mark.parametrize("chunk", slow_unless([1, 15, 16, 17, 64, 512], [15, 512]))
 def test_any_chunk_size_gives_the_tokens_of_transformers(
     oracle: Any, run_core: Run, chunk: int
 ) -> None:

@@ -193,6 +193,9 @@ from drawloom.runtime.execution.contain import contained
 from drawloom.runtime.execution.env_progress import Progress
 from drawloom.runtime.execution.step_sandbox import StepSandbox
 
+# a shell that runs the tests in the background has its children ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 async def busy():
     os.kill(os.getpid(), signal.SIGINT)
     if sys.argv[1] == "twice":

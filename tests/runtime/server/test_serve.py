@@ -16,6 +16,7 @@ import pytest
 
 from drawloom import agent
 from drawloom.errors import EngineClosed
+from drawloom.runtime.cli.main import main
 from drawloom.runtime.scheduler.events import ProgramSubmitted
 from drawloom.runtime.server.app import Server
 
@@ -195,19 +196,17 @@ async def test_a_second_signal_ends_the_drain() -> None:
         (["--port", "-1"], "between 0"),
     ],
 )
-async def test_what_cannot_be_served_is_one_line(options: list[str], words: str) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "drawloom",
-        "serve",
-        *options,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "DRAWLOOM_API_KEY": ""},
-    )
-    _, printed = await process.communicate()
-    assert process.returncode == 2
-    assert words in printed.decode() and printed.count(b"\n") == 1
+def test_what_cannot_be_served_is_one_line(
+    options: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["drawloom", "serve", *options])
+    monkeypatch.setenv("DRAWLOOM_API_KEY", "")
+    assert main() == 2
+    printed = capfd.readouterr().err
+    assert words in printed and printed.count("\n") == 1
 
 
 async def test_what_waits_for_the_scheduler_is_refused_and_what_runs_ends(

@@ -1,4 +1,4 @@
-"""Moving KV blocks: many at once into a buffer, out of one, or one over another (copy-on-write)."""
+"""Copies of KV blocks: many into a buffer or out of one, or one over another (copy-on-write)."""
 
 import triton
 import triton.language as tl
@@ -18,7 +18,13 @@ def _move(source, target, ids, words, OUT: tl.constexpr, TILE: tl.constexpr):
 
 
 def gather(store: Tensor, blocks: Tensor, out: Tensor) -> None:
-    """`store` [N, ...] at `blocks` [n] int32 into `out` [>= n, ...], both contiguous by block."""
+    """Copy blocks of `store` into a buffer.
+
+    Args:
+        store: [N, ...], contiguous by block.
+        blocks: [n] int32.
+        out: [>= n, ...], written in the order of `blocks`.
+    """
     words = store[0].numel()
     _move[(blocks.shape[0], triton.cdiv(words, 2048))](
         store, out, blocks, words, OUT=True, TILE=2048
@@ -26,7 +32,13 @@ def gather(store: Tensor, blocks: Tensor, out: Tensor) -> None:
 
 
 def scatter(store: Tensor, blocks: Tensor, data: Tensor) -> None:
-    """`data` [>= n, ...] into `store` [N, ...] at `blocks` [n] int32."""
+    """Copy a buffer into blocks of `store`.
+
+    Args:
+        store: [N, ...], contiguous by block, written in place.
+        blocks: [n] int32.
+        data: [>= n, ...], in the order of `blocks`.
+    """
     words = store[0].numel()
     _move[(blocks.shape[0], triton.cdiv(words, 2048))](
         data, store, blocks, words, OUT=False, TILE=2048
@@ -37,7 +49,7 @@ def scatter(store: Tensor, blocks: Tensor, data: Tensor) -> None:
 def _copy(store, pairs, block_words, run, head_words, TILE: tl.constexpr):
     pair = pairs + tl.program_id(0) * 3
     source, target = tl.load(pair).to(tl.int64), tl.load(pair + 1).to(tl.int64)
-    words = tl.load(pair + 2) * run  # of a head: its first tokens
+    words = tl.load(pair + 2) * run  # the first tokens of a head
     base = tl.program_id(1).to(tl.int64) * head_words
     for at in range(0, words, TILE):
         cols = at + tl.arange(0, TILE)
@@ -46,11 +58,18 @@ def _copy(store, pairs, block_words, run, head_words, TILE: tl.constexpr):
 
 
 def copy(store: Tensor, pairs: Tensor) -> None:
-    """`pairs` [n, 3] int32 of source block, target block and tokens: the first tokens of a block
-    over all layers and heads. `store` is [N, layers, 2, kv_heads, size, d], contiguous; no target
-    is another's source."""
+    """Copy the first tokens of blocks over other blocks, in all layers and heads.
+
+    Args:
+        store: [N, layers, 2, kv_heads, size, d], contiguous, written in place.
+        pairs: [n, 3] int32: source block, target block and tokens; no target is a source.
+    """
     _, layers, two, heads, size, depth = store.shape
     _copy[(pairs.shape[0], layers * two * heads)](
-        store, pairs, store.stride(0), depth, size * depth,
+        store,
+        pairs,
+        store.stride(0),
+        depth,
+        size * depth,
         TILE=min(2048, triton.next_power_of_2(size * depth)),
-    )  # fmt: skip
+    )

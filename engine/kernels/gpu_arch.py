@@ -1,4 +1,4 @@
-"""The chip that kernels are launched on, or compiled for: tiles are chosen by it."""
+"""The GPU architecture that kernels are launched on or compiled for; tiles are chosen by it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ _asked: list[int] = []
 
 
 def capability() -> int:
-    """Compute capability as a number, 90 for an H100 or H200; 90 where there is no GPU."""
+    """Return the compute capability as a number: 90 for an H100 or H200, and without a GPU."""
     return _asked[-1] if _asked else _found()
 
 
@@ -27,16 +27,19 @@ def _found() -> int:
 
 @lru_cache
 def processors() -> int:
-    """Streaming multiprocessors; 132, as an H200 has, where there is no GPU."""
+    """Return the number of streaming multiprocessors; without a GPU 132, as an H200 has."""
     if not torch.cuda.is_available():
         return 132
     return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
 def chained() -> dict[str, bool]:
-    """How a kernel of a step is launched: on a Hopper while the one before it still runs, for which
-    it then waits itself (`await_`), so that launching takes no time between two of them
-    (programmatic dependent launch, CUDA C++ Programming Guide)."""
+    """Return the launch options of a kernel of a step.
+
+    From Hopper on, a kernel is launched while its predecessor still runs and waits for it by itself
+    (`await_`), which hides the launch latency between two kernels (programmatic dependent launch,
+    CUDA C++ Programming Guide).
+    """
     if triton.knobs.runtime.interpret or capability() < HOPPER:
         return {"CHAINED": False}
     return {"CHAINED": True, "launch_pdl": True}
@@ -44,28 +47,28 @@ def chained() -> dict[str, bool]:
 
 @triton.jit
 def announce(CHAINED: tl.constexpr):
-    """The next kernel may be launched, as soon as all programs of this one have come here."""
+    """Allow the launch of the next kernel, once all programs of this one have called this."""
     if CHAINED:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def await_(CHAINED: tl.constexpr):
-    """What the kernel before wrote is there; nothing may be read or written earlier."""
+    """Wait until the writes of the kernel before are visible; touch no memory earlier."""
     if CHAINED:
         tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
 def follow(CHAINED: tl.constexpr):
-    """What a short kernel of a step begins with."""
+    """Begin a short kernel of a step: `announce`, then `await_`."""
     announce(CHAINED)
     await_(CHAINED)
 
 
 @contextmanager
 def pretend(chip: int) -> Iterator[None]:
-    """Launchers choose as they would on ``sm_<chip>``."""
+    """Make launchers choose tiles as they would on ``sm_<chip>``."""
     _asked.append(chip)
     try:
         yield
@@ -74,5 +77,12 @@ def pretend(chip: int) -> Iterator[None]:
 
 
 __all__ = [
-    "HOPPER", "announce", "await_", "capability", "chained", "follow", "pretend", "processors",
-]  # fmt: skip
+    "HOPPER",
+    "announce",
+    "await_",
+    "capability",
+    "chained",
+    "follow",
+    "pretend",
+    "processors",
+]

@@ -1,15 +1,16 @@
-"""Merging the parts of an attention by their log-sum-exp (Flash-Decoding, Dao et al. 2023)."""
+"""Merge of partial attention results by their log-sum-exp (Flash-Decoding, Dao et al. 2023)."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from drawloom.engine.kernels.gpu_arch import chained, follow
+from drawloom.engine.kernels.types import KeyParts
 
 
 @triton.jit
 def _add(best, mass, total, log, value):
-    """One part more: its base-2 logarithm of the mass, and its weighted mean [WIDE]."""
+    """Add one part: the base-2 logarithm of its mass, and its weighted mean [WIDE]."""
     top = tl.maximum(best, log)
     calm = tl.where(top == float("-inf"), 0.0, top)
     old, new = tl.exp2(best - calm), tl.exp2(log - calm)
@@ -18,9 +19,20 @@ def _add(best, mass, total, log, value):
 
 @triton.jit(do_not_specialize=["batch"])
 def _merge(
-    partial, masses, offsets, before, before_masses, since, out, heads, batch,
-    BEFORE: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, CHAINED: tl.constexpr,
-):  # fmt: skip
+    partial,
+    masses,
+    offsets,
+    shared,
+    shared_masses,
+    lengths,
+    out,
+    heads,
+    batch,
+    SHARED: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
     follow(CHAINED)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     first, last = tl.load(offsets + row), tl.load(offsets + row + 1)
@@ -32,31 +44,41 @@ def _merge(
         at = (first.to(tl.int64) + part) * heads + head
         value = tl.load(partial + at * DEPTH + depth, mask=live, other=0.0)
         best, mass, total = _add(best, mass, total, tl.load(masses + at), value)
-    if tl.load(since + row) > 0:
-        for part in range(BEFORE):
+    if tl.load(lengths + row) > 0:
+        for part in range(SHARED):
             at = (part * batch + row) * heads + head
-            value = tl.load(before + at * DEPTH + depth, mask=live, other=0.0)
-            best, mass, total = _add(best, mass, total, tl.load(before_masses + at), value)
+            value = tl.load(shared + at * DEPTH + depth, mask=live, other=0.0)
+            best, mass, total = _add(best, mass, total, tl.load(shared_masses + at), value)
     mean = total / tl.where(mass == 0.0, 1.0, mass)
     where = (row * heads + head) * DEPTH + depth
     tl.store(out + where, mean.to(out.dtype.element_ty), mask=live)
 
 
 def merge(
-    partial: Tensor,
-    mass: Tensor,
-    offsets: Tensor,
-    before: Tensor,
-    before_mass: Tensor,
-    since: Tensor,
-    out: Tensor,
+    parts: KeyParts, shared_parts: tuple[Tensor, Tensor], shared_tokens: Tensor, out: Tensor
 ) -> None:
-    """Into `out` [B, heads, d]: of each row its own parts, `partial` [P, heads, d] and `mass`
-    [P, heads] (base-2 logarithms) from `offsets` [B + 1], and, where `since` [B] is not 0, those of
-    what it shares, `before` [N, B, heads, d] and `before_mass` [N, B, heads]."""
+    """Merge each row's own parts with those of the prefix that it shares.
+
+    Args:
+        parts: the rows' own parts.
+        shared_parts: means [N, B, heads, d] and base-2 logarithms of masses [N, B, heads] of the
+            prefixes.
+        shared_tokens: [B] int32; 0 where a row shares no prefix.
+        out: [B, heads, d], written in place.
+    """
     batch, heads, depth = out.shape
     _merge[(batch, heads)](
-        partial, mass, offsets, before, before_mass, since, out, heads, batch,
-        BEFORE=before.shape[0], DEPTH=depth, WIDE=triton.next_power_of_2(depth), num_warps=1,
+        parts.partial,
+        parts.mass,
+        parts.offsets,
+        *shared_parts,
+        shared_tokens,
+        out,
+        heads,
+        batch,
+        SHARED=shared_parts[0].shape[0],
+        DEPTH=depth,
+        WIDE=triton.next_power_of_2(depth),
+        num_warps=1,
         **chained(),
-    )  # fmt: skip
+    )

@@ -1,7 +1,7 @@
-"""One tile of keys and values under a running softmax, shared by all attention kernels.
+"""Online softmax over one tile of keys and values, shared by all attention kernels.
 
-Online softmax as in FlashAttention-2 (Dao 2023, alg. 1), in powers of two: scores come scaled by
-log2(e), and a row's mass is carried as its base-2 logarithm.
+As in FlashAttention-2 (Dao 2023, algorithm 1), but in powers of two: scores are scaled by log2(e),
+and the mass of a row is carried as its base-2 logarithm.
 """
 
 import triton
@@ -12,16 +12,41 @@ LOG2E = 1.4426950408889634
 
 @triton.jit
 def fold(
-    ask, best, mass, total, keys, values, table, cols, real, seen, offset, depth, scale,
-    cache_block, cache_token,
-    DEPTH: tl.constexpr, WIDE: tl.constexpr, SIZE: tl.constexpr,
-    MASKED: tl.constexpr, WIDEN: tl.constexpr,
-):  # fmt: skip
-    """Take the keys of places `cols` [TILE] into `best`, `mass` [ROWS] and `total` [ROWS, WIDE].
+    ask,
+    best,
+    mass,
+    total,
+    keys,
+    values,
+    table,
+    cols,
+    real,
+    seen,
+    offset,
+    depth,
+    scale,
+    cache_block,
+    cache_token,
+    DEPTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    SIZE: tl.constexpr,
+    MASKED: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Fold the keys at positions `cols` [TILE] into the running softmax of ROWS queries.
 
-    `ask` [ROWS, WIDE] are the queries, `table` the blocks of the sequence, `offset` where the head
-    begins in a token. `real` [TILE] are the keys that are there, `seen` [ROWS, TILE] those that a
-    row may look at; neither is read unless MASKED.
+    Args:
+        ask: [ROWS, WIDE], the queries.
+        best: [ROWS], running maximum of the scores.
+        mass: [ROWS], running sum of the weights.
+        total: [ROWS, WIDE], running weighted sum of the values.
+        table: the KV blocks of the sequence.
+        real: [TILE], mask of existing keys; read only if MASKED.
+        seen: [ROWS, TILE], mask of keys that a row attends to; read only if MASKED.
+        offset: offset of the head within a token.
+
+    Returns:
+        The new `best`, `mass` and `total`.
     """
     if MASKED:
         block = tl.load(table + cols // SIZE, mask=real, other=0)
@@ -39,7 +64,7 @@ def fold(
     if MASKED:
         score = tl.where(seen, score, float("-inf"))
     top = tl.maximum(best, tl.max(score, 1))
-    calm = tl.where(top == float("-inf"), 0.0, top)  # a row that saw nothing yet
+    calm = tl.where(top == float("-inf"), 0.0, top)  # a row that attended to no key yet
     weight = tl.exp2(score - calm[:, None])
     shrink = tl.exp2(best - calm)
     if MASKED or DEPTH != WIDE:
@@ -56,8 +81,10 @@ def fold(
 
 @triton.jit
 def settle(best, mass, total):
-    """The weighted mean [ROWS, WIDE] and the base-2 logarithm of the mass [ROWS]; a row that saw
-    nothing is zeros, with a mass of zero."""
+    """Return the weighted mean [ROWS, WIDE] and the base-2 logarithm of the mass [ROWS].
+
+    A row that attended to no key gives zeros, and minus infinity.
+    """
     empty = mass == 0.0
     safe = tl.where(empty, 1.0, mass)
     log = tl.where(empty, float("-inf"), tl.where(empty, 0.0, best) + tl.log2(safe))

@@ -1,14 +1,11 @@
-"""Causal attention of many new tokens a sequence over a paged cache, what was there before
-included.
+"""Causal attention of many new tokens a sequence over a paged cache, with its earlier tokens.
 
 One program computes a tile of query tokens of one sequence for one key head: the queries of the
 group that share the head are rows of one product (at least 64, so that a Hopper multiplies by
-warpgroups), and a key is read once for all of them. Which tile is whose is a list, so that a long
-prompt beside many short ones starts no program in vain. Tiles of keys that every row sees are
-folded without a mask (FlashAttention-2, Dao 2023).
+warpgroups), and each key is read once for all of them. Tiles are listed, so that no idle program
+starts when a long prompt is batched with short ones. Key tiles that every row attends to are folded
+without a mask (FlashAttention-2, Dao 2023).
 """
-
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -18,31 +15,11 @@ from torch import Tensor
 from drawloom.engine.kernels.gpu_arch import chained, follow
 from drawloom.engine.kernels.online_softmax import LOG2E, fold, settle
 from drawloom.engine.kernels.tuning import PREFILL
+from drawloom.engine.kernels.types import PrefillBatch
 
 
-@dataclass(slots=True)
-class Prefills:
-    """Query tokens of sequences, laid end to end, and where their KV is.
-
-    Attributes:
-        tables: [seats, W] int32, the blocks of each seat.
-        seats: [B] int32, the seat of each sequence.
-        contexts: [B] int32, tokens of each after this step; 0 is padding, which gives zeros.
-        starts: [B + 1] int32, where the query tokens of each begin.
-        tiles: [2, N] int32, the sequence of each tile of `queries` tokens, and its first one.
-        window: tokens that a token attends to, itself included; 0 is all.
-    """
-
-    tables: Tensor
-    seats: Tensor
-    contexts: Tensor
-    starts: Tensor
-    tiles: Tensor
-    window: int = 0
-
-
-def queries(heads: int, kv_heads: int, depth: int, longest: int) -> int:
-    """Query tokens of a tile, for sequences of at most `longest` of them."""
+def tile_queries(heads: int, kv_heads: int, depth: int, longest: int) -> int:
+    """Return the query tokens of a tile, for sequences of at most `longest` new tokens."""
     group = heads // kv_heads
     rows: int = min(
         PREFILL.of((heads, kv_heads, depth)).rows, max(16, triton.next_power_of_2(longest * group))
@@ -51,8 +28,10 @@ def queries(heads: int, kv_heads: int, depth: int, longest: int) -> int:
 
 
 def tiles(lengths: list[int], size: int) -> list[tuple[int, int]]:
-    """The tiles of `size` query tokens of each sequence; the last of a long one, which has most to
-    read, first."""
+    """Cut sequences into tiles of `size` query tokens: the sequence and first token of each.
+
+    The last tile of a sequence, which reads the most keys, comes first.
+    """
     return [
         (row, first)
         for row, length in enumerate(lengths)
@@ -62,19 +41,44 @@ def tiles(lengths: list[int], size: int) -> list[tuple[int, int]]:
 
 @triton.jit(do_not_specialize=["count"])
 def _prefill(
-    q, keys, values, out, tables, seats, contexts, starts, tiles, scale, window, table_row, count,
-    q_token, q_head, cache_block, cache_token, cache_head, out_token, out_head,
-    GROUP: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, SIZE: tl.constexpr,
-    QUERIES: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, WINDOWED: tl.constexpr,
-    WIDEN: tl.constexpr, CHAINED: tl.constexpr,
-):  # fmt: skip
+    q,
+    keys,
+    values,
+    out,
+    tables,
+    slots,
+    contexts,
+    starts,
+    tiles,
+    scale,
+    window,
+    table_row,
+    count,
+    q_token,
+    q_head,
+    cache_block,
+    cache_token,
+    cache_head,
+    out_token,
+    out_head,
+    GROUP: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    SIZE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    WIDEN: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
     follow(CHAINED)
     tile, head = tl.program_id(0), tl.program_id(1)
     batch, first = tl.load(tiles + tile), tl.load(tiles + count + tile)
     begin = tl.load(starts + batch)
     length = tl.load(starts + batch + 1) - begin
     context = tl.load(contexts + batch)
-    table = tables + tl.load(seats + batch).to(tl.int64) * table_row
+    table = tables + tl.load(slots + batch).to(tl.int64) * table_row
     rows, depth = tl.arange(0, ROWS), tl.arange(0, WIDE)
     token = first + rows // GROUP
     live = (token < length) & (rows < QUERIES * GROUP)
@@ -96,15 +100,33 @@ def _prefill(
     if WINDOWED:  # from the tile with the oldest key that the first of these queries sees
         start = tl.maximum(0, context - length + first - window + 1) // TILE * TILE
     else:
-        # all of these see all before it; tokens of padding have no context at all
+        # all rows attend to the keys before `whole`; padding has no context at all
         whole = tl.maximum(0, context - length + first + 1) // TILE * TILE
         for at in range(0, whole, TILE):
             cols = at + tl.arange(0, TILE)
             real = cols < whole
             best, mass, total = fold(
-                ask, best, mass, total, keys, values, table, cols, real, real[None, :], offset,
-                depth, scale, cache_block, cache_token, DEPTH, WIDE, SIZE, False, WIDEN,
-            )  # fmt: skip
+                ask,
+                best,
+                mass,
+                total,
+                keys,
+                values,
+                table,
+                cols,
+                real,
+                real[None, :],
+                offset,
+                depth,
+                scale,
+                cache_block,
+                cache_token,
+                DEPTH,
+                WIDE,
+                SIZE,
+                False,
+                WIDEN,
+            )
         start = whole
     for at in range(start, end, TILE):
         cols = at + tl.arange(0, TILE)
@@ -114,9 +136,27 @@ def _prefill(
             real = real & (cols > context - length + first - window)
             seen = seen & (cols[None, :] > position[:, None] - window)
         best, mass, total = fold(
-            ask, best, mass, total, keys, values, table, cols, real, seen, offset,
-            depth, scale, cache_block, cache_token, DEPTH, WIDE, SIZE, True, WIDEN,
-        )  # fmt: skip
+            ask,
+            best,
+            mass,
+            total,
+            keys,
+            values,
+            table,
+            cols,
+            real,
+            seen,
+            offset,
+            depth,
+            scale,
+            cache_block,
+            cache_token,
+            DEPTH,
+            WIDE,
+            SIZE,
+            True,
+            WIDEN,
+        )
     mean, _ = settle(best, mass, total)
     where = (place * out_token + heads * out_head)[:, None] + depth[None, :]
     tl.store(out + where, mean.to(out.dtype.element_ty), mask=mask)
@@ -126,26 +166,60 @@ def prefill(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
-    at: Prefills,
+    batch: PrefillBatch,
     size: int,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`q` [T, heads, d], `keys` and `values` [blocks, size, kv_heads, d] to [T, heads, d]; the
-    tiles of `at` are of `size` tokens. Scale is d ** -0.5."""
+    """Compute causal attention of chunks of tokens, with scale d ** -0.5.
+
+    Args:
+        q: [T, heads, d].
+        keys: [blocks, block_size, kv_heads, d].
+        values: alike.
+        batch: where the queries and the KV of each sequence are.
+        size: query tokens of a tile of `batch`, by `tile_queries`.
+        out: [T, heads, d] to write to; allocated if None.
+
+    Returns:
+        [T, heads, d].
+    """
     assert keys.stride() == values.stride() and q.stride(2) == keys.stride(3) == 1
     depth, group = q.shape[2], q.shape[1] // keys.shape[2]
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
     rows = max(16, triton.next_power_of_2(size * group))
     tiling = PREFILL.of((q.shape[1], keys.shape[2], depth))
-    _prefill[(at.tiles.shape[1], keys.shape[2])](
-        q, keys, values, out, at.tables, at.seats, at.contexts, at.starts, at.tiles,
-        depth**-0.5 * LOG2E, at.window or 1 << 30, at.tables.stride(0), at.tiles.shape[1],
-        q.stride(0), q.stride(1), keys.stride(0), keys.stride(1), keys.stride(2),
-        out.stride(0), out.stride(1),
-        GROUP=group, DEPTH=depth, WIDE=max(16, triton.next_power_of_2(depth)), SIZE=keys.shape[1],
-        QUERIES=size, ROWS=rows, TILE=tiling.keys, WINDOWED=at.window > 0,
-        WIDEN=triton.knobs.runtime.interpret,  # its dot reads bfloat16 as integers
-        num_warps=tiling.warps if rows == tiling.rows else 4, num_stages=tiling.stages,
+    _prefill[(batch.tiles.shape[1], keys.shape[2])](
+        q,
+        keys,
+        values,
+        out,
+        batch.tables,
+        batch.slots,
+        batch.contexts,
+        batch.starts,
+        batch.tiles,
+        depth**-0.5 * LOG2E,
+        batch.window or 1 << 30,
+        batch.tables.stride(0),
+        batch.tiles.shape[1],
+        q.stride(0),
+        q.stride(1),
+        keys.stride(0),
+        keys.stride(1),
+        keys.stride(2),
+        out.stride(0),
+        out.stride(1),
+        GROUP=group,
+        DEPTH=depth,
+        WIDE=max(16, triton.next_power_of_2(depth)),
+        SIZE=keys.shape[1],
+        QUERIES=size,
+        ROWS=rows,
+        TILE=tiling.keys,
+        WINDOWED=batch.window > 0,
+        WIDEN=triton.knobs.runtime.interpret,  # the interpreter's dot reads bfloat16 as integers
+        num_warps=tiling.warps if rows == tiling.rows else 4,
+        num_stages=tiling.stages,
         **chained(),
-    )  # fmt: skip
+    )
     return out

@@ -10,9 +10,17 @@ from drawloom.engine.kernels.gpu_arch import chained, follow
 
 @triton.jit
 def _kernel(
-    x, residual, weight, out, total, width, eps,
-    HAS: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
-):  # fmt: skip
+    x,
+    residual,
+    weight,
+    out,
+    total,
+    width,
+    eps,
+    HAS: tl.constexpr,
+    TILE: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
     follow(CHAINED)
     row = tl.program_id(0).to(tl.int64) * width
     cols = tl.arange(0, TILE)
@@ -32,7 +40,7 @@ def _kernel(
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Norm of ``x + residual`` and that sum, both [T, H]. One program a row."""
+    """Return the RMS norm of ``x + residual`` and that sum, both [T, H]; one program a row."""
     x = x.contiguous()
     width = x.shape[-1]
     out = torch.empty_like(x)
@@ -41,7 +49,15 @@ def rms_norm(
     tile = triton.next_power_of_2(width)
     if x.shape[0]:
         _kernel[(x.shape[0],)](
-            x, other, weight, out, total, width, eps, HAS=residual is not None, TILE=tile,
+            x,
+            other,
+            weight,
+            out,
+            total,
+            width,
+            eps,
+            HAS=residual is not None,
+            TILE=tile,
             **chained(),
-        )  # fmt: skip
+        )
     return out, total

@@ -1,4 +1,4 @@
-"""Query and key norm (Qwen3), rotary embedding and the store into the paged cache, fused."""
+"""Fused query and key norm (Qwen3), rotary embedding and store into the paged cache."""
 
 from math import gcd
 
@@ -8,16 +8,40 @@ import triton.language as tl
 from torch import Tensor
 
 from drawloom.engine.kernels.gpu_arch import chained, follow
+from drawloom.engine.kernels.types import RopeArgs
 
 
 @triton.jit
 def _kernel(
-    q, k, v, out, q_norm, k_norm, cos, sin, positions, slots, keys, values, eps,
-    q_token, k_token, v_token, cache_block, cache_token, cache_head,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DEPTH: tl.constexpr, HALF: tl.constexpr,
-    SIZE: tl.constexpr, NORM: tl.constexpr, TILE: tl.constexpr, MANY: tl.constexpr,
+    q,
+    k,
+    v,
+    out,
+    q_norm,
+    k_norm,
+    cos,
+    sin,
+    positions,
+    slots,
+    keys,
+    values,
+    eps,
+    q_token,
+    k_token,
+    v_token,
+    cache_block,
+    cache_token,
+    cache_head,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    HALF: tl.constexpr,
+    SIZE: tl.constexpr,
+    NORM: tl.constexpr,
+    TILE: tl.constexpr,
+    MANY: tl.constexpr,
     CHAINED: tl.constexpr,
-):  # fmt: skip
+):
     follow(CHAINED)
     token = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * MANY
@@ -58,19 +82,12 @@ def _kernel(
         tl.store(target + HALF, (b * c + a * s).to(kind), mask=live)
 
 
-def rope_and_store(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    norms: tuple[Tensor, Tensor, float] | None,
-    rope: tuple[Tensor, Tensor],
-    keys: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-) -> Tensor:
-    """See `Ops.rope_and_store`; one program a token and a few heads of a kind. Heads of a token
-    are contiguous."""
+def rope_and_store(args: RopeArgs) -> Tensor:
+    """Rotate queries and keys, and store keys and values; see `Ops.rope_and_store`.
+
+    One program handles a token and a few heads of a kind. The heads of a token must be contiguous.
+    """
+    q, k, v, keys, values, norms = args.q, args.k, args.v, args.keys, args.values, args.norms
     count, heads, depth = q.shape
     kv_heads = k.shape[1]
     assert keys.stride() == values.stride() and keys.stride(3) == 1
@@ -78,9 +95,32 @@ def rope_and_store(
     q_norm, k_norm, eps = norms if norms is not None else (q, k, 0.0)
     many = gcd(heads, kv_heads, 8)
     _kernel[(count, (heads + 2 * kv_heads) // many)](
-        q, k, v, out, q_norm, k_norm, *rope, positions, slots, keys, values, eps,
-        q.stride(0), k.stride(0), v.stride(0), keys.stride(0), keys.stride(1), keys.stride(2),
-        HEADS=heads, KV_HEADS=kv_heads, DEPTH=depth, HALF=depth // 2, SIZE=keys.shape[1],
-        NORM=norms is not None, TILE=triton.next_power_of_2(depth // 2), MANY=many, **chained(),
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        out,
+        q_norm,
+        k_norm,
+        *args.rope,
+        args.meta.positions,
+        args.meta.kv_slots,
+        keys,
+        values,
+        eps,
+        q.stride(0),
+        k.stride(0),
+        v.stride(0),
+        keys.stride(0),
+        keys.stride(1),
+        keys.stride(2),
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        DEPTH=depth,
+        HALF=depth // 2,
+        SIZE=keys.shape[1],
+        NORM=norms is not None,
+        TILE=triton.next_power_of_2(depth // 2),
+        MANY=many,
+        **chained(),
+    )
     return out

@@ -1,9 +1,9 @@
-"""Choosing the next token of each row, in one kernel: temperature, top-k, top-p and Gumbel noise.
+"""Sampling of each row's next token in one kernel: temperature, top-k, top-p, Gumbel noise.
 
 The noise is that of `engine/runners/sampler.py`: a counter-based generator keyed by (seed,
-conversation, position) and the token's id, so that a row says the same in any batch and on any
-device. A row is cut into pieces that run side by side; each offers its best token, as one integer
-that is greater where the value is, to an atomic maximum: no order of the pieces matters.
+conversation, position) and the token's id, so that a row samples the same token in any batch and on
+any device. A row is cut into pieces that run in parallel. Each packs its best value and token into
+one integer, ordered by the value, and an atomic maximum combines them in any order.
 """
 
 import torch
@@ -11,13 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from drawloom.engine.kernels.types import SamplingRows
+
 NONE = -(1 << 63)
 _SEARCHED = 4096
 
 
 @triton.jit
 def _ordered(x):
-    """Integers in the order of the floats."""
+    """Map floats to integers of the same order."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)  # no negative zero
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
@@ -34,8 +36,10 @@ def _noise(key, cols):
 
 @triton.jit
 def _tally(base, width, least, peak, temperature, edge, share, TILE: tl.constexpr):
-    """How many tokens are at least `least` in order, and what they weigh; those at `edge` weigh
-    only a `share` of it."""
+    """Count the tokens from `least` up in order, and sum their weights.
+
+    Tokens below `edge` weigh nothing, and those at `edge` only a `share` of their weight.
+    """
     count = 0
     mass = 0.0
     for at in range(0, width, TILE):
@@ -52,7 +56,7 @@ def _tally(base, width, least, peak, temperature, edge, share, TILE: tl.constexp
 
 @triton.jit
 def _floor(base, width, k, p, temperature, TILE: tl.constexpr):
-    """The least token, in order, that top-k and then top-p keep, and how many equal to it."""
+    """Find the lowest value that top-k and then top-p keep, and how many of its ties."""
     peak = float("-inf")
     for at in range(0, width, TILE):
         cols = at + tl.arange(0, TILE)
@@ -93,12 +97,22 @@ def _floor(base, width, k, p, temperature, TILE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["piece"])
 def _sample(
-    logits, picked, seats, temperatures, keys, top_k, top_p, width, stride, piece,
-    FILTERED: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+    logits,
+    picked,
+    slots,
+    temperatures,
+    keys,
+    top_k,
+    top_p,
+    width,
+    stride,
+    piece,
+    FILTERED: tl.constexpr,
+    TILE: tl.constexpr,
+):
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    seat = tl.load(seats + row)
-    if seat >= 0:
+    slot = tl.load(slots + row)
+    if slot >= 0:
         base = logits + row * stride
         temperature = tl.load(temperatures + row)
         key = tl.load(keys + row)
@@ -108,7 +122,7 @@ def _sample(
         if FILTERED:
             k, p = tl.load(top_k + row), tl.load(top_p + row)
             if (temperature > 0.0) & ((k > 0) | (p < 1.0)):
-                # ties are counted from the first token on: one piece does it all
+                # ties are counted from the first token on, so one piece handles the whole row
                 start = tl.where(split == 0, 0, width)
                 stop = width
                 if split == 0:
@@ -134,53 +148,59 @@ def _sample(
             best = tl.maximum(best, top)
         if start < stop:
             offer = (_ordered(best).to(tl.int64) << 32) | tl.cast(0x7FFFFFFF - choice, tl.int64)
-            offer = tl.where(bad > 0, 0x7FFFFFFF7FFFFFFF, offer)  # greater than any number
-            tl.atomic_max(picked + seat, offer)
+            offer = tl.where(bad > 0, 0x7FFFFFFF7FFFFFFF, offer)  # NaN wins over all numbers
+            tl.atomic_max(picked + slot, offer)
 
 
-def sample(
-    logits: Tensor,
-    picked: Tensor,
-    seats: Tensor,
-    temperatures: Tensor,
-    keys: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    filtered: bool,
-) -> None:
-    """One token for each of R rows of `logits` [R, V], into `picked` [seats] int64, where it is
-    told by `tokens`; `seats` [R] int32 says where, -1 is a row of padding. Where it goes must be
-    `NONE` before.
+def sample(logits: Tensor, picked: Tensor, how: SamplingRows) -> None:
+    """Sample one token from each row of logits.
 
-    `temperatures` [R] float32 (0 is greedy), `keys` [R] int64 of the noise, `top_k` [R] int32 (0 is
-    all), `top_p` [R] float32; the last two are read only if `filtered`.
+    Args:
+        logits: [R, V], any float type.
+        picked: [slots] int64, written: the pick of row r goes to ``how.slots[r]``, where `NONE`
+            must have been. `picked_tokens` and `picked_token` decode it.
+        how: temperature, noise and filters of each row.
     """
     rows, width = logits.shape
-    # 64 pieces in all keep half of the processors busy, and a piece is at least a tile
+    # 128 pieces in all keep the processors busy, and a piece is at least a tile
     pieces = max(1, min(triton.cdiv(width, _SEARCHED), 128 // max(1, rows)))
     piece = triton.cdiv(triton.cdiv(width, pieces), _SEARCHED) * _SEARCHED
     _sample[(rows, triton.cdiv(width, piece))](
-        logits, picked, seats, temperatures, keys, top_k, top_p, width, logits.stride(0), piece,
-        FILTERED=filtered, TILE=min(_SEARCHED, triton.next_power_of_2(width)), num_warps=8,
-    )  # fmt: skip
+        logits,
+        picked,
+        how.slots,
+        how.temperatures,
+        how.keys,
+        how.top_k,
+        how.top_p,
+        width,
+        logits.stride(0),
+        piece,
+        FILTERED=how.filtered,
+        TILE=min(_SEARCHED, triton.next_power_of_2(width)),
+        num_warps=8,
+    )
 
 
-def tokens(picked: Tensor) -> Tensor:
-    """The token ids that were picked."""
+def picked_tokens(picked: Tensor) -> Tensor:
+    """Return the token ids of picks."""
     return 0x7FFFFFFF - (picked & 0xFFFFFFFF)
 
 
-def unpack(picked: int) -> int:
-    """The token id that was picked."""
+def picked_token(picked: int) -> int:
+    """Return the token id of a pick."""
     return 0x7FFFFFFF - (picked & 0xFFFFFFFF)
 
 
-def chosen(picked: int) -> bool:
-    """Whether a token was picked for a number: not for NaN, infinity, or where all are ruled out
-    (minus infinity). Otherwise token 0 stands there, which can be fed."""
+def is_finite(picked: int) -> bool:
+    """Return whether the picked token's logit is a finite number.
+
+    It is not if the row held NaN or infinity, or if every token was masked. The pick is then token
+    0, which the next step can compute.
+    """
     return -0x7F800001 < picked >> 32 < 0x7F800000
 
 
-def nothing(seats: int, device: torch.device) -> Tensor:
-    """Room for what `sample` picks."""
-    return torch.full((seats,), NONE, dtype=torch.int64, device=device)
+def no_picks(slots: int, device: torch.device) -> Tensor:
+    """Allocate [slots] int64 picks for `sample`, all `NONE`."""
+    return torch.full((slots,), NONE, dtype=torch.int64, device=device)

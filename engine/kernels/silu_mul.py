@@ -1,4 +1,4 @@
-"""The gate of the MLP."""
+"""Gate of the MLP, in one pass over a row."""
 
 import torch
 import triton
@@ -22,7 +22,7 @@ def _kernel(x, out, width, TILE: tl.constexpr, CHAINED: tl.constexpr):
 
 
 def silu_mul(x: Tensor) -> Tensor:
-    """``silu(a) * b`` of x = [a, b]: [T, 2 I] to [T, I]."""
+    """Return ``silu(a) * b`` [T, I] of x = [a, b] [T, 2 I]."""
     x = x.contiguous()
     width = x.shape[1] // 2
     out = torch.empty(x.shape[0], width, dtype=x.dtype, device=x.device)

@@ -1,12 +1,11 @@
-"""Products of few rows: the weights are read once, at the speed of memory, and what stands before
-and behind a product in a decoder is done on the way.
+"""Fused products of small batches: weights are read once, at the speed of memory.
 
-A tile of weights is the left factor (a warpgroup wants 64 rows, and there are no 64 tokens). Where
-there are fewer tiles than processors their depth is cut, and whoever comes last adds the parts up
-in their order, so that the result does not depend on who was last. The norm between two products is
-shared by them: the first writes its result times the norm's gain, and the sums of its squares tile
-by tile; the second divides by their root at its end. With the gate and the residual as epilogues a
-decoder's layer is 6 kernels (research/engines.md §5.3).
+A tile of weights is the left factor, because a warpgroup wants 64 rows and a small batch has fewer
+tokens. Where there are fewer tiles than processors, the depth is split, and the program that
+finishes last adds the parts up in a fixed order, so that the result does not depend on timing. The
+norm between two products is divided among them: the first writes its result times the norm's gain
+and the sums of its squares, tile by tile; the second divides by their root at its end. With the
+gate and the residual as epilogues, a decoder layer takes 6 kernels instead of 9.
 """
 
 from dataclasses import dataclass
@@ -25,15 +24,15 @@ from drawloom.engine.kernels.gpu_arch import (
     follow,
     processors,
 )
-from drawloom.engine.ops.base import Stream
+from drawloom.engine.kernels.types import Stream
 
-ROWS = 64
+ROWS = 64  # the largest batch
 _TILE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Outputs and depth of a tile, and how many warps and stages compute it."""
+    """Describe the outputs and depth of a tile, and the warps and stages that compute it."""
 
     out: int
     deep: int
@@ -41,8 +40,8 @@ class Tile:
     stages: int
 
 
-# by rows, and whether there is a gate; the quickest in whole steps on an H200, where a tile wants
-# rows of 256 or 512 bytes, and a processor 80 KiB under way
+# by (rows, gated): the fastest in whole steps on an H200, where rows of a tile should have 256 or
+# 512 bytes, and a processor about 80 KiB in flight
 TILES = {
     (16, False): Tile(64, 256, 4, 5),
     (16, True): Tile(64, 256, 4, 3),
@@ -55,12 +54,36 @@ TILES = {
 
 @triton.jit(do_not_specialize=["rows", "pieces"])
 def _skinny(
-    x, weight, bias, squares, residual, gain, out, scaled, sums, scratch, counters,
-    rows, width, depth, pieces, eps, x_row, per,
-    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, ONTO: tl.constexpr,
-    ROWS: tl.constexpr, OUT: tl.constexpr, DEEP: tl.constexpr, SPLIT: tl.constexpr,
-    PIECES: tl.constexpr, WIDEN: tl.constexpr, CHAINED: tl.constexpr,
-):  # fmt: skip
+    x,
+    weight,
+    bias,
+    squares,
+    residual,
+    gain,
+    out,
+    scaled,
+    sums,
+    scratch,
+    counters,
+    rows,
+    width,
+    depth,
+    pieces,
+    eps,
+    x_row,
+    per,
+    NORM: tl.constexpr,
+    GATED: tl.constexpr,
+    BIAS: tl.constexpr,
+    ONTO: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUT: tl.constexpr,
+    DEEP: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PIECES: tl.constexpr,
+    WIDEN: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
     tile, part = tl.program_id(0), tl.program_id(1)
     cols = tile * OUT + tl.arange(0, OUT)
     here = cols < width
@@ -101,7 +124,7 @@ def _skinny(
         acc = tl.dot(w, h, acc, input_precision="ieee")
         if GATED:
             second = tl.dot(u, h, second, input_precision="ieee")
-    # not sooner: what waits beside it would take from this one's share of the memory's speed
+    # not sooner: the next kernel, waiting, would take memory bandwidth from this one
     announce(CHAINED)
     last = True
     if SPLIT > 1:
@@ -146,10 +169,19 @@ def _skinny(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _enter(
-    tokens, embedding, gain, out, scaled, sums, rows, width,
-    ROWS: tl.constexpr, OUT: tl.constexpr, CHAINED: tl.constexpr,
-):  # fmt: skip
+def _embed(
+    tokens,
+    embedding,
+    gain,
+    out,
+    scaled,
+    sums,
+    rows,
+    width,
+    ROWS: tl.constexpr,
+    OUT: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
     follow(CHAINED)
     cols = tl.program_id(0) * OUT + tl.arange(0, OUT)
     row = tl.arange(0, ROWS)
@@ -165,59 +197,85 @@ def _enter(
 
 
 class Scratch:
-    """Room for the parts of a product, shared by all products of a device: they follow each other
-    on one stream."""
+    """Hold the partial sums of a product, and the counters of its finished parts.
+
+    All products of a device share it, because they follow each other on one stream.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.parts = torch.empty(1 << 22, dtype=torch.float32, device=device)
         self.counters = torch.zeros(1 << 14, dtype=torch.int32, device=device)
 
 
-def _high(rows: int) -> int:
-    """Rows that are computed for so many."""
+def _padded_rows(rows: int) -> int:
+    """Return the rows that are computed for a batch of this size."""
     assert rows <= ROWS
     high: int = max(16, triton.next_power_of_2(rows))
     return high
 
 
-def cut(
-    rows: int, width: int, depth: int, many: int, gated: bool, size: int = 2
+def choose_tile(
+    rows: int, width: int, depth: int, *, many: int, gated: bool, size: int = 2
 ) -> tuple[Tile, int]:
-    """The tile for a product of numbers of `size` bytes, and how many parts its depth is cut into,
-    so that no more than `many` processors have one each."""
-    tile = TILES[_high(rows), gated]
+    """Choose the tile of a product, and the number of parts that its depth is split into.
+
+    Args:
+        rows: tokens.
+        width: outputs.
+        depth: inputs.
+        many: processors; tiles times parts do not exceed them if they can be fewer.
+        gated: there are two products, for the gate and what it multiplies.
+        size: bytes of a number.
+    """
+    tile = TILES[_padded_rows(rows), gated]
     out, split = tile.out, 1
-    if rows <= 16:  # rather small tiles than parts, which have to wait for each other
+    if rows <= 16:  # small tiles are better than parts, which must wait for each other
         while out > 16 and triton.cdiv(width, out) < 64:
             out //= 2
     tiles = triton.cdiv(width, out)
     while 2 * tiles * split <= many and split < 8 and depth // (2 * split) >= 256:
         split *= 2
-    most = tile.deep if capability() >= HOPPER else tile.deep // 2  # an older chip has less room
+    # chips before Hopper have less shared memory
+    most = tile.deep if capability() >= HOPPER else tile.deep // 2
     deep = min(most * 2 // size, max(16, triton.next_power_of_2(depth)))
-    while deep > 64 and triton.cdiv(depth, split) % deep:  # some of its parts would be short
+    while deep > 64 and triton.cdiv(depth, split) % deep:  # some parts would be short
         deep //= 2
     return Tile(out, deep, tile.warps, tile.stages), split
 
 
-def enter(tokens: Tensor, embedding: Tensor, gain: Tensor) -> Stream:
-    """Rows of `embedding` [V, H] for `tokens` [M <= 64], ready for a norm with `gain` [H]."""
+def embed_stream(tokens: Tensor, embedding: Tensor, gain: Tensor) -> Stream:
+    """Look up embeddings, ready for the first norm.
+
+    Args:
+        tokens: [M <= 64] int32.
+        embedding: [V, H].
+        gain: [H] of the norm that comes next.
+    """
     rows, width = tokens.shape[0], embedding.shape[1]
-    stream = _room(rows, width, _TILE, embedding)
-    _enter[(triton.cdiv(width, _TILE),)](
-        tokens, embedding, gain, stream.x, stream.scaled, stream.squares, rows, width,
-        ROWS=_high(rows), OUT=_TILE, **chained(),
-    )  # fmt: skip
+    stream = _new_stream(rows, width, _TILE, embedding)
+    _embed[(triton.cdiv(width, _TILE),)](
+        tokens,
+        embedding,
+        gain,
+        stream.x,
+        stream.scaled,
+        stream.squares,
+        rows,
+        width,
+        ROWS=_padded_rows(rows),
+        OUT=_TILE,
+        **chained(),
+    )
     return stream
 
 
-def _room(rows: int, width: int, tile: int, like: Tensor) -> Stream:
+def _new_stream(rows: int, width: int, tile: int, like: Tensor) -> Stream:
     x, scaled = (torch.empty(rows, width, dtype=like.dtype, device=like.device) for _ in range(2))
-    shape = (triton.cdiv(width, tile), _high(rows))
+    shape = (triton.cdiv(width, tile), _padded_rows(rows))
     return Stream(x, scaled, torch.empty(shape, dtype=torch.float32, device=like.device))
 
 
-def normed(
+def norm_linear(
     stream: Stream,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -227,19 +285,29 @@ def normed(
     scratch: Scratch | None = None,
     many: int = 0,
 ) -> Tensor:
-    """``norm(x) W^T + b``, with ``silu(a) * b`` of its halves if `gated`.
+    """Compute ``norm(x) W^T + b``, with ``silu(a) * b`` of its halves if `gated`.
 
-    `weight` [N, K] contiguous. To [M, N], or [M, N / 2] if gated. Sums are in float32. `many`
-    processors share the work; 0 is all there are.
+    Sums are in float32.
+
+    Args:
+        stream: the residual stream [M <= 64, K], ready for the norm.
+        weight: [N, K], contiguous.
+        bias: [N].
+        eps: epsilon of the norm.
+        scratch: shared by the products of a device; allocated if None.
+        many: processors that share the work; 0 is all.
+
+    Returns:
+        [M, N], or [M, N / 2] if gated.
     """
     width = weight.shape[0] // 2 if gated else weight.shape[0]
     x = stream.scaled
     out = torch.empty(x.shape[0], width, dtype=x.dtype, device=x.device)
-    _launch(x, weight, bias, out, eps, gated, stream, None, None, scratch, many)
+    _launch(x, weight, bias, out, stream=stream, eps=eps, gated=gated, scratch=scratch, many=many)
     return out
 
 
-def added(
+def linear_add(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -249,11 +317,24 @@ def added(
     scratch: Scratch | None = None,
     many: int = 0,
 ) -> Stream:
-    """``onto + x W^T + b``, ready for a norm with `gain` [N]. `x` [M <= 64, K], `weight` [N, K]."""
+    """Compute ``onto + x W^T + b``, ready for the next norm.
+
+    Args:
+        x: [M <= 64, K].
+        weight: [N, K], contiguous.
+        bias: [N].
+        onto: the residual stream [M, N].
+        gain: [N] of the norm that comes next.
+        scratch: shared by the products of a device; allocated if None.
+        many: processors that share the work; 0 is all.
+    """
     rows, (width, depth) = x.shape[0], weight.shape
-    tile, _ = cut(rows, width, depth, many or processors(), False, x.element_size())
-    stream = _room(rows, width, tile.out, x)
-    _launch(x, weight, bias, stream.x, 0.0, False, onto, gain, stream, scratch, many)
+    many = many or processors()
+    tile, _ = choose_tile(rows, width, depth, many=many, gated=False, size=x.element_size())
+    stream = _new_stream(rows, width, tile.out, x)
+    _launch(
+        x, weight, bias, stream.x, stream=onto, gain=gain, into=stream, scratch=scratch, many=many
+    )
     return stream
 
 
@@ -262,31 +343,55 @@ def _launch(
     weight: Tensor,
     bias: Tensor | None,
     out: Tensor,
-    eps: float,
-    gated: bool,
+    *,
     stream: Stream,
-    gain: Tensor | None,
-    into: Stream | None,
+    eps: float = 0.0,
+    gated: bool = False,
+    gain: Tensor | None = None,
+    into: Stream | None = None,
     scratch: Scratch | None,
     many: int,
 ) -> None:
+    """Launch a product: of the normed `stream`, or added to it and written `into` another."""
     (rows, depth), width = x.shape, out.shape[1]
     assert weight.is_contiguous() and x.stride(1) == 1
-    high, scratch = _high(rows), scratch or Scratch(x.device)
-    tile, split = cut(rows, width, depth, many or processors(), gated, x.element_size())
+    high, scratch = _padded_rows(rows), scratch or Scratch(x.device)
+    many = many or processors()
+    tile, split = choose_tile(rows, width, depth, many=many, gated=gated, size=x.element_size())
     tiles = triton.cdiv(width, tile.out)
     if (1 + gated) * tiles * split * high * tile.out > scratch.parts.shape[0]:
         split = 1
     pieces = stream.squares.shape[0]
     _skinny[(tiles, split)](
-        x, weight, weight if bias is None else bias, stream.squares, stream.x,
-        x if gain is None else gain, out, out if into is None else into.scaled,
-        scratch.parts if into is None else into.squares, scratch.parts, scratch.counters,
-        rows, width, depth, pieces, eps, x.stride(0),
+        x,
+        weight,
+        weight if bias is None else bias,
+        stream.squares,
+        stream.x,
+        x if gain is None else gain,
+        out,
+        out if into is None else into.scaled,
+        scratch.parts if into is None else into.squares,
+        scratch.parts,
+        scratch.counters,
+        rows,
+        width,
+        depth,
+        pieces,
+        eps,
+        x.stride(0),
         triton.cdiv(triton.cdiv(depth, split), tile.deep) * tile.deep,
-        NORM=into is None, GATED=gated, BIAS=bias is not None, ONTO=into is not None,
-        ROWS=high, OUT=tile.out, DEEP=tile.deep, SPLIT=split,
-        PIECES=triton.next_power_of_2(pieces), WIDEN=triton.knobs.runtime.interpret,
-        num_warps=tile.warps, num_stages=tile.stages,
+        NORM=into is None,
+        GATED=gated,
+        BIAS=bias is not None,
+        ONTO=into is not None,
+        ROWS=high,
+        OUT=tile.out,
+        DEEP=tile.deep,
+        SPLIT=split,
+        PIECES=triton.next_power_of_2(pieces),
+        WIDEN=triton.knobs.runtime.interpret,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
         **chained(),
-    )  # fmt: skip
+    )

@@ -1,23 +1,26 @@
-"""Attention over a store that nobody uses yet, for timing its tilings."""
+"""Attention over a still unused KV store, for timing its tilings."""
 
 import torch
 from torch import Tensor
 
 from drawloom.engine.kernels import decode, prefill
-from drawloom.engine.kernels.decode import Decodes, Parts, spare_parts
-from drawloom.engine.kernels.prefill import Prefills
+from drawloom.engine.kernels.types import DecodeBatch, KeyParts, PrefillBatch
 
 _CHUNK = 2048
 
 
-class Trial:
-    """A batch that decodes over the store's first `tokens`, unevenly, and a chunk of a prompt, on
-    random numbers: a chip is faster on zeros. `clear` leaves zeros.
+class TuningBatch:
+    """Run a decode batch of uneven lengths and a chunk of a prompt over part of a KV store.
+
+    The store is filled with random numbers, because a chip is faster on zeros; `clear` zeroes it.
 
     Args:
         key: heads, key heads and depth.
-        blocks: all blocks of the store.
-        keys: of one layer, [blocks, size, kv_heads, d], and values.
+        blocks: [N] int32, all blocks of the store.
+        keys: [blocks, size, kv_heads, d] of one layer.
+        values: alike.
+        batch: the most rows of the decode batch.
+        tokens: tokens of the store that are used.
     """
 
     def __init__(
@@ -40,8 +43,10 @@ class Trial:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
         lengths = [each - row % 4 * (each // 4) for row in range(batch)]
-        self._rows = Decodes(rows, ints(list(range(batch))), ints(lengths))
-        self._parts = Parts.room(batch, heads, depth, spare_parts(kv_heads, batch), device)
+        self._rows = DecodeBatch(rows, ints(list(range(batch))), ints(lengths))
+        self._parts = KeyParts.allocate(
+            batch, heads, depth, decode.spare_parts(kv_heads, batch), device
+        )
         self._used = keys[: tokens // size], values[: tokens // size]
         for part in self._used:
             part.normal_()
@@ -52,21 +57,23 @@ class Trial:
         self._chunk = torch.randn(self._length, heads, depth, dtype=keys.dtype, device=device)
 
     def decode(self) -> None:
-        decode.cut(self._rows, self._parts)
+        """Decode one token of each row."""
+        decode.split_keys(self._rows, self._parts)
         decode.decode(self._q, self._keys, self._values, self._rows, self._parts)
 
     def prefill(self) -> None:
-        """Its tiles are as large as the tiling has them."""
-        size = prefill.queries(*self._key, self._length)
-        if size not in self._tiles:  # once, as it cannot be part of a graph
+        """Compute the chunk, in tiles of the current tiling's size."""
+        size = prefill.tile_queries(*self._key, self._length)
+        if size not in self._tiles:  # copied once, because a graph cannot capture the copy
             pairs = torch.tensor(prefill.tiles([self._length], size), dtype=torch.int32)
             self._tiles[size] = pairs.T.contiguous().to(self._keys.device)
-        at = Prefills(*self._whole, self._tiles[size])
-        prefill.prefill(self._chunk, self._keys, self._values, at, size)
+        batch = PrefillBatch(*self._whole, self._tiles[size])
+        prefill.prefill(self._chunk, self._keys, self._values, batch, size)
 
     def clear(self) -> None:
+        """Zero the part of the store that was used."""
         for part in self._used:
             part.zero_()
 
 
-__all__ = ["Trial"]
+__all__ = ["TuningBatch"]

@@ -1,4 +1,4 @@
-"""Weights: from safetensors files, or random for benchmarks and tests."""
+"""Weights of a model: read from safetensors files, or random for benchmarks and tests."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -16,7 +16,14 @@ _HEAD = "lm_head.weight"
 
 
 def resolve(model: str) -> Path:
-    """The folder of a model: a path, or a Hugging Face hub id that is downloaded once."""
+    """Return the folder of a model, downloading it once if it is a Hugging Face hub id.
+
+    Args:
+        model: a path or a hub id.
+
+    Raises:
+        CheckpointError: there is no such folder, or the hub does not deliver it.
+    """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
@@ -33,7 +40,7 @@ def resolve(model: str) -> Path:
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every weight that a model of this config has, by its Hugging Face name."""
+    """Return the shapes of a model's weights by their Hugging Face names."""
     c = config
     out: dict[str, tuple[int, ...]] = {}
     out["model.embed_tokens.weight"] = (c.vocab_size, c.hidden_size)
@@ -160,8 +167,11 @@ def dummy(
     seed: int = 0,
     device: torch.device | None = None,
 ) -> dict[str, Tensor]:
-    """Random weights of a model's shape, scaled so that activations stay finite; made on `device`
-    (the CPU if not given), and others on each."""
+    """Make random weights of a model's shapes, scaled so that activations stay finite.
+
+    Args:
+        device: where they are made, the CPU by default; devices give different numbers.
+    """
     device = device or torch.device("cpu")
     generator = torch.Generator(device).manual_seed(seed)
     weights = {}

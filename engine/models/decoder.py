@@ -1,4 +1,4 @@
-"""The decoder that Llama, Mistral, Qwen2 and Qwen3 share, as functions over weights."""
+"""Decoder that Llama, Mistral, Qwen2 and Qwen3 share, as functions over weights."""
 
 import math
 
@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drawloom.engine.config import ModelConfig
+from drawloom.engine.kernels.types import BatchMeta, RopeArgs, Stream
 from drawloom.engine.kvcache.kv_memory import KVStore
 from drawloom.engine.models.checkpoint import shapes
-from drawloom.engine.ops.base import BatchMeta, Linear, Ops, Stack, Stream
+from drawloom.engine.ops.base import Linear, Ops, Stack
 from drawloom.errors import ConfigError
 
 _QKV = [f"self_attn.{n}_proj" for n in "qkv"]
@@ -19,7 +20,7 @@ _DOWN = ["mlp.down_proj"]
 
 
 class Layer:
-    """One block: attention, then a gated MLP, each before a norm and after a residual."""
+    """Compute one layer: attention and a gated MLP, each after a norm, added to a residual."""
 
     def __init__(
         self,
@@ -56,9 +57,13 @@ class Layer:
             self.norms = (q, k, self.config.rms_eps)
 
     def update(self, weights: dict[str, Tensor]) -> None:
+        """Replace the weights, taking them out of their dict."""
         for linear, parts in (
-            (self.qkv, _QKV), (self.output, _OUTPUT), (self.gate_up, _GATE_UP), (self.down, _DOWN)
-        ):  # fmt: skip
+            (self.qkv, _QKV),
+            (self.output, _OUTPUT),
+            (self.gate_up, _GATE_UP),
+            (self.down, _DOWN),
+        ):
             linear.update(*self._joined(weights, parts))
         self._norms(weights)
 
@@ -71,25 +76,46 @@ class Layer:
         meta: BatchMeta,
         last: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Of the `last` layer, only the rows asked for come out: all tokens have their keys and
-        values by then, and nobody reads the others' hidden states."""
+        """Compute a step.
+
+        Args:
+            x: [T, H], the output of the layer before.
+            residual: [T, H], to which `x` is to be added; None for the first layer.
+            rope: cosines and sines [P, d / 2] by position.
+            cache: keys and values of this layer, [blocks, block_size, kv_heads, d], written.
+            meta: positions of the T tokens.
+            last: this is the last layer: keep only the rows in `meta.rows`. All keys and values
+                are stored by then, and the other hidden states are not needed.
+
+        Returns:
+            The layer's output and the residual that it is to be added to, [T, H] or [R, H].
+        """
         c, ops = self.config, self.ops
         h, residual = ops.rms_norm(x, self.input_norm, c.rms_eps, residual)
-        q, k, v = (
-            part.unflatten(-1, (-1, c.head_dim))
-            for part in self.qkv(h).split(
-                [c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim], -1
-            )
-        )
-        q = ops.rope_and_store(q, k, v, self.norms, rope, *cache, meta)
-        x = ops.attention(q, *cache, meta).flatten(1)
+        x = self._attention(self.qkv(h), rope, cache, meta)
         if last and not meta.every:
             x, residual = x[meta.rows], residual[meta.rows]
         x = self.output(x)
         h, residual = ops.rms_norm(x, self.post_norm, c.rms_eps, residual)
         return self.down(ops.silu_mul(self.gate_up(h))), residual
 
-    def few(
+    def _attention(
+        self,
+        qkv: Tensor,
+        rope: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
+        meta: BatchMeta,
+    ) -> Tensor:
+        c = self.config
+        inner, kv_inner = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        q, k, v = (
+            part.unflatten(-1, (-1, c.head_dim))
+            for part in qkv.split([inner, kv_inner, kv_inner], -1)
+        )
+        q = self.ops.rope_and_store(RopeArgs(q, k, v, self.norms, rope, *cache, meta))
+        return self.ops.attention(q, *cache, meta).flatten(1)
+
+    def forward_small(
         self,
         stream: Stream,
         rope: tuple[Tensor, Tensor],
@@ -97,24 +123,29 @@ class Layer:
         meta: BatchMeta,
         after: Tensor,
     ) -> Stream:
-        """The same for a step of few tokens, its norms, gate and residuals part of the products:
-        6 kernels instead of 9. `after` is the gain of the norm behind this layer."""
-        c, ops = self.config, self.ops
-        q, k, v = (
-            part.unflatten(-1, (-1, c.head_dim))
-            for part in ops.normed(self.qkv, stream, c.rms_eps).split(
-                [c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim], -1
-            )
-        )
-        q = ops.rope_and_store(q, k, v, self.norms, rope, *cache, meta)
-        x = ops.attention(q, *cache, meta).flatten(1)
-        stream = ops.added(self.output, x, stream, self.post_norm)
-        h = ops.normed(self.gate_up, stream, c.rms_eps, gated=True)
-        return ops.added(self.down, h, stream, after)
+        """Compute a step of a small batch, with norms, gate and residuals in the products.
+
+        It takes 6 kernels instead of 9.
+
+        Args:
+            after: [H], gain of the norm behind this layer.
+        """
+        eps, ops = self.config.rms_eps, self.ops
+        qkv = ops.norm_linear(self.qkv, stream, eps)
+        x = self._attention(qkv, rope, cache, meta)
+        stream = ops.linear_add(self.output, x, stream, self.post_norm)
+        h = ops.norm_linear(self.gate_up, stream, eps, gated=True)
+        return ops.linear_add(self.down, h, stream, after)
 
 
 class Decoder:
-    """Token ids in, logits out."""
+    """Compute hidden states and logits of token ids.
+
+    Args:
+        weights: by Hugging Face name. Each is taken out of the dict and moved to `device` in turn:
+            packing copies it, and the original must not be kept alive meanwhile.
+        device: that of the weights by default.
+    """
 
     def __init__(
         self,
@@ -123,8 +154,6 @@ class Decoder:
         ops: Ops,
         device: torch.device | None = None,
     ) -> None:
-        """Take `weights` out of their dict, one after the other, to `device`: packed for it they
-        are copies, and nobody else should hold the originals meanwhile."""
         self.config, self.ops = config, ops
         self._device = device or weights["model.norm.weight"].device
         layers = range(config.layers)
@@ -134,7 +163,7 @@ class Decoder:
         self._stack = self._stacked()
 
     def _stacked(self) -> Stack | None:
-        """Return all layers but the last, of which fewer rows come out, as one call."""
+        """Fuse all layers but the last, which returns fewer rows, into one call."""
         if self.config.qk_norm:
             return None
         layers = self.layers[:-1]
@@ -146,7 +175,7 @@ class Decoder:
         )
 
     def _take(self, weights: dict[str, Tensor]) -> Tensor:
-        """Keep what is used as it is; the head's weight."""
+        """Keep the weights that are used as they are, and return the head's."""
         self.embedding = weights.pop("model.embed_tokens.weight").to(self._device)
         self.norm = weights.pop("model.norm.weight").to(self._device)
         return (
@@ -154,7 +183,11 @@ class Decoder:
         )
 
     def update(self, weights: dict[str, Tensor]) -> None:
-        """Take other weights. Raises `ConfigError` before anything changed if they do not fit."""
+        """Replace the weights.
+
+        Raises:
+            ConfigError: a weight is missing or of another shape; nothing has changed then.
+        """
         wanted = shapes(self.config)
         for name, shape in wanted.items():
             found = weights.get(name)
@@ -169,7 +202,7 @@ class Decoder:
         self._stack = self._stacked()
 
     def to(self, device: torch.device) -> None:
-        """Move everything (to sleep, and back)."""
+        """Move all weights to a device."""
         self.embedding, self.norm = self.embedding.to(device), self.norm.to(device)
         self.rope = tuple(t.to(device) for t in self.rope)
         for layer in self.layers:
@@ -185,8 +218,13 @@ class Decoder:
         self.head.to(device)
 
     def __call__(self, tokens: Tensor, store: KVStore, meta: BatchMeta) -> Tensor:
-        """Hidden states [R, H] of the rows asked for; keys and values of all [T] tokens are
-        stored."""
+        """Compute a step: store keys and values of all T tokens, return hidden states [R, H].
+
+        Args:
+            tokens: [T] ids.
+            store: keys and values of all layers.
+            meta: positions of the tokens, and the rows that are returned.
+        """
         x: Tensor = F.embedding(tokens, self.embedding)
         residual: Tensor | None = None
         rope, end = (self.rope[0], self.rope[1]), len(self.layers) - 1
@@ -199,24 +237,24 @@ class Decoder:
         x, _ = self.ops.rms_norm(x, self.norm, self.config.rms_eps, residual)
         return x
 
-    def few(self, tokens: Tensor, store: KVStore, meta: BatchMeta) -> Tensor:
-        """The same for a step of few tokens, each of which is sampled from; see `Layer.few`."""
+    def forward_small(self, tokens: Tensor, store: KVStore, meta: BatchMeta) -> Tensor:
+        """Compute a step of a small batch with fused products; return all rows."""
         rope, norms = (self.rope[0], self.rope[1]), [one.input_norm for one in self.layers]
-        stream = self.ops.enter(tokens, self.embedding, norms[0])
+        stream = self.ops.embed_stream(tokens, self.embedding, norms[0])
         for index, (layer, after) in enumerate(
             zip(self.layers, [*norms[1:], self.norm], strict=True)
         ):
-            stream = layer.few(stream, rope, store.layer(index), meta, after)
+            stream = layer.forward_small(stream, rope, store.layer(index), meta, after)
         x, _ = self.ops.rms_norm(stream.x, self.norm, self.config.rms_eps, None)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[R, H] to [R, V]."""
+        """Compute logits [R, V] of hidden states [R, H]."""
         return self.head(hidden)
 
 
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [max_position, d / 2], float32, with Llama 3.1's scaling if asked."""
+    """Compute cosines and sines [max_position, d / 2], float32, with Llama 3.1's scaling."""
     half = config.head_dim // 2
     steps = torch.arange(half, dtype=torch.float32)
     inverse = 1.0 / config.rope_theta ** (steps * 2 / config.head_dim)

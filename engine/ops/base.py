@@ -1,82 +1,32 @@
-"""What a model asks of a device: a handful of fused operations over a paged KV cache.
+"""Operations that a model asks of a device: a few fused ones, over a paged KV cache.
 
-`reference` says in plain torch what each must compute; `cpu` and `triton` compute it quickly.
+`reference` defines in plain torch what each computes; `cpu` and `triton` compute it fast.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from drawloom.engine.ops.step import Step
-
-
-@dataclass(slots=True)
-class BatchMeta:
-    """Where the tokens of a step stand. T tokens of B sequences, laid end to end.
-
-    Attributes:
-        positions: [T] int64, place of each token in its sequence.
-        slots: [T] int64, block * block_size + offset where its keys and values go.
-        rows: [R] int64, which of the T tokens are sampled from.
-        query_lengths: tokens of each sequence in this step.
-        contexts: tokens of each sequence after this step.
-        tables: the blocks of each sequence; -1 where one fell behind the window.
-        window: tokens that a token attends to, itself included; 0 is all.
-        every: whether `rows` are all of the tokens, in their order.
-        step: the same for kernels, on the device; where it is given, the three lists are empty.
-    """
-
-    positions: Tensor
-    slots: Tensor
-    rows: Tensor
-    query_lengths: list[int]
-    contexts: list[int]
-    tables: list[list[int]]
-    window: int = 0
-    every: bool = False
-    angles: tuple[Tensor, Tensor] | None = None
-    step: "Step | None" = None
-
-    def rotation(self, rope: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [T, 1, d / 2] of this step's positions; the same for all layers."""
-        if self.angles is None:
-            cos, sin = (table[self.positions].unsqueeze(1).to(dtype) for table in rope)
-            self.angles = cos, sin
-        return self.angles
-
-
-@dataclass(slots=True)
-class Stream:
-    """The residual stream of a step of few tokens, as one product hands it to the next.
-
-    Attributes:
-        x: [T, H].
-        scaled: [T, H], x times the gain of the norm that comes next.
-        squares: [tiles, >= T] float32, of each row sums of the squares of x, tile by tile.
-    """
-
-    x: Tensor
-    scaled: Tensor
-    squares: Tensor
+from drawloom.engine.kernels.types import BatchMeta, RopeArgs, Stream
 
 
 class Linear(Protocol):
-    """``y = x W^T + b`` over weights packed for the device."""
+    """Compute ``y = x W^T + b`` over weights packed for the device."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
     def update(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Other weights of the same shape, in place."""
+        """Replace the weights by others of the same shape, in place."""
         ...
 
-    def to(self, device: torch.device) -> None: ...
+    def to(self, device: torch.device) -> None:
+        """Move the weights to a device."""
+        ...
 
 
 class Stack(Protocol):
-    """Layers of a decoder in one call."""
+    """Compute several layers of a decoder in one call."""
 
     def __call__(
         self,
@@ -87,74 +37,94 @@ class Stack(Protocol):
         eps: float,
         meta: BatchMeta,
     ) -> tuple[Tensor, Tensor]:
-        """Return what the last layer adds, and the residual to add it to, [T, H]; `x` is written
-        over, `store` is `KVStore.tensor`."""
+        """Compute the layers.
+
+        Args:
+            x: [T, H] float32 or bfloat16, overwritten.
+            rope: cosines and sines [P, d / 2] by position.
+            store: `KVStore.tensor`; keys and values are written in place.
+            heads: query heads.
+            eps: epsilon of the norms.
+            meta: positions of the T tokens.
+
+        Returns:
+            The last layer's output and the residual that it is to be added to, both [T, H].
+        """
         ...
 
 
 class Ops(Protocol):
-    """The operations of one device. `keys` and `values` are [blocks, block_size, kv_heads, d]."""
+    """Compute the operations of a model on one kind of device."""
 
-    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear: ...
+    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """Pack the weights [N, K] and bias [N] of a linear layer for the device."""
+        ...
 
     def stack(
         self, linears: list[list[Linear]], norms: list[list[Tensor]], group: int, depth: int
     ) -> Stack | None:
-        """Return layers as one call, given their four products (qkv, output, gate_up, down) and
-        their two norms, with `group` queries of this depth for a key; None where each operation
-        is a call of its own."""
+        """Fuse layers into one call, if this device can.
+
+        Args:
+            linears: of each layer, its four products: qkv, output, gate_up and down.
+            norms: of each layer, the gains of its two norms.
+            group: query heads for each key head.
+            depth: dimensions of a head.
+
+        Returns:
+            None where each operation is a call of its own.
+        """
         ...
 
     def rms_norm(
         self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Norm of ``x + residual`` and that sum. [T, H]."""
+        """Return the RMS norm of ``x + residual`` and that sum, both [T, H]."""
         ...
 
-    def rope_and_store(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        norms: tuple[Tensor, Tensor, float] | None,
-        rope: tuple[Tensor, Tensor],
-        keys: Tensor,
-        values: Tensor,
-        meta: BatchMeta,
-    ) -> Tensor:
-        """Normalise (Qwen3) and rotate queries and keys, store keys and values in their slots.
+    def rope_and_store(self, args: RopeArgs) -> Tensor:
+        """Rotate queries and keys, and store keys and values in their KV slots.
 
-        `q` is [T, heads, d], `k` and `v` [T, kv_heads, d], `rope` cosines and sines [P, d / 2].
-        Returns the rotated queries.
+        Queries and keys are normalised first if the model does so (Qwen3).
+
+        Returns:
+            The rotated queries [T, heads, d].
         """
         ...
 
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, meta: BatchMeta) -> Tensor:
-        """Causal attention of the new tokens over the context of their sequence, or its last
-        `meta.window` tokens.
+        """Compute causal attention of a step's tokens over their sequences, at scale d ** -0.5.
 
-        `q` is [T, heads, d]; so is the result. Scale is d ** -0.5.
+        Args:
+            q: [T, heads, d].
+            keys: [blocks, block_size, kv_heads, d].
+            values: alike.
+            meta: positions of the T tokens; `meta.window` limits the keys of each.
+
+        Returns:
+            [T, heads, d].
         """
         ...
 
     def silu_mul(self, x: Tensor) -> Tensor:
-        """``silu(a) * b`` of x = [a, b]. [T, 2 I] to [T, I]."""
+        """Return ``silu(a) * b`` [T, I] of x = [a, b] [T, 2 I]."""
         ...
 
-    def enter(self, tokens: Tensor, embedding: Tensor, gain: Tensor) -> Stream:
-        """Rows of `embedding` [V, H], ready for a norm with `gain`. For few tokens; [T] to [T, H].
+    # The following three serve small batches, at most 64 tokens on a GPU, where each is one kernel.
 
-        This and the next two are for the few tokens of a small batch, at most 64 on a GPU: there
-        each is one kernel."""
+    def embed_stream(self, tokens: Tensor, embedding: Tensor, gain: Tensor) -> Stream:
+        """Look up tokens [T] in `embedding` [V, H], ready for a norm with `gain` [H]."""
         ...
 
-    def normed(self, linear: Linear, stream: Stream, eps: float, gated: bool = False) -> Tensor:
-        """``linear(norm(x))``, with `silu_mul` if `gated`. [T, H] to [T, N]."""
+    def norm_linear(
+        self, linear: Linear, stream: Stream, eps: float, gated: bool = False
+    ) -> Tensor:
+        """Return ``linear(norm(x))`` [T, N], with `silu_mul` of it if `gated`."""
         ...
 
-    def added(self, linear: Linear, x: Tensor, onto: Stream, gain: Tensor) -> Stream:
-        """``onto + linear(x)``, ready for a norm with `gain`. [T, K] to [T, H]."""
+    def linear_add(self, linear: Linear, x: Tensor, onto: Stream, gain: Tensor) -> Stream:
+        """Add ``linear(x)`` of x [T, K] to the stream, ready for a norm with `gain` [H]."""
         ...
 
 
-__all__ = ["BatchMeta", "Linear", "Ops", "Stack", "Stream"]
+__all__ = ["Linear", "Ops", "Stack"]

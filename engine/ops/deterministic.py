@@ -1,16 +1,17 @@
-"""The same bits whatever else is in the batch and however a prompt is cut.
+"""Batch-invariant operations: the same bits for any batch and any chunking of a prompt.
 
-A product's last bits depend on its shape: another kernel, another order of sums. So every product
-here has one shape for every token: tiles of 16 rows, a context padded to whole tiles of 64 keys
-(masked, so that they add exact zeros). After Thinking Machines, "Defeating Nondeterminism in LLM
-Inference" (2025).
+The last bits of a product depend on its shape, because another shape means another kernel or order
+of sums. So every product here has one shape for every token: tiles of 16 rows, and a context padded
+to whole tiles of 64 keys (masked, so that they add exact zeros). After Thinking Machines,
+"Defeating Nondeterminism in LLM Inference" (2025).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drawloom.engine.ops.base import BatchMeta, Linear
+from drawloom.engine.kernels.types import BatchMeta
+from drawloom.engine.ops.base import Linear
 from drawloom.engine.ops.reference import ReferenceOps
 
 _ROWS, _KEYS = 16, 64
@@ -34,12 +35,14 @@ class _Tiled:
 
 
 class DeterministicOps(ReferenceOps):
-    """Slower, and exact to the bit against itself."""
+    """Compute the operations batch-invariantly; slower than the others."""
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """Keep the weights, for products over tiles of rows."""
         return _Tiled(weight, bias)
 
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, meta: BatchMeta) -> Tensor:
+        """Compute causal attention, one query token at a time."""
         out, at = torch.empty_like(q), 0
         for count, context, table in zip(
             meta.query_lengths, meta.contexts, meta.tables, strict=True
@@ -47,15 +50,15 @@ class DeterministicOps(ReferenceOps):
             blocks = torch.tensor(table, device=q.device).clamp_min(0)
             k = keys[blocks].flatten(0, 1)[:context].float()
             v = values[blocks].flatten(0, 1)[:context].float()
-            for place in range(count):
-                end = context - count + place + 1
-                out[at + place] = _alone(q[at + place], k[:end], v[:end], meta.window)
+            for index in range(count):
+                end = context - count + index + 1
+                out[at + index] = _attend_one(q[at + index], k[:end], v[:end], meta.window)
             at += count
         return out
 
 
-def _alone(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """One query [heads, d] over [L, kv_heads, d]; sums run key tile by key tile."""
+def _attend_one(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Compute attention of one query [heads, d] over [L, kv_heads, d], summed tile by tile."""
     length, kv_heads, depth = k.shape
     group = q.shape[0] // kv_heads
     padding = (0, 0, 0, 0, 0, -length % _KEYS)

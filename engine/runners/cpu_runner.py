@@ -1,4 +1,4 @@
-"""The model runner: carries out a step plan on a device."""
+"""Model runner: carries out step plans on a CPU."""
 
 import time
 from collections.abc import Callable
@@ -8,19 +8,25 @@ from torch import Tensor
 
 from drawloom.engine.config import EngineConfig, ModelConfig
 from drawloom.engine.core.step_plan import Chunk, Sampled, StepPlan
+from drawloom.engine.kernels.types import BatchMeta
 from drawloom.engine.kvcache.copies import Copies
 from drawloom.engine.kvcache.kv_memory import HostTier, KVStore
 from drawloom.engine.models.decoder import Decoder
-from drawloom.engine.ops.base import BatchMeta, Ops
+from drawloom.engine.ops.base import Ops
 from drawloom.engine.runners.sampler import sample, score
 from drawloom.errors import ConfigError, EngineError
 
 
 class ModelRunner:
-    """A model on one device, which computes when it is asked for the result.
+    """Run a model on one device, computing a step when its result is asked for.
+
+    Args:
+        weights: by Hugging Face name; taken out of the dict.
+        blocks: KV blocks on the device.
+        host_blocks: KV blocks in host memory behind them; 0 is no host tier.
 
     Attributes:
-        unknown: ids of the model that its tokenizer does not have, ascending; never sampled.
+        unknown: ids that the tokenizer has no token for, ascending; never sampled.
     """
 
     async_launch = False
@@ -60,12 +66,15 @@ class ModelRunner:
         return KVStore(self._spec, self._blocks, self.block_size, self.device, self._dtype)
 
     def launch(self, plan: StepPlan) -> Callable[[], dict[str, Sampled]]:
-        """A CPU computes when it is asked for the result, so that what came before can be told
-        first; nothing is gained by making it wait."""
+        """Return a function that computes the step.
+
+        Computing at once would gain nothing, and delay the results of the step before.
+        """
         return lambda: self.run(plan)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> dict[str, Sampled]:
+        """Compute a step; return the results by sequence id."""
         store = self._awake()
         for source, target, count in plan.copies:
             store.copy(source, target, count)
@@ -81,7 +90,7 @@ class ModelRunner:
     def _read_out(
         self, chunks: list[Chunk], hidden: Tensor, spans: dict[str, tuple[int, int]]
     ) -> dict[str, Sampled]:
-        """`hidden` [R, H] has, chunk by chunk, the rows to score and then the one to sample."""
+        """Sample and score; `hidden` [R, H] has, chunk by chunk, rows to score, then to sample."""
         sampled = [c for c in chunks if c.sample and c.seq.params.max_tokens]
         rows = [sum(spans[c.seq.id]) - 1 for c in sampled]
         out: dict[str, Sampled] = {}
@@ -96,7 +105,7 @@ class ModelRunner:
         return out
 
     def _inputs(self, plan: StepPlan) -> tuple[Tensor, BatchMeta, dict[str, tuple[int, int]]]:
-        """Tokens [T], where they stand, and which of the rows kept for the head are whose."""
+        """Return the tokens [T], their positions, and (first row, rows) of each sequence."""
         size = self.block_size
         tokens: list[int] = []
         slots: list[int] = []
@@ -121,13 +130,13 @@ class ModelRunner:
             spans[chunk.seq.id] = (first, len(rows) - first)
         packed = torch.tensor([tokens, positions, slots], dtype=torch.int64).to(self.device)
         meta = BatchMeta(
-            packed[1],
-            packed[2],
-            torch.tensor(rows, dtype=torch.int64).to(self.device),
-            [len(c.tokens) for c in plan.chunks],
-            [c.end for c in plan.chunks],
-            [c.blocks for c in plan.chunks],
-            self._spec.window,
+            positions=packed[1],
+            kv_slots=packed[2],
+            rows=torch.tensor(rows, dtype=torch.int64).to(self.device),
+            query_lengths=[len(c.tokens) for c in plan.chunks],
+            contexts=[c.end for c in plan.chunks],
+            tables=[c.blocks for c in plan.chunks],
+            window=self._spec.window,
             every=len(rows) == len(tokens),
         )
         return packed[0], meta, spans
@@ -141,19 +150,27 @@ class ModelRunner:
 
     @torch.inference_mode()
     def transfer(self, copies: Copies) -> None:
+        """Begin copies of KV blocks between the device and host memory."""
         assert self.host is not None, "copies without host memory"
         self.host.transfer(self._awake(), copies)
 
     def finished_copies(self, wait: float = 0.0) -> tuple[list[int], list[int]]:
+        """Return the device blocks that were saved, and those that were loaded, since last asked.
+
+        Args:
+            wait: seconds to wait for one at most.
+        """
         return self.host.finished_copies(wait) if self.host is not None else ([], [])
 
     def failed_copies(self) -> list[Copies]:
+        """Return the copies that failed since last asked."""
         return self.host.failed_copies() if self.host is not None else []
 
     @torch.inference_mode()
-    def read(self, places: list[tuple[int, int]]) -> Tensor:
+    def read(self, blocks: list[tuple[int, int]]) -> Tensor:
+        """Return the contents of (device block, or -1; host block) pairs, in host memory."""
         parts = []
-        for block, host in places:
+        for block, host in blocks:
             if block >= 0:
                 parts.append(self._awake().tensor[block].cpu())
             else:
@@ -165,13 +182,14 @@ class ModelRunner:
 
     @torch.inference_mode()
     def write(self, blocks: list[int], data: Tensor) -> None:
+        """Write contents, as `read` returns them, to device blocks."""
         store = self._awake()
         for block, content in zip(blocks, data, strict=False):
             store.tensor[block] = content.to(self.device)
 
     @torch.inference_mode()
     def copy_seconds(self, blocks: int = 8) -> float:
-        """Seconds that copying a block to host memory takes, measured."""
+        """Measure the seconds that copying a block to host memory takes."""
         if self.host is None:
             return 0.0
         count = min(blocks, self._blocks, self.host.memory.shape[0])
@@ -189,27 +207,34 @@ class ModelRunner:
 
     @torch.inference_mode()
     def update(self, weights: dict[str, Tensor]) -> None:
+        """Replace the weights; raise `ConfigError` if they do not fit."""
         self.model.update(weights)
 
     def sleep(self) -> None:
-        """KV memory is given back; on a GPU the weights move to host memory."""
+        """Free the KV memory; on a GPU, move the weights to host memory."""
         self.store = None
         if self.device.type == "cuda":
             self.model.to(torch.device("cpu"))
             torch.cuda.empty_cache()
 
     def wake(self) -> None:
+        """Undo `sleep`; the KV store is empty then."""
         if self.device.type == "cuda":
             self.model.to(self.device)
         self.store = self._new_store()
 
     def close(self) -> None:
+        """Stop copying."""
         if self.host is not None:
             self.host.close()
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU, else the CPU. Raises `ConfigError` if the device is not there."""
+    """Return the device of a name; `auto` is the first GPU, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -26,7 +26,7 @@ _Integers = NDArray[np.uint64]
 
 
 def keep(logits: Tensor, top_k: list[int], top_p: list[float]) -> Tensor:
-    """Keep the `top_k` best of each row, and of these the fewest that hold `top_p` of the mass.
+    """Keep the `top_k` best of each row, then the fewest that hold `top_p` of their mass.
 
     Args:
         logits: [R, V] float32, divided by the temperature.
@@ -48,7 +48,7 @@ def keep(logits: Tensor, top_k: list[int], top_p: list[float]) -> Tensor:
 
 
 def gumbel(keys: list[int], ids: Tensor) -> Tensor:
-    """Compute the Gumbel noise [R, K] float32 of tokens `ids` [R, K] or [K], for a key each row."""
+    """Compute Gumbel noise [R, K] float32 of tokens `ids` [R, K] or [K], with one key a row."""
     counters = (ids.numpy().astype(np.uint64) + np.uint64(1)) * _GOLDEN
     x = _unsigned(keys)[:, None] + counters
     return torch.from_numpy(_noise(_scramble(x, np.empty_like(x))))
@@ -75,7 +75,7 @@ def draw_best(
 
 
 def _best(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return values and ids [R, count] of the largest logits, in order; of equal ones the first."""
+    """Return values and ids [R, count] of the largest logits, in order; ties by position."""
     values, ids = logits.topk(count + 1)
     edge, ids = values[:, count], ids[:, :count].clone()
     for row in (values[:, count - 1] == edge).nonzero()[:, 0].tolist():

@@ -1,8 +1,7 @@
-"""Steps of decoding captured as CUDA graphs: a launch instead of hundreds.
+"""Engine steps captured as CUDA graphs: one launch instead of hundreds.
 
-A graph is of one batch size, and smaller batches are padded to it; all share one memory pool, the
-largest is captured first (nano-vllm; research/engines.md §1.2). Where there are no graphs the same
-is computed launch by launch.
+A graph is captured for one padded shape. All share one memory pool, and the largest is captured
+first, as in nano-vllm. On devices without graphs, a step is launched kernel by kernel.
 """
 
 import time
@@ -16,7 +15,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from drawloom.engine.kernels.skinny_gemm import ROWS
-from drawloom.engine.runners.step_inputs import Layout, Packed
+from drawloom.engine.runners.step_inputs import Packed, StepShape
 
 Forward = Callable[[Packed, bool], Tensor]
 _TRIES = 20
@@ -30,92 +29,96 @@ class _Captured:
 
 
 class StepGraphs:
-    """Steps by their layout.
-
-    Attributes:
-        sizes: the batches that are captured.
+    """Run steps by captured graphs, one for each step shape.
 
     Args:
-        forward: computes a step of a layout from the device's integers, with products of few rows
-            or without, to logits.
-        blank: makes the integers those of a step of padding alone.
-        memory: the device's integers.
+        forward: computes the logits of a step from the packed integers on the device; its second
+            argument asks for the fused products of small batches.
+        blank: turns the packed integers into those of a step of padding.
+        memory: the packed integers on the device.
         most: the largest batch.
+
+    Attributes:
+        sizes: the batch sizes that are captured; others are padded to them.
     """
 
     def __init__(
-        self, forward: Forward, blank: Callable[[Packed], None], memory: Tensor, most: int
+        self,
+        forward: Forward,
+        blank: Callable[[Packed], None],
+        memory: Tensor,
+        most: int,
+        *,
+        small_batch: bool | None = None,
     ) -> None:
         self._forward, self._blank, self._memory = forward, blank, memory
         self._captures = memory.is_cuda
-        self._graphs: dict[Layout, _Captured] = {}
-        self._few: dict[int, bool] = {}
+        self._graphs: dict[StepShape, _Captured] = {}
+        self._small_batch: dict[int, bool] = {}  # by batch size, once measured
         self._pool: Any = None
         steps = [1, 2, 4, 8, 16, 32, *range(64, most, 64)]
         self.sizes = sorted({size for size in steps if size < most} | {most})
+        if small_batch is not None:
+            self._small_batch = {size: small_batch for size in self.sizes if size <= ROWS}
 
-    def run(self, layout: Layout) -> Tensor:
-        """Logits of a step whose integers are on the device."""
+    def run(self, shape: StepShape) -> Tensor:
+        """Compute the logits of a step whose integers are on the device."""
         if not self._captures:
-            few = not layout.chunks and self._few.get(layout.tokens, False)
-            return self._forward(Packed(self._memory, layout), few)
-        found = self._graphs.get(layout)
+            small_batch = not shape.chunks and self._small_batch.get(shape.tokens, False)
+            return self._forward(Packed(self._memory, shape), small_batch)
+        found = self._graphs.get(shape)
         if found is None:
             kept = self._memory.clone()
-            found = self._graphs[layout] = self._best(layout)
+            found = self._graphs[shape] = self._best(shape)
             self._memory.copy_(kept)
         found.graph.replay()
         return found.logits
 
-    def warm_up(self, layouts: list[Layout]) -> None:
-        """Capture what every load needs, the largest first; the rest when it is first met."""
-        for layout in reversed(layouts):
-            self.run(layout)
-
-    def prefer(self, few: bool) -> None:
-        """Choose by hand whether products of few rows are used, where nothing can be measured."""
-        self._few = {size: few for size in self.sizes if size <= ROWS}
+    def warm_up(self, shapes: list[StepShape]) -> None:
+        """Capture the given shapes, the last first; others are captured at first use."""
+        for shape in reversed(shapes):
+            self.run(shape)
 
     def forget(self) -> None:
-        """The memory that graphs read is gone."""
+        """Drop all graphs, because the memory that they read is replaced."""
         self._graphs.clear()
         self._pool = None
 
-    def _best(self, layout: Layout) -> _Captured:
-        """As captured; for few rows, whichever way is the faster here."""
-        size = layout.tokens
-        if size > ROWS or layout.chunks:
-            return self._capture(layout, False)
-        if size in self._few:
-            return self._capture(layout, self._few[size])
-        ways = {False: self._capture(layout, False)}
-        with suppress(OutOfResources):  # a chip with less shared memory than their tiles want
-            ways[True] = self._capture(layout, True)
-        seconds = {few: _seconds(way.graph) for few, way in ways.items()}
-        self._few[size] = best = min(seconds, key=lambda few: seconds[few])
+    def _best(self, shape: StepShape) -> _Captured:
+        """Capture a shape; for a small batch, with or without fused products, as measured."""
+        size = shape.tokens
+        if size > ROWS or shape.chunks:
+            return self._capture(shape, False)
+        if size in self._small_batch:
+            return self._capture(shape, self._small_batch[size])
+        ways = {False: self._capture(shape, False)}
+        with suppress(OutOfResources):  # this chip has less shared memory than the tiles need
+            ways[True] = self._capture(shape, True)
+        seconds = {fused: _seconds(way.graph) for fused, way in ways.items()}
+        self._small_batch[size] = best = min(seconds, key=lambda fused: seconds[fused])
         return ways[best]
 
-    def _capture(self, layout: Layout, few: bool) -> _Captured:
-        packed = Packed(self._memory, layout)
+    def _capture(self, shape: StepShape, small_batch: bool) -> _Captured:
+        packed = Packed(self._memory, shape)
         self._blank(packed)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # kernels are compiled and cuBLAS is set up outside a graph
-            self._forward(packed, few)
+        with torch.cuda.stream(side):  # compile kernels and set up cuBLAS outside of the graph
+            self._forward(packed, small_batch)
         torch.cuda.current_stream().wait_stream(side)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # a stream of this device, and no harm by what another engine's thread does meanwhile
+        # on a stream of this device; other engines' threads may use the device meanwhile
         with torch.cuda.graph(
             graph, pool=self._pool, stream=side, capture_error_mode="thread_local"
         ):
-            logits = self._forward(packed, few)
+            logits = self._forward(packed, small_batch)
         return _Captured(graph, packed, logits)
 
 
 def _seconds(graph: Any) -> float:
-    """Of a replay, the best of several."""
+    """Return the seconds of a replay, the best of several."""
     best = float("inf")
     for _ in range(_TRIES):
         torch.cuda.synchronize()

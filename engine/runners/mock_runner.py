@@ -1,9 +1,8 @@
-"""A runner without a model: for the simulator, for benchmarks of the core, and for tests of it.
+"""Runner without a model, for tests and benchmarks of the core and for the simulator.
 
-It remembers what was written to every slot of every block, in both tiers, and checks that each
-step finds the KV of exactly the tokens it attends to: a block handed out twice, a copy that came
-too late or a chain that lost its middle is an `AssertionError`, as it would be garbage from a
-model.
+It remembers the token written to every slot of every block, in both tiers, and checks that each
+step finds the KV of exactly the tokens that it attends to. A block allocated twice, a late copy or
+a chain with a gap, which would give garbage with a model, raises `AssertionError`.
 """
 
 from collections import deque
@@ -21,7 +20,7 @@ Script = Callable[[Sequence], int]
 
 
 def hashed(vocabulary: int) -> Script:
-    """Tokens that depend on all that came before them, as a model's would."""
+    """Return a script whose tokens depend on all tokens before them, as a model's do."""
 
     def next_token(seq: Sequence) -> int:
         text = repr(seq.tokens).encode()
@@ -31,7 +30,7 @@ def hashed(vocabulary: int) -> Script:
 
 
 class NumberTokenizer(Tokenizer):
-    """Tokens as decimal numbers with a space behind; for a core without a model."""
+    """Write tokens as decimal numbers, each with a space behind it."""
 
     def __init__(self, size: int = 1 << 30) -> None:
         self.size = size
@@ -51,11 +50,12 @@ class NumberTokenizer(Tokenizer):
 class MockRunner:
     """Sample what `script` returns, and check each block that a step reads.
 
-    With `async_launch` it computes a step when that is launched, as a device does that the engine
-    has not waited for yet.
-
     Args:
+        script: returns the next token of a sequence.
+        block_size: tokens of a KV block.
+        window: tokens that a token attends to, itself included; 0 is all.
         delay: calls of `finished_copies` until a copy is complete.
+        async_launch: compute a step at its launch, before its predecessor's result is read.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class MockRunner:
         delay: int = 0,
         async_launch: bool = False,
     ) -> None:
-        self.async_launch, self._said = async_launch, dict[str, int]()
+        self.async_launch, self._sampled = async_launch, dict[str, int]()
         self._script, self._size, self._window = script, block_size, window
         self._delay = delay
         self._device: dict[int, int] = {}
@@ -92,7 +92,7 @@ class MockRunner:
             for place, token in enumerate(self._fed(chunk), chunk.start):
                 device[chunk.blocks[place // size] * size + place % size] = token
         for chunk in plan.chunks:
-            seq = self._as_it_is(chunk)
+            seq = self._without_pending(chunk)
             first = max(0, chunk.start - self._window + 1) if self._window else 0
             for place in range(first, chunk.end):
                 slot = chunk.blocks[place // size] * size + place % size
@@ -102,16 +102,16 @@ class MockRunner:
             if chunk.sample or chunk.score >= 0:
                 scores = [-1.0] * len(chunk.scored)
                 out[seq.id] = Sampled(self._script(seq), scores=scores)
-                self._said[seq.id] = out[seq.id].token
+                self._sampled[seq.id] = out[seq.id].token
         return out
 
     def _fed(self, chunk: Chunk) -> list[int]:
-        """The tokens of a chunk, the one just said included."""
-        said = self._said
-        return [said[chunk.seq.id] if t == UNSAMPLED else t for t in chunk.tokens]
+        """Return the tokens of a chunk, the last sampled one filled in."""
+        sampled = self._sampled
+        return [sampled[chunk.seq.id] if t == UNSAMPLED else t for t in chunk.tokens]
 
-    def _as_it_is(self, chunk: Chunk) -> Sequence:
-        """The sequence with no token pending, as far as this chunk goes."""
+    def _without_pending(self, chunk: Chunk) -> Sequence:
+        """Return the sequence up to this chunk with no token pending."""
         seq = chunk.seq
         if not self.async_launch:
             return seq
@@ -148,8 +148,8 @@ class MockRunner:
     def failed_copies(self) -> list[Copies]:
         return []
 
-    def read(self, places: list[tuple[int, int]]) -> list[dict[int, int]]:
-        return [self._content(b) if b >= 0 else dict(self._host[h]) for b, h in places]
+    def read(self, blocks: list[tuple[int, int]]) -> list[dict[int, int]]:
+        return [self._content(b) if b >= 0 else dict(self._host[h]) for b, h in blocks]
 
     def write(self, blocks: list[int], data: list[dict[int, int]]) -> None:
         for block, content in zip(blocks, data, strict=False):
@@ -169,12 +169,12 @@ class MockRunner:
 
 
 def _in_order(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Copies one by one, in the order in which a device makes them."""
+    """Split copies of runs into single blocks, in the order in which a device makes them."""
     return [(source + n, target + n) for source, target, count in runs(pairs) for n in range(count)]
 
 
 class QuickRunner(MockRunner):
-    """Remembers nothing: for timing the core."""
+    """Sample what `script` returns, and check nothing: for timing the core."""
 
     def run(self, plan: StepPlan) -> dict[str, Sampled]:
         script = self._script

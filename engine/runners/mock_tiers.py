@@ -1,8 +1,8 @@
-"""A runner without a model whose blocks are real tensors, moved by the real copies.
+"""Runner without a model whose blocks are tensors, moved by the real copies.
 
-`MockRunner` keeps its blocks in dictionaries; this one has the `KVStore` and the `HostTier` of a
-CPU, so that a test of the core finds what the order of copies on a machine does to them. Only the
-thread of copies is replaced: by one that copies as early or as late as it may.
+`MockRunner` keeps its blocks in dictionaries. This one has the `KVStore` and the `HostTier` of a
+CPU, so that a test of the core shows the effects of the order of copies. Only the copy thread is
+replaced, by one that copies as early or as late as permitted.
 """
 
 from collections import deque
@@ -15,12 +15,22 @@ from drawloom.engine.kvcache.copies import Copies
 from drawloom.engine.kvcache.kv_memory import CopyThread, HostTier, KVStore
 from drawloom.engine.runners.mock_runner import MockRunner, Script
 
-_SPEC = ModelConfig("llama", 1, 1, 1, 1, 1, 1, 1, 1)
+_SPEC = ModelConfig(
+    "llama",
+    vocab_size=1,
+    hidden_size=1,
+    layers=1,
+    heads=1,
+    kv_heads=1,
+    head_dim=1,
+    intermediate_size=1,
+    max_position=1,
+)
 _GARBAGE = 1 << 40
 
 
 class Slots:
-    """Tokens by slot, in a store's tensor, as the dictionary that `MockRunner` takes."""
+    """Keep tokens by KV slot in a store's tensor, as a dictionary for `MockRunner`."""
 
     def __init__(self, store: KVStore, size: int) -> None:
         self._tokens, self._size = store.tensor[:, 0, 0, :, 0, 0].numpy(), size
@@ -43,10 +53,10 @@ class Slots:
 
 
 class SteppedCopies(CopyThread):
-    """Copies at once (`early`), or when they have been asked for `delay` times.
+    """Copy at once (`early`), or after `ended` was called `delay` times.
 
     Attributes:
-        failing: so many of the next copies fail, and leave garbage where they were to write.
+        failing: number of the next copies that fail, leaving garbage at their targets.
     """
 
     def __init__(self, tier: HostTier, delay: int, early: bool) -> None:
@@ -84,11 +94,13 @@ class SteppedCopies(CopyThread):
 
 
 class TensorRunner(MockRunner):
-    """Checks each step as `MockRunner` does, over a store of `blocks` and a host tier.
+    """Check each step as `MockRunner` does, over a `KVStore` and a host tier.
 
     Args:
-        paged: blocks lie in memory as on a GPU.
-        early: copies are made when they are begun, not when they are reported.
+        blocks: KV blocks of the store.
+        host_blocks: KV blocks of the host tier; 0 is none.
+        paged: lay the blocks out in memory as on a GPU.
+        early: make copies when they begin, not when they are reported.
     """
 
     def __init__(
@@ -124,7 +136,7 @@ class TensorRunner(MockRunner):
     def failed_copies(self) -> list[Copies]:
         return self.tier.failed_copies() if self.tier is not None else []
 
-    def read(self, places: list[tuple[int, int]]) -> Any:
+    def read(self, blocks: list[tuple[int, int]]) -> Any:
         def content(block: int, host: int) -> torch.Tensor:
             if block >= 0:
                 return self.store.tensor[block]
@@ -132,8 +144,8 @@ class TensorRunner(MockRunner):
             return self.store.seen(self.tier.memory[host])
 
         shape = self.store.tensor.shape[1:]
-        blocks = [content(*place).clone() for place in places]
-        return torch.stack(blocks) if blocks else torch.empty(0, *shape, dtype=torch.int64)
+        parts = [content(*one).clone() for one in blocks]
+        return torch.stack(parts) if parts else torch.empty(0, *shape, dtype=torch.int64)
 
     def write(self, blocks: list[int], data: Any) -> None:
         for block, content in zip(blocks, data, strict=False):

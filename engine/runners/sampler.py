@@ -1,8 +1,8 @@
-"""Choose tokens: greedy, or by the Gumbel trick with noise that belongs to the request.
+"""Sample tokens: greedily, or by the Gumbel trick with noise that belongs to the request.
 
-The noise of a token depends on (seed, stream, position, token id) and nothing else. The stream is
-the conversation, so what a sequence says does not depend on who shares its batch and forks of one
-chat differ, or one that the request names, so that a request over HTTP repeats.
+The noise of a token depends on (seed, stream, position, token id) and nothing else. By default the
+stream is the conversation: its tokens do not depend on the batch, and forks of one chat differ. A
+request may name another stream, so that a request over HTTP is repeatable.
 """
 
 import math
@@ -15,33 +15,43 @@ from torch import Tensor
 
 from drawloom.engine.core.step_plan import Chunk, Sampled
 from drawloom.engine.runners.cpu_sampling import draw_all, draw_best
+from drawloom.engine.sequence import Sequence
 from drawloom.errors import EngineError
 
 _SCORED_AT_ONCE = 64
 
 
 class Head(Protocol):
-    """The output layer of a model."""
+    """Compute logits: the output layer of a model."""
 
-    def logits(self, hidden: Tensor) -> Tensor: ...
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Compute logits [R, V] of hidden states [R, H]."""
+        ...
 
 
 def sample(
     logits: Tensor, chunks: list[Chunk], unknown: tuple[int, ...] = ()
 ) -> dict[str, Sampled]:
-    """One token for each chunk; `logits` is [len(chunks), vocabulary], any float type.
+    """Sample a token for each chunk.
 
-    In this order: bias and penalties, the grammar, temperature, top-k and top-p, noise.
-    Log-probabilities are the model's own, before any of that. The ids of `unknown`, ascending, are
-    never chosen: the tokenizer has no tokens for them.
+    Logits are adjusted in this order: bias and penalties, grammar, temperature, top-k and top-p,
+    noise. Log-probabilities are the model's own, before any of that.
+
+    Args:
+        logits: [len(chunks), V], any float type.
+        chunks: what is sampled for.
+        unknown: ids without a token in the tokenizer, ascending; never sampled.
+
+    Returns:
+        The results by sequence id.
     """
-    plain = all(c.seq.params.temperature == 0 and not shaped(c) for c in chunks)
-    logits = logits.float()  # also because argmax of bfloat16 is four times slower on a CPU
-    known = without(logits, unknown)
+    plain = all(c.seq.params.temperature == 0 and not is_adjusted(c) for c in chunks)
+    logits = logits.float()  # also because argmax of bfloat16 is four times as slow on a CPU
+    known = mask_unknown(logits, unknown)
     tokens = known.argmax(-1).tolist() if plain else _choose(known, chunks)
     wanted = [i for i, chunk in enumerate(chunks) if chunk.seq.params.logprobs]
     out = {c.seq.id: Sampled(t) for c, t in zip(chunks, tokens, strict=True)}
-    # argmax takes NaN for the largest, so that whoever has one chooses it
+    # argmax takes NaN for the largest, so a row with a NaN chooses it
     chosen = logits[torch.arange(len(tokens)), torch.tensor(tokens)]
     for chunk, sound in zip(chunks, chosen.isfinite().tolist(), strict=True):
         if not sound:
@@ -61,9 +71,12 @@ def sample(
     return out
 
 
-def without(logits: Tensor, unknown: tuple[int, ...]) -> Tensor:
-    """Leave ids out of a choice: those at the end of the vocabulary, where models are padded, by a
-    view, others in a copy."""
+def mask_unknown(logits: Tensor, unknown: tuple[int, ...]) -> Tensor:
+    """Exclude unknown ids from sampling.
+
+    Ids at the end of the vocabulary, where models are padded, are cut off by a view; others are
+    masked in a copy.
+    """
     width, count = logits.shape[1], len(unknown)
     while count and unknown[count - 1] == width - 1:
         width, count = width - 1, count - 1
@@ -75,8 +88,14 @@ def without(logits: Tensor, unknown: tuple[int, ...]) -> Tensor:
 
 
 def score(model: Head, hidden: Tensor, tokens: list[int]) -> list[float]:
-    """Log-probabilities of given tokens; `hidden` [len(tokens), H] stands before each. Raises
-    `EngineError` where one is no number."""
+    """Compute the log-probabilities of given tokens.
+
+    Args:
+        hidden: [len(tokens), H], the hidden state before each token.
+
+    Raises:
+        EngineError: a log-probability is not finite.
+    """
     values: list[float] = []
     for at in range(0, len(tokens), _SCORED_AT_ONCE):  # a row is a vocabulary of floats
         part = torch.tensor(tokens[at : at + _SCORED_AT_ONCE], device=hidden.device)
@@ -88,33 +107,34 @@ def score(model: Head, hidden: Tensor, tokens: list[int]) -> list[float]:
     return values
 
 
-def shaped(chunk: Chunk) -> bool:
+def is_adjusted(chunk: Chunk) -> bool:
+    """Return whether a bias, a penalty or a grammar changes a chunk's logits."""
     seq = chunk.seq
     return bool(seq.guide or seq.params.logit_bias or seq.params.penalised)
 
 
 def _choose(logits: Tensor, chunks: list[Chunk]) -> list[int]:
     """Return the token of each row of `logits` [len(chunks), vocabulary] float32."""
-    if any(shaped(chunk) for chunk in chunks):
+    if any(is_adjusted(chunk) for chunk in chunks):
         logits = logits.clone()
         for row, chunk in zip(logits, chunks, strict=True):
-            if shaped(chunk):
-                shape(row, chunk)
+            if is_adjusted(chunk):
+                adjust_logits(row, chunk)
     logits, width = logits.cpu(), logits.shape[1]
     tokens = [-1] * len(chunks)
-    alike: dict[int, list[int]] = {}
+    by_top_k: dict[int, list[int]] = {}
     for index, peak in enumerate(logits.amax(-1).tolist()):
         params = chunks[index].seq.params
-        # where the best is no number there is nothing to draw from
+        # where the maximum is not finite there is nothing to draw from
         if params.temperature and math.isfinite(peak):
-            alike.setdefault(params.top_k if params.top_k < width else 0, []).append(index)
+            by_top_k.setdefault(params.top_k if params.top_k < width else 0, []).append(index)
         else:
             tokens[index] = int(logits[index].argmax())
-    for top_k, rows in alike.items():
-        few = [chunks[index] for index in rows]
-        keys = [noise_key(c.seq.params.seed, c.seq.noise, c.end) for c in few]
-        heat = [max(c.seq.params.temperature, 1e-6) for c in few]
-        top_p = [c.seq.params.top_p for c in few]
+    for top_k, rows in by_top_k.items():
+        group = [chunks[index] for index in rows]
+        keys = [noise_key(c.seq.params.seed, c.seq.noise, c.end) for c in group]
+        heat = [max(c.seq.params.temperature, 1e-6) for c in group]
+        top_p = [c.seq.params.top_p for c in group]
         if top_k:
             drawn = draw_best(logits.index_select(0, torch.tensor(rows)), heat, top_k, top_p, keys)
         else:
@@ -125,41 +145,40 @@ def _choose(logits: Tensor, chunks: list[Chunk]) -> list[int]:
     return tokens
 
 
-def shape(row: Tensor, chunk: Chunk) -> None:
-    """Bias, penalties and grammar of one sequence, in place; `row` is [vocabulary]."""
+def adjust_logits(row: Tensor, chunk: Chunk) -> None:
+    """Apply bias, penalties and grammar of one sequence to its logits [V], in place."""
     seq, params = chunk.seq, chunk.seq.params
     if bias := [(id, value) for id, value in params.logit_bias if id < row.shape[0]]:
         ids, values = zip(*bias, strict=True)
         row[torch.tensor(ids, device=row.device)] += torch.tensor(values, device=row.device)
     if params.penalised:
-        _penalise(row, seq.tokens, seq.prompt_length, params.repetition_penalty,
-                  params.presence_penalty, params.frequency_penalty)  # fmt: skip
+        _penalise(row, seq)
     if seq.guide is not None:
         bits = np.frombuffer(seq.guide.mask(), np.uint8)
-        ruled_out = np.unpackbits(bits, bitorder="little", count=row.shape[0]) == 0
-        row.masked_fill_(torch.from_numpy(ruled_out).to(row.device), float("-inf"))
+        excluded = np.unpackbits(bits, bitorder="little", count=row.shape[0]) == 0
+        row.masked_fill_(torch.from_numpy(excluded).to(row.device), float("-inf"))
 
 
-def _penalise(
-    row: Tensor, tokens: list[int], prompt: int, repetition: float, presence: float, freq: float
-) -> None:
-    width = row.shape[0]
-    said = torch.from_numpy(np.array(tokens)).to(row.device)  # tensor(list) is 5 times as slow
-    if repetition != 1.0:
-        seen = said[said < width]  # one that was said twice gets the same value twice
+def _penalise(row: Tensor, seq: Sequence) -> None:
+    params, width = seq.params, row.shape[0]
+    tokens = torch.from_numpy(np.array(seq.tokens)).to(row.device)  # tensor(list): 5 times as slow
+    if (repetition := params.repetition_penalty) != 1.0:
+        seen = tokens[tokens < width]  # a repeated token is assigned the same value twice
         value = row[seen]
         row[seen] = torch.where(value > 0, value / repetition, value * repetition)
-    if (presence or freq) and len(tokens) > prompt:
-        own = said[prompt:]  # sampled, so known
-        own = own[own < width]
-        counts = row.new_zeros(width).index_add_(0, own, row.new_ones(len(own)))[own]
-        row[own] = row[own] - (presence + freq * counts)
+    presence, frequency = params.presence_penalty, params.frequency_penalty
+    if (presence or frequency) and len(tokens) > seq.prompt_length:
+        sampled = tokens[seq.prompt_length :]
+        sampled = sampled[sampled < width]
+        ones = row.new_ones(len(sampled))
+        counts = row.new_zeros(width).index_add_(0, sampled, ones)[sampled]
+        row[sampled] = row[sampled] - (presence + frequency * counts)
 
 
 def noise_key(seed: int, stream: str, position: int) -> int:
-    """Return the key of the noise at a place in a sequence."""
+    """Return the key of the noise at a position of a stream."""
     text = f"{seed}\0{stream}\0{position}".encode(errors="surrogatepass")
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 
-__all__ = ["noise_key", "sample", "score", "shape", "shaped", "without"]
+__all__ = ["adjust_logits", "is_adjusted", "mask_unknown", "noise_key", "sample", "score"]

@@ -11,7 +11,7 @@ CHIPS = (80, 90)
 
 def main(json: bool) -> int:
     """Print registers, shared memory and spills of every kernel; return 1 if one does not fit."""
-    from drawloom.engine.kernels.launch_configs import compiled
+    from drawloom.engine.kernel_tools.launch_configs import compiled
 
     rows: list[dict[str, Any]] = []
     for made in compiled(CHIPS):

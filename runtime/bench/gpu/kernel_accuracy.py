@@ -5,7 +5,7 @@ The same code runs in Triton's interpreter on small inputs (a test does) and on 
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,17 +16,22 @@ from drawloom.engine.kernels import (
     decode,
     feed,
     prefill,
-    reference,
     rmsnorm,
     rope,
     sample,
     silu_mul,
 )
 from drawloom.engine.kernels import skinny_gemm as skinny
-from drawloom.engine.kernels.decode import Decodes, Parts
-from drawloom.engine.kernels.prefill import Prefills
-from drawloom.engine.ops.base import BatchMeta
-from drawloom.engine.ops.reference import ReferenceOps, ready
+from drawloom.engine.kernels.types import (
+    BatchMeta,
+    DecodeBatch,
+    KeyParts,
+    PrefillBatch,
+    RopeArgs,
+    SamplingRows,
+)
+from drawloom.engine.ops import reference
+from drawloom.engine.ops.reference import PlainLinear, ReferenceOps, new_stream
 from drawloom.engine.runners.cpu_sampling import gumbel, keep
 
 _SIZE = 16
@@ -119,11 +124,17 @@ def _moving(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Ten
     blocks.copy(moved, ints([[5, 1, 3], [2, 6, _SIZE]]))
     wanted[1, ..., :3, :], wanted[6] = store[5, ..., :3, :], store[2]
     yield "copy", moved, wanted
-    picked = sample.nothing(3, device)
+    picked = sample.no_picks(3, device)
     picked[1] = 0x7FFFFFFF - 77
     tables, read = torch.zeros(3, 4, dtype=torch.int32, device=device), ints([-1, -1, -1])
     feed.feed(
-        ints([-2, 8, -1]), ints([1, -1, 2]), ints([5, -1]), ints([9, 9]), read, picked, tables
+        ints([-2, 8, -1]),
+        ints([1, -1, 2]),
+        ints([5, -1]),
+        ints([9, 9]),
+        tokens=read,
+        picked=picked,
+        tables=tables,
     )
     yield "feed, tokens", read, ints([77, 8, 0])
     yield "feed, tables", tables.flatten(), ints([0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0])
@@ -164,34 +175,34 @@ def _attention(
     q = torch.randn(count, heads, depth, device=device).to(dtype)
     tables = _tables(contexts, scale, 0, rng).to(device)
     for window in (0, 100):
-        at = Decodes(tables, ints(list(range(count))), ints(contexts), window)
-        parts = _poisoned(Parts.room(count, heads, depth, 60, device))
+        at = DecodeBatch(tables, ints(list(range(count))), ints(contexts), window)
+        parts = _poisoned(KeyParts.allocate(count, heads, depth, 60, device))
         out = torch.full_like(q, torch.nan)
-        decode.cut(at, parts)
+        decode.split_keys(at, parts)
         decode.decode(q, keys, values, at, parts, out)
         name = "decode, windowed" if window else "decode"
-        yield name, out, reference.decode(q.double(), *wide, at, parts)
+        yield name, out, reference.decode(q.double(), *wide, at)
     yield from _cascade(device, scale, dtype, rng, keys, values)
     lengths = [scale.chunk, 1, min(40, scale.contexts[-1])]
     ends = [scale.chunk + 33, scale.contexts[1], scale.contexts[-1]]
     tables = _tables(ends, scale, 0, rng).to(device)
-    size = prefill.queries(heads, scale.kv_heads, depth, max(lengths))
+    size = prefill.tile_queries(heads, scale.kv_heads, depth, max(lengths))
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)
     tiles = torch.tensor(prefill.tiles(lengths, size), dtype=torch.int32, device=device)
     q = torch.randn(starts[-1], heads, depth, device=device).to(dtype)
     for window in (0, 100):
-        chunk = Prefills(
+        chunk = PrefillBatch(
             tables, ints([0, 1, 2]), ints(ends), ints(starts), tiles.T.contiguous(), window
         )
         out = torch.full_like(q, torch.nan)
         prefill.prefill(q, keys, values, chunk, size, out)
         name = "prefill, windowed" if window else "prefill"
-        yield name, out, reference.prefill(q.double(), *wide, chunk, size)
+        yield name, out, reference.prefill(q.double(), *wide, chunk)
 
 
-def _poisoned(parts: Parts) -> Parts:
+def _poisoned(parts: KeyParts) -> KeyParts:
     parts.partial.fill_(torch.nan)
     parts.mass.fill_(torch.nan)
     return parts
@@ -207,21 +218,21 @@ def _cascade(
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     heads, depth, count = scale.heads, scale.depth, 5
     contexts = [scale.shared + 1 + 7 * row for row in range(count)]
-    tile = cascade.queries(heads, scale.kv_heads)
+    tile = cascade.tile_rows(heads, scale.kv_heads)
     members = list(range(count)) + [-1] * (-count % tile + tile)
 
     def ints(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
-    at = Decodes(
+    at = DecodeBatch(
         _tables(contexts, scale, scale.shared, rng).to(device),
         ints(list(range(count))),
         ints(contexts),
-        since=ints([scale.shared] * count),
-        members=ints(members),
+        shared_tokens=ints([scale.shared] * count),
+        shared_rows=ints(members),
     )
-    parts = _poisoned(Parts.room(count, heads, depth, 40, device))
-    decode.cut(at, parts)
+    parts = _poisoned(KeyParts.allocate(count, heads, depth, 40, device))
+    decode.split_keys(at, parts)
     before = (
         torch.full((3, count, heads, depth), torch.nan, device=device),
         torch.full((3, count, heads), torch.nan, device=device),
@@ -229,7 +240,7 @@ def _cascade(
     q = torch.randn(count, heads, depth, device=device).to(dtype)
     out = torch.full_like(q, torch.nan)
     cascade.cascade(q, keys, values, at, parts, before, out)
-    wanted = reference.decode(q.double(), keys.double(), values.double(), at, parts)
+    wanted = reference.decode(q.double(), keys.double(), values.double(), at)
     yield "cascade", out, wanted
 
 
@@ -254,12 +265,17 @@ def _elementwise(
     places = torch.arange(5, device=device)
     slots = places * 7 + 3
     turn = angles.cos(), angles.sin()
-    got = rope.rope_and_store(q, k, v, norms, turn, *mine, places, slots)
     meta = BatchMeta(places, slots, places, [], [], [])
-    wanted = plain.rope_and_store(q, k, v, norms, turn, keys, values, meta)
+    args = RopeArgs(q, k, v, norms, rope=turn, keys=keys, values=values, meta=meta)
+    got = rope.rope_and_store(replace(args, keys=mine[0], values=mine[1]))
+    wanted = plain.rope_and_store(args)
     yield "rope", got, wanted
     yield "rope, keys stored", mine[0], keys
     yield "rope, values stored", mine[1], values
+
+
+def _double(weight: Tensor) -> PlainLinear:
+    return PlainLinear(weight.double(), None)
 
 
 def _products(
@@ -270,20 +286,20 @@ def _products(
     down = (torch.randn(depth, width, device=device) / width**0.5).to(dtype)
     gain = torch.randn(depth, device=device).to(dtype)
     table = torch.randn(90, depth, device=device).to(dtype)
-    scratch = skinny.Scratch(device)
+    scratch, plain = skinny.Scratch(device), ReferenceOps()
     for rows in (1, 16, 33):
         tokens = torch.arange(rows, device=device, dtype=torch.int32)
-        stream = skinny.enter(tokens, table, gain)
-        wide = ready(table[:rows].double(), gain.double())
+        stream = skinny.embed_stream(tokens, table, gain)
+        wide = new_stream(table[:rows].double(), gain.double())
         name = f"few rows, {rows}"
         yield f"{name}: enter", stream.scaled, wide.scaled
-        got = skinny.normed(stream, up[:width], eps=eps, scratch=scratch)
-        yield f"{name}: normed", got, reference.normed(wide, up[:width].double(), eps=eps)
-        got = skinny.normed(stream, up, eps=eps, gated=True, scratch=scratch)
-        wanted = reference.normed(wide, up.double(), eps=eps, gated=True)
+        got = skinny.norm_linear(stream, up[:width], eps=eps, scratch=scratch)
+        yield f"{name}: normed", got, plain.norm_linear(_double(up[:width]), wide, eps)
+        got = skinny.norm_linear(stream, up, eps=eps, gated=True, scratch=scratch)
+        wanted = plain.norm_linear(_double(up), wide, eps, gated=True)
         yield f"{name}: normed, gate", got, wanted
-        then = skinny.added(got, down, onto=stream, gain=gain, scratch=scratch)
-        wide = reference.added(got.double(), down.double(), onto=wide, gain=gain.double())
+        then = skinny.linear_add(got, down, onto=stream, gain=gain, scratch=scratch)
+        wide = plain.linear_add(_double(down), got.double(), wide, gain.double())
         yield f"{name}: added", then.x, wide.x
         yield f"{name}: added, scaled", then.scaled, wide.scaled
         yield f"{name}: added, squares", then.squares.sum(0)[:rows], wide.squares.sum(0)
@@ -295,38 +311,32 @@ def _choosing(
     rows = 4
     logits = (3 * torch.randn(rows, scale.vocabulary, device=device)).to(dtype)
     keys = [1, -5, 1 << 60, 7]
-    picked = sample.nothing(rows, device)
+    picked = sample.no_picks(rows, device)
     heat = torch.tensor([0.0, 0.7, 1.0, 2.0], device=device)
     zeros = torch.zeros(rows, dtype=torch.int32, device=device)
-    sample.sample(
-        logits,
-        picked,
-        torch.arange(rows, dtype=torch.int32, device=device),
-        heat,
-        torch.tensor(keys, device=device),
-        zeros,
-        torch.ones(rows, device=device),
-        False,
+    how = SamplingRows(
+        slots=torch.arange(rows, dtype=torch.int32, device=device),
+        temperatures=heat,
+        keys=torch.tensor(keys, device=device),
+        top_k=zeros,
+        top_p=torch.ones(rows, device=device),
+        filtered=False,
     )
+    sample.sample(logits, picked, how)
     noise = gumbel(keys, torch.arange(scale.vocabulary)).to(device)
     heated = logits.float() / heat.clamp_min(1e-6)[:, None] + noise
     wanted = torch.where(heat > 0, heated.argmax(-1), logits.float().argmax(-1))
-    yield "sample", sample.tokens(picked), wanted
-    picked = sample.nothing(rows, device)
+    yield "sample", sample.picked_tokens(picked), wanted
+    picked = sample.no_picks(rows, device)
     k, p = [0, 5, 0, 40], [1.0, 1.0, 0.7, 0.9]
-    sample.sample(
-        logits,
-        picked,
-        torch.arange(rows, dtype=torch.int32, device=device),
-        heat,
-        torch.tensor(keys, device=device),
-        torch.tensor(k, dtype=torch.int32, device=device),
-        torch.tensor(p, device=device),
-        True,
-    )
+    filters = {
+        "top_k": torch.tensor(k, dtype=torch.int32, device=device),
+        "top_p": torch.tensor(p, device=device),
+    }
+    sample.sample(logits, picked, replace(how, **filters, filtered=True))
     kept = keep(logits.float() / heat.clamp_min(1e-6)[:, None], k, p) + noise
     wanted = torch.where(heat > 0, kept.argmax(-1), logits.float().argmax(-1))
-    yield "sample, filtered", sample.tokens(picked), wanted
+    yield "sample, filtered", sample.picked_tokens(picked), wanted
 
 
 __all__ = ["SMALL", "Scale", "Verdict", "check"]

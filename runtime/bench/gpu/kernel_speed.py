@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drawloom.engine.kernels import cascade, decode, prefill, skinny_gemm
-from drawloom.engine.kernels.decode import Decodes, Parts
-from drawloom.engine.kernels.prefill import Prefills
-from drawloom.engine.ops.base import Stream
+from drawloom.engine.kernels.types import DecodeBatch, KeyParts, PrefillBatch, Stream
 from drawloom.runtime.bench.roofline import DeviceLimits, best_seconds
 
 T = TypeVar("T")
@@ -71,7 +69,7 @@ def _cache(sizes: Sizes, blocks: int, device: torch.device, dtype: torch.dtype) 
 
 def _batch(
     sizes: Sizes, contexts: list[int], shared: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Layers, Decodes]:
+) -> tuple[Tensor, Layers, DecodeBatch]:
     """Queries, the cache, and where things are in it: every block once, but the shared ones."""
     width, common = -(-max(contexts) // _SIZE), shared // _SIZE
     rows = torch.zeros(len(contexts), width, dtype=torch.int32)
@@ -80,15 +78,15 @@ def _batch(
     rows[:, common:] = common + torch.randperm(own * len(contexts)).view(-1, own)
     layers = _cache(sizes, common + own * len(contexts), device, dtype)
     q = torch.randn(len(contexts), sizes.heads, sizes.depth, dtype=dtype, device=device)
-    at = Decodes(
+    at = DecodeBatch(
         rows.to(device), _ints(list(range(len(contexts))), device), _ints(contexts, device)
     )
     return q, layers, at
 
 
-def _parts(sizes: Sizes, batch: int, device: torch.device) -> Parts:
+def _parts(sizes: Sizes, batch: int, device: torch.device) -> KeyParts:
     spare = decode.spare_parts(sizes.kv_heads, batch)
-    return Parts.room(batch, sizes.heads, sizes.depth, spare, device)
+    return KeyParts.allocate(batch, sizes.heads, sizes.depth, spare, device)
 
 
 def _decodes(
@@ -103,7 +101,7 @@ def _decodes(
     for name, contexts in cases.items():
         q, layers, at = _batch(sizes, contexts, 0, device, dtype)
         parts = _parts(sizes, len(contexts), device)
-        decode.cut(at, parts)
+        decode.split_keys(at, parts)
         took = _each(partial(_decode, q, at, parts), layers, device)
         share = sum(contexts) * token / took / limits.memory
         yield Timed(name, 1e6 * took, share, "of memory")
@@ -111,26 +109,26 @@ def _decodes(
     contexts = [shared + 16 + row % 7 for row in range(count)]
     q, layers, at = _batch(sizes, contexts, shared, device, dtype)
     parts = _parts(sizes, count, device)
-    decode.cut(at, parts)
+    decode.split_keys(at, parts)
     plain = _each(partial(_decode, q, at, parts), layers, device)
-    tile = cascade.queries(sizes.heads, sizes.kv_heads)
-    at.since = _ints([shared] * count, device)
-    at.members = _ints(list(range(count)) + [-1] * (-count % tile), device)
-    tiles = at.members.shape[0] // tile
-    before = cascade.room(tiles, count, sizes.heads, sizes.kv_heads, sizes.depth, device)
-    decode.cut(at, parts)
+    tile = cascade.tile_rows(sizes.heads, sizes.kv_heads)
+    at.shared_tokens = _ints([shared] * count, device)
+    at.shared_rows = _ints(list(range(count)) + [-1] * (-count % tile), device)
+    tiles = at.shared_rows.shape[0] // tile
+    before = cascade.allocate_shared(tiles, count, sizes.heads, sizes.kv_heads, sizes.depth, device)
+    decode.split_keys(at, parts)
     took = _each(partial(_cascade, q, at, parts, before), layers, device)
     yield Timed(f"cascade, {count} x {shared} shared", 1e6 * took, plain / took, "x decode")
 
 
-def _decode(q: Tensor, at: Decodes, parts: Parts, layer: tuple[Tensor, Tensor]) -> Tensor:
+def _decode(q: Tensor, at: DecodeBatch, parts: KeyParts, layer: tuple[Tensor, Tensor]) -> Tensor:
     return decode.decode(q, *layer, at, parts)
 
 
 def _cascade(
     q: Tensor,
-    at: Decodes,
-    parts: Parts,
+    at: DecodeBatch,
+    parts: KeyParts,
     before: tuple[Tensor, Tensor],
     layer: tuple[Tensor, Tensor],
 ) -> Tensor:
@@ -146,9 +144,9 @@ def _prefills(
         table = torch.randperm(-(-context // _SIZE)).to(torch.int32)[None].to(device)
         layers = _cache(sizes, table.shape[1], device, dtype)
         q = torch.randn(length, sizes.heads, sizes.depth, dtype=dtype, device=device)
-        size = prefill.queries(sizes.heads, sizes.kv_heads, sizes.depth, length)
+        size = prefill.tile_queries(sizes.heads, sizes.kv_heads, sizes.depth, length)
         tiles = _ints(torch.tensor(prefill.tiles([length], size)).T.contiguous(), device)
-        at = Prefills(
+        at = PrefillBatch(
             table, _ints([0], device), _ints([context], device), _ints([0, length], device), tiles
         )
         took = _each(partial(_prefill, q, at, size), layers, device)
@@ -162,7 +160,7 @@ def _prefills(
         )
 
 
-def _prefill(q: Tensor, at: Prefills, size: int, layer: tuple[Tensor, Tensor]) -> Tensor:
+def _prefill(q: Tensor, at: PrefillBatch, size: int, layer: tuple[Tensor, Tensor]) -> Tensor:
     return prefill.prefill(q, *layer, at, size)
 
 
@@ -186,7 +184,7 @@ def _products(
         for rows in (1, 16, 32, 64):
             x = torch.randn(rows, depth, dtype=dtype, device=device)
             all_rows = torch.arange(rows, dtype=torch.int32, device=device)
-            stream = skinny_gemm.enter(all_rows, x, torch.ones_like(x[0]))
+            stream = skinny_gemm.embed_stream(all_rows, x, torch.ones_like(x[0]))
             ours = _each(partial(_normed, stream, scratch), weights, device)
             theirs = _each(partial(F.linear, x), weights, device)
             share = weights[0].nbytes / ours / limits.memory
@@ -195,7 +193,7 @@ def _products(
 
 
 def _normed(stream: Stream, scratch: skinny_gemm.Scratch, weight: Tensor) -> Tensor:
-    return skinny_gemm.normed(stream, weight, eps=1e-5, scratch=scratch)
+    return skinny_gemm.norm_linear(stream, weight, eps=1e-5, scratch=scratch)
 
 
 def _each(work: Callable[[T], object], inputs: list[T], device: torch.device) -> float:

@@ -96,7 +96,7 @@ def shared_prefix(speed: Speed, requests: int, prefix: int, steps: int = 32) -> 
     packer, rates = speed.runner.packer, []
     params = SamplingParams(max_tokens=3 * steps, ignore_eos=True)
     for once in (False, True):
-        packer.shares = once
+        packer.cascades = once
         first_token(core, "first", common)
         names = [f"shared-{once}-{at}" for at in range(requests)]
         for at, name in enumerate(names):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from drawloom.engine.kernels import cascade, decode, prefill, reference
-from drawloom.engine.kernels.decode import Decodes, Parts
-from drawloom.engine.kernels.prefill import Prefills
+from drawloom.engine.kernels import cascade, decode, prefill
+from drawloom.engine.kernels.types import DecodeBatch, KeyParts, PrefillBatch
+from drawloom.engine.ops import reference
 
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 SIZE, KV_HEADS = 16, 2
@@ -25,18 +25,18 @@ def _cache(blocks: int, depth: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 
 
 def _tables(contexts: list[int], blocks: int, shared: int = 0) -> tuple[Tensor, Tensor]:
-    """Tables of seats in another order than the rows, all blocks shuffled; the first `shared`
+    """Tables of slots in another order than the rows, all blocks shuffled; the first `shared`
     blocks are everybody's."""
     order = list(range(1, blocks))
     random.Random(3).shuffle(order)
     width = max(-(-c // SIZE) for c in contexts) + 1
-    seats = list(range(len(contexts)))[::-1]
+    slots = list(range(len(contexts)))[::-1]
     tables = torch.zeros(len(contexts) + 1, width, dtype=torch.int32)
     common = [order.pop() for _ in range(shared)]
-    for seat, context in zip(seats, contexts, strict=True):
+    for slot, context in zip(slots, contexts, strict=True):
         mine = common + [order.pop() for _ in range(-(-context // SIZE) - shared)]
-        tables[seat, : len(mine)] = torch.tensor(mine, dtype=torch.int32)
-    return tables, torch.tensor(seats, dtype=torch.int32)
+        tables[slot, : len(mine)] = torch.tensor(mine, dtype=torch.int32)
+    return tables, torch.tensor(slots, dtype=torch.int32)
 
 
 def _ints(values: list[int]) -> Tensor:
@@ -56,16 +56,16 @@ def test_decode(
     torch.manual_seed(0)
     depth, heads = 24, group * KV_HEADS
     keys, values = _cache(40, depth, dtype)
-    at = Decodes(*_tables(contexts, 40), _ints(contexts), window)
-    room = Parts.room(len(contexts), heads, depth, parts, CPU)
-    decode.cut(at, room)
+    at = DecodeBatch(*_tables(contexts, 40), _ints(contexts), window)
+    room = KeyParts.allocate(len(contexts), heads, depth, parts, CPU)
+    decode.split_keys(at, room)
     q, out = (
         torch.randn(len(contexts), heads, depth).to(dtype),
         torch.empty(len(contexts), heads, depth),
     )
     out = torch.full_like(q, torch.nan)
     decode.decode(q, keys, values, at, room, out)
-    wanted = reference.decode(q, keys, values, at, room)
+    wanted = reference.decode(q, keys, values, at)
     torch.testing.assert_close(out, wanted, rtol=tolerance, atol=tolerance)
 
 
@@ -73,16 +73,16 @@ def test_decode(
 @pytest.mark.parametrize("room", [1, 5, 40])
 def test_parts_cover_every_key_once_and_are_about_even(room: int, window: int) -> None:
     contexts = [1, 640, 0, 64, 65, 2000]
-    at = Decodes(
+    at = DecodeBatch(
         torch.zeros(6, 1, dtype=torch.int32), _ints([5, 4, 3, 2, 1, 0]), _ints(contexts), window
     )
-    parts = Parts.room(6, 2, 16, room, CPU)
-    decode.cut(at, parts)
+    parts = KeyParts.allocate(6, 2, 16, room, CPU)
+    decode.split_keys(at, parts)
     seen: dict[int, list[tuple[int, int]]] = {}
     for part, record in enumerate(parts.records.tolist()):
-        row, begin, end, seat, oldest, first, count, _ = record
+        row, begin, end, slot, oldest, first, count, _ = record
         if row >= 0:
-            assert first <= part < first + count and seat == 5 - row
+            assert first <= part < first + count and slot == 5 - row
             assert oldest == contexts[row] - (window or 1 << 30)
             seen.setdefault(row, []).append((begin, end))
     for row, context in enumerate(contexts):
@@ -105,7 +105,7 @@ def test_cascade(dtype: torch.dtype, tolerance: float) -> None:
     depth, group, shared = 16, 4, 9
     heads = group * KV_HEADS
     contexts = [150, 145, 200]
-    tables, seats = _tables(contexts[:2], 60, shared)
+    tables, slots = _tables(contexts[:2], 60, shared)
     other, _ = _tables(contexts[2:], 30)
     width = max(tables.shape[1], other.shape[1])
     table = torch.zeros(6, width, dtype=torch.int32)
@@ -113,22 +113,22 @@ def test_cascade(dtype: torch.dtype, tolerance: float) -> None:
     table[4, : other.shape[1]] = other[0] + 0
     rows = [0, 2, 1, 3]
     contexts = [150, 200, 145, 0]
-    at = Decodes(
+    at = DecodeBatch(
         table,
-        _ints([int(seats[0]), 4, int(seats[1]), 5]),
+        _ints([int(slots[0]), 4, int(slots[1]), 5]),
         _ints(contexts),
-        since=_ints([shared * SIZE, 0, shared * SIZE, 0]),
-        members=_ints([0, 2, *[-1] * 14, *[-1] * 16]),
+        shared_tokens=_ints([shared * SIZE, 0, shared * SIZE, 0]),
+        shared_rows=_ints([0, 2, *[-1] * 14, *[-1] * 16]),
     )
-    assert cascade.queries(heads, KV_HEADS) == 16
+    assert cascade.tile_rows(heads, KV_HEADS) == 16
     keys, values = _cache(60, depth, dtype)
-    room = Parts.room(4, heads, depth, 3, CPU)
-    decode.cut(at, room)
+    room = KeyParts.allocate(4, heads, depth, 3, CPU)
+    decode.split_keys(at, room)
     before = (torch.full((2, 4, heads, depth), torch.nan), torch.full((2, 4, heads), torch.nan))
     q = torch.randn(len(rows), heads, depth).to(dtype)
     out = torch.full_like(q, torch.nan)
     cascade.cascade(q, keys, values, at, room, before, out)
-    wanted = reference.cascade(q, keys, values, at, room, before)
+    wanted = reference.decode(q, keys, values, at)
     torch.testing.assert_close(out, wanted, rtol=tolerance, atol=tolerance)
 
 
@@ -150,13 +150,13 @@ def test_prefill(
     torch.manual_seed(0)
     depth, heads = 24, group * KV_HEADS
     keys, values = _cache(40, depth, dtype)
-    tables, seats = _tables(contexts, 40)
-    size = prefill.queries(heads, KV_HEADS, depth, max(lengths))
+    tables, slots = _tables(contexts, 40)
+    size = prefill.tile_queries(heads, KV_HEADS, depth, max(lengths))
     tiles = prefill.tiles(lengths, size)
     starts = _ints([sum(lengths[:i]) for i in range(len(lengths) + 1)])
-    at = Prefills(
+    at = PrefillBatch(
         tables,
-        seats,
+        slots,
         _ints(contexts),
         starts,
         torch.tensor(tiles, dtype=torch.int32).T.contiguous(),
@@ -165,7 +165,7 @@ def test_prefill(
     q = torch.randn(sum(lengths), heads, depth).to(dtype)
     out = torch.full_like(q, torch.nan)
     prefill.prefill(q, keys, values, at, size, out)
-    wanted = reference.prefill(q, keys, values, at, size)
+    wanted = reference.prefill(q, keys, values, at)
     torch.testing.assert_close(out, wanted, rtol=tolerance, atol=tolerance)
 
 

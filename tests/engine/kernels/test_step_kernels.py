@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from drawloom.engine.kernels import block_copy, feed, reference, sample, skinny_gemm
-from drawloom.engine.ops.reference import ready
+from drawloom.engine.kernels import block_copy, feed, sample, skinny_gemm
+from drawloom.engine.kernels.types import SamplingRows, Stream
+from drawloom.engine.ops.reference import PlainLinear, ReferenceOps, new_stream
 from drawloom.engine.runners.cpu_sampling import gumbel, keep
 
 CPU = torch.device("cpu")
@@ -18,21 +19,32 @@ def _pick(
     logits: Tensor, temperatures: list[float], keys: list[int], k: list[int], p: list[float]
 ) -> list[int]:
     rows = logits.shape[0]
-    picked = sample.nothing(rows + 1, CPU)
-    sample.sample(
-        logits,
-        picked,
-        torch.arange(1, rows + 1, dtype=torch.int32),
-        torch.tensor(temperatures),
-        torch.tensor(keys),
-        torch.tensor(k, dtype=torch.int32),
-        torch.tensor(p),
+    picked = sample.no_picks(rows + 1, CPU)
+    how = SamplingRows(
+        slots=torch.arange(1, rows + 1, dtype=torch.int32),
+        temperatures=torch.tensor(temperatures),
+        keys=torch.tensor(keys),
+        top_k=torch.tensor(k, dtype=torch.int32),
+        top_p=torch.tensor(p),
         filtered=any(k) or min(p) < 1,
     )
+    sample.sample(logits, picked, how)
     assert picked[0] == sample.NONE
-    tokens: list[int] = sample.tokens(picked[1:]).tolist()
-    assert tokens == [sample.unpack(value) for value in picked[1:].tolist()]
+    tokens: list[int] = sample.picked_tokens(picked[1:]).tolist()
+    assert tokens == [sample.picked_token(value) for value in picked[1:].tolist()]
     return tokens
+
+
+def _greedy(slots: list[int]) -> SamplingRows:
+    rows = len(slots)
+    return SamplingRows(
+        slots=torch.tensor(slots, dtype=torch.int32),
+        temperatures=torch.zeros(rows),
+        keys=torch.zeros(rows, dtype=torch.int64),
+        top_k=torch.zeros(rows, dtype=torch.int32),
+        top_p=torch.ones(rows),
+        filtered=False,
+    )
 
 
 def _reference(
@@ -60,7 +72,9 @@ def test_sampling_is_that_of_the_other_devices(dtype: torch.dtype, width: int) -
 @pytest.mark.parametrize(
     ("k", "p"), [(1, 1.0), (5, 1.0), (0, 0.6), (7, 0.5), (0, 1e-6), (500, 0.9)]
 )
-def testkeeped_sampling_is_that_of_the_other_devices(dtype: torch.dtype, k: int, p: float) -> None:
+def test_filtered_sampling_is_that_of_the_other_devices(
+    dtype: torch.dtype, k: int, p: float
+) -> None:
     torch.manual_seed(1)
     logits = (2 * torch.randn(6, 80)).to(dtype)
     rest = [0.0, 0.7, 1.0, 1.0, 2.0, 5.0], list(range(6)), [k] * 6, [p] * 6
@@ -75,44 +89,25 @@ def test_equal_tokens_are_cut_in_their_order() -> None:
 
 
 def test_a_row_of_padding_says_nothing() -> None:
-    picked = sample.nothing(2, CPU)
-    zeros = torch.zeros(1, dtype=torch.int32)
-    sample.sample(
-        torch.zeros(1, 9),
-        picked,
-        zeros - 1,
-        torch.zeros(1),
-        zeros.long(),
-        zeros,
-        torch.ones(1),
-        filtered=False,
-    )
+    picked = sample.no_picks(2, CPU)
+    sample.sample(torch.zeros(1, 9), picked, _greedy([-1]))
     assert picked.tolist() == [sample.NONE, sample.NONE]
 
 
 def test_a_step_reads_what_the_one_before_it_said() -> None:
-    picked = sample.nothing(4, CPU)
+    picked = sample.no_picks(4, CPU)
     logits = torch.zeros(2, 40)
     logits[0, 17], logits[1, 33] = 1.0, 1.0
-    sample.sample(
-        logits,
-        picked,
-        torch.tensor([3, 1], dtype=torch.int32),
-        torch.zeros(2),
-        torch.zeros(2, dtype=torch.int64),
-        torch.zeros(2, dtype=torch.int32),
-        torch.ones(2),
-        filtered=False,
-    )
-    ids = torch.tensor([-1 - 3, 8, -1 - 1, 9, -1 - 0], dtype=torch.int32)  # seat 0 said nothing
+    sample.sample(logits, picked, _greedy([3, 1]))
+    ids = torch.tensor([-1 - 3, 8, -1 - 1, 9, -1 - 0], dtype=torch.int32)  # slot 0 said nothing
     sampled = torch.tensor([3, -1, -1, 2, -1], dtype=torch.int32)
     tables = torch.zeros(4, 3, dtype=torch.int32)
     index = torch.tensor([2, -1, 10], dtype=torch.int32)
     value = torch.tensor([5, 6, 7], dtype=torch.int32)
     tokens = torch.full((5,), 7, dtype=torch.int32)
-    feed.feed(ids, sampled, index, value, tokens, picked, tables)
+    feed.feed(ids, sampled, index, value, tokens=tokens, picked=picked, tables=tables)
     assert tokens.tolist() == [17, 8, 33, 9, 0]
-    assert picked[3] == picked[2] == sample.NONE and sample.unpack(int(picked[1])) == 33
+    assert picked[3] == picked[2] == sample.NONE and sample.picked_token(int(picked[1])) == 33
     assert tables.tolist() == [[0, 0, 5], [0, 0, 0], [0, 0, 0], [0, 7, 0]]
 
 
@@ -152,8 +147,9 @@ def test_products_of_few_rows(
     first, second = (torch.randn(n).to(dtype) if biased else None for n in (2 * inner, hidden))
     scratch = skinny_gemm.Scratch(CPU)
     tokens = torch.arange(rows).int() % 9
-    stream = skinny_gemm.enter(tokens, table, gain)
-    plain = ready(table[tokens.long()], gain)
+    stream = skinny_gemm.embed_stream(tokens, table, gain)
+    plain, exact = new_stream(table[tokens.long()], gain), ReferenceOps()
+    wide = Stream(*(part.double() for part in (plain.x, plain.scaled, plain.squares)))
     near(stream.x, plain.x)
     near(stream.scaled, plain.scaled)
     for gated in (False, True):
@@ -161,26 +157,31 @@ def test_products_of_few_rows(
             (up, first) if gated else (up[:inner], None if first is None else first[:inner])
         )
         got, again = (
-            skinny_gemm.normed(
+            skinny_gemm.norm_linear(
                 stream, weight, bias, eps=1e-5, gated=gated, scratch=scratch, many=processors
             )
             for _ in range(2)
         )
-        wanted = reference.normed(plain, weight, bias, eps=1e-5, gated=gated)
-        near(got, wanted)
+        wanted = exact.norm_linear(_wide(weight, bias), wide, 1e-5, gated=gated)
+        near(got, wanted.to(dtype))
         assert torch.equal(got, again) and not scratch.counters.any()
-    after = skinny_gemm.added(
-        wanted, down, second, onto=stream, gain=gain, scratch=scratch, many=processors
+    h = wanted.to(dtype)
+    after = skinny_gemm.linear_add(
+        h, down, second, onto=stream, gain=gain, scratch=scratch, many=processors
     )
-    then = reference.added(wanted, down, second, onto=plain, gain=gain)
-    near(after.x, then.x)
-    near(after.scaled, then.scaled)
-    near(after.squares.sum(0)[:rows], then.squares.sum(0), rtol=2 * tolerance)
+    then = exact.linear_add(_wide(down, second), h.double(), wide, gain.double())
+    near(after.x, then.x.to(dtype))
+    near(after.scaled, then.scaled.to(dtype))
+    near(after.squares.sum(0)[:rows], then.squares.sum(0).float(), rtol=2 * tolerance)
+
+
+def _wide(weight: Tensor, bias: Tensor | None) -> PlainLinear:
+    return PlainLinear(weight.double(), None if bias is None else bias.double())
 
 
 def test_a_product_of_few_rows_keeps_processors_busy() -> None:
     for width, depth in ((4096, 4096), (6144, 4096), (4096, 14336), (1024, 2048), (1024, 3072)):
         for rows in (1, 32):
-            tile, split = skinny_gemm.cut(rows, width, depth, 132, gated=False)
+            tile, split = skinny_gemm.choose_tile(rows, width, depth, many=132, gated=False)
             assert 64 <= -(-width // tile.out) * split <= 132 and depth // split >= 128
             assert not -(-depth // split) % tile.deep

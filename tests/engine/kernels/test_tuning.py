@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from drawloom.engine.kernels import decode, prefill, reference
-from drawloom.engine.kernels.decode import Decodes, Parts
+from drawloom.engine.kernels import decode, prefill
 from drawloom.engine.kernels.gpu_arch import pretend
-from drawloom.engine.kernels.prefill import Prefills
 from drawloom.engine.kernels.tuning import DECODE, PREFILL, Tiling, Tilings
-from drawloom.engine.kernels.tuning_batch import Trial
+from drawloom.engine.kernels.tuning_batch import TuningBatch
+from drawloom.engine.kernels.types import DecodeBatch, KeyParts, PrefillBatch
+from drawloom.engine.ops import reference
 
 KEY = (4, 2, 16)
 CPU = torch.device("cpu")
@@ -39,14 +39,14 @@ def test_decode_by_any_tiling(tiling: Tiling) -> None:
     DECODE.use((*KEY, False), tiling)
     keys, values = _cache()
     tables = torch.stack([torch.arange(12), torch.arange(12).flip(0)]).int()
-    at = Decodes(tables, _ints([0, 1]), _ints([190, 33]))
-    parts = Parts.room(2, 4, 16, 3, CPU)
-    decode.cut(at, parts)
+    at = DecodeBatch(tables, _ints([0, 1]), _ints([190, 33]))
+    parts = KeyParts.allocate(2, 4, 16, 3, CPU)
+    decode.split_keys(at, parts)
     q = torch.randn(2, 4, 16)
     out = torch.full_like(q, torch.nan)
     for _ in range(2):  # counters are as they were
         decode.decode(q, keys, values, at, parts, out)
-        wanted = reference.decode(q, keys, values, at, parts)
+        wanted = reference.decode(q, keys, values, at)
         torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
     assert not parts.arrived.any()
 
@@ -60,13 +60,13 @@ def test_prefill_by_any_tiling(chip: int) -> None:
     with pretend(chip):
         for tiling in PREFILL.options:
             PREFILL.use(KEY, tiling)
-            size = prefill.queries(*KEY, 150)
+            size = prefill.tile_queries(*KEY, 150)
             assert size * 2 == tiling.rows
             tiles = torch.tensor(prefill.tiles([150], size), dtype=torch.int32).T.contiguous()
-            at = Prefills(tables, _ints([0]), _ints([200]), _ints([0, 150]), tiles)
+            at = PrefillBatch(tables, _ints([0]), _ints([200]), _ints([0, 150]), tiles)
             out = torch.full_like(q, torch.nan)
             prefill.prefill(q, keys, values, at, size, out)
-            wanted = reference.prefill(q, keys, values, at, size)
+            wanted = reference.prefill(q, keys, values, at)
             torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -83,10 +83,10 @@ def test_the_fastest_that_runs_is_used() -> None:
 
 def test_a_trial_runs_and_leaves_zeros() -> None:
     keys, values = torch.zeros(2, 16, 1, 2, 16, 16).transpose(3, 4)[:, :, 0].unbind(0)
-    trial = Trial(KEY, torch.arange(16).int(), keys, values, 8, 100)
+    tuning = TuningBatch(KEY, torch.arange(16).int(), keys, values, 8, 100)
     assert keys[:6].all() and not keys[6:].any()
-    trial.decode()
-    trial.prefill()
-    assert trial._parts.records[:, 0].max() >= 0
-    trial.clear()
+    tuning.decode()
+    tuning.prefill()
+    assert tuning._parts.records[:, 0].max() >= 0
+    tuning.clear()
     assert not keys.any() and not values.any()

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from drawloom.engine.ops.base import BatchMeta, Ops
+from drawloom.engine.kernels.types import BatchMeta, RopeArgs
+from drawloom.engine.ops.base import Ops
 from drawloom.engine.ops.cpu import CpuOps, _padded
 from drawloom.engine.ops.reference import ReferenceOps
 from drawloom.engine.ops.triton import TritonOps
@@ -77,8 +78,8 @@ def test_rope_and_store(backend: str, dtype: torch.dtype, tolerance: float, norm
     rope = (torch.randn(16, depth // 2), torch.randn(16, depth // 2))
     got = _cache(6, size, kv_heads, depth, dtype)
     wanted = (got[0].clone(), got[1].clone())
-    a = OPS[backend]().rope_and_store(q, k, v, norms, rope, *got, meta)
-    b = ReferenceOps().rope_and_store(q, k, v, norms, rope, *wanted, meta)
+    a = OPS[backend]().rope_and_store(RopeArgs(q, k, v, norms, rope, *got, meta))
+    b = ReferenceOps().rope_and_store(RopeArgs(q, k, v, norms, rope, *wanted, meta))
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 

@@ -17,9 +17,11 @@ from drawloom.engine.hosting.build import load
 from drawloom.engine.kernels.cascade import cascade
 from drawloom.engine.ops.base import Ops
 from drawloom.engine.ops.triton import TritonOps
+from drawloom.engine.runners import step_inputs
 from drawloom.engine.runners.gpu_runner import GpuRunner
-from drawloom.engine.runners.step_inputs import Layout, Packed, Seats, put
+from drawloom.engine.runners.step_inputs import Packed, SlotTable, StepShape, put
 from drawloom.engine.sequence import UNSAMPLED, SamplingParams, Sequence
+from tests.lanes import slow_unless
 
 Run = Callable[[EngineCore], dict[str, list[int]]]
 
@@ -27,18 +29,14 @@ Run = Callable[[EngineCore], dict[str, list[int]]]
 class Interpreted(GpuRunner):
     """With the kernels instead of their references."""
 
-    few = False
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._graphs.prefer(self.few)
+    small_batch: bool | None = False
 
     def _make_ops(self, config: EngineConfig) -> Ops:
         return TritonOps()
 
 
-class Few(Interpreted):
-    few = True
+class SmallBatch(Interpreted):
+    small_batch = True
 
 
 def _prompt(seed: int, length: int) -> list[int]:
@@ -55,8 +53,10 @@ def _engine(oracle: Any, runner: type[GpuRunner], **options: Any) -> EngineCore:
     return load(str(oracle.folder), config, runner=runner)
 
 
-@pytest.mark.parametrize("runner", [Interpreted, Few])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("runner", [Interpreted, SmallBatch])
+@pytest.mark.parametrize(
+    "family", slow_unless(["llama", "mistral", "qwen2", "qwen3"], quick=["llama"])
+)
 def test_kernels_say_what_transformers_says(
     family_oracle: Callable[[str], Any], run_core: Run, family: str, runner: type[GpuRunner]
 ) -> None:
@@ -71,25 +71,28 @@ def test_kernels_say_what_transformers_says(
         oracle.follows(prompt, said[str(index)])
 
 
-def test_what_many_begin_with_is_read_once(
-    llama: Any, run_core: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("length", slow_unless([32, 256], quick=[32]))
+def test_a_shared_prefix_is_read_once(
+    llama: Any, run_core: Run, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
+    """At its true least length of 256 tokens, and at one that the interpreter computes quickly."""
+    monkeypatch.setattr(step_inputs, "_MIN_SHARED_TOKENS", length)
     shared: list[list[int]] = []
 
-    def watched(q: Any, keys: Any, values: Any, at: Any, *rest: Any) -> Any:
-        shared.append(at.since.tolist())
-        return cascade(q, keys, values, at, *rest)
+    def watched(q: Any, keys: Any, values: Any, at: Any, *rest: Any, **more: Any) -> Any:
+        shared.append(at.shared_tokens.tolist())
+        return cascade(q, keys, values, at, *rest, **more)
 
     monkeypatch.setattr("drawloom.engine.ops.triton.cascade", watched)
     core = _engine(llama, Interpreted, max_batch_tokens=512)
-    prefix = _prompt(4, 256)
+    prefix = _prompt(4, length)
     core.submit(_ask("first", [*prefix, 7], 1))
     run_core(core)
     prompts = {f"p{n}": [*prefix, *_prompt(n, 3 + n)] for n in range(4)}
     for name, prompt in prompts.items():
         core.submit(_ask(name, prompt, 4))
     said = run_core(core)
-    assert shared and all(row == [256] * 4 for row in shared)
+    assert shared and all(row == [length] * 4 for row in shared)
     for name, prompt in prompts.items():
         llama.follows(prompt, said[name])
 
@@ -180,45 +183,45 @@ def test_a_step_that_cannot_be_launched_ends_only_its_own(llama: Any) -> None:
 # --- packing --------------------------------------------------------------------------------
 
 
-def _chunk(seat: int, blocks: list[int], start: int, tokens: list[int]) -> Chunk:
-    seq = Sequence(f"s{seat}", f"s{seat}", [1] * (start + len(tokens)), SamplingParams())
-    seq.slot, seq.blocks = seat, blocks
+def _chunk(slot: int, blocks: list[int], start: int, tokens: list[int]) -> Chunk:
+    seq = Sequence(f"s{slot}", f"s{slot}", [1] * (start + len(tokens)), SamplingParams())
+    seq.slot, seq.blocks = slot, blocks
     return Chunk(seq, tokens, start, blocks, True)
 
 
 def test_only_what_changed_in_the_tables_is_sent() -> None:
-    seats = Seats(4, 8, 16)
+    table = SlotTable(4, 8, 16)
     chunk = _chunk(2, [5, 9], 20, [UNSAMPLED])
-    assert seats.updates([chunk]) == ([16, 17], [5, 9])
-    assert seats.updates([chunk]) == ([], [])
+    assert table.updates([chunk]) == ([16, 17], [5, 9])
+    assert table.updates([chunk]) == ([], [])
     chunk.blocks.append(7)
-    assert seats.updates([chunk]) == ([18], [7])
+    assert table.updates([chunk]) == ([18], [7])
     chunk.blocks[1] = 3  # another's block of the same content took its place
     chunk.seq.table_blocks = 1
-    assert seats.updates([chunk]) == ([17, 18], [3, 7])
-    assert seats.tables[2, :3].tolist() == [5, 3, 7]
+    assert table.updates([chunk]) == ([17, 18], [3, 7])
+    assert table.tables[2, :3].tolist() == [5, 3, 7]
 
 
 def test_rows_that_begin_alike_are_found_and_cut_into_tiles() -> None:
-    seats = Seats(8, 40, 16)
+    table = SlotTable(8, 40, 16)
     common, other = list(range(100, 120)), list(range(200, 218))
     chunks = [_chunk(n, [*common, n], 321, [UNSAMPLED]) for n in range(4)]
     chunks += [_chunk(n + 4, [*other, n + 50], 290, [UNSAMPLED]) for n in range(3)]
-    seats.updates(chunks)
+    table.updates(chunks)
     order = [0, 4, 1, 5, 2, 6, 3]
-    found = seats.alike(order, 3)
+    found = table.shared_prefix_groups(order, 3)
     assert found == ([320, 0, 320, 0, 320, 0, 320], [0, 2, 4, 6, -1, -1])
-    assert seats.alike([0, 1, 2], 3) is None
+    assert table.shared_prefix_groups([0, 1, 2], 3) is None
 
 
 def test_fields_do_not_overlap_and_are_aligned() -> None:
-    layout = Layout(7, 5, 2, tiles=3, rows=6, sampled=5, updates=9, members=4)
-    memory = torch.zeros(layout.size, dtype=torch.int32)
-    packed = Packed(memory, layout)
-    for number, (name, size) in enumerate(layout.fields(), 1):
-        assert packed.places[name].start % 4 == 0
+    shape = StepShape(7, 5, 2, tiles=3, rows=6, sampled=5, updates=9, shared_rows=4)
+    memory = torch.zeros(shape.size, dtype=torch.int32)
+    packed = Packed(memory, shape)
+    for number, (name, size) in enumerate(shape.fields(), 1):
+        assert packed.offsets[name].start % 4 == 0
         assert not packed.ints(name).any()
         put(packed.ints(name), [number] * size, 0)
-    for number, (name, size) in enumerate(layout.fields(), 1):
+    for number, (name, size) in enumerate(shape.fields(), 1):
         assert packed.ints(name).tolist() == [number] * size
     assert packed.longs("keys").shape[0] == 5

@@ -146,30 +146,38 @@ def test_what_has_arrived_is_told_once_and_in_its_order(device: Device) -> None:
     assert tier.finished_copies(1.0) == ([], [2])  # waits for it
 
 
-def _engine(oracle: Any, device: Device, few: bool) -> tuple[EngineCore, list[Graph]]:
-    core = load(str(oracle.folder), EngineConfig(kv_tokens=1024, max_sequences=5), runner=GpuRunner)
+class PlainProducts(GpuRunner):
+    small_batch = False
+
+
+class FusedProducts(GpuRunner):
+    small_batch = True
+
+
+def _engine(oracle: Any, device: Device, small_batch: bool) -> tuple[EngineCore, list[Graph]]:
+    kind = FusedProducts if small_batch else PlainProducts
+    core = load(str(oracle.folder), EngineConfig(kv_tokens=1024, max_sequences=5), runner=kind)
     runner: Any = core._runner
     graphs, forward, made = runner._graphs, runner._graphs._forward, []
 
-    def recorded(packed: Any, few: bool) -> Tensor:
-        result: Tensor = forward(packed, few)
+    def recorded(packed: Any, small_batch: bool) -> Tensor:
+        result: Tensor = forward(packed, small_batch)
         if device.recording is not None:
             graph = device.recording
-            graph.work, graph.result = lambda: forward(packed, few), result
+            graph.work, graph.result = lambda: forward(packed, small_batch), result
             made.append(graph)
         return result
 
     graphs._forward, graphs._captures = recorded, True
-    graphs.prefer(few)
     return core, made
 
 
-@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("small_batch", [False, True])
 def test_graphs_are_captured_when_first_met_and_disturb_nothing(
-    llama: Any, device: Device, few: bool
+    llama: Any, device: Device, small_batch: bool
 ) -> None:
     """Steps of every mixture, while others are under way: it says what transformers says."""
-    core, made = _engine(llama, device, few)
+    core, made = _engine(llama, device, small_batch)
     rng = random.Random(2)
     prompts = {
         f"p{n}": [rng.randrange(3, 259) for _ in range(length)]
@@ -197,12 +205,12 @@ def test_the_faster_way_is_kept_where_both_can_be_measured(
 ) -> None:
     core, made = _engine(llama, device, False)
     runner: Any = core._runner
-    runner._graphs._few = {}
+    runner._graphs._small_batch = {}
     times = iter([2.0, 1.0, 1.0, 2.0])
     monkeypatch.setattr("drawloom.engine.runners.cuda_graphs._seconds", lambda graph: next(times))
     with torch.inference_mode():
         runner._graphs.warm_up([runner.packer.plain(1), runner.packer.plain(2)])
-    assert runner._graphs._few == {2: True, 1: False}
+    assert runner._graphs._small_batch == {2: True, 1: False}
     assert len(made) == 4
     runner._graphs.forget()
     assert not runner._graphs._graphs

@@ -48,7 +48,7 @@ _TOOL = {
 
 @dataclass(frozen=True, slots=True)
 class _Shows:
-    """What a template shows, and the form in which it takes messages.
+    """Describe what a template shows, and the form in which it takes messages.
 
     Attributes:
         tools: it shows tools, calls and results.
@@ -116,8 +116,13 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: Path) -> "ChatTemplate":
-        """Read the template of a checkpoint: ``chat_template.jinja``, or the one in its
-        ``tokenizer_config.json``. Raises `CheckpointError`."""
+        """Read the template of a checkpoint.
+
+        It is in ``chat_template.jinja``, or in ``tokenizer_config.json``.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be read.
+        """
         path = folder / "tokenizer_config.json"
         try:
             about = json.loads(path.read_text("utf-8")) if path.exists() else {}
@@ -142,7 +147,7 @@ class ChatTemplate:
 
     @property
     def shows_tools(self) -> bool:
-        """Whether the template itself shows tools, calls and results."""
+        """Return whether the template itself shows tools, calls and results."""
         return self._shows.tools
 
     def render(
@@ -269,11 +274,18 @@ class ChatTemplate:
         listed = plain or "probe_tool" in self._probed(_Shows(), "probe_system", [], [_TOOL])
         call = {"name": "probe_tool", "arguments": {"a": "probe_argument"}}
         turn: list[Message] = [
-            {"role": "assistant", "content": "", "tool_calls": [
-                {"id": "probe0000", "type": "function", "function": call}]},
-            {"role": "tool", "content": "probe_result", "name": "probe_tool",
-             "tool_call_id": "probe0000"},
-        ]  # fmt: skip
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "probe0000", "type": "function", "function": call}],
+            },
+            {
+                "role": "tool",
+                "content": "probe_result",
+                "name": "probe_tool",
+                "tool_call_id": "probe0000",
+            },
+        ]
         for text, null in product((False, True), repeat=2):
             shows = _Shows(True, system, not plain, text, null)
             rendered = self._probed(shows, "probe_system" if not plain else "", turn, [_TOOL])
@@ -293,7 +305,7 @@ class ChatTemplate:
 
 
 def _trusted(message: Message) -> Message:
-    """A message whose role is a plain word of the template, and whose thought has every name."""
+    """Mark a message's role as the template's own, and give its reasoning every known name."""
     role = message.get("role")
     if isinstance(role, str) and _ROLE.fullmatch(role):
         message = {**message, "role": str.__str__(role)}

@@ -52,8 +52,10 @@ def _close(node: dict[str, Any], combined: bool) -> None:
 
 
 def _walk(node: Any, combined: bool, joined: set[str], visit: Visit) -> None:
-    """Visit a schema and those in it, but for conditions, and tell of each whether others apply to
-    the same value."""
+    """Visit a schema and those in it, except conditions.
+
+    The visitor is told of each whether other schemas apply to the same value.
+    """
     if not isinstance(node, dict):
         return
     parts = sum(key in node for key in _JOINED) + any(

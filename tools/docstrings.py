@@ -1,11 +1,16 @@
-"""Docstrings in the styles of Google, numpy and Sphinx, as description and parameters."""
+"""Parse docstrings in the styles of Google, numpy and Sphinx: description and parameters."""
 
 import re
 
 _PARAMETERS = (
-    "args", "arguments", "params", "parameters", "keyword args", "keyword arguments",
+    "args",
+    "arguments",
+    "params",
+    "parameters",
+    "keyword args",
+    "keyword arguments",
     "other parameters",
-)  # fmt: skip
+)
 _SECTIONS = (*_PARAMETERS, "returns", "return", "raises", "yields", "yield", "warns", "attributes")
 _GOOGLE = re.compile(r"(\w[\w ]*):\s*$")
 _RULE = re.compile(r"-{3,}\s*$")
@@ -45,7 +50,7 @@ def parse_docstring(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _section(lines: list[str], at: int) -> tuple[str, int, bool] | None:
-    """Return the name of a section that begins here, its first line, and whether it is numpy's."""
+    """Return the name and first line of a section that begins here, and whether it is numpy's."""
     name = lines[at].strip().lower()
     if name in _SECTIONS and at + 1 < len(lines) and _RULE.match(lines[at + 1].strip()):
         return name, at + 2, True

@@ -57,14 +57,17 @@ def call_grammar(
 
 
 def _calls(tools: list[dict[str, Any]], key: str) -> list[str]:
-    """Return the rules of a call. The schema of each tool's arguments is a grammar of its own, so
-    that references in it (``#/$defs/Item``) mean what they mean in the tool's declaration."""
+    """Return the rules of a call.
+
+    The schema of each tool's arguments is a grammar of its own, so that references in it
+    (``#/$defs/Item``) resolve as in the tool's declaration.
+    """
     lines = ["call: " + " | ".join(f"call{place}" for place in range(len(tools)))]
     for place, tool in enumerate(tools):
         head = f'{{"name": {json.dumps(tool["name"])}, "{key}": '
         schema = json.dumps(_arguments(tool))
-        lines += [f'call{place}: {json.dumps(head)} arguments{place} "}}"',
-                  f"arguments{place}: %json {schema}"]  # fmt: skip
+        lines.append(f'call{place}: {json.dumps(head)} arguments{place} "}}"')
+        lines.append(f"arguments{place}: %json {schema}")
     return lines
 
 

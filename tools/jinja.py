@@ -81,7 +81,7 @@ class _Generation(Extension):
 
 
 class _Space(Namespace):
-    """A namespace without private names, as transformers has it."""
+    """Hold a template's namespace without private names, as transformers does."""
 
     def __init__(*args: Any, **named: Any) -> None:
         self, *rest = args
@@ -120,15 +120,19 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             return moment.strftime(format)
 
         self.globals |= {
-            "raise_exception": _raise, "strftime_now": strftime_now, "namespace": _Space
-        }  # fmt: skip
+            "raise_exception": _raise,
+            "strftime_now": strftime_now,
+            "namespace": _Space,
+        }
 
     @contextmanager
     def metered(
         self, values: int = 0, chars: int = 0, work: int = WORK, now: datetime | None = None
     ) -> Iterator[None]:
-        """Limit the work of this thread's rendering of so many values and characters. `now` is the
-        moment that the template is told, the present one if not given."""
+        """Limit the work of this thread's rendering of so many values and characters.
+
+        `now` is the time that the template sees, by default the present.
+        """
         before = getattr(self._local, "meter", None), getattr(self._local, "now", None)
         self._local.meter, self._local.now = Meter(values, chars, work), now
         try:
@@ -177,7 +181,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return container
 
     def text(self, value: Any) -> str:
-        """The text of a value in the output."""
+        """Return the text of a value in the output."""
         if isinstance(value, str):
             return value
         self.meter.weigh(value)
@@ -255,7 +259,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return join(separator, texts)
 
     def _stained(self, result: Any, *made_of: Any) -> Any:
-        """A text that came from tracked text in an unknown way is content as a whole."""
+        """Mark text that was made of tracked text in an unknown way as content as a whole."""
         if not isinstance(result, str) or isinstance(result, Tracked):
             return result
         self.meter.fits(len(result))
@@ -273,7 +277,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
 
 def prepared(value: Any) -> tuple[Any, int, int]:
-    """Make plain, tracked data of what a template is given, and count its values and characters.
+    """Make plain, tracked data of a template's input; count its values and characters.
 
     Only plain JSON types reach a template: methods of other objects are not for its sandbox.
     """

@@ -27,7 +27,7 @@ class _Schema(GenerateJsonSchema):
 
 
 class Signature:
-    """The arguments a model may give to a function, as one pydantic model.
+    """Describe the arguments that a model may give to a function, as one pydantic model.
 
     A leading `self` is bound later (`is_method`); a leading `Sandbox` is the runtime's to give.
     Arguments that a `functools.partial` has set are not the model's to change.
@@ -67,12 +67,15 @@ class Signature:
 
     @property
     def names(self) -> list[str]:
-        """The arguments that a model may give, in order."""
+        """Return the names of the arguments that a model may give, in order."""
         return list(self._fields.values())
 
     def validate(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments as Python values, by parameter. Raises `ToolError` with words for
-        the model."""
+        """Return the arguments as Python values, by parameter.
+
+        Raises:
+            ToolError: they do not fit; the message is for the model.
+        """
         try:
             model = self.model.model_validate(arguments)
         except ValidationError as error:
@@ -137,8 +140,13 @@ def underlying(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def type_hints(fn: Callable[..., Any]) -> dict[str, Any]:
-    """Return the annotations of a function with their metadata. Names are also looked up where the
-    function was defined, up the stack. Raises `NameError` when one is not found."""
+    """Return the annotations of a function with their metadata.
+
+    Names are also looked up where the function was defined, up the stack.
+
+    Raises:
+        NameError: a name is not found.
+    """
     function = underlying(fn)
     try:
         return typing.get_type_hints(function, include_extras=True)
@@ -180,7 +188,7 @@ def _hints(fn: Callable[..., Any], name: str) -> dict[str, Any]:
 
 
 def _is_self(parameter: inspect.Parameter, hints: dict[str, Any]) -> bool:
-    """Whether a function was written as a method and is not bound yet."""
+    """Return whether a function was written as a method and is not bound yet."""
     return parameter.name in ("self", "cls") and parameter.name not in hints
 
 

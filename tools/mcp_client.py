@@ -38,7 +38,7 @@ class Opener(Protocol):
 
 
 class McpServer:
-    """The tools of a server, while it is open: ``async with McpServer(…) as server: server.tools``.
+    """Offer the tools of a server: ``async with McpServer(…) as server: server.tools``.
 
     A tool whose description no model could use is left out, with a warning; a server that has
     died is started again by the next call.
@@ -113,7 +113,7 @@ class McpServer:
             raise ToolError(words) from None
 
     def _named(self, listed: list[dict[str, Any]]) -> list[Tool[..., Any]]:
-        """Each tool by a name of its own, that is an identifier."""
+        """Give each tool a unique name that is an identifier."""
         found: dict[str, Tool[..., Any]] = {}
         names: set[str] = set()
         for about in listed:
@@ -178,7 +178,7 @@ def _variables(given: Mapping[str, str], server: str | tuple[str, ...]) -> Mappi
 
 
 def _told(result: dict[str, Any]) -> str:
-    """A result as the model reads it. Raises `ToolError` when it says that it is an error."""
+    """Return a result as the model reads it; raise `ToolError` if it is an error."""
     pieces = [_piece(content) for content in result.get("content") or ()]
     if not pieces and result.get("structuredContent") is not None:
         pieces = [json.dumps(result["structuredContent"], ensure_ascii=False)]
@@ -208,7 +208,7 @@ _NEXT = (
 
 @dataclass(slots=True)
 class _Line:
-    """How far a conversation with one server process has come."""
+    """Keep the progress of the exchange with one server process."""
 
     at: int = 0
     number: int = 0
@@ -217,7 +217,7 @@ class _Line:
 
 
 class _Boxed:
-    """A server as a background process of environments: it reads a named pipe and writes a file."""
+    """Run a server in environments, as a process that reads a named pipe and writes a file."""
 
     def __init__(self, command: tuple[str, ...]) -> None:
         self._command = command
@@ -241,7 +241,7 @@ class _Boxed:
         return await self._request(box, "tools/call", {"name": tool, "arguments": arguments})
 
     async def _request(self, box: Sandbox, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        """One after the other: a server's answers are read in one place."""
+        """Make requests one at a time, because one reader reads a server's answers."""
         line = self._lines.setdefault(box.id, _Line())
         async with line.turn:
             if not line.number:
@@ -249,7 +249,7 @@ class _Boxed:
             return await self._ask(box, line, method, params)
 
     async def _start(self, box: Sandbox, line: _Line) -> None:
-        """One that an earlier owner of the environment talked to would not begin again."""
+        """Start a new server: one that an earlier owner initialised refuses to begin again."""
         with contextlib.suppress(SandboxError):
             await box.service(self._service).stop()
         folder = self._folder
@@ -310,7 +310,7 @@ class _Boxed:
 
 
 def _json(text: bytes) -> dict[str, Any] | None:
-    """A message; what is none (servers print to stdout what they should not) is passed over."""
+    """Parse a message; return None for other text, which servers print to stdout by mistake."""
     try:
         found = json.loads(text)
     except ValueError:

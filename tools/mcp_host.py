@@ -17,8 +17,10 @@ _LONGEST_PAUSE = 60.0
 
 
 class HostServer:
-    """Speaks to a server by the official SDK. One that died is started again by the next call;
-    while it dies before it has answered any, with pauses that double up to a minute.
+    """Talk to a server by the official SDK.
+
+    A server that died is started again by the next call. While it dies before its first answer,
+    starts are delayed by pauses that double up to a minute.
 
     Args:
         server: a command and its arguments, or a URL.
@@ -180,8 +182,10 @@ async def _client(
 
 @contextlib.asynccontextmanager
 async def _filtered(inner: Any, words: str, ended: Any) -> AsyncIterator[Any]:
-    """A transport that leaves out tools which the SDK would refuse the whole list for, and tells
-    when the server has closed it."""
+    """Filter a transport: drop tools for which the SDK would refuse the whole list.
+
+    It also sets `ended` when the server has closed the transport.
+    """
     import anyio
 
     async def pump(read: Any, sender: Any) -> None:
@@ -221,8 +225,8 @@ def _known_to_sdk(tool: dict[str, Any], words: str) -> bool:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        log.warning("MCP server %s: tool %r is left out: %s: %s", words, tool["name"], where,
-                    problem["msg"])  # fmt: skip
+        text = "MCP server %s: tool %r is left out: %s: %s"
+        log.warning(text, words, tool["name"], where, problem["msg"])
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""What an MCP server says of its tools, checked tool by tool."""
+"""Checks of an MCP server's list of tools, tool by tool."""
 
 import logging
 from collections.abc import Sequence
@@ -8,8 +8,7 @@ log = logging.getLogger("drawloom.tools")
 
 
 def usable_tools(listed: Sequence[Any], server: str) -> list[dict[str, Any]]:
-    """Return the tools that a model can be offered; each of the others is left out with a warning
-    that names it.
+    """Return the tools that a model can be offered; warn of each of the others.
 
     Args:
         listed: the `tools` of a server's answer, whatever they are.

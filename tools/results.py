@@ -43,8 +43,10 @@ def render(value: Any) -> str:
 
 
 def valid_text(text: str) -> str:
-    """Return `text` as it is encoded in UTF-8: pairs of surrogates joined, what cannot be encoded
-    and NUL (which PostgreSQL refuses) replaced by U+FFFD."""
+    """Return `text` as valid UTF-8 text.
+
+    Surrogate pairs are joined; lone surrogates and NUL, which PostgreSQL refuses, become U+FFFD.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -53,13 +55,15 @@ def valid_text(text: str) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """Return `value` as JSON has it: dicts, lists, valid strings, finite numbers. Never raises."""
+    """Convert `value` to JSON types with valid text and finite numbers; never raise."""
     return _plain(value, ())
 
 
 def recordable(value: Any) -> Any:
-    """Return `value` as JSON that its type can be validated from again; where that is not JSON or
-    not valid text, as `jsonable` has it."""
+    """Convert `value` to JSON from which its type can be validated again.
+
+    Where that is not JSON or not valid text, return what `jsonable` returns.
+    """
     try:
         plain = to_jsonable_python(value, fallback=_text_of)
         text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
@@ -78,8 +82,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def cut_chars(text: str, limit: int) -> str:
-    """Return `text`, of which at most `limit` characters stay: its two ends, and between them a
-    note that says how much was cut."""
+    """Truncate `text` in the middle to `limit` characters, with a note of how much was cut."""
     if len(text) <= limit:
         return text
     head = limit // 2
@@ -186,6 +189,12 @@ def _text_of(value: Any) -> str:
 
 
 __all__ = [
-    "MAX_CHARS", "cut_chars", "cut_tokens", "describe_error", "jsonable", "recordable",
-    "render", "valid_text",
-]  # fmt: skip
+    "MAX_CHARS",
+    "cut_chars",
+    "cut_tokens",
+    "describe_error",
+    "jsonable",
+    "recordable",
+    "render",
+    "valid_text",
+]

@@ -24,10 +24,9 @@ _REFUSED = frozenset(("encode", "translate", "to_bytes", "maketrans"))
 
 
 class Meter:
-    """Counts the work of one rendering, which may grow with the number of `values` that it is given
-    and with their `chars`.
+    """Count the work of one rendering; its limit grows with the input's `values` and `chars`.
 
-    All methods raise `TemplateError` for what is too much.
+    All methods raise `TemplateError` beyond the limit.
     """
 
     def __init__(self, values: int = 0, chars: int = 0, work: int = WORK) -> None:
@@ -128,7 +127,7 @@ class Meter:
 
 
 def _numbers(values: Any) -> Iterator[int]:
-    """All whole numbers in a value."""
+    """Yield the whole numbers in a value."""
     if isinstance(values, dict):
         values = [*values.values()]
     if isinstance(values, list | tuple):

@@ -10,11 +10,11 @@ from typing import Any
 
 
 async def call_in_thread(name: str, call: Callable[[], Any]) -> Any:
-    """Run `call` in a new thread with this task's context variables; return what it returns, and
-    what that is awaited to when it is awaitable. Raises what `call` raises, `SystemExit` included.
+    """Run `call` in a new thread with this task's context variables, and return its result.
 
-    A thread cannot be stopped: when this is cancelled, it goes on, and what it returns is dropped.
-    It keeps no process from ending.
+    An awaitable result is awaited. What `call` raises is raised, `SystemExit` included. A thread
+    cannot be stopped: if this is cancelled, it goes on, and its result is dropped. It keeps no
+    process from ending.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()

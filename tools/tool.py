@@ -33,7 +33,7 @@ tool_host: ContextVar[ToolHost | None] = ContextVar("drawloom_tool_host", defaul
 
 
 class Tool(Generic[P, R]):
-    """A function with what a model and the scheduler must know of it.
+    """Wrap a function with what a model and the scheduler must know of it.
 
     Calling it inside a running program is a step of that program: recorded, budgeted, run in the
     program's environment. Outside of one it runs as the plain function it is. Either way the call
@@ -112,7 +112,7 @@ class Tool(Generic[P, R]):
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The function schema that chat templates render."""
+        """Return the function schema that chat templates render."""
         function = {
             "name": self.name,
             "description": self.signature.description,
@@ -139,8 +139,11 @@ class Tool(Generic[P, R]):
         sandbox: Sandbox | None,
         heard: Callable[[str], None] | None = None,
     ) -> Awaitable[R]:
-        """Call the function with arguments a model gave; `heard` is told what it yields, as it
-        does. Raises `ToolError` if they do not fit."""
+        """Call the function with a model's arguments; pass each piece that it yields to `heard`.
+
+        Raises:
+            ToolError: the arguments do not fit.
+        """
         values, named = self.signature.call(self.signature.validate(arguments))
         first = (sandbox,) if self.signature.wants_sandbox else ()
         return self._started(lambda: self.fn(*first, *values, **named), heard or _unheard)
@@ -166,8 +169,11 @@ class Tool(Generic[P, R]):
 
 
 def as_tool(given: Any) -> Tool[..., Any]:
-    """Return a tool as it is, and any other function as `@tool` makes one of it. Raises
-    `ConfigError` for what cannot be a tool."""
+    """Return a tool as it is, and make a tool of any other function, as `@tool` does.
+
+    Raises:
+        ConfigError: it cannot be a tool.
+    """
     if isinstance(given, MethodType) and isinstance(given.__func__, Tool):  # @classmethod @tool
         given = given.__func__.__get__(given.__self__, type(given.__self__))
     if not isinstance(given, Tool):
@@ -182,7 +188,7 @@ def as_tool(given: Any) -> Tool[..., Any]:
 
 
 class ToolDecorator(Protocol):
-    """What `@tool(…)` returns; a leading `Sandbox` parameter is the runtime's to give."""
+    """Make a tool of a function, for ``@tool(…)``; the runtime gives a leading `Sandbox`."""
 
     @overload
     def __call__(self, fn: Callable[Concatenate[Sandbox, P], Awaitable[R]], /) -> Tool[P, R]: ...
@@ -268,7 +274,7 @@ async def _joined(pieces: Any, heard: Callable[[str], None]) -> str:
 async def _in_thread(
     name: str, call: Callable[[], Any], streams: bool, heard: Callable[[str], None]
 ) -> Any:
-    """As `_joined`, of a plain function."""
+    """Run a plain function in a thread; otherwise do as `_joined`."""
     if not streams:
         return await call_in_thread(name, call)
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""What a model asks for and what it is told."""
+"""Calls that a model makes, and the results that it reads."""
 
 import hashlib
 import re
@@ -33,7 +33,7 @@ def new_call_id(turn: str, index: int) -> str:
 
 
 def _bare(command: str) -> str:
-    """A command without what only prepares it."""
+    """Strip the preparation from a shell command: variables, changes of folder, wrappers."""
     while (before := _BEFORE.match(command)) is not None and before.end() < len(command):
         command = command[before.end() :]
     return command
@@ -41,7 +41,7 @@ def _bare(command: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call that a model made. `error` is set when the call could not be understood."""
+    """Describe a call that a model made; `error` is set if it is malformed."""
 
     id: str
     name: str
@@ -51,8 +51,10 @@ class ToolCall:
 
     @property
     def kind(self) -> str:
-        """What is alike among calls as far as their seconds go: the tool, and of a shell command
-        what it runs: ``shell:pytest`` (Continuum's key, arXiv 2511.02230)."""
+        """Return the key that durations are learned by: the tool, and a shell command's program.
+
+        Such as ``shell:pytest`` (Continuum's key, arXiv 2511.02230).
+        """
         for name in _COMMANDS:
             command = self.arguments.get(name)
             if isinstance(command, str):
@@ -63,7 +65,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a tool answered; `ok` is False when `content` tells the model of a failure."""
+    """Hold a tool's answer; `ok` is False if `content` reports a failure to the model."""
 
     call_id: str
     name: str

@@ -16,7 +16,7 @@ Spans = tuple[Span, ...]
 
 
 class Tracked(str):
-    """A string with the spans of it that are contents: all of it, unless `spans` are given."""
+    """Track the spans of a string that are content: all of it, unless `spans` are given."""
 
     __slots__ = ("_spans",)
     _spans: Spans
@@ -62,7 +62,7 @@ class Tracked(str):
         return self._part(found, start) if step == 1 else Tracked(found)
 
     def _part(self, text: str, start: int) -> "Tracked":
-        """What stands at `start` of this string."""
+        """Return `text`, found at `start` of this string, with its spans."""
         return Tracked(text, clip(self._spans, start, start + len(text)))
 
     def _parts(self, texts: Iterable[str], between: int = 0) -> "list[str]":
@@ -130,8 +130,8 @@ def _whole(name: str) -> Any:
 
 
 _CASES = ("capitalize", "casefold", "lower", "swapcase", "title", "upper")
-for _name in (*_CASES, "center", "expandtabs", "format", "format_map", "ljust", "rjust",
-              "translate", "zfill"):  # fmt: skip
+_OTHERS = ("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill")
+for _name in (*_CASES, *_OTHERS):
     setattr(Tracked, _name, _whole(_name))
 
 

@@ -13,8 +13,10 @@ _MARKS = (typing.Required, typing.NotRequired)
 
 
 def portable_hint(hint: Any) -> Any:
-    """Return an annotation in which every `typing.TypedDict` is one of `typing_extensions`, also
-    within unions, lists and other generics. Before Python 3.12 pydantic knows only these."""
+    """Replace every `typing.TypedDict` in an annotation by one of `typing_extensions`.
+
+    Also within unions, lists and other generics. Before Python 3.12 pydantic knows only these.
+    """
     if sys.version_info >= (3, 12):
         return hint
     if typing.is_typeddict(hint) and type(hint).__module__ == "typing":

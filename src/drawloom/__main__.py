@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """The command line. Imported here so that this module costs nothing."""
+    """Run the command line, which is imported here so that this module costs nothing."""
     import drawloom.engine  # noqa: F401  (before torch loads)
     from drawloom.runtime.cli.main import main as run
 

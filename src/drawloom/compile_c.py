@@ -20,11 +20,11 @@ log = logging.getLogger("drawloom")
 
 
 class CannotCompile(Exception):
-    """There is no C compiler, or it did not like the source; the message is for people."""
+    """Report that there is no C compiler, or that it refused the source."""
 
 
 def cache_folder() -> Path:
-    """Where drawloom keeps what it can make again."""
+    """Return the folder of files that drawloom can make again."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "drawloom"
 
@@ -78,8 +78,7 @@ def _temporary() -> Path:
 
 
 def _is_private(folder: Path) -> bool:
-    """Make a folder for this user alone; return False where others can write into it, or into one
-    that it is in."""
+    """Make a folder for this user alone; return whether no other user can write into its path."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
@@ -111,7 +110,7 @@ def _is_ours(file: Path) -> bool:
 
 
 def _processor() -> str:
-    """What kind of processor this is, its instructions included."""
+    """Describe this processor: its kind and its instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""What a tool environment is: its declaration (`Env`) and the live thing a tool is handed.
+"""Tool environments: their declaration (`Env`) and the live `Sandbox` that a tool is handed.
 
-Tools declare environments, sandboxes provide them, the runtime joins the two; none of the three
-rooms imports another, so what they share stands here.
+Tools declare environments, sandboxes provide them, and the runtime joins the two. None of these
+rooms imports another, so the types that they share are here.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Env:
-    """A declared tool environment.
+    """Declare a tool environment.
 
     Args:
         image: the image that tools of this environment run in.
@@ -77,24 +77,26 @@ class Env:
 
     @classmethod
     def strict(cls, image: str, **options: Any) -> "Env":
-        """For code that nobody has looked at: the least that a program can do with. Its files are
-        in memory, at most half of it, and are not kept when its program is put aside."""
+        """Declare an environment for untrusted code, with the fewest permissions.
+
+        Its files are in memory, at most half of it, and are lost when its program is paused.
+        """
         return cls(image, **_over(options, profile="strict"))
 
     @classmethod
     def swe(cls, image: str, **options: Any) -> "Env":
-        """For a repository and its tests: 2 cores, 4 GiB, no network."""
+        """Declare an environment for a repository and its tests: 2 cores, 4 GiB, no network."""
         return cls(image, **_over(options, profile="swe", memory="4g", cpus=2.0, pids=1024))
 
     @classmethod
     def build(cls, image: str, **options: Any) -> "Env":
-        """For package managers: as `swe`, with a network and the capabilities that they need."""
+        """Declare one for package managers: as `swe`, with a network and more capabilities."""
         limits = _over(options, memory="4g", cpus=2.0, pids=1024, network=True)
         return cls(image, **_over(limits, profile="build"))
 
     @classmethod
     def browser(cls, image: str, **options: Any) -> "Env":
-        """For Chromium: 2 GiB and shared memory, no network."""
+        """Declare an environment for Chromium: 2 GiB and shared memory, no network."""
         return cls(image, **_over(options, profile="browser", memory="2g", pids=512))
 
     def __post_init__(self) -> None:
@@ -133,7 +135,7 @@ class Env:
 
     @property
     def key(self) -> str:
-        """What environments are pooled by: equal keys are interchangeable."""
+        """Return the key that environments are pooled by: equal keys are interchangeable."""
         fields = asdict(self, dict_factory=_stored_names)
         fields = {k: v for k, v in fields.items() if k not in _NOT_ITS_FILES}
         text = json.dumps(fields, sort_keys=True)
@@ -151,7 +153,7 @@ def _over(options: dict[str, Any], **limits: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ExecResult:
-    """What one command did. `output` is stdout and stderr, merged in the order written."""
+    """Hold the result of a command; `output` is stdout and stderr in the order written."""
 
     code: int
     output: bytes
@@ -161,12 +163,12 @@ class ExecResult:
 
     @property
     def text(self) -> str:
-        """The output as text, with a note where its middle was cut out."""
+        """Return the output as text, with a note where its middle was cut out."""
         return "".join(self.pieces)
 
     @property
     def pieces(self) -> tuple[str, str, str]:
-        """The first half, the note, and the last half; all but the first empty without a cut."""
+        """Return the first half, the note and the last half; the last two empty without a cut."""
         if not self.truncated:
             return self.output.decode(errors="replace"), "", ""
         half = len(self.output) // 2
@@ -182,8 +184,11 @@ class ExecResult:
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """A background process: whether it runs, else its exit code; what it said so far, its middle
-    cut out beyond the output cap; seconds that it has run."""
+    """Describe a background process.
+
+    It runs, or has an exit code. Its output so far lacks the middle beyond the output cap. Times
+    are seconds that it has run.
+    """
 
     running: bool
     code: int
@@ -197,7 +202,7 @@ class ServiceState:
 
 
 class Output(Protocol):
-    """What a command says, while it says it: ``async for text in …``, then `result`.
+    """Stream the output of a running command: ``async for text in …``, then `result`.
 
     The pieces of text joined are `result.text`. Up to half of the output cap comes at once, the
     rest at the end, because its middle may still be cut out.
@@ -212,13 +217,16 @@ class Output(Protocol):
 
 
 class Service(Protocol):
-    """A named background process of an environment; it outlives the call that started it."""
+    """Control a named background process of an environment.
+
+    It outlives the call that started it.
+    """
 
     @property
     def name(self) -> str: ...
 
     async def state(self) -> ServiceState:
-        """Whether it runs, and its log. Raises `SandboxError` when there is none of this name."""
+        """Return its state and log; raise `SandboxError` if there is no such process."""
         ...
 
     async def stop(self) -> ServiceState:
@@ -228,8 +236,10 @@ class Service(Protocol):
 
 @runtime_checkable
 class Sandbox(Protocol):
-    """A live, leased environment. Files persist between commands, processes do not survive a
-    timeout, and nothing is shared with another program.
+    """Run commands and move files in a live environment, leased by one program.
+
+    Files persist between commands, processes do not survive a timeout, and nothing is shared with
+    another program.
 
     `exec`, `sh`, `stream` and `start` take a command of any length in the same forms: one string
     is a line of shell, ``"ls *.py | wc -l"``; a list, or several strings, a program and its
@@ -261,12 +271,15 @@ class Sandbox(Protocol):
         ...
 
     async def start(self, name: str, *command: Command) -> Service:
-        """Run a command in the background, until it ends or is stopped. Raises `SandboxError` when
-        one of that name runs or it cannot be started."""
+        """Run a command in the background, until it ends or is stopped.
+
+        Raises:
+            SandboxError: a process of that name runs, or the command cannot be started.
+        """
         ...
 
     def service(self, name: str) -> Service:
-        """A background process that was started before."""
+        """Return a background process that was started before."""
         ...
 
     def sidecar(self, name: str) -> "Sandbox":
@@ -282,17 +295,32 @@ class Sandbox(Protocol):
         ...
 
     async def upload(self, local: Path, path: str) -> None:
-        """Copy a file or folder of this host to `path`. Needs `tar` in the image. Raises
-        `SandboxError`."""
+        """Copy a file or folder of this host to `path`; the image needs `tar`.
+
+        Raises:
+            SandboxError: it cannot be copied.
+        """
         ...
 
     async def download(self, path: str, local: Path, *, limit: int = 1 << 30) -> None:
-        """Copy a file or folder to `local`, which must not exist. Nothing is ever written outside
-        it: an archive with links or names that lead out, devices, or more than `limit` bytes is
-        refused whole. Needs `tar` in the image. Raises `SandboxError`."""
+        """Copy a file or folder to `local`, which must not exist; the image needs `tar`.
+
+        Nothing is ever written outside of it: an archive with links or names that lead out,
+        devices, or more than `limit` bytes is refused whole.
+
+        Raises:
+            SandboxError: it cannot be copied, or is refused.
+        """
         ...
 
 
 __all__ = [
-    "Command", "Env", "ExecResult", "Output", "Sandbox", "Service", "ServiceState", "parse_size",
-]  # fmt: skip
+    "Command",
+    "Env",
+    "ExecResult",
+    "Output",
+    "Sandbox",
+    "Service",
+    "ServiceState",
+    "parse_size",
+]

@@ -29,43 +29,43 @@ class DrawloomError(Exception):
 
 
 class ConfigError(DrawloomError):
-    """A declaration, an option or an argument is wrong."""
+    """Report a wrong declaration, option or argument."""
 
 
 class BudgetExceeded(DrawloomError):
-    """A program spent what it was given."""
+    """Report that a program exhausted its budget."""
 
 
 class Cancelled(DrawloomError):
-    """The program was cancelled by its owner."""
+    """Report that a program was cancelled by its owner."""
 
 
 class ReplayMismatch(DrawloomError):
-    """A resumed program took another path than the one that is recorded."""
+    """Report that a resumed program took another path than its record."""
 
 
 class ToolError(DrawloomError):
-    """A tool failed; the message goes to the model."""
+    """Report that a tool failed; the message goes to the model."""
 
 
 class ToolTimeout(ToolError):
-    """A tool took longer than it may."""
+    """Report that a tool exceeded its timeout."""
 
 
 class ToolInterrupted(ToolError):
-    """A tool was in flight when the process died; its outcome is unknown."""
+    """Report that a tool was in flight when the process died; its outcome is unknown."""
 
 
 class GraphError(DrawloomError):
-    """A declared graph cannot run."""
+    """Report that a declared graph cannot run."""
 
 
 class StoreError(DrawloomError):
-    """The store cannot be opened, is owned by another runtime, or refused a write."""
+    """Report that the store cannot be opened, has another owner, or refused a write."""
 
 
 class StoreMissing(StoreError):
-    """There is no store at this URL."""
+    """Report that there is no store at this URL."""
 
 
 class StoreInUse(StoreError):
@@ -73,35 +73,35 @@ class StoreInUse(StoreError):
 
 
 class StoreDamaged(StoreError):
-    """A store's file, or a row of it, cannot be read."""
+    """Report that a store's file, or a row of it, cannot be read."""
 
 
 class SandboxError(DrawloomError):
-    """A tool environment failed."""
+    """Report that a tool environment failed."""
 
 
 class SandboxUnavailable(SandboxError):
-    """No sandbox provider can run on this host."""
+    """Report that no sandbox provider can run on this host."""
 
 
 class ImageNotFound(SandboxError):
-    """The image of an environment does not exist."""
+    """Report that the image of an environment does not exist."""
 
 
 class SandboxDied(SandboxError):
-    """A live environment is gone. It is never silently replaced by a blank one."""
+    """Report that a live environment is gone; it is never silently replaced by a blank one."""
 
 
 class EngineError(DrawloomError):
-    """The engine could not carry out a request."""
+    """Report that the engine could not carry out a request."""
 
 
 class CheckpointError(EngineError):
-    """A checkpoint is missing, corrupt, or of an architecture this engine does not know."""
+    """Report that a checkpoint is missing, corrupt, or of an unknown architecture."""
 
 
 class ContextTooLong(EngineError):
-    """A prompt does not fit the model's context or the KV cache.
+    """Report that a prompt does not fit the model's context or the KV cache.
 
     Attributes:
         tokens: how long the prompt is, if known.
@@ -114,7 +114,7 @@ class ContextTooLong(EngineError):
 
 
 class EngineClosed(EngineError):
-    """The engine was closed, or has failed for good."""
+    """Report that the engine was closed, or has failed for good."""
 
 
 __all__ = sorted(

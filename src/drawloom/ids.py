@@ -7,7 +7,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def new_id(prefix: str) -> str:
-    """Make a name: ``prefix-`` and 13 characters, of 40 bits of milliseconds and 25 random bits."""
+    """Make a name: ``prefix-`` and 13 characters of a millisecond clock and 25 random bits."""
     return _timed(prefix, 25)
 
 

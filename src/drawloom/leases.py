@@ -1,11 +1,11 @@
-"""Leases: nothing is held without one, and each has an owner and an end."""
+"""Leases: every held resource has one, with an owner and an end."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class LeaseStatus(StrEnum):
-    """What an engine answers to a KV command."""
+    """Name an engine's answer to a KV command."""
 
     ACCEPTED = "accepted"
     CLIPPED = "clipped"
@@ -15,7 +15,7 @@ class LeaseStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KVReply:
-    """`tokens` is how much of the conversation, from its beginning, the answer covers."""
+    """Answer a KV command; `tokens` is the length of the prefix that it covers."""
 
     status: LeaseStatus
     tokens: int

@@ -27,8 +27,10 @@ SPECIAL = frozenset({"llama3_json", "mistral"})
 
 
 def needs_special(name: str, reasoning: bool, is_special: Callable[[str], bool]) -> bool:
-    """Return whether an answer must be decoded with special tokens left in, because marks that its
-    parser looks for are such tokens."""
+    """Return whether an answer must be decoded with its special tokens.
+
+    It must if marks that the parser looks for are special tokens.
+    """
     marks = (*_MARKS.get(name, ()), *((OPEN, CLOSE) if reasoning else ()))
     return name in SPECIAL or any(map(is_special, marks))
 
@@ -60,7 +62,7 @@ def make_parser(
 
 
 def detect(template: str) -> str:
-    """The name of the parser that fits a chat template's source."""
+    """Return the name of the parser that fits a chat template's source."""
     if "[TOOL_CALLS]" in template:
         return "mistral"
     if "<tool_call>" in template:

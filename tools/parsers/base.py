@@ -1,8 +1,8 @@
-"""What a parser of streaming text says, and its seam.
+"""Seam of the parsers of streaming text, and the pieces that they report.
 
-A parser is fed text cut anywhere and says what it is sure of: plain text, thoughts, that a call's
+A parser is fed text cut anywhere and reports what is certain: plain text, reasoning, that a call's
 *name* is known (its environment can be claimed), that a call is complete (a readonly one can
-start). Nothing a model writes makes it raise: what cannot be understood is a call with an `error`.
+start). Nothing that a model writes makes it raise: a malformed call has an `error`.
 """
 
 import json
@@ -24,14 +24,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """What a model thinks before it answers."""
+    """Report text that a model reasons with before it answers."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A call's name is known, its arguments are still being written."""
+    """Report that a call's name is known while its arguments are still being written."""
 
     index: int
     name: str
@@ -39,7 +39,7 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A call is complete."""
+    """Report that a call is complete."""
 
     index: int
     call: ToolCall
@@ -49,12 +49,12 @@ Piece = Text | Reasoning | Named | Closed
 
 
 class Parser(Protocol):
-    """One for each turn."""
+    """Parse the answer of one turn."""
 
     def feed(self, text: str) -> list[Piece]: ...
 
     def end(self) -> list[Piece]:
-        """The turn is over: what was open is closed as it is."""
+        """End the turn; close an unfinished call as it is."""
         ...
 
 
@@ -64,7 +64,7 @@ HEAD = re.compile(r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^
 
 
 def read_call(id: str, body: str) -> ToolCall:
-    """The call that a JSON object stands for; with an `error` if it stands for none."""
+    """Read a call from a JSON object; it has an `error` if the object is no call."""
     body = body.strip()
     begun = HEAD.match(body)  # the name that was told while the call was written stays its name
     try:
@@ -82,7 +82,7 @@ def read_call(id: str, body: str) -> ToolCall:
 
 
 def checked(id: str, name: Any, arguments: Any, body: str) -> ToolCall:
-    """The call of these arguments, or one with an `error` if they are no JSON object."""
+    """Make a call; it has an `error` if its arguments are no JSON object."""
     if not isinstance(name, str) or not name:
         return ToolCall(id, "", {}, body, "the call has no name")
     if not isinstance(arguments, dict):
@@ -99,8 +99,10 @@ def checked(id: str, name: Any, arguments: Any, body: str) -> ToolCall:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether a JSON value has more levels than templates and the store can be relied on to take:
-    both walk it by recursion."""
+    """Return whether a JSON value is nested too deeply for templates and the store.
+
+    Both walk it by recursion.
+    """
     level = [value]
     for _ in range(_MOST_LEVELS):
         inner = (v.values() if isinstance(v, dict) else v for v in level)
@@ -111,7 +113,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def _mended(value: Any) -> Any:
-    """The value with halves of characters joined, and U+FFFD for each that is alone."""
+    """Join surrogate pairs in a value, and replace lone surrogates by U+FFFD."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
@@ -120,14 +122,16 @@ def _mended(value: Any) -> Any:
 
 
 def overlap(text: str, mark: str) -> int:
-    """The longest end of `text` that `mark` begins with, `mark` itself excluded."""
+    """Return the length of the longest end of `text` that is a proper beginning of `mark`."""
     longest = min(len(text), len(mark) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(mark[:n])), 0)
 
 
 class Brackets:
-    """Finds where a bracketed thing ends in text that comes in parts, strings respected: JSON's, or
-    with ``"\'`` as `quotes` Python's, triple quotes included."""
+    """Find the end of a bracketed value in text that arrives in parts, skipping its strings.
+
+    Strings are JSON's, or with ``"\'`` as `quotes` Python's, triple quotes included.
+    """
 
     def __init__(self, quotes: str = '"') -> None:
         self._quotes = quotes
@@ -201,10 +205,10 @@ class Strings:
 
 
 class Buffered(ABC):
-    """A parser that keeps what it is not sure of. `prefix` names the turn for `new_call_id`.
+    """Parse text, keeping back what is not certain yet.
 
-    `offered` are the names of the tools that the model was given, if known: where nothing else
-    marks a call, one with another name is text.
+    `prefix` names the turn for `new_call_id`. `offered` are the names of the tools that the model
+    was given, if known: where nothing else marks a call, one with another name is text.
 
     Subclasses read from `_buffer` in `_advance`, as long as that gets them anywhere. Once `_plain`
     is set, all that follows is text.
@@ -232,13 +236,13 @@ class Buffered(ABC):
 
     @abstractmethod
     def _call(self, id: str, body: str) -> ToolCall:
-        """The call that a body stands for."""
+        """Read a call from its body."""
 
     def _is_offered(self, name: str) -> bool:
         return self._offered is None or name in self._offered
 
     def _begin_body(self, quotes: str = '"') -> None:
-        """What the buffer begins with is a call, up to where its bracket closes."""
+        """Begin a call at the start of the buffer; it extends to its closing bracket."""
         self._brackets = Brackets(quotes)
 
     def _read_body(self, pieces: list[Piece]) -> bool:
@@ -254,7 +258,7 @@ class Buffered(ABC):
         return Closed(index, self._call(new_call_id(self._prefix, index), body))
 
     def _give_up(self, pieces: list[Piece]) -> bool:
-        """It is no call after all."""
+        """Treat the begun call as text."""
         pieces.append(Text(self._buffer))
         self._buffer, self._plain = "", True
         return False

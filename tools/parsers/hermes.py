@@ -9,8 +9,11 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
 
 class HermesParser(Buffered):
-    """A call ends at its mark, whatever its body is. In the strings of a JSON object the mark is
-    text; if a string never ends, the first mark ends the call."""
+    """Parse calls that end at a mark.
+
+    In the strings of a JSON object the mark is text; if a string never ends, the first mark ends
+    the call.
+    """
 
     def __init__(self, prefix: str = "call", offered: Collection[str] | None = None) -> None:
         super().__init__(prefix, offered)

@@ -13,8 +13,10 @@ _KEYS = ('{"name":"', '{"type":"function","name":"')
 
 
 class LlamaJsonParser(Buffered):
-    """A call ends where its object does. Without a tag before it, an object that names no tool
-    which was offered is an answer."""
+    """Parse calls that are JSON objects.
+
+    Without a tag before it, an object that names no offered tool is an answer.
+    """
 
     def __init__(self, prefix: str = "call", offered: Collection[str] | None = None) -> None:
         super().__init__(prefix, offered)
@@ -57,7 +59,7 @@ class LlamaJsonParser(Buffered):
 
 
 def _could_begin(text: str) -> bool:
-    """Whether more text could make this the beginning of a call."""
+    """Return whether more text could make this the beginning of a call."""
     inside = re.sub(r"\s+", "", text)
     return any(key.startswith(inside) or inside.startswith(key) for key in _KEYS)
 

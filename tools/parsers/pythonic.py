@@ -18,8 +18,10 @@ _CONSTANTS = {"true": True, "false": False, "null": None}
 
 
 class PythonicParser(Buffered):
-    """A call ends where its parenthesis closes. Without a mark before it, a list whose first call
-    names no tool that was offered is an answer."""
+    """Parse calls that are Python calls in a list.
+
+    Without a mark before it, a list whose first call names no offered tool is an answer.
+    """
 
     def __init__(self, prefix: str = "call", offered: Collection[str] | None = None) -> None:
         super().__init__(prefix, offered)
@@ -89,7 +91,7 @@ def _read(id: str, name: str, body: str) -> ToolCall:
 
 
 def _literal(node: ast.expr) -> Any:
-    """A literal; JSON's constants too, which models mix in."""
+    """Evaluate a Python literal, JSON's constants included, which models mix in."""
     for part in ast.walk(node):
         if isinstance(part, ast.Name) and part.id in _CONSTANTS:
             part.__class__ = ast.Constant  # type: ignore[assignment]

@@ -35,7 +35,7 @@ test: setup
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: setup
-	$(PYTEST) --hypothesis-profile=full $(ARGS)
+	$(PYTEST) --hypothesis-profile=full --timeout 900 $(ARGS)
 
 test-clients: .venv/.ready
 	$(BIN)/python tests/clients/run.py $(ARGS)

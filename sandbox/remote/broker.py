@@ -30,7 +30,12 @@ _IN_FLIGHT = 200
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """Where a broker is and who we are there. All topics begin with `prefix`."""
+    """Locate an MQTT broker, with the credentials for it.
+
+    Attributes:
+        prefix: begins all topics.
+        ca: file of certificates that are trusted; None: the system's.
+    """
 
     host: str
     port: int
@@ -42,10 +47,12 @@ class Broker:
 
     @classmethod
     def parse(cls, url: str) -> "Broker":
-        """From ``mqtt[s]://[user[:password]@]host[:port][/prefix][?ca=file]``.
+        """Parse ``mqtt[s]://[user[:password]@]host[:port][/prefix][?ca=file]``.
 
         The password may stand in ``DRAWLOOM_MQTT_PASSWORD`` instead, where `ps` does not show it.
-        Raises `ConfigError`.
+
+        Raises:
+            ConfigError: it is no such URL.
         """
         try:
             parts = urlsplit(url)
@@ -67,10 +74,10 @@ class Broker:
             parts.hostname,
             port,
             prefix,
-            unquote(parts.username) if parts.username else None,
-            password if parts.username else None,
-            parts.scheme == "mqtts",
-            options.get("ca", [None])[0],
+            username=unquote(parts.username) if parts.username else None,
+            password=password if parts.username else None,
+            tls=parts.scheme == "mqtts",
+            ca=options.get("ca", [None])[0],
         )
 
     def __str__(self) -> str:
@@ -78,20 +85,22 @@ class Broker:
 
 
 class NotConnected(Exception):
-    """There is no connection to the broker, or it broke before the broker had confirmed."""
+    """Report that there is no connection, or that it broke before the broker confirmed."""
 
 
 class Link:
-    """One connection, MQTT 5, everything at least once.
+    """Keep one MQTT 5 connection to a broker, with delivery at least once.
 
     Args:
-        will: the retained message that the broker publishes when we are gone.
-        topics: what is subscribed to on each connection.
-        on_message: each message, in the order of arrival.
+        name: the client's identifier.
+        will: topic and payload of the retained message that the broker publishes when we are gone.
+        topics: subscribed to on each connection.
+        on_message: called with each message, in the order of arrival.
         on_up: awaited on each new connection, before `up` is set.
 
     Attributes:
-        up: there is a connection; `since` then says since when.
+        up: set while there is a connection.
+        since: when the last connection was made, by the monotonic clock.
     """
 
     def __init__(
@@ -113,9 +122,15 @@ class Link:
         self._last: Exception | None = None
 
     async def open(self, patience: float) -> None:
-        """Connect, and stay connected from now on. Raises `SandboxUnavailable` when the broker
-        does not answer or refuses us."""
-        await self._know()
+        """Connect, and reconnect from now on.
+
+        Args:
+            patience: seconds to wait for the first connection.
+
+        Raises:
+            SandboxUnavailable: the broker does not answer, or refuses us.
+        """
+        await self._check_certificate()
         self._running = asyncio.create_task(self._run())
         try:
             async with asyncio.timeout(patience):
@@ -125,9 +140,12 @@ class Link:
             why = self._last or "no answer"
             raise SandboxUnavailable(f"broker {self.broker}: {why}") from None
 
-    async def _know(self) -> None:
-        """Whether the broker is who it says; the client would keep trying, and leak a socket each
-        time (paho-mqtt 2.2)."""
+    async def _check_certificate(self) -> None:
+        """Check the broker's certificate first: paho-mqtt 2.2 leaks a socket at each failed try.
+
+        Raises:
+            SandboxUnavailable: the certificate is not trusted.
+        """
         if not self.broker.tls:
             return
         try:
@@ -145,6 +163,7 @@ class Link:
             pass  # it may be there in a moment
 
     async def close(self) -> None:
+        """Disconnect, and do not reconnect."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
@@ -208,7 +227,7 @@ class Link:
         reply_to: str | None = None,
         correlation: bytes | None = None,
     ) -> None:
-        """Returns when the broker has it. Raises `NotConnected`."""
+        """Publish a message and wait until the broker has it. Raises `NotConnected`."""
         client = self._client
         if client is None:
             raise NotConnected
@@ -224,7 +243,7 @@ class Link:
 
 
 def payload(message: Message) -> bytes:
-    """A message's bytes, whatever type the library gives them."""
+    """Return a message's bytes, whatever type the library gives them."""
     given = message.payload
     return given if isinstance(given, bytes) else str(given or "").encode()
 

@@ -1,4 +1,4 @@
-"""The beats of a sandbox host: what its runtimes know it by, and lease it by their answers."""
+"""Heartbeats of a sandbox host, which runtimes answer to renew their leases."""
 
 import asyncio
 import contextlib
@@ -9,19 +9,25 @@ from collections.abc import Awaitable, Callable
 
 from drawloom.sandbox.remote.broker import NotConnected
 from drawloom.sandbox.remote.messages import Beat, pack
-from drawloom.sandbox.remote.owner_session import Owner, Owners
+from drawloom.sandbox.remote.owner_session import OwnerSession, OwnerSessions
 
 _EACH_LEASE = 6
 _MOST_STRANGERS = 32
 
 
-class Beats:
-    """Beats for the runtimes of a host: in time for those that work here or have answered lately.
-    Others, of which anybody may claim to be many, get theirs one after the other, so that they find
-    this host. `publish` sends to a runtime by its name."""
+class Heartbeats:
+    """Send heartbeats to the runtimes of a host.
+
+    Runtimes that work here, or have answered lately, get theirs in time. All others, of which
+    anybody may pretend to be many, get theirs one after the other, so that they find this host.
+
+    Args:
+        lease: seconds that an answer renews.
+        publish: sends bytes to a runtime by its name.
+    """
 
     def __init__(
-        self, lease: float, owners: Owners, publish: Callable[[str, bytes], Awaitable[None]]
+        self, lease: float, owners: OwnerSessions, publish: Callable[[str, bytes], Awaitable[None]]
     ) -> None:
         self._lease, self._owners, self._publish = lease, owners, publish
         self._strangers: dict[str, None] = {}
@@ -31,11 +37,11 @@ class Beats:
         self._sent: dict[int, float] = {}
 
     def sent(self, number: int) -> float | None:
-        """When a beat was sent, if that is no longer ago than a lease."""
+        """Return when a beat was sent; None if that is longer ago than a lease."""
         return self._sent.get(number)
 
     def meet(self, name: str) -> None:
-        """A runtime is online. Of those that never asked for anything only the last are kept."""
+        """Greet a runtime that is online; only the last strangers are remembered."""
         self._strangers.pop(name, None)
         while len(self._strangers) >= _MOST_STRANGERS:
             del self._strangers[next(iter(self._strangers))]
@@ -45,14 +51,15 @@ class Beats:
         self._met.set()
 
     def leave(self, name: str) -> None:
-        """A runtime is offline, or has a record now."""
+        """Forget a stranger: it is offline, or has a record now."""
         self._strangers.pop(name, None)
 
-    def _near(self, owner: Owner) -> bool:
+    def _near(self, owner: OwnerSession) -> bool:
         answered = owner.online and time.monotonic() < owner.until + self._lease
-        return bool(owner.boxes or owner.making or answered)
+        return bool(owner.sandboxes or owner.making or answered)
 
     async def regular(self) -> None:
+        """Beat regularly for the runtimes that work here, for ever."""
         while True:
             number = self._next()
             near = [owner for owner in self._owners if self._near(owner)]
@@ -61,6 +68,7 @@ class Beats:
             await asyncio.sleep(self._lease / _EACH_LEASE)
 
     async def greetings(self) -> None:
+        """Beat for all other runtimes that are online, one after the other, for ever."""
         while True:
             await self._met.wait()
             self._met.clear()
@@ -82,11 +90,11 @@ class Beats:
         self._sent[self._number] = now
         return self._number
 
-    async def _beat(self, name: str, number: int, owner: Owner | None) -> None:
+    async def _beat(self, name: str, number: int, owner: OwnerSession | None) -> None:
         with contextlib.suppress(NotConnected):
             await self._publish(name, pack(Beat(number=number)))
             if owner is not None and not owner.online:
                 owner.until = max(owner.until, self._sent.get(number, 0.0) + self._lease)
 
 
-__all__ = ["Beats"]
+__all__ = ["Heartbeats"]

@@ -1,4 +1,4 @@
-"""A machine that offers its environments to runtimes over a broker."""
+"""The agent of a sandbox host, which offers environments to runtimes over a broker."""
 
 import asyncio
 import contextlib
@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from drawloom.errors import DrawloomError, SandboxError
 from drawloom.ids import new_id
 from drawloom.sandbox.api.provider import Provider
+from drawloom.sandbox.api.sandbox import LiveSandbox
 from drawloom.sandbox.pool.health import keep_alive
 from drawloom.sandbox.remote.broker import Broker, Link, NotConnected, payload
-from drawloom.sandbox.remote.heartbeats import Beats
-from drawloom.sandbox.remote.host_limits import Room
-from drawloom.sandbox.remote.host_worker import Worker
+from drawloom.sandbox.remote.heartbeats import Heartbeats
+from drawloom.sandbox.remote.host_limits import HostLimits
+from drawloom.sandbox.remote.host_worker import HostWorker
 from drawloom.sandbox.remote.lease import LEASE
 from drawloom.sandbox.remote.messages import (
     Answer,
@@ -32,7 +33,7 @@ from drawloom.sandbox.remote.messages import (
     pack,
     unpack,
 )
-from drawloom.sandbox.remote.owner_session import Job, Owner, Owners
+from drawloom.sandbox.remote.owner_session import Job, OwnerSession, OwnerSessions
 
 log = logging.getLogger("drawloom.sandbox")
 
@@ -44,15 +45,17 @@ _OWNER = re.compile(r"[A-Za-z0-9-]{1,64}")  # it becomes the name of a folder
 
 
 class SandboxHost:
-    """Serves runtimes until it is closed: ``async with SandboxHost(…)``.
+    """Serve runtimes until it is closed: ``async with SandboxHost(…)``.
 
     Args:
-        name: what it is called; each start is another host to its runtimes.
+        name: shown to users; each start counts as another host.
         open_provider: makes the provider for one runtime's environments, given its name.
-        most: most environments at a time, of all runtimes; those beside others count.
+        kind: name of the provider.
+        images: names of the images here; None where they do not matter.
+        most: most environments at a time, of all runtimes, sidecars included.
         memory: most bytes that they may use together; by default all that the machine has.
         network: whether environments may have a network.
-        lease: seconds without contact after which it ends its work.
+        lease: seconds without contact after which a runtime's environments are ended.
         orphans: seconds that the environments of a runtime that is offline are kept.
 
     Raises on entry: `SandboxUnavailable` without a broker.
@@ -77,16 +80,16 @@ class SandboxHost:
         self.id = f"{name}.{new_id('h').removeprefix('h-')}"
         self._name, self._kind, self._images = name, kind, images
         self._lease, self._orphans = lease, orphans
-        self._owners = Owners(_MOST_OWNERS, self._forget)
-        self._beats = Beats(lease, self._owners, self._say)
-        self._room = Room.of_machine(most, memory)
-        self._worker = Worker(name, open_provider, self._owners, self._room, network)
-        self._told: HostStatus | None = None
+        self._owners = OwnerSessions(_MOST_OWNERS, self._forget)
+        self._beats = Heartbeats(lease, self._owners, self._publish)
+        self._limits = HostLimits.of_machine(most, memory)
+        self._worker = HostWorker(name, open_provider, self._owners, self._limits, network)
+        self._last_status: HostStatus | None = None
         self._work: set[asyncio.Task[None]] = set()
         self._prefix = broker.prefix
         mine = f"{self._prefix}/hosts/{self.id}"
         topics = [f"{self._prefix}/to/{self.id}/+", f"{self._prefix}/owners/+"]
-        self._link = Link(broker, self.id, (mine, b""), topics, self._heard, self._on_up)
+        self._link = Link(broker, self.id, (mine, b""), topics, self._on_message, self._on_up)
 
     async def __aenter__(self) -> "SandboxHost":
         await self._link.open(_CONNECT_SECONDS)
@@ -103,30 +106,30 @@ class SandboxHost:
         for owner in self._owners:
             await self._end(owner, "its host was stopped")
             with contextlib.suppress(NotConnected):
-                await self._say(owner.name, pack(Bye()))
+                await self._publish(owner.name, pack(Bye()))
             await self._close(owner)
         with contextlib.suppress(NotConnected):
             await self._link.publish(f"{self._prefix}/hosts/{self.id}", b"", retain=True)
         await self._link.close()
 
     @staticmethod
-    async def _close(owner: Owner) -> None:
+    async def _close(owner: OwnerSession) -> None:
         if owner.provider is not None:
             (provider,) = await asyncio.gather(owner.provider, return_exceptions=True)
             if not isinstance(provider, BaseException):
                 await provider.close()
 
-    def _forget(self, owner: Owner) -> None:
+    def _forget(self, owner: OwnerSession) -> None:
         self._spawn(self._close(owner))
 
     @property
     def used(self) -> int:
-        """How many environments are here or being made, with those beside them."""
+        """Return how many environments exist or are being made, sidecars included."""
         return self._worker.used
 
-    # --- what it hears --------------------------------------------------------------------
+    # --- messages of runtimes -------------------------------------------------------------
 
-    def _heard(self, message: MqttMessage) -> None:
+    def _on_message(self, message: MqttMessage) -> None:
         *_, kind, last = str(message.topic).removeprefix(f"{self._prefix}/").split("/")
         if not _OWNER.fullmatch(last):
             return
@@ -136,7 +139,7 @@ class SandboxHost:
             else:
                 said, body = unpack(payload(message))
                 if isinstance(said, Grant | Request):
-                    self._told_by(last, said, body, message)
+                    self._serve(last, said, body, message)
         except (Malformed, ValidationError) as error:
             log.warning("a message on %s is not understood: %s", message.topic, error)
 
@@ -158,7 +161,7 @@ class SandboxHost:
         else:
             self._beats.leave(name)
 
-    def _told_by(self, name: str, said: Grant | Request, body: bytes, message: MqttMessage) -> None:
+    def _serve(self, name: str, said: Grant | Request, body: bytes, message: MqttMessage) -> None:
         owner = self._owners.admit(name)
         if owner is None:
             log.warning("%s is not served: %d runtimes are at work here", name, _MOST_OWNERS)
@@ -166,7 +169,7 @@ class SandboxHost:
         self._beats.leave(name)
         if said.epoch < owner.epoch:
             self._spawn(self._tell_stale(owner))
-        if not self._leads(owner, said.epoch, said.term):
+        if not self._is_current(owner, said.epoch, said.term):
             return
         owner.settle(said.low, said.settled)
         if isinstance(said, Request):
@@ -174,25 +177,29 @@ class SandboxHost:
         elif (sent := self._beats.sent(said.beat)) is not None:
             owner.until = max(owner.until, sent + self._lease)
 
-    async def _tell_stale(self, owner: Owner) -> None:
+    async def _tell_stale(self, owner: OwnerSession) -> None:
         with contextlib.suppress(NotConnected):
-            await self._say(owner.name, pack(Stale(epoch=owner.epoch)))
+            await self._publish(owner.name, pack(Stale(epoch=owner.epoch)))
 
-    def _leads(self, owner: Owner, epoch: int, term: int) -> bool:
-        """Whether what an incarnation of a runtime says still counts; a later one takes over, and a
-        later term ends what was under the one before."""
+    def _is_current(self, owner: OwnerSession, epoch: int, term: int) -> bool:
+        """Return False for a message of an incarnation or term of a runtime that is over.
+
+        A later incarnation takes over; a later term ends the environments of the one before.
+        """
         if epoch < owner.epoch or (epoch == owner.epoch and term < owner.term):
             return False
         if epoch > owner.epoch:
             for job in owner.jobs.values():
                 owner.leave(job)
             owner.epoch, owner.low, owner.jobs, owner.settled = epoch, 0, {}, set()
-        elif term > owner.term >= 0 and (owner.boxes or self._worker.creating):
+        elif term > owner.term >= 0 and (owner.sandboxes or self._worker.creating):
             self._begin_end(owner, "its runtime had given this host up")
         owner.term = term
         return True
 
-    def _request(self, owner: Owner, request: Request, body: bytes, message: MqttMessage) -> None:
+    def _request(
+        self, owner: OwnerSession, request: Request, body: bytes, message: MqttMessage
+    ) -> None:
         number = request.number
         if time.monotonic() > owner.until or number < owner.low or number in owner.settled:
             return  # without a lease nothing is begun; it is sent again until it is answered
@@ -207,9 +214,9 @@ class SandboxHost:
         elif job.answer is not None:
             self._spawn(self._send(job, job.answer))
 
-    # --- what it does ---------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------
 
-    async def _carry_out(self, owner: Owner, request: Request, body: bytes) -> None:
+    async def _carry_out(self, owner: OwnerSession, request: Request, body: bytes) -> None:
         if owner.ending is not None:
             await owner.ending
         if owner.leaving:
@@ -222,7 +229,7 @@ class SandboxHost:
             answer = Answer(error=type(error).__name__, said=str(error))
         except Malformed as error:
             answer = Answer(error=SandboxError.__name__, said=str(error))
-        except Exception as error:  # of the host's own making: the runtime must hear of it
+        except Exception as error:  # a fault of the host: the runtime must get an answer
             log.exception("request %s of %s", request.op, owner.name)
             answer = Answer(error=SandboxError.__name__, said=f"host {self._name}: {error!r}")
         job = owner.jobs.get(request.number)
@@ -232,20 +239,22 @@ class SandboxHost:
 
     # --- leases ---------------------------------------------------------------------------
 
-    def _begin_end(self, owner: Owner, reason: str) -> None:
+    def _begin_end(self, owner: OwnerSession, reason: str) -> None:
         if owner.ending is None:
             owner.ending = self._spawn(self._end(owner, reason))
 
-    async def _end(self, owner: Owner, reason: str) -> None:
-        """End everything that a runtime has here."""
+    async def _end(self, owner: OwnerSession, reason: str) -> None:
+        """End all environments of a runtime."""
         owner.ended += 1
-        boxes = list(owner.boxes.values())
-        owner.boxes.clear()
-        if boxes:
-            log.warning("%d environments of %s are ended: %s", len(boxes), owner.name, reason)
-        for box in boxes:
-            box.lose(reason)
-        gone = await asyncio.gather(*(box.destroy() for box in boxes), return_exceptions=True)
+        sandboxes = list(owner.sandboxes.values())
+        owner.sandboxes.clear()
+        if sandboxes:
+            log.warning("%d environments of %s are ended: %s", len(sandboxes), owner.name, reason)
+        for sandbox in sandboxes:
+            sandbox.lose(reason)
+        gone = await asyncio.gather(
+            *(sandbox.destroy() for sandbox in sandboxes), return_exceptions=True
+        )
         for error in (e for e in gone if isinstance(e, Exception)):
             log.warning("an environment could not be ended: %s", error)
         owner.ending = None
@@ -255,7 +264,7 @@ class SandboxHost:
             await asyncio.sleep(self._lease / _LOOKS)
             now = time.monotonic()
             for owner in self._owners:
-                if not owner.boxes:
+                if not owner.sandboxes:
                     continue
                 if now > owner.until:
                     self._begin_end(owner, f"no contact for {self._lease:g} s")
@@ -263,28 +272,30 @@ class SandboxHost:
                     self._begin_end(owner, f"its runtime is gone for {self._orphans:g} s")
 
     async def _pings(self) -> None:
-        boxes = lambda: [box for owner in self._owners for box in owner.boxes.values()]  # noqa: E731
-        await keep_alive(boxes, self._lease / _PINGS)
+        await keep_alive(self._sandboxes, self._lease / _PINGS)
 
-    # --- what it says ---------------------------------------------------------------------
+    def _sandboxes(self) -> list[LiveSandbox]:
+        return [sandbox for owner in self._owners for sandbox in owner.sandboxes.values()]
+
+    # --- messages to runtimes -------------------------------------------------------------
 
     def _from(self, owner: str) -> str:
         return f"{self._prefix}/from/{self.id}/{owner}"
 
-    async def _say(self, owner: str, data: bytes) -> None:
+    async def _publish(self, owner: str, data: bytes) -> None:
         await self._link.publish(self._from(owner), data)
 
     async def _send(self, job: Job, data: bytes) -> None:
         with contextlib.suppress(NotConnected):  # sent again when we are back, or when asked again
             await self._link.publish(job.reply_to, data, correlation=job.correlation)
 
-    async def _part(self, owner: Owner, number: int, data: bytes) -> None:
+    async def _part(self, owner: OwnerSession, number: int, data: bytes) -> None:
         if (job := owner.jobs.get(number)) is not None:
             await self._send(job, data)
 
     async def _on_up(self) -> None:
-        self._told = None
-        await self._tell_status()
+        self._last_status = None
+        await self._publish_status()
         for owner in self._owners:
             for job in list(owner.jobs.values()):
                 if job.answer is not None:
@@ -294,21 +305,25 @@ class SandboxHost:
         while True:
             await asyncio.sleep(_STATUS_SECONDS)
             with contextlib.suppress(NotConnected):
-                await self._tell_status()
+                await self._publish_status()
 
-    async def _tell_status(self) -> None:
+    async def _publish_status(self) -> None:
         known = [o.provider for o in self._owners if o.provider and o.provider.done()]
         for provider in known[:1]:
             with contextlib.suppress(SandboxError):
                 self._images = await provider.result().images()
         status = HostStatus(
-            name=self._name, provider=self._kind, most=self._room.most, used=self.used,
-            images=self._images, lease=self._lease,
-        )  # fmt: skip
-        if status != self._told:
+            name=self._name,
+            provider=self._kind,
+            most=self._limits.most,
+            used=self.used,
+            images=self._images,
+            lease=self._lease,
+        )
+        if status != self._last_status:
             topic = f"{self._prefix}/hosts/{self.id}"
             await self._link.publish(topic, status.model_dump_json().encode(), retain=True)
-            self._told = status
+            self._last_status = status
 
     def _spawn(self, work: Awaitable[None]) -> "asyncio.Task[None]":
         task = asyncio.ensure_future(work)

@@ -1,4 +1,4 @@
-"""The limits of a sandbox host."""
+"""Limits of a sandbox host, over all its environments."""
 
 import os
 from dataclasses import dataclass
@@ -8,9 +8,15 @@ from drawloom.environments import Env
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """The most that all environments of a host take together: `most` of them, bytes of memory and
-    processes; and the CPU cores that one may have."""
+class HostLimits:
+    """Hold the limits of a host.
+
+    Attributes:
+        most: environments, sidecars included.
+        memory: bytes of memory, of all environments together.
+        pids: processes, of all environments together.
+        cpus: CPU cores of one environment.
+    """
 
     most: int
     memory: int
@@ -18,8 +24,8 @@ class Room:
     cpus: float
 
     @classmethod
-    def of_machine(cls, most: int, memory: int | None) -> "Room":
-        """Everything that this machine has, where it is not said otherwise."""
+    def of_machine(cls, most: int, memory: int | None) -> "HostLimits":
+        """Return the limits of this machine, except for those that are given."""
         own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return cls(most, own if memory is None else memory, _processes() // 2, os.cpu_count() or 1)
 
@@ -54,4 +60,4 @@ def _processes() -> int:
         return 32768
 
 
-__all__ = ["Room"]
+__all__ = ["HostLimits"]

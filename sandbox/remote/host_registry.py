@@ -1,8 +1,8 @@
-"""The sandbox hosts of a broker as a runtime sees them, and what it asks of them.
+"""The sandbox hosts of a broker as a runtime sees them, and its requests to them.
 
 A host is known by its retained status and alive while its beats come. One that is silent for longer
-than its lease can last (`lease.silence`) is given up: whoever waits for it hears `SandboxDied`, and
-should it come back, what it still had is ended before anything else is done there.
+than its lease can last (`lease.silence`) is given up: requests to it raise `SandboxDied`. Should it
+come back, the environments that it still has are ended before anything else is done there.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 from aiomqtt import Message as MqttMessage
@@ -21,7 +20,7 @@ from drawloom.environments import Env
 from drawloom.errors import SandboxDied, SandboxError, SandboxUnavailable
 from drawloom.ids import new_id
 from drawloom.sandbox.remote.broker import Broker, Link, NotConnected, payload
-from drawloom.sandbox.remote.lease import LEASE, silence
+from drawloom.sandbox.remote.lease import silence
 from drawloom.sandbox.remote.messages import (
     Answer,
     Beat,
@@ -37,6 +36,7 @@ from drawloom.sandbox.remote.messages import (
     pack,
     unpack,
 )
+from drawloom.sandbox.remote.remote_host import PendingRequest, RemoteHost
 
 log = logging.getLogger("drawloom.sandbox")
 
@@ -49,62 +49,23 @@ _LOOK_SECONDS = 0.1
 _CLOSE_SECONDS = 5.0
 
 
-@dataclass(slots=True, eq=False)
-class Host:
-    """A host as this runtime sees it. `status` is None when it said that it is gone."""
+class HostRegistry:
+    """Find the hosts of a broker for one owner, and send requests to them.
 
-    id: str
-    status: HostStatus | None = None
-    lease: float = LEASE
-    heard: float = 0.0
-    term: int = 0
-    making: int = 0
-    lost: bool = True
-    boxes: set[str] = field(default_factory=set)
-    settled: list[int] = field(default_factory=list)
+    Args:
+        on_lost: called with each host that is given up, and why.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.id.rpartition(".")[0]
-
-    def ready(self, now: float) -> bool:
-        """Whether new work may go there."""
-        return self.status is not None and not self.lost and now - self.heard < self.lease / 2
-
-    def has(self, env: Env) -> bool:
-        """Whether an environment's image is there."""
-        images = self.status.images if self.status is not None else []
-        return images is None or env.image in images
-
-    @property
-    def load(self) -> float:
-        assert self.status is not None
-        return (max(self.status.used, len(self.boxes)) + self.making) / self.status.most
-
-
-@dataclass(slots=True, eq=False)
-class Asked:
-    """A request that is not answered yet."""
-
-    host: Host
-    box: str
-    data: bytes
-    answer: "asyncio.Future[tuple[Answer, bytes]]"
-    on_part: Callable[[bytes], None] | None
-    parts: int = 0
-
-
-class Hosts:
-    """All hosts of a broker, for one owner. `on_lost` hears of each that is given up, and why."""
-
-    def __init__(self, owner: str, broker: Broker, on_lost: Callable[[Host, str], None]) -> None:
+    def __init__(
+        self, owner: str, broker: Broker, on_lost: Callable[[RemoteHost, str], None]
+    ) -> None:
         self._on_lost = on_lost
         self.broker = str(broker)
         self._owner, self._prefix = owner, broker.prefix
         self._epoch, self._latest = time.time_ns() // 1_000_000, -1
         self._next = 0
-        self._asked: dict[int, Asked] = {}
-        self._hosts: dict[str, Host] = {}
+        self._asked: dict[int, PendingRequest] = {}
+        self._hosts: dict[str, RemoteHost] = {}
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_things: set[asyncio.Task[None]] = set()
@@ -115,16 +76,21 @@ class Hosts:
         topics = [f"{self._prefix}/hosts/+", f"{self._prefix}/from/+/{self._owner}"]
         will = OwnerStatus(online=False, epoch=self._epoch).model_dump_json().encode()
         name = f"{self._owner}.{new_id('o').removeprefix('o-')}"
-        return Link(broker, name, (mine, will), topics, self._heard, self._on_up)
+        return Link(broker, name, (mine, will), topics, self._on_message, self._on_up)
 
     async def connect(self) -> None:
-        """Hosts that are there are known when this returns: what they have of ours is asked for
-        next. An incarnation that is not the latest to them, because clocks went back, begins again
-        as the next one. Raises `SandboxUnavailable` when the broker does not answer."""
+        """Connect to the broker, and wait until its hosts are known.
+
+        An incarnation that is not the latest to them, because clocks went back, begins again as the
+        next one.
+
+        Raises:
+            SandboxUnavailable: the broker does not answer, or another runtime has the same owner.
+        """
         for _ in range(_INCARNATIONS):
             await self._link.open(CONNECT_SECONDS)
             await self._meet()
-            if await self._counts():
+            if await self._is_latest():
                 self.later(self._watch())
                 return
             await self._link.close()
@@ -135,8 +101,8 @@ class Hosts:
             f"another runtime with the same store uses the hosts of {self.broker}: stop it first"
         )
 
-    async def _counts(self) -> bool:
-        """Whether no host has heard of a later incarnation; they say so when they are asked."""
+    async def _is_latest(self) -> bool:
+        """Return False if a host has heard of a later incarnation: ask all of them."""
         asking = [self.ask(host, "owned") for host in self.all()]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_MEET_SECONDS):
@@ -166,23 +132,23 @@ class Hosts:
         self.give_up(lambda _: True, "this runtime was closed")
 
     def surely(self, work: Coroutine[Any, Any, None]) -> None:
-        """As `later`; closing waits for it a little."""
+        """Run something in the background; closing waits for it a little."""
         task = self.later(work)
         self._last_things.add(task)
         task.add_done_callback(self._last_things.discard)
 
     def later(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Run something beside everything else, until this is closed."""
+        """Run something in the background, until this is closed."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def all(self) -> list[Host]:
-        """Those that have not been given up."""
+    def all(self) -> list[RemoteHost]:
+        """Return the hosts that are not given up."""
         return [host for host in self._hosts.values() if not host.lost]
 
-    # --- what it hears --------------------------------------------------------------------
+    # --- messages of hosts ----------------------------------------------------------------
 
     async def _on_up(self) -> None:
         await self._publish_status(OwnerStatus(online=True, epoch=self._epoch))
@@ -193,21 +159,21 @@ class Hosts:
         topic = f"{self._prefix}/owners/{self._owner}"
         await self._link.publish(topic, status.model_dump_json().encode(), retain=True)
 
-    def _heard(self, message: MqttMessage) -> None:
+    def _on_message(self, message: MqttMessage) -> None:
         kind, id, *_ = str(message.topic).removeprefix(f"{self._prefix}/").split("/")
-        host = self._hosts.setdefault(id, Host(id))
+        host = self._hosts.setdefault(id, RemoteHost(id))
         data = payload(message)
         try:
             if kind == "hosts":
                 host.status = HostStatus.model_validate_json(data) if data else None
                 host.lease = host.status.lease if host.status else host.lease
             else:
-                self._told_by(host, *unpack(data), message)
+                self._take(host, *unpack(data), message)
         except (Malformed, ValidationError) as error:
             log.warning("a message on %s is not understood: %s", message.topic, error)
         self._changed.set()
 
-    def _told_by(self, host: Host, said: object, body: bytes, message: MqttMessage) -> None:
+    def _take(self, host: RemoteHost, said: object, body: bytes, message: MqttMessage) -> None:
         if isinstance(said, Beat):
             host.heard, host.lost = time.monotonic(), False
             self.later(self._grant(host, said.number))
@@ -228,7 +194,7 @@ class Hosts:
                 asked.parts += 1
                 asked.on_part(body)
 
-    async def _grant(self, host: Host, beat: int) -> None:
+    async def _grant(self, host: RemoteHost, beat: int) -> None:
         settled, host.settled = host.settled, []
         grant = Grant(
             epoch=self._epoch, term=host.term, beat=beat, low=self._low(host), settled=settled
@@ -238,26 +204,36 @@ class Hosts:
         except NotConnected:
             host.settled += settled
 
-    # --- what it asks ---------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------
 
-    def _to(self, host: Host) -> str:
+    def _to(self, host: RemoteHost) -> str:
         return f"{self._prefix}/to/{host.id}/{self._owner}"
 
-    def _low(self, host: Host) -> int:
-        """All smaller numbers are settled."""
+    def _low(self, host: RemoteHost) -> int:
+        """Return the number below which all requests to a host are settled."""
         return min((n for n, a in self._asked.items() if a.host is host), default=self._next)
 
     async def ask(
         self,
-        host: Host,
+        host: RemoteHost,
         op: Op,
         *pieces: bytes,
         on_part: Callable[[bytes], None] | None = None,
         **more: Any,
     ) -> tuple[Answer, bytes]:
-        """Have a host do something, once; waits for as long as the host lives.
+        """Have a host do something once, and wait for as long as the host lives.
 
-        Raises the error that it answers with, `SandboxDied` when it is given up.
+        Args:
+            pieces: bytes that follow the request.
+            on_part: called with output that comes before the answer.
+            more: further fields of the `Request`.
+
+        Returns:
+            The answer, and the bytes that follow it.
+
+        Raises:
+            SandboxDied: the host was given up.
+            SandboxError: the error that the host answers with.
         """
         if host.lost:
             raise SandboxDied(f"sandbox host {host.name} is gone")
@@ -270,7 +246,7 @@ class Hosts:
         except ValidationError as error:
             raise SandboxError(f"{op} on sandbox host {host.name}: {error}") from None
         future: asyncio.Future[tuple[Answer, bytes]] = asyncio.get_running_loop().create_future()
-        asked = Asked(host, more.get("box", ""), b"", future, on_part)
+        asked = PendingRequest(host, more.get("box", ""), b"", future, on_part)
         self._asked[number] = asked
         settled, host.settled = host.settled, []
         request = request.model_copy(update={"low": self._low(host), "settled": settled})
@@ -285,7 +261,7 @@ class Hosts:
             raise (kind if issubclass(kind, SandboxError) else SandboxError)(answer.said)
         return answer, data
 
-    async def _answered(self, number: int, asked: Asked) -> tuple[Answer, bytes]:
+    async def _answered(self, number: int, asked: PendingRequest) -> tuple[Answer, bytes]:
         while True:
             await self._send(number)
             done, _ = await asyncio.wait([asked.answer], timeout=_AGAIN_SECONDS)
@@ -298,28 +274,28 @@ class Hosts:
             return
         with contextlib.suppress(NotConnected):  # it is sent again when we are connected again
             await self._link.publish(
-                self._to(asked.host), asked.data,
+                self._to(asked.host),
+                asked.data,
                 reply_to=f"{self._prefix}/from/{asked.host.id}/{self._owner}",
                 correlation=b"%d.%d" % (self._epoch, number),
-            )  # fmt: skip
+            )
 
     def _number(self, correlation: bytes) -> int:
-        """Of the request that an answer is to; -1 if it is not to one of ours."""
+        """Return the number of the request that an answer is to; -1 for none of ours."""
         epoch, _, number = correlation.partition(b".")
         return int(number) if number.isdigit() and epoch == b"%d" % self._epoch else -1
 
-    def give_up(self, which: Callable[[Asked], bool], reason: str) -> None:
-        """Whoever waits for one of these is told why there will be no answer."""
+    def give_up(self, which: Callable[[PendingRequest], bool], reason: str) -> None:
+        """Let some of the open requests raise `SandboxDied` with a reason."""
         for asked in self._asked.values():
             if which(asked) and not asked.answer.done():
                 asked.answer.set_exception(SandboxDied(reason))
-                asked.answer.exception()  # who asked may be gone as well
+                asked.answer.exception()  # the caller may be gone as well
 
     # --- hosts ----------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Give up hosts that are silent for too long, by the clock of a connection that stands: a
-        broker that was away says nothing about them."""
+        """Give up hosts that are silent for too long, while there is a connection to the broker."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             if not self._link.up.is_set():
@@ -330,24 +306,24 @@ class Hosts:
                 if not host.lost and silent > silence(host.lease):
                     self._lose(host, f"nothing was heard of it for {silent:.0f} s")
 
-    def _lose(self, host: Host, reason: str) -> None:
+    def _lose(self, host: RemoteHost, reason: str) -> None:
         host.term += 1
         host.lost = True
         words = f"sandbox host {host.name} is gone: {reason}"
-        if host.boxes:
-            log.warning("%s; %d environments with it", words, len(host.boxes))
+        if host.sandboxes:
+            log.warning("%s; %d environments with it", words, len(host.sandboxes))
         self._on_lost(host, words)
-        host.boxes.clear()
+        host.sandboxes.clear()
         self.give_up(lambda asked: asked.host is host, words)
         self._changed.set()
 
     def known(self) -> list[tuple[str, HostStatus]]:
-        """Those that new work may go to."""
+        """Return ids and statuses of the hosts that new work may go to."""
         now = time.monotonic()
         return [(h.id, h.status) for h in self._hosts.values() if h.status and h.ready(now)]
 
-    async def ready(self) -> list[Host]:
-        """Raises `SandboxUnavailable` when none appears in time."""
+    async def ready(self) -> list[RemoteHost]:
+        """Wait for a host that new work may go to. Raises `SandboxUnavailable`."""
         deadline = time.monotonic() + _HOST_SECONDS
         while True:
             now = time.monotonic()
@@ -361,8 +337,8 @@ class Hosts:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), min(1.0, deadline - now + 0.01))
 
-    async def place(self, env: Env, tried: set[str]) -> Host:
-        """Where an image is, rather than where it is not; then where most room is left."""
+    async def place(self, env: Env, tried: set[str]) -> RemoteHost:
+        """Choose a host: one that has the image, then the least loaded one."""
         found = [host for host in await self.ready() if host.id not in tried]
         room = [host for host in found if host.load < 1] or found
         if not room:
@@ -370,4 +346,4 @@ class Hosts:
         return min(room, key=lambda host: (not host.has(env), host.load))
 
 
-__all__ = ["Asked", "Host", "Hosts"]
+__all__ = ["HostRegistry"]

@@ -1,4 +1,4 @@
-"""What runtimes and sandbox hosts say to each other over a broker.
+"""Messages between runtimes and sandbox hosts over a broker.
 
     PREFIX/hosts/HOST            retained; `HostStatus`, empty when the host is gone (its last will)
     PREFIX/owners/OWNER          retained; `OwnerStatus`; its last will says that it is offline
@@ -19,21 +19,35 @@ from drawloom.environments import Env
 from drawloom.errors import ConfigError
 
 Op = Literal[
-    "create", "fork", "adopt", "destroy", "owned", "written", "snapshot", "snapshots", "discard",
-    "call", "tell",
-]  # fmt: skip
+    "create",
+    "fork",
+    "adopt",
+    "destroy",
+    "owned",
+    "written",
+    "snapshot",
+    "snapshots",
+    "discard",
+    "call",
+    "tell",
+]
 
 
 Id = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]  # it becomes the name of a folder
 
 
-class _Said(BaseModel):
+class _Message(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class HostStatus(_Said):
-    """A host offers its environments. `images` is what it has, None where that does not matter;
-    `lease` the seconds without a word after which it ends its work."""
+class HostStatus(_Message):
+    """Offer the environments of a host.
+
+    Attributes:
+        most, used: environments that it may have, and has.
+        images: names of its images; None where they do not matter.
+        lease: seconds without a word after which it ends a runtime's environments.
+    """
 
     name: str
     provider: str
@@ -43,17 +57,25 @@ class HostStatus(_Said):
     lease: float
 
 
-class OwnerStatus(_Said):
+class OwnerStatus(_Message):
+    """Announce that an incarnation of a runtime is online, or no longer."""
+
     online: bool
     epoch: int
 
 
-class Request(_Said):
-    """One thing that a runtime wants of a host.
+class Request(_Message):
+    """Ask a host to do something once.
 
-    `epoch` is the runtime's incarnation: of two, the later one counts. `term` is the lease that the
-    environments of this runtime on this host are under: when a host hears a higher one, those of
-    the lower are ended first. All numbers below `low` are settled, and those in `settled`.
+    Attributes:
+        number: identifies the request; it is sent again until it is answered.
+        epoch: the runtime's incarnation: of two, the later one counts.
+        term: the lease that the environments of this runtime on this host are under; a higher one
+            ends those of the lower first.
+        low: all smaller numbers are settled: their answers have arrived.
+        settled: further numbers that are settled.
+        box, name: ids of an environment and of a snapshot.
+        head, sizes, timeout, stream: a request to the helper, and the sizes of its payloads.
     """
 
     kind: Literal["request"] = "request"
@@ -72,16 +94,15 @@ class Request(_Said):
     stream: bool = False
 
 
-class Stale(_Said):
-    """A later incarnation of this runtime, with this epoch, has been heard: this one counts no
-    more."""
+class Stale(_Message):
+    """Tell a runtime that a later incarnation of it, with this epoch, has taken over."""
 
     kind: Literal["stale"] = "stale"
     epoch: int
 
 
-class Grant(_Said):
-    """A runtime has heard a beat: the lease goes on from when that was sent."""
+class Grant(_Message):
+    """Renew a runtime's lease on a host, from when the answered beat was sent."""
 
     kind: Literal["grant"] = "grant"
     epoch: int
@@ -91,26 +112,34 @@ class Grant(_Said):
     settled: list[int] = []
 
 
-class Beat(_Said):
+class Beat(_Message):
+    """Tell a runtime that a host is alive."""
+
     kind: Literal["beat"] = "beat"
     number: int
 
 
-class Bye(_Said):
-    """A host has ended all its work and goes."""
+class Bye(_Message):
+    """Tell a runtime that a host has ended all its work and stops."""
 
     kind: Literal["bye"] = "bye"
 
 
-class Part(_Said):
-    """The next bytes of a running command's output."""
+class Part(_Message):
+    """Carry the next bytes of a running command's output."""
 
     kind: Literal["part"] = "part"
     index: int
 
 
-class Answer(_Said):
-    """`error` names an error class, `said` are its words; otherwise the values of the op."""
+class Answer(_Message):
+    """Answer a request.
+
+    Attributes:
+        error, said: name of an error class and its message; empty if it succeeded.
+        reply, numbers: the answer of a helper.
+        rows: id, key, and a number of each environment or snapshot.
+    """
 
     kind: Literal["answer"] = "answer"
     error: str = ""
@@ -122,23 +151,29 @@ class Answer(_Said):
 
 Message = Request | Grant | Stale | Beat | Bye | Part | Answer
 _KINDS: dict[str, type[Message]] = {
-    "request": Request, "grant": Grant, "stale": Stale, "beat": Beat, "bye": Bye, "part": Part,
+    "request": Request,
+    "grant": Grant,
+    "stale": Stale,
+    "beat": Beat,
+    "bye": Bye,
+    "part": Part,
     "answer": Answer,
-}  # fmt: skip
+}
 
 
 class Malformed(Exception):
-    """A message that nobody of ours wrote."""
+    """Report a message that does not follow the protocol."""
 
 
-def pack(said: _Said, *pieces: bytes) -> bytes:
-    line = said.model_dump_json(exclude_defaults=True, exclude={"kind"}).encode()
-    kind = getattr(said, "kind", "").encode()
+def pack(message: _Message, *pieces: bytes) -> bytes:
+    """Write a message as one line, followed by bytes."""
+    line = message.model_dump_json(exclude_defaults=True, exclude={"kind"}).encode()
+    kind = getattr(message, "kind", "").encode()
     return b"".join((kind, b" ", line, b"\n", *pieces))
 
 
 def unpack(data: bytes) -> tuple[Message, bytes]:
-    """Raises `Malformed`."""
+    """Read a message, and the bytes that follow it. Raises `Malformed`."""
     line, found, body = data.partition(b"\n")
     kind, _, text = line.partition(b" ")
     model = _KINDS.get(kind.decode(errors="replace"))
@@ -151,7 +186,7 @@ def unpack(data: bytes) -> tuple[Message, bytes]:
 
 
 def cut(body: bytes, sizes: list[int]) -> list[bytes]:
-    """The pieces that a message's bytes are joined of. Raises `Malformed`."""
+    """Cut the bytes of a message into pieces of these sizes. Raises `Malformed`."""
     if any(size < 0 for size in sizes) or sum(sizes) != len(body):
         raise Malformed("its pieces are not as long as it says")
     pieces, at = [], 0
@@ -162,6 +197,19 @@ def cut(body: bytes, sizes: list[int]) -> list[bytes]:
 
 
 __all__ = [
-    "Answer", "Beat", "Bye", "Grant", "HostStatus", "Malformed", "Message", "Op", "OwnerStatus",
-    "Part", "Request", "Stale", "cut", "pack", "unpack",
-]  # fmt: skip
+    "Answer",
+    "Beat",
+    "Bye",
+    "Grant",
+    "HostStatus",
+    "Malformed",
+    "Message",
+    "Op",
+    "OwnerStatus",
+    "Part",
+    "Request",
+    "Stale",
+    "cut",
+    "pack",
+    "unpack",
+]

@@ -1,4 +1,4 @@
-"""A runtime as a sandbox host sees it."""
+"""Records that a sandbox host keeps of its runtimes."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -11,7 +11,12 @@ from drawloom.sandbox.api.sandbox import LiveSandbox
 
 @dataclass(slots=True)
 class Job:
-    """One numbered request: `answer` is set when it was carried out."""
+    """Keep one numbered request while its runtime may ask for the answer.
+
+    Attributes:
+        reply_to, correlation: topic and correlation data of the answer.
+        answer: set when the request was carried out.
+    """
 
     task: "asyncio.Task[None]"
     reply_to: str
@@ -20,8 +25,20 @@ class Job:
 
 
 @dataclass(slots=True)
-class Owner:
-    """A runtime, and what it has here."""
+class OwnerSession:
+    """Keep a runtime's lease, requests and environments.
+
+    Attributes:
+        offline: when it was last known to go offline.
+        epoch, term, low, settled: see `Request`.
+        until: when its lease ends.
+        sandboxes: its environments, by id.
+        making: environments that are being made, by id.
+        leaving: requests that nobody waits for any more.
+        ended: how many times all environments were ended.
+        ending: ends them now.
+        provider: opens its provider.
+    """
 
     name: str
     online: bool = False
@@ -32,7 +49,7 @@ class Owner:
     until: float = 0.0
     settled: set[int] = field(default_factory=set)
     jobs: dict[int, Job] = field(default_factory=dict)
-    boxes: dict[str, LiveSandbox] = field(default_factory=dict)
+    sandboxes: dict[str, LiveSandbox] = field(default_factory=dict)
     making: dict[str, "asyncio.Task[Any]"] = field(default_factory=dict)
     leaving: set["asyncio.Task[None]"] = field(default_factory=set)
     ended: int = 0
@@ -41,12 +58,12 @@ class Owner:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is lost when this record is."""
-        busy = self.boxes or self.making or self.leaving or self.ending is not None
+        """Return True if nothing is lost with this record."""
+        busy = self.sandboxes or self.making or self.leaving or self.ending is not None
         return not busy and all(job.answer is not None for job in self.jobs.values())
 
     def settle(self, low: int, settled: list[int]) -> None:
-        """The runtime has these answers; they will not be asked for again."""
+        """Forget the requests whose answers the runtime has."""
         self.low = max(self.low, low)
         self.settled.update(settled)
         self.settled = {n for n in self.settled if n >= self.low}
@@ -54,31 +71,35 @@ class Owner:
             self.leave(self.jobs.pop(number))
 
     def leave(self, job: Job) -> None:
-        """Nobody waits for this any more; what it started goes on, and is kept by its key."""
+        """Stop waiting for a request; the command that it started goes on, by its key."""
         if job.answer is None:
             job.task.cancel()
             self.leaving.add(job.task)
             job.task.add_done_callback(self.leaving.discard)
 
 
-class Owners:
-    """The runtimes that have asked something of a host, at most so many: beyond that those that
-    have nothing here are forgotten. `on_forgotten` is given each."""
+class OwnerSessions:
+    """Keep the records of the runtimes that have sent requests.
 
-    def __init__(self, most: int, on_forgotten: Callable[[Owner], None]) -> None:
+    Args:
+        most: records that are kept; beyond that, idle ones are forgotten.
+        on_forgotten: called with each record that is forgotten.
+    """
+
+    def __init__(self, most: int, on_forgotten: Callable[[OwnerSession], None]) -> None:
         self._most, self._on_forgotten = most, on_forgotten
-        self._known: dict[str, Owner] = {}
+        self._known: dict[str, OwnerSession] = {}
 
-    def __iter__(self) -> Iterator[Owner]:
-        """Iterate over a copy: meanwhile some may come and go."""
+    def __iter__(self) -> Iterator[OwnerSession]:
+        """Iterate over a copy of the records: meanwhile some may come and go."""
         return iter(list(self._known.values()))
 
-    def get(self, name: str) -> Owner | None:
+    def get(self, name: str) -> OwnerSession | None:
+        """Return the record of a runtime, if there is one."""
         return self._known.get(name)
 
-    def admit(self, name: str) -> Owner | None:
-        """The record of a runtime, made if there is none; None when all there is room for are at
-        work."""
+    def admit(self, name: str) -> OwnerSession | None:
+        """Return the record of a runtime, made if there is none; None if all are at work."""
         found = self._known.get(name)
         if found is not None:
             return found
@@ -90,8 +111,8 @@ class Owners:
                 return None
             del self._known[forgotten.name]
             self._on_forgotten(forgotten)
-        made = self._known[name] = Owner(name, online=True)  # it has just spoken
+        made = self._known[name] = OwnerSession(name, online=True)  # it has just spoken
         return made
 
 
-__all__ = ["Job", "Owner", "Owners"]
+__all__ = ["Job", "OwnerSession", "OwnerSessions"]

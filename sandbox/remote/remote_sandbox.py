@@ -1,4 +1,4 @@
-"""An environment on another machine."""
+"""Environments on other machines."""
 
 import asyncio
 import contextlib
@@ -8,14 +8,15 @@ from drawloom.environments import Env
 from drawloom.errors import SandboxDied, SandboxError
 from drawloom.sandbox.api.sandbox import LiveSandbox
 from drawloom.sandbox.helper.protocol import Reply, Wire
-from drawloom.sandbox.remote.host_registry import Host, Hosts
+from drawloom.sandbox.remote.host_registry import HostRegistry
 from drawloom.sandbox.remote.messages import Answer, Op
+from drawloom.sandbox.remote.remote_host import RemoteHost
 
 
 class RemoteWire(Wire):
-    """The line to a helper on another machine: each request is a message, each answer another."""
+    """Send requests to a helper on another machine, each as a message over the broker."""
 
-    def __init__(self, id: str, hosts: Hosts, host: Host) -> None:
+    def __init__(self, id: str, hosts: HostRegistry, host: RemoteHost) -> None:
         super().__init__(id, _nowhere)
         self._hosts, self.host = hosts, host
 
@@ -32,7 +33,7 @@ class RemoteWire(Wire):
         return Reply(answer.reply, (a, b, c, d), data)
 
     async def tell(self, head: str, *payloads: bytes, lead: bytes = b"") -> None:
-        if head.startswith(("ack ", "cancel ", "drop ")):  # nobody waits for an answer to these
+        if head.startswith(("ack ", "cancel ", "drop ")):  # their answers do not matter
             self._hosts.later(self._quietly(head))
             await asyncio.sleep(0)  # on its way before what is asked next
         else:
@@ -53,9 +54,16 @@ class RemoteWire(Wire):
         if self._dead is not None:
             raise SandboxDied(f"{self.name} is gone: {self._dead}")
         return await self._hosts.ask(
-            self.host, op, *payloads, on_part=on_part, box=self.name, head=head,
-            sizes=[len(p) for p in payloads], timeout=timeout, stream=on_part is not None,
-        )  # fmt: skip
+            self.host,
+            op,
+            *payloads,
+            on_part=on_part,
+            box=self.name,
+            head=head,
+            sizes=[len(p) for p in payloads],
+            timeout=timeout,
+            stream=on_part is not None,
+        )
 
     def end(self, reason: str) -> None:
         super().end(reason)
@@ -63,17 +71,29 @@ class RemoteWire(Wire):
 
 
 class RemoteSandbox(LiveSandbox):
-    """An environment on a sandbox host; `gone` is awaited to remove it there."""
+    """Drive an environment on a sandbox host.
+
+    Args:
+        remove: removes it there, by its id.
+
+    Attributes:
+        on: the host.
+    """
 
     def __init__(
-        self, id: str, env: Env, hosts: Hosts, host: Host, gone: Callable[[str], Awaitable[None]]
+        self,
+        id: str,
+        env: Env,
+        hosts: HostRegistry,
+        host: RemoteHost,
+        remove: Callable[[str], Awaitable[None]],
     ) -> None:
         super().__init__(id, env, RemoteWire(id, hosts, host))
-        self._gone, self.on = gone, host
+        self._remove, self.on = remove, host
 
     async def destroy(self) -> None:
         await super().destroy()
-        await self._gone(self.id)
+        await self._remove(self.id)
 
 
 async def _nowhere(data: bytes) -> None: ...

@@ -21,9 +21,9 @@ from drawloom.sandbox.docker.demo_image import BOX
 from drawloom.sandbox.local.provider import ProcessProvider
 from drawloom.sandbox.remote.broker import Broker
 from drawloom.sandbox.remote.host_agent import SandboxHost
-from drawloom.sandbox.remote.host_limits import Room
+from drawloom.sandbox.remote.host_limits import HostLimits
 from drawloom.sandbox.remote.messages import OwnerStatus, Request, pack
-from drawloom.sandbox.remote.owner_session import Owner, Owners
+from drawloom.sandbox.remote.owner_session import OwnerSession, OwnerSessions
 from drawloom.sandbox.remote.provider import RemoteProvider
 from drawloom.sandbox.testing.fake import FakeProvider
 from tests.sandbox.conftest import ENV
@@ -108,10 +108,10 @@ async def test_a_crowd_of_names_costs_nobody_its_environments(broker: Mosquitto,
 def test_records_are_bounded_and_those_that_have_something_stay(
     steps: list[tuple[int, bool]],
 ) -> None:
-    def forget(owner: Owner) -> None:
+    def forget(owner: OwnerSession) -> None:
         assert owner.idle
 
-    owners, busy = Owners(4, forget), set[str]()
+    owners, busy = OwnerSessions(4, forget), set[str]()
     for number, works in steps:
         owner = owners.admit(str(number))
         assert owner is not None or len(busy) == 4
@@ -152,7 +152,7 @@ async def test_a_request_that_names_nothing_is_refused(url: str) -> None:
         provider = await RemoteProvider.open(new_id("store"), url)
         box = await provider.create(ENV, new_id("box"))
         for op in ("destroy", "discard", "snapshot", "fork", "create", "adopt"):
-            with pytest.raises(SandboxError, match="names nothing"):
+            with pytest.raises(SandboxError, match="names no environment"):
                 await provider.hosts.ask(provider.hosts.all()[0], op, env=ENV)
         assert [owned.id for owned in await fake.owned()] == [box.id]
         assert host.used == 1
@@ -181,7 +181,7 @@ async def test_everything_that_an_environment_takes_counts(url: str) -> None:
 
 
 def test_a_machine_s_room_is_what_it_has() -> None:
-    room = Room.of_machine(8, None)
+    room = HostLimits.of_machine(8, None)
     assert room.lacks(Env(BOX), []) == ""
     assert "environments" in room.lacks(Env(BOX), [Env(BOX)] * 8)
 

@@ -11,6 +11,7 @@ from drawloom.engine.kernels import block_copy, feed, sample, skinny_gemm
 from drawloom.engine.kernels.types import SamplingRows, Stream
 from drawloom.engine.ops.reference import PlainLinear, ReferenceOps, new_stream
 from drawloom.engine.runners.cpu_sampling import gumbel, keep
+from tests.lanes import slow_unless
 
 CPU = torch.device("cpu")
 
@@ -131,7 +132,8 @@ def test_blocks_go_out_come_back_and_are_copied() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("rows", [1, 16, 21, 64])
+# the benchmark's check of kernels, `test_gpu_suite.py`, has few rows in the default run
+@pytest.mark.parametrize("rows", slow_unless([1, 16, 21, 64], quick=[21, 64]))
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("processors", [2, 99], ids=["whole", "in-parts"])
 def test_products_of_few_rows(

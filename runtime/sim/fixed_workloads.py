@@ -1,6 +1,6 @@
 """Workloads with arrivals of their own, by name: agents beside real servers, and stress cases.
 
-`agents` are the clients of shared/rivals/agents.py, draw for draw; the answers of `agents-past` are
+`agents` are clients of real servers, draw for draw; the answers of `agents-past` are
 not sent back as they were sampled, so that their KV is of no use to the next call. The others run
 on a machine with memory for 200,000 tokens: `human` (forty programs wait an hour for a person, then
 forty others arrive), `human2` (15 % do), `jump` (tools become a hundred times slower half-way),

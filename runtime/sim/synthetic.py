@@ -15,7 +15,7 @@ from dataclasses import replace
 from drawloom.errors import ConfigError
 from drawloom.runtime.sim.workload import Call, Job
 
-_TOOLS = (  # name, share, log-normal mu and sigma of its seconds (§6.2)
+_TOOLS = (  # name, share, log-normal mu and sigma of its seconds
     ("python3", 0.14, 0.36, 1.28),
     ("pytest", 0.06, 0.50, 1.04),
     ("git", 0.06, -1.08, 1.59),

@@ -128,7 +128,7 @@ class Job:
 
 
 def read(path: Path, waits: bool = False) -> list[Job]:
-    """Read the programs of a trace file (shared/traces/README.md).
+    """Read the programs of a trace file.
 
     Contexts are clipped at 128,000 tokens, and sessions cut where a person was asked, unless
     `waits` is set.

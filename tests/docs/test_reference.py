@@ -5,6 +5,7 @@ import re
 import drawloom
 from drawloom import errors
 from drawloom.engine.api.engine import EngineInfo, EngineStats
+from drawloom.runtime.scheduler.policies import policy_names
 from drawloom.runtime.server.metrics import Timings, render
 from tests.docs.page_runner import ROOT
 
@@ -31,3 +32,10 @@ def test_metrics_are_those_of_the_server() -> None:
 def test_every_error_is_explained() -> None:
     named = set(re.findall(r"`(\w+)`", (REFERENCE / "errors.md").read_text()))
     assert set(errors.__all__) <= named
+
+
+def test_the_policies_to_choose_from_are_those_that_there_are() -> None:
+    page = (ROOT / "docs/howto/policy.md").read_text().partition("```")[0]
+    rows = re.findall(r"^\| (.+?) \|", page, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z-]+)(?::N)?`", row)}
+    assert named == set(policy_names())

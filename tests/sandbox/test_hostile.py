@@ -1,6 +1,6 @@
 """Tools that mean harm: each is held, each is reported, and its neighbour goes on.
 
-What an archive may not do is in test_files.py; memory, forks, floods and disk are in
+What an archive may not do is in test_transfer.py; memory, forks, floods and disk are in
 test_contract.py.
 """
 

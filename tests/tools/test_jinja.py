@@ -89,7 +89,7 @@ def _reference(source: str, messages: list[Message], tools: Any, extra: dict[str
 def test_a_template_renders_as_transformers_renders_it(name: str, chat: str, tools: Any) -> None:
     template, messages = ChatTemplate(_SOURCES[name], "<s>", "</s>"), _CHATS[chat]
     if (tools or "tool_calls" in str(messages)) and not template.shows_tools:
-        return  # its tools are written into the messages: see test_plain.py
+        return  # its tools are written into the messages: see test_plain_text_tools.py
     extra = {"enable_thinking": False, "documents": [{"title": "t", "text": "a\nb"}]}
     try:
         wanted = _reference(_SOURCES[name], messages, tools, extra)

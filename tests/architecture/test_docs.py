@@ -1,6 +1,10 @@
-"""Pages name files that exist."""
+"""Pages, comments and docstrings name files and identifiers that exist."""
 
+import ast
+import io
 import re
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +16,19 @@ _FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 _QUOTED = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FILE = re.compile(r"[\w.{}*-][\w./{},*-]*\.(?:py|c|h|md|jinja|toml|txt|png)")
+_IDENTIFIER = re.compile(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\([^`]*\))?`")
+_REMARKED = re.compile(
+    r"(?<![\w./<{*:-])(?:[\w.-]+/)*[\w-]+\.(?:py|c|h|md|jinja|toml|txt)\b(?![\w*/(])"
+)
+_SUFFIXES = {"py", "c", "h", "md", "jinja", "toml", "txt", "png", "html", "json"}
 _FOLDER = re.compile(r"[\w.-][\w./-]*/")
 _TITLE = re.compile(r"^```\w+ title=\"([^\"]+)\"$", re.MULTILINE)
 _MADE = {"tools.py", "demo.html", "demo.png", "config.json"}  # of a user's, or made by a command
 _MADE |= {title for page in PAGES for title in _TITLE.findall(page.read_text())}
+
+
+_MADE_IN_CODE = _MADE | {"path/to/file.py", "path.py", "file.py", "brave-piano.txt", "calls.h"}
+_NOT_OURS = {"io_uring", "runc", "drawloom_"}  # a system call, a program, a prefix
 
 
 def _tree() -> set[str]:
@@ -29,6 +42,28 @@ def _tree() -> set[str]:
 
 
 TREE = _tree()
+SOURCES = sorted(
+    path
+    for top in OURS
+    for path in (ROOT / top).rglob("*")
+    if path.suffix in (".py", ".c", ".h") and path.is_file()
+)
+
+
+def _remarks(path: Path) -> Iterator[str]:
+    """Yield the comments and docstrings of a Python file; the whole text of another one."""
+    text = path.read_text()
+    if not _REMARKED.search(text):
+        return
+    if path.suffix != ".py":
+        yield text
+        return
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield ast.get_docstring(node) or ""
 
 
 def _named(text: str) -> set[str]:
@@ -53,6 +88,31 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 def test_links_of_a_page_lead_to_files(page: Path) -> None:
     links = {link.partition("#")[0] for link in _links(page.read_text())} - {""}
     assert not {link for link in links if not (page.parent / link).exists()}
+
+
+def test_files_that_code_names_exist() -> None:
+    named = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in SOURCES
+        for remark in _remarks(path)
+        for name in _REMARKED.findall(remark)
+        if name not in TREE and name not in _MADE_IN_CODE
+    }
+    assert not named
+
+
+def test_identifiers_that_pages_name_exist() -> None:
+    words = {word for path in SOURCES for word in re.findall(r"\w+", path.read_text())}
+    words |= set(re.findall(r"\w+", (ROOT / "pyproject.toml").read_text())) | _NOT_OURS
+    missing = set()
+    for page in [
+        page for page in PAGES if page.name != "CHANGELOG.md" and "results" not in page.parts
+    ]:
+        for name in _IDENTIFIER.findall(_FENCE.sub("", page.read_text())):
+            parts = name.split(".")
+            if parts[-1] not in _SUFFIXES and not set(parts) <= words:
+                missing.add(f"{page.relative_to(ROOT)}: {name}")
+    assert not missing
 
 
 def test_a_file_that_is_not_there_is_found() -> None:

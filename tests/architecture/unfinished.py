@@ -7,7 +7,6 @@ FOLDERS: set[str] = {
     "runtime/dispatch",
     "runtime/sdk",
     "runtime/store",
-    "sandbox/remote",
 }
 # modules of more lines than others
 LONG: set[str] = set()

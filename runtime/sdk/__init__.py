@@ -1,2 +1,2 @@
 """Offer what users write agents with: `Runtime`, `Run`, `Chat`, branches and graphs. May import
-execution and all below it."""
+server, execution and all below them."""

@@ -10,7 +10,8 @@
 | `sessions`, `session`, `directory`, `idle_limit` | programs and conversations of clients |
 | `conversation`, `history`, `prompting` | recognising a conversation, reusing its tokens |
 | `sandbox_gateway`, `gateway_factory` | the model for agents inside environments |
+| `served_runtime` | the runtime, as a server knows it |
 | `mcp_server` | tools over MCP |
 
-May import the console, dispatch, execution, the scheduler and the SDK.
+May import the console, dispatch, execution and the scheduler; the SDK imports it for the gateway.
 """

@@ -17,7 +17,6 @@ from starlette.routing import Route
 from drawloom.engine.api.engine import RequestUsage
 from drawloom.errors import DrawloomError, EngineClosed
 from drawloom.ids import new_id
-from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server import openapi
 from drawloom.runtime.server.access_log import RECORD, AccessLog, RequestRecord
 from drawloom.runtime.server.chat_completions import ChatStep
@@ -40,6 +39,7 @@ from drawloom.runtime.server.openai_requests import (
     ReleaseRequest,
     Sampling,
 )
+from drawloom.runtime.server.served_runtime import ServedRuntime
 from drawloom.runtime.server.serving_context import ServingContext
 from drawloom.runtime.server.sessions import SessionTable
 
@@ -77,7 +77,7 @@ class Server:
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtime: ServedRuntime,
         *,
         name: str = "",
         reasoning: bool = False,

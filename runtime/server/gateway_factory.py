@@ -1,10 +1,9 @@
 """Factory of sandbox gateways: access to a runtime's model from inside its environments."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from drawloom.runtime.sdk.runtime import Runtime
+from drawloom.runtime.server.served_runtime import ServedRuntime
 
 
 class GatewayFactory:
@@ -14,7 +13,7 @@ class GatewayFactory:
     sockets is imported and made with the first one.
     """
 
-    def __init__(self, runtime: "Runtime") -> None:
+    def __init__(self, runtime: ServedRuntime) -> None:
         self._runtime = runtime
         self._gateway: Any = None
 

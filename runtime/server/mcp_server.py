@@ -15,7 +15,7 @@ from mcp.server.stdio import stdio_server
 
 from drawloom.errors import DrawloomError
 from drawloom.runtime.execution.agent import Agent
-from drawloom.runtime.sdk.runtime import Runtime
+from drawloom.runtime.server.served_runtime import ServedRuntime
 from drawloom.tools.tool import Tool, render
 
 _Call = tuple[Tool[..., Any], dict[str, Any], "asyncio.Future[Any]"]
@@ -25,7 +25,7 @@ Streams = Callable[[], AbstractAsyncContextManager[tuple[Any, Any]]]
 class ToolServer:
     """Serve tools to one client over a pair of streams."""
 
-    def __init__(self, runtime: Runtime, tools: Sequence[Tool[..., Any]]) -> None:
+    def __init__(self, runtime: ServedRuntime, tools: Sequence[Tool[..., Any]]) -> None:
         self._runtime = runtime
         self._tools = {tool.name: tool for tool in tools}
         self._calls: asyncio.Queue[_Call | None] = asyncio.Queue()

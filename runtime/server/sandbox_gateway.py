@@ -20,9 +20,9 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server.app import Server
 from drawloom.runtime.server.directory import Caller
+from drawloom.runtime.server.served_runtime import ServedRuntime
 
 _NOBODY = 65534
 _ALLOWED = frozenset(
@@ -86,7 +86,7 @@ async def _refuse(send: Send) -> None:
 class SandboxGateway:
     """Open and close the sockets of environments; one HTTP server answers on all of them."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: ServedRuntime) -> None:
         self._runtime = runtime
         self.server = Server(runtime)
         self._state = ServerState()

@@ -15,9 +15,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from drawloom.engine.api.engine import EngineInfo
 from drawloom.errors import ConfigError, EngineClosed
 from drawloom.runtime.console import output
-from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.server.access import Access, Guard
 from drawloom.runtime.server.app import Server
+from drawloom.runtime.server.served_runtime import ServedRuntime
 
 _HEADER_SECONDS = 20.0
 _MAX_CONNECTIONS = 4096
@@ -137,7 +137,7 @@ async def listening(server: Server, listener: socket.socket, access: Access) -> 
         listener.close()
 
 
-async def serve(runtime: Runtime, listener: socket.socket, options: ServeOptions) -> int:
+async def serve(runtime: ServedRuntime, listener: socket.socket, options: ServeOptions) -> int:
     """Serve until a signal arrives or the engine fails for good.
 
     On SIGTERM and SIGINT new requests are refused with 503, and so are requests that still wait for

@@ -26,11 +26,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from drawloom.engine.config import EngineConfig
 from drawloom.errors import SandboxError
 from drawloom.ids import new_id
 from drawloom.runtime.demo.agent import solve
 from drawloom.runtime.demo.run import docker_engine, make_tasks
 from drawloom.runtime.demo.tasks import BOX
+from drawloom.runtime.sdk.options import SandboxOptions
 from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.runtime.store.store import Store
 from drawloom.sandbox.api.provider import Provider
@@ -205,7 +207,12 @@ async def requests(count: int) -> None:
 async def worker(store: str, kind: str, docker: str | None, seed: int) -> None:
     """Resume what is open, then start what is still missing; killed by its parent meanwhile."""
     tasks = make_tasks(_BATCH, 4, seed)
-    async with Runtime(store=store, sandbox=kind, docker=docker, kv_tokens=3072) as runtime:
+    runtime = Runtime(
+        store=store,
+        sandbox=SandboxOptions(provider=kind, docker=docker),
+        engine=EngineConfig(device="auto", kv_tokens=3072),
+    )
+    async with runtime:
         known = await runtime.store.programs(1000)
         runs = []
         for row in known:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from drawloom.engine.config import EngineConfig
 from drawloom.environments import Env, Sandbox
 from drawloom.errors import ToolError
 from drawloom.runtime.bench.table import Row
@@ -18,6 +19,7 @@ from drawloom.runtime.demo.run import DemoOptions, make_tasks
 from drawloom.runtime.execution.agent import Agent
 from drawloom.runtime.execution.budget import Budget
 from drawloom.runtime.sdk.chat import Chat
+from drawloom.runtime.sdk.options import SandboxOptions
 from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.tools.tool import Tool, tool
 
@@ -64,7 +66,8 @@ async def measure(docker: str | None, *, fresh: bool, full: bool) -> Waits:
         several = [[t for t in own if t.family != "append"] for own in several]
     env = replace(tasks.BOX, warm=_POOL if full else 0)
     runtime = Runtime(
-        sandbox="docker", docker=docker, pool=_POOL, kv_tokens=options.kv_tokens, device="cpu"
+        engine=EngineConfig(device="cpu", kv_tokens=options.kv_tokens),
+        sandbox=SandboxOptions(provider="docker", docker=docker, warm=_POOL),
     )
     clock = asyncio.get_running_loop().time
     async with runtime:

@@ -229,6 +229,7 @@ def serve(
     from drawloom.runtime.console import output
     from drawloom.runtime.scheduler.cost import CostModel
     from drawloom.runtime.scheduler.events import TenantShare
+    from drawloom.runtime.sdk.options import Limits
     from drawloom.runtime.sdk.runtime import Runtime
     from drawloom.runtime.server import serve as server
     from drawloom.runtime.server.access import Access
@@ -249,7 +250,7 @@ def serve(
         isolate=isolate,
         record=False,
         cost=CostModel.load(cost) if cost is not None else None,
-        tenants=map(TenantShare.parse, tenant or ()),
+        limits=Limits(tenants=tuple(map(TenantShare.parse, tenant or ()))),
     )
     listener = server.bind(host, port)
     output.log_to_stderr("drawloom.access")

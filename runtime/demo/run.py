@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from drawloom.engine.api.engine import EngineStats
+from drawloom.engine.config import EngineConfig
 from drawloom.errors import DrawloomError
 from drawloom.runtime.console.timeline import Activity, Track, make_track
 from drawloom.runtime.demo.agent import solve
 from drawloom.runtime.demo.tasks import BOX, Task, make_task
 from drawloom.runtime.dispatch.backends import TINY
+from drawloom.runtime.sdk.options import SandboxOptions
 from drawloom.runtime.sdk.run import Run
 from drawloom.runtime.sdk.runtime import Runtime
 from drawloom.sandbox.docker.demo_image import build_box
@@ -185,11 +187,8 @@ async def _run(
             options.model,
             store=f"sqlite:///{folder}/demo.db",
             policy=policy,
-            sandbox=options.sandbox,
-            docker=docker,
-            pool=options.programs,
-            kv_tokens=options.kv_tokens,
-            device=options.device,
+            engine=EngineConfig(device=options.device, kv_tokens=options.kv_tokens),
+            sandbox=SandboxOptions(provider=options.sandbox, docker=docker, warm=options.programs),
         )
         async with runtime, _reporting(runtime, policy, index, len(tasks), progress):
             progress(policy, index, len(tasks), 0, 0)

@@ -220,7 +220,7 @@ class EnvLeases:
         if self._pool.max_total is not None:
             raise SandboxError(
                 "best_of(fork_env=True) needs as many environments as there are branches: leave "
-                "out Runtime(containers=…), under which branches could wait for each other for ever"
+                "out Limits(environments=…), under which branches could wait for each other"
             )
         for claim in self._book.of(owner):
             if claim.parking is not None:

@@ -1,82 +1,73 @@
-"""`Runtime`: owns an engine, a pool of environments, a scheduler and a store; runs programs."""
+"""Runtime: an engine, a pool of environments, a scheduler and a store, and programs on them."""
 
 import asyncio
 import contextlib
-import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextvars import copy_context
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from drawloom.engine.api.engine import Engine
 from drawloom.engine.config import EngineConfig
-from drawloom.environments import Env, Sandbox, parse_size
+from drawloom.environments import Env, Sandbox
 from drawloom.errors import (
-    BudgetExceeded,
     ConfigError,
-    SandboxError,
 )
 from drawloom.ids import new_id
 from drawloom.runtime.console.timeline import RESUMED
 from drawloom.runtime.dispatch.backends import TINY, model_folder, open_engine, open_provider
 from drawloom.runtime.dispatch.dispatcher import Dispatcher
-from drawloom.runtime.dispatch.env_claim import Owner
 from drawloom.runtime.dispatch.event_bus import EventBus, LocalBus
 from drawloom.runtime.execution.agent import Agent
 from drawloom.runtime.execution.arguments import bind_arguments
 from drawloom.runtime.execution.budget import Account
-from drawloom.runtime.execution.program import Program, current_program
+from drawloom.runtime.execution.program import Program
 from drawloom.runtime.execution.replay import (
-    ask_again,
     last_run,
     record_arguments,
     restore_arguments,
 )
-from drawloom.runtime.execution.tool_step import DirectCalls
 from drawloom.runtime.scheduler.cost import CostModel
-from drawloom.runtime.scheduler.events import ProgramEnded, ProgramSubmitted, TenantShare
 from drawloom.runtime.scheduler.policies import make_policy
-from drawloom.runtime.sdk.adoption import adopt, environments_of, lasting, sweep_store
+from drawloom.runtime.sdk.options import Limits, SandboxOptions
+from drawloom.runtime.sdk.program_runner import ProgramRunner
+from drawloom.runtime.sdk.recovery import (
+    adopt_or_fail,
+    environments_of,
+    open_row,
+    recorded_steps,
+    sweep_store,
+)
 from drawloom.runtime.sdk.run import Run
 from drawloom.runtime.sdk.sync import SyncUse
 from drawloom.runtime.server.gateway_factory import GatewayFactory
-from drawloom.runtime.store.result_json import result_json
-from drawloom.runtime.store.store import StepRow, Store
+from drawloom.runtime.store.store import Store
 from drawloom.sandbox.api.provider import Provider
 from drawloom.sandbox.pool.warm_pool import WarmPool
 from drawloom.tools.chat_template import ChatTemplate
-from drawloom.tools.tool import tool_host
 
 P = ParamSpec("P")
 R = TypeVar("R")
-log = logging.getLogger("drawloom.runtime")
+_NOT_OPEN = "this runtime is not open: async with Runtime(…) as rt"
 
 
 class Runtime(SyncUse):
-    """Runs agents. Use it as ``async with Runtime(…) as rt``; closing it releases everything.
+    """Run agents. Use it as ``async with Runtime(…) as rt``; closing it releases everything.
 
     Args:
         model: a model folder, a hub id, ``tinyagent`` (the model in the box), or an `Engine`.
+        engine: options of the embedded engine, for a `model` that is loaded here; by default a GPU
+            where there is one, else the CPU, with as large a KV cache as fits.
+        isolate: run the embedded engine in a process of its own, whose crash fails no program.
+        template: how chats are rendered, for an `Engine` that brings no checkpoint folder.
+        sandbox: where environments are made: `SandboxOptions`, or only their `provider`.
         store: a SQLAlchemy URL; by default in memory, so nothing can be resumed.
         policy: how programs are scheduled, by name.
-        sandbox: ``auto`` (Docker if an engine answers, else local processes if they can be fully
-            isolated), ``docker``, ``process``, ``none``, or a `Provider`.
-        docker: the Docker engine's URL; by default as the environment says.
-        pool: most environments kept ready, over all kinds.
-        containers: most environments at a time, in use or ready; programs wait for a place before
-            they start. Needs a policy that admits by places (`drawloom`). By default no limit.
-        memory: most memory of all environments together, as their limits have it (``"16g"``); as
-            many are there at a time as fit if each were as large as the largest. As `containers`.
-        tool_slots: most tool calls at a time in all environments; by default no limit.
-        kv_tokens: tokens of KV cache; 0 takes what fits.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        template: how chats are rendered, for an `Engine` that brings no checkpoint folder.
-        engine: options of the embedded engine, an `EngineConfig`; instead of the two before.
-        isolate: run the engine in a process of its own, whose crash fails no program.
+        limits: how many environments, tool calls and programs of a tenant there may be.
         record: keep the scheduler's decisions in the store.
         cost: what computing costs here, measured by `drawloom profile`; learnt otherwise.
-        tenants: weights and limits of tenants; others have weight 1 and no limit.
+
+    Raises:
+        ConfigError: two options contradict each other, or one is unknown.
 
     Raises on entry: `CheckpointError`, `StoreError`, `SandboxUnavailable`, `ConfigError`.
     """
@@ -85,55 +76,48 @@ class Runtime(SyncUse):
         self,
         model: str | Engine = TINY,
         *,
-        store: str = "sqlite://",
-        policy: str = "drawloom",
-        sandbox: str | Provider = "auto",
-        docker: str | None = None,
-        pool: int = 8,
-        kv_tokens: int = 0,
-        device: str = "auto",
-        template: ChatTemplate | None = None,
         engine: EngineConfig | None = None,
         isolate: bool = False,
+        template: ChatTemplate | None = None,
+        sandbox: SandboxOptions | str | Provider = "auto",
+        store: str = "sqlite://",
+        policy: str = "drawloom",
+        limits: Limits | None = None,
         record: bool = True,
         cost: CostModel | None = None,
-        tenants: Iterable[TenantShare] = (),
-        containers: int | None = None,
-        memory: str | None = None,
-        tool_slots: int | None = None,
     ) -> None:
+        if not isinstance(model, str) and (engine is not None or isolate):
+            raise ConfigError(
+                "engine=… and isolate=… are options of the embedded engine, and this model is an "
+                "Engine that is open already: leave them out"
+            )
         self._policy = make_policy(policy)
-        self._model, self._url, self._sandbox, self._docker = model, store, sandbox, docker
-        self._pool_size, self._kv_tokens, self._device = pool, kv_tokens, device
-        self._template = template
-        self._config, self._isolate, self._record = engine, isolate, record
-        self._cost, self._tenants = cost, tuple(tenants)
-        self._containers, self._tool_slots = containers, tool_slots
-        self._memory = None if memory is None else parse_size(memory)
-        for name, limit in (("containers", containers), ("tool_slots", tool_slots)):
-            if limit is not None and limit < 1:
-                raise ConfigError(f"{name}={limit}: nothing could run; leave it out for no limit")
-        for name, given in (("containers", containers), ("memory", memory)):
-            if given is not None and not self._policy.admits_by_env_capacity:
-                raise ConfigError(
-                    f"{name}={given}: policy {policy!r} does not admit programs by places, so they "
-                    "could wait for each other's for ever; choose drawloom, or leave it out"
-                )
-        self._runs: dict[str, Run[Any]] = {}
+        self._model, self._engine, self._isolate = model, engine, isolate
+        self._template, self._url = template, store
+        if not isinstance(sandbox, SandboxOptions):
+            sandbox = SandboxOptions(provider=sandbox)
+        self._sandbox, self._limits = sandbox, limits or Limits()
+        self._limits.check_policy(policy, self._policy.admits_by_env_capacity)
+        self._record, self._cost = record, cost
         self._resuming: set[str] = set()
         self._dispatcher: Dispatcher | None = None
+        self._runner: ProgramRunner | None = None
         self.bus: EventBus = LocalBus()
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """Engine, pool, store and scheduler of a runtime that is open."""
+        """Return the dispatcher of a runtime that is open, with its engine, pool and store.
+
+        Raises:
+            ConfigError: the runtime is not open.
+        """
         if self._dispatcher is None:
-            raise ConfigError("this runtime is not open: async with Runtime(…) as rt")
+            raise ConfigError(_NOT_OPEN)
         return self._dispatcher
 
     @property
     def template(self) -> ChatTemplate:
-        """How this runtime renders chats. Raises `ConfigError` when it was given none."""
+        """Return the chat template of the model. Raises `ConfigError` when there is none."""
         if self._template is None:
             raise ConfigError("an engine of your own needs Runtime(template=ChatTemplate(…))")
         return self._template
@@ -148,25 +132,32 @@ class Runtime(SyncUse):
             undo.push_async_callback(store.close)
             engine = await self._open_engine()
             undo.push_async_callback(engine.close)
-            provider = await open_provider(self._sandbox, store.id, self._docker)
+            options = self._sandbox
+            provider = await open_provider(options.provider, store.id, options.docker)
             pool = self._open_pool(provider) if provider is not None else None
             if pool is not None:
                 undo.push_async_callback(pool.close)
             dispatcher = Dispatcher(
-                self._policy, engine, pool, store, self.bus, self._record, self._tool_slots,
-                self._memory,
-            )  # fmt: skip
+                self._policy,
+                engine,
+                pool,
+                store,
+                self.bus,
+                record=self._record,
+                tool_slots=self._limits.tool_slots,
+                memory=self._limits.memory_bytes,
+            )
             undo.push_async_callback(dispatcher.close)
             if self._cost is not None:
                 dispatcher.scheduler.state.cost = self._cost
-            for share in self._tenants:
+            for share in self._limits.tenants:
                 dispatcher.emit(share)
             await dispatcher.remember()
-            self._dispatcher = dispatcher
+            self._dispatcher, self._runner = dispatcher, ProgramRunner(dispatcher)
             if provider is not None:
                 gateways = provider.gateway = GatewayFactory(self)
                 undo.push_async_callback(gateways.close_all)
-            await sweep_store(self.dispatcher)
+            await sweep_store(dispatcher)
             self._undo = undo.pop_all()
         return self
 
@@ -176,15 +167,15 @@ class Runtime(SyncUse):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for run in list(self._runs.values()):
-            await run.cancel()
+        if self._runner is not None:
+            await self._runner.cancel_all()
         await self.bus.close()
         await self._undo.aclose()
-        self._dispatcher = None
+        self._dispatcher = self._runner = None
 
     def running(self, program: str) -> Program | None:
-        """A program that runs here now."""
-        run = self._runs.get(program)
+        """Return the program of this id that runs here now."""
+        run = self._runner.runs.get(program) if self._runner is not None else None
         return run.program if run is not None else None
 
     # --- programs -------------------------------------------------------------------------
@@ -192,11 +183,22 @@ class Runtime(SyncUse):
     async def start(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> Run[R]:
         """Start a program.
 
-        A resumed program is given equal arguments; of classes that the agent's annotations do not
-        name, as JSON has them. Raises `ConfigError` if they cannot be kept, or it needs more
-        environments than there may be, or if they do not fit the annotations.
+        When it is resumed it is given equal arguments; of classes that the agent's annotations do
+        not name, as JSON has them.
+
+        Args:
+            agent: what to run.
+            args: its arguments; they are kept in the store.
+            kwargs: likewise, by name.
+
+        Returns:
+            The running program.
+
+        Raises:
+            ConfigError: the arguments cannot be kept or do not fit the annotations, or the agent
+                needs more environments than there may be.
         """
-        self._may_house(agent)
+        self._check_limits(agent)
         arguments = record_arguments(agent.name, agent.fn, args, kwargs)
         given, named = bind_arguments(agent, args, kwargs)
         id = new_id("prog")
@@ -208,23 +210,33 @@ class Runtime(SyncUse):
             "sandbox": self.dispatcher.pool.provider.name if self.dispatcher.pool else "none",
         }
         await self.store.add_program(id, agent.name, agent.entry, arguments, options)
-        return self._launch(id, agent, given, named, {})
+        program = Program(id, agent, self.dispatcher, self.template, Account(agent.budget))
+        return self._launch(program, lambda: agent(*given, **named))
 
     async def run(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Start a program and wait for its result."""
+        """Start a program and wait for its result. Raises what the agent raises."""
         return await (await self.start(agent, *args, **kwargs)).result()
 
     async def resume(self, agent: Agent[..., R], id: str) -> Run[R]:
-        """Go on with a program whose process died. Finished steps are not run again.
+        """Resume a program whose process died. Finished steps are not run again.
 
         A program whose code has changed raises `ReplayMismatch` and stays interrupted. LLM calls
         whose failure ended it are asked again.
 
-        Raises `StoreError` for an unknown program, `ConfigError` for one that is done, and
-        `SandboxError` for one whose environment is gone: that one has failed.
+        Args:
+            agent: the agent that it is a program of.
+            id: its id.
+
+        Returns:
+            The running program.
+
+        Raises:
+            StoreError: there is no such program.
+            ConfigError: it is done, it runs here, or it is another agent's.
+            SandboxError: its environment is gone; it has failed.
         """
-        self._may_house(agent)
-        if id in self._runs or id in self._resuming:
+        self._check_limits(agent)
+        if self.running(id) is not None or id in self._resuming:
             raise ConfigError(f"program {id} is running here already")
         self._resuming.add(id)
         try:
@@ -233,133 +245,34 @@ class Runtime(SyncUse):
             self._resuming.discard(id)
 
     async def _resume(self, agent: Agent[..., R], id: str) -> Run[R]:
-        row = await self.store.program(id)
-        if row.status == "done":
-            raise ConfigError(f"program {id} is done; there is nothing to resume")
-        if row.agent != agent.name:
-            raise ConfigError(f"program {id} is of agent {row.agent!r}, not {agent.name!r}")
-        replay = {step.key: step for step in await self.store.steps(id)}
-        if row.status == "failed":
-            await ask_again(self.store, id, replay)
-        try:
-            adopted = await adopt(self.dispatcher, agent, id, replay)
-        except SandboxError as error:
-            await self.store.set_program(id, status="failed", error=str(error), ended=time.time())
-            for lease in await self.store.leases():
-                if Owner.parse(lease.program).program == id:
-                    await self.store.unlease(lease.program)
-            raise
+        dispatcher = self.dispatcher
+        row = await open_row(self.store, agent, id)
+        replay = await recorded_steps(self.store, row)
+        adopted = await adopt_or_fail(dispatcher, agent, id, replay)
         arguments = restore_arguments(id, agent.fn, row.arguments)
         given, named = bind_arguments(agent, arguments["args"], arguments["kwargs"])
         since = await last_run(self.store, row, replay)
         self.store.decide(id, RESUMED, {"since": since})
-        return self._launch(id, agent, given, named, replay, adopted, row.started)
+        program = Program(id, agent, dispatcher, self.template, Account(agent.budget), replay)
+        program.adopted, program.began = adopted, row.started
+        return self._launch(program, lambda: agent(*given, **named))
 
-    def _may_house(self, agent: Agent[..., Any]) -> None:
-        wanted, most = len(environments_of(agent)), self._containers
-        if most is not None and wanted > most:
-            raise ConfigError(
-                f"agent {agent.name} uses {wanted} environments, and containers={most}: raise it"
-            )
-        largest = max((env.footprint for env in environments_of(agent)), default=0)
-        if self._memory is not None and wanted * largest > self._memory:
-            raise ConfigError(
-                f"agent {agent.name} uses {wanted} environments of up to {largest >> 20} MiB, and "
-                f"memory is {self._memory >> 20} MiB: raise it, or lower Env(memory=…)"
-            )
+    def _launch(self, program: Program, body: Callable[[], Awaitable[R]]) -> Run[R]:
+        if self._runner is None:
+            raise ConfigError(_NOT_OPEN)
+        return self._runner.launch(program, body)
 
-    def _launch(
-        self,
-        id: str,
-        agent: Agent[..., R],
-        args: Any,
-        kwargs: Any,
-        replay: dict[str, StepRow],
-        adopted: bool = False,
-        began: float | None = None,
-    ) -> Run[R]:
-        program = Program(id, agent, self.dispatcher, self.template, Account(agent.budget), replay)
-        program.adopted, program.began = adopted, began
-        for env in environments_of(agent):
-            self.dispatcher.environments.declare(env)
-        shared = {env.key for env in lasting(agent)}
-        self.dispatcher.environments.declare_per_call(
-            id, {e.key for e in environments_of(agent)} - shared
-        )
-        learned = self.dispatcher.scheduler.state.graph(agent.name)
-        for tool in agent.tools:
-            if tool.expect is not None:
-                learned.durations.declare(tool.name, tool.expect)
-        context = copy_context()
-        context.run(current_program.set, program)
-        context.run(tool_host.set, DirectCalls(program))
-        work = self._program(program, lambda: agent(*args, **kwargs))
-        task = asyncio.get_running_loop().create_task(work, context=context)
-        task.add_done_callback(_retrieve)
-        run = self._runs[id] = Run(program, task, self.bus)
-        return run
-
-    async def _program(self, program: Program, body: Callable[[], Awaitable[R]]) -> R:
-        status, result, words = "failed", None, None
-        dispatcher, agent = self.dispatcher, program.agent
-        try:
-            await self._admission(program)
-            began = program.began = program.began or time.time()
-            again = {"error": None, "ended": None}
-            await self.store.set_program(program.id, status="running", started=began, **again)
-            dispatcher.note(program.id, "program.started")
-            async with _deadline(agent.budget.seconds):
-                value = await body()
-            if program.diverged is not None:
-                raise program.diverged
-            result, status = result_json(value), "done"
-            return value
-        except asyncio.CancelledError:
-            status, words = "cancelled", "cancelled"
-            raise
-        except Exception as error:
-            if (diverged := program.diverged) is None:
-                words = f"{type(error).__name__}: {error}"
-                raise
-            status, words = "interrupted", f"{type(diverged).__name__}: {diverged}"
-            dispatcher.environments.leave_to_resume(program.id)
-            raise diverged from None
-        finally:
-            self._runs.pop(program.id, None)
-            await asyncio.shield(self._end(program, status, result, words))
-
-    async def _admission(self, program: Program) -> None:
-        dispatcher, agent = self.dispatcher, program.agent
-        admitted = dispatcher.expect_admission(program.id)
-        deadline = time.monotonic() + agent.deadline if agent.deadline is not None else None
-        envs = tuple(e.key for e in environments_of(agent)) if dispatcher.pool is not None else ()
-        shared = {e.key for e in lasting(agent)}
-        dispatcher.note(program.id, "program.submitted")
-        dispatcher.emit(
-            ProgramSubmitted(
-                program.id, agent.name, agent.tenant, agent.priority, deadline, envs,
-                agent.expect_tokens, fresh=tuple(key for key in envs if key not in shared),
-            )
-        )  # fmt: skip
-        async with _deadline(agent.budget.seconds):
-            await admitted
-
-    async def _end(self, program: Program, status: str, result: Any, words: str | None) -> None:
-        """Record the end, then give everything back: a crash in between leaves an environment to
-        sweep, never a program that waits for one that is gone."""
-        await program.stop_tasks()
-        values = {"status": status, "result": result, "error": words, "ended": time.time()}
-        try:
-            await self.store.set_program(program.id, **values)
-        finally:
-            self.dispatcher.emit(ProgramEnded(program.id))
-            await self.dispatcher.settle()
-            self.dispatcher.note(program.id, "program.ended", status=status, error=words)
+    def _check_limits(self, agent: Agent[..., Any]) -> None:
+        footprints = [env.footprint for env in environments_of(agent)]
+        self._limits.check_agent(agent.name, footprints)
 
     @contextlib.asynccontextmanager
     async def sandbox(self, env: Env) -> AsyncIterator[Sandbox]:
-        """An environment for code outside of programs, destroyed after it. Raises `SandboxError`
-        when there can be none."""
+        """Make an environment for code outside of programs, and destroy it after the block.
+
+        Raises:
+            SandboxError: there can be none.
+        """
         self.dispatcher.environments.declare(env)
         async with self.dispatcher.environments.claim_per_call(env, new_id("host")) as sandbox:
             yield sandbox
@@ -369,32 +282,15 @@ class Runtime(SyncUse):
     async def _open_engine(self) -> Engine:
         if not isinstance(self._model, str):
             return self._model
-        config = self._config or EngineConfig(device=self._device, kv_tokens=self._kv_tokens)
+        config = self._engine or EngineConfig(device="auto")
         folder = await model_folder(self._model)
         self._template = self._template or ChatTemplate.load(folder)
         return await open_engine(folder, config, self._isolate)
 
     def _open_pool(self, provider: Provider) -> WarmPool:
-        most = self._containers
-        ready = self._pool_size if most is None else min(self._pool_size, most)
-        return WarmPool(provider, max_warm=ready, max_total=most)
-
-
-@contextlib.asynccontextmanager
-async def _deadline(seconds: float | None) -> AsyncIterator[None]:
-    scope = asyncio.timeout(seconds)
-    try:
-        async with scope:
-            yield
-    except TimeoutError:
-        if not scope.expired():  # the agent's own
-            raise
-        raise BudgetExceeded(f"the budget of {seconds:g} seconds is spent") from None
-
-
-def _retrieve(task: "asyncio.Task[Any]") -> None:
-    if not task.cancelled():
-        task.exception()  # it is in the store; nobody may be waiting for it
+        most, ready = self._limits.environments, self._sandbox.warm
+        max_warm = ready if most is None else min(ready, most)
+        return WarmPool(provider, max_warm=max_warm, max_total=most)
 
 
 __all__ = ["Runtime"]

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from drawloom.engine.config import EngineConfig
     from drawloom.engine.sequence import SamplingParams
     from drawloom.environments import Env, ExecResult, Sandbox, Service
     from drawloom.errors import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from drawloom.runtime.sdk.branches import best_of, gather
     from drawloom.runtime.sdk.chat import Chat
     from drawloom.runtime.sdk.graph_agent import graph_agent
+    from drawloom.runtime.sdk.options import Limits, SandboxOptions
     from drawloom.runtime.sdk.run import Run
     from drawloom.runtime.sdk.runtime import Runtime
     from drawloom.tools.mcp_client import McpServer
@@ -38,10 +40,12 @@ _HOMES = {
     "BudgetExceeded": "errors",
     "Chat": "runtime.sdk.chat",
     "DrawloomError": "errors",
+    "EngineConfig": "engine.config",
     "EngineError": "errors",
     "Env": "environments",
     "ExecResult": "environments",
     "Graph": "graph.declared_graph",
+    "Limits": "runtime.sdk.options",
     "McpServer": "tools.mcp_client",
     "ReplayMismatch": "errors",
     "Run": "runtime.sdk.run",
@@ -49,6 +53,7 @@ _HOMES = {
     "SamplingParams": "engine.sequence",
     "Sandbox": "environments",
     "SandboxError": "errors",
+    "SandboxOptions": "runtime.sdk.options",
     "Service": "environments",
     "TenantShare": "runtime.scheduler.events",
     "Tool": "tools.tool",
@@ -85,10 +90,12 @@ __all__ = [
     "BudgetExceeded",
     "Chat",
     "DrawloomError",
+    "EngineConfig",
     "EngineError",
     "Env",
     "ExecResult",
     "Graph",
+    "Limits",
     "McpServer",
     "ReplayMismatch",
     "Run",
@@ -96,6 +103,7 @@ __all__ = [
     "SamplingParams",
     "Sandbox",
     "SandboxError",
+    "SandboxOptions",
     "Service",
     "TenantShare",
     "Tool",

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from drawloom import Runtime, Sandbox, agent, tool
+from drawloom import Runtime, Sandbox, SandboxOptions, agent, tool
 from drawloom.environments import Env
 from drawloom.errors import ConfigError, SandboxDied, SandboxError
 from drawloom.ids import new_id
@@ -118,7 +118,7 @@ async def test_a_program_s_tool_reaches_its_sidecar(docker_url: str | None) -> N
     async def shopper() -> list[tuple[str, str]]:
         return [await buy(), await buy()]
 
-    async with Runtime(sandbox="docker", docker=docker_url) as runtime:
+    async with Runtime(sandbox=SandboxOptions(provider="docker", docker=docker_url)) as runtime:
         assert await runtime.run(shopper) == [("buy\n", "buy\n")] * 2
 
 

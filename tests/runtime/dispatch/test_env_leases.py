@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from drawloom import Env, Runtime, Sandbox, agent, tool
+from drawloom import Env, Limits, Runtime, Sandbox, SandboxOptions, agent, tool
 from drawloom.errors import SandboxDied
 from drawloom.ids import new_id
 from drawloom.runtime.cli import sandboxes
@@ -42,7 +42,9 @@ async def test_a_program_goes_on_with_the_files_of_what_was_put_aside(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     docker = request.getfixturevalue("docker_url") if kind == "docker" else None
-    async with Runtime(sandbox=kind, docker=docker, containers=1) as runtime:
+    async with Runtime(
+        sandbox=SandboxOptions(provider=kind, docker=docker), limits=Limits(environments=1)
+    ) as runtime:
         rows: list[list[str]] = []
 
         async def leased() -> None:
@@ -73,7 +75,7 @@ async def test_a_program_goes_on_with_the_files_of_what_was_put_aside(
 
 
 async def test_nothing_is_put_aside_while_something_runs_in_it() -> None:
-    async with Runtime(sandbox="process", containers=1) as runtime:
+    async with Runtime(sandbox="process", limits=Limits(environments=1)) as runtime:
 
         @tool(env=ENV)
         async def slow(box: Sandbox) -> str:

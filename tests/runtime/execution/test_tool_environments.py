@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from drawloom import Chat, Env, Runtime, Sandbox, Tool, ToolError, agent, tool
+from drawloom import (
+    Chat,
+    Env,
+    Limits,
+    Runtime,
+    Sandbox,
+    SandboxOptions,
+    Tool,
+    ToolError,
+    agent,
+    tool,
+)
 from drawloom.errors import ConfigError, SandboxDied, ToolInterrupted
 from drawloom.sandbox.docker.demo_image import BOX
 from drawloom.sandbox.testing.fake import FakeProvider
@@ -31,7 +42,7 @@ async def test_calls_of_a_fresh_tool_see_nothing_of_each_other(
         first = await attempt("one")
         return [first, *await asyncio.gather(attempt("two"), attempt("three"))]
 
-    async with Runtime(sandbox=kind, docker=docker, pool=2) as runtime:
+    async with Runtime(sandbox=SandboxOptions(provider=kind, docker=docker, warm=2)) as runtime:
         found = await runtime.run(tries)
         assert len({id for id, _ in found}) == 3
         assert {seen for _, seen in found} == {""}
@@ -107,7 +118,9 @@ async def test_with_few_places_fresh_calls_take_turns(open_runtime: Any) -> None
     async def tries() -> list[str]:
         return await asyncio.gather(*(attempt() for _ in range(6)))
 
-    runtime: Runtime = await open_runtime(lambda _: "", sandbox=provider, containers=2)
+    runtime: Runtime = await open_runtime(
+        lambda _: "", sandbox=provider, limits=Limits(environments=2)
+    )
     async with asyncio.timeout(30):
         runs = [await runtime.start(tries) for _ in range(3)]
         found = [id for run in runs for id in await run.result()]
@@ -131,7 +144,9 @@ async def test_memory_bounds_how_many_there_are(open_runtime: Any) -> None:
 
         return works
 
-    runtime: Runtime = await open_runtime(lambda _: "", sandbox=provider, memory="1000m")
+    runtime: Runtime = await open_runtime(
+        lambda _: "", sandbox=provider, limits=Limits(memory="1000m")
+    )
     async with asyncio.timeout(60):
         first = [await runtime.start(worker(small, "few")) for _ in range(12)]
         used = [await run.result() for run in first]
@@ -144,7 +159,7 @@ async def test_memory_bounds_how_many_there_are(open_runtime: Any) -> None:
     with pytest.raises(ConfigError, match="raise it"):
         await runtime.start(worker(Env("c", memory="2g"), "huge"))
     with pytest.raises(ConfigError, match="memory=1g"):
-        Runtime(memory="1g", policy="fcfs-lru")
+        Runtime(limits=Limits(memory="1g"), policy="fcfs-lru")
 
 
 def test_a_fresh_tool_needs_an_environment() -> None:

@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from drawloom import Chat, Env, Runtime, Sandbox, agent, best_of, gather, tool
+from drawloom import (
+    Chat,
+    Env,
+    Limits,
+    Runtime,
+    Sandbox,
+    SandboxOptions,
+    agent,
+    best_of,
+    gather,
+    tool,
+)
 from drawloom.errors import SandboxError
 from drawloom.sandbox.docker.demo_image import BOX
 from drawloom.sandbox.testing.fake import FakeProvider
@@ -52,7 +63,7 @@ async def test_branches_begin_with_the_program_s_files_and_the_best_one_s_remain
         after, text = await sh("cat file")
         return [before, after, best, text]
 
-    async with Runtime(sandbox=kind, docker=docker) as runtime:
+    async with Runtime(sandbox=SandboxOptions(provider=kind, docker=docker)) as runtime:
         run = await runtime.start(solver)
         before, after, best, text = await run.result()
         assert seen["begin"] == [seen["begin"][0]] * 3, "all began alike"
@@ -163,9 +174,11 @@ async def test_where_places_are_limited_it_is_refused(open_runtime: Any) -> None
         async def attempt(branch: Chat) -> int:
             return 1
 
-        with pytest.raises(SandboxError, match="containers"):
+        with pytest.raises(SandboxError, match=r"leave out Limits\(environments"):
             await best_of(2, attempt, await _begun(), key=lambda n: n, fork_env=True)
         return "told"
 
-    runtime: Runtime = await open_runtime(lambda _: "", sandbox=FakeProvider(), containers=2)
+    runtime: Runtime = await open_runtime(
+        lambda _: "", sandbox=FakeProvider(), limits=Limits(environments=2)
+    )
     assert await runtime.run(solver) == "told"

@@ -5,10 +5,23 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from drawloom import Budget, BudgetExceeded, Env, Runtime, Sandbox, TenantShare, agent, tool
+from drawloom import (
+    Budget,
+    BudgetExceeded,
+    EngineConfig,
+    Env,
+    Limits,
+    Runtime,
+    Sandbox,
+    SandboxOptions,
+    TenantShare,
+    agent,
+    tool,
+)
 from drawloom.errors import ConfigError, SandboxUnavailable, StoreError
 from drawloom.runtime.demo import tasks
 from drawloom.runtime.demo.agent import solve
@@ -100,7 +113,9 @@ async def test_a_tenant_has_no_more_programs_at_a_time_than_it_may() -> None:
     async def big() -> None:
         await stay("big")
 
-    async with Runtime(sandbox="none", tenants=[TenantShare("small", programs=2)]) as runtime:
+    async with Runtime(
+        sandbox="none", limits=Limits(tenants=(TenantShare("small", programs=2),))
+    ) as runtime:
         await asyncio.gather(*(runtime.run(work) for _ in range(6) for work in (small, big)))
     assert most["small"] == 2
     assert most["big"] > 2
@@ -149,7 +164,7 @@ async def test_no_more_containers_than_there_may_be_and_nobody_waits_for_ever() 
         with crowd:
             return str(await work())
 
-    async with Runtime(sandbox="process", containers=2) as runtime:
+    async with Runtime(sandbox="process", limits=Limits(environments=2)) as runtime:
         done = await asyncio.gather(*(runtime.run(busy) for _ in range(6)))
         pool = runtime.dispatcher.pool
         assert pool is not None
@@ -178,12 +193,27 @@ async def test_tool_calls_take_turns_where_slots_are_limited() -> None:
         async with asyncio.timeout(0.01):
             await work(5.0)
 
-    async with Runtime(sandbox="process", tool_slots=1) as runtime:
+    async with Runtime(sandbox="process", limits=Limits(tool_slots=1)) as runtime:
         with pytest.raises(TimeoutError):
             await runtime.run(gives_up)
         run = await runtime.start(busy)
         await asyncio.gather(*(runtime.run(busy) for _ in range(3)), run.result())
     assert crowd.most == 1
+
+
+async def test_options_of_an_embedded_engine_are_refused_beside_an_engine(
+    open_runtime: Any,
+) -> None:
+    runtime: Runtime = await open_runtime(lambda _: "")
+    for options in ({"engine": EngineConfig(kv_tokens=1024)}, {"isolate": True}):
+        with pytest.raises(ConfigError, match="options of the embedded engine"):
+            Runtime(runtime.dispatcher.engine, **options)
+
+
+@pytest.mark.parametrize("provider", ["process", "none", "mqtt://broker"])
+def test_a_docker_engine_is_refused_where_none_is_used(provider: str) -> None:
+    with pytest.raises(ConfigError, match="is not used by provider"):
+        SandboxOptions(provider=provider, docker="unix:///run/docker.sock")
 
 
 async def test_limits_under_which_nothing_could_run_are_refused() -> None:
@@ -198,11 +228,12 @@ async def test_limits_under_which_nothing_could_run_are_refused() -> None:
     @agent(tools=[first, second])
     async def both() -> None: ...
 
-    for options in ({"containers": 0}, {"tool_slots": 0}):
-        with pytest.raises(ConfigError, match="nothing could run"):
-            Runtime(**options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="nothing could run"):
+        Limits(environments=0)
+    with pytest.raises(ConfigError, match="nothing could run"):
+        Limits(tool_slots=0)
     with pytest.raises(ConfigError, match="choose drawloom"):
-        Runtime(containers=2, policy="thunder")
-    async with Runtime(sandbox="process", containers=1) as runtime:
+        Runtime(limits=Limits(environments=2), policy="thunder")
+    async with Runtime(sandbox="process", limits=Limits(environments=1)) as runtime:
         with pytest.raises(ConfigError, match="uses 2 environments"):
             await runtime.start(both)

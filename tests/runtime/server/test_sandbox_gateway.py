@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from drawloom import Budget, Chat, Env, Runtime, Sandbox, agent, tool
+from drawloom import Budget, Chat, Env, Runtime, Sandbox, SandboxOptions, agent, tool
 from drawloom.errors import ConfigError, SandboxError
 from drawloom.ids import new_id
 from drawloom.sandbox.docker.demo_image import BOX
@@ -48,7 +48,7 @@ async def test_an_agent_inside_asks_the_runtime_s_model_without_a_network(
         again = json.loads(await inner(f"kill -9 -1; {_ask('once more')}"))
         return [first, *map(json.loads, both), again]
 
-    async with Runtime(sandbox=kind, docker=docker) as runtime:
+    async with Runtime(sandbox=SandboxOptions(provider=kind, docker=docker)) as runtime:
         run = await runtime.start(outer)
         answers = await run.result()
         assert all(answer["object"] == "chat.completion" for answer in answers)

@@ -16,7 +16,7 @@ from pathlib import Path
 import aiomqtt
 import pytest
 
-from drawloom import Runtime, Sandbox, agent, tool
+from drawloom import Runtime, Sandbox, SandboxOptions, agent, tool
 from drawloom.environments import Env
 from drawloom.errors import ConfigError, SandboxDied, SandboxError, SandboxUnavailable
 from drawloom.ids import new_id
@@ -415,7 +415,7 @@ async def test_a_program_goes_on_elsewhere_when_its_host_is_killed(url: str, far
         return await build()
 
     process = await far(url, "first")
-    async with Runtime(sandbox=url, pool=1, model="tinyagent") as runtime:
+    async with Runtime(sandbox=SandboxOptions(provider=url, warm=1)) as runtime:
         assert await runtime.run(builds) == "built\n"
     assert len(ran) == 2
 

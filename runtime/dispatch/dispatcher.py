@@ -1,8 +1,7 @@
-"""The dispatcher: the scheduler core in front of a real engine and real environments."""
+"""Dispatcher: the scheduler in front of a real engine and real environments."""
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
 from collections import deque
@@ -14,14 +13,14 @@ from drawloom.engine.api.engine import Delta, Engine, Restarting
 from drawloom.errors import (
     ContextTooLong,
     DrawloomError,
-    StoreError,
-    StoreInUse,
 )
-from drawloom.graph.execution_graph import ExecutionGraph
 from drawloom.runtime.dispatch.env_claim import Owner
 from drawloom.runtime.dispatch.env_leases import EnvLeases
 from drawloom.runtime.dispatch.event_bus import EventBus, Notice
+from drawloom.runtime.dispatch.gate import Gate
+from drawloom.runtime.dispatch.progress_batcher import ProgressBatcher
 from drawloom.runtime.dispatch.tool_slots import ToolSlots
+from drawloom.runtime.dispatch.write_back import WriteBack
 from drawloom.runtime.scheduler import Policy, Scheduler
 from drawloom.runtime.scheduler.actions import (
     Action,
@@ -40,7 +39,6 @@ from drawloom.runtime.scheduler.actions import (
     WarmEnv,
 )
 from drawloom.runtime.scheduler.events import (
-    Decoded,
     EngineDown,
     EngineDrain,
     EngineUp,
@@ -54,13 +52,20 @@ from drawloom.sandbox.pool.warm_pool import WarmPool
 
 log = logging.getLogger("drawloom.runtime")
 
-_FLUSH_SECONDS = 0.1
-_BEAT_TICKS = 10
-_GRAPH_TICKS = 50
-
 
 class Dispatcher:
-    """Feeds events to the core and carries out what it decides, on one event loop."""
+    """Hand events to the scheduler and carry out its actions, on one event loop.
+
+    Args:
+        policy: how programs are scheduled.
+        engine: runs LLM calls.
+        pool: makes environments; None where there are none.
+        store: takes leases, decisions and what is learned of agents.
+        bus: takes notices of what happens to programs.
+        record: keep the scheduler's decisions in the store.
+        tool_slots: most tool calls at a time in environments; None is no limit.
+        memory: bytes that all environments together may use; None is no limit.
+    """
 
     def __init__(
         self,
@@ -69,6 +74,7 @@ class Dispatcher:
         pool: WarmPool | None,
         store: Store,
         bus: EventBus,
+        *,
         record: bool = True,
         tool_slots: int | None = None,
         memory: int | None = None,
@@ -77,39 +83,24 @@ class Dispatcher:
         self._record = record
         self.engine, self.pool, self.store, self.bus = engine, pool, store, bus
         self._events: deque[Event] = deque()
-        self._decoded: dict[str, tuple[str, str, int]] = {}
         self._emitting = False
-        self._admitted: dict[str, asyncio.Future[None]] = {}
-        self._started: dict[str, asyncio.Future[float]] = {}
+        self._progress = ProgressBatcher(lambda event: self.emit(event), engine.info.id)
+        self._admitted, self._started = Gate[None](), Gate[float]()
         self._slots = None if tool_slots is None else ToolSlots(tool_slots)
-        self._tools: dict[str, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._kept: dict[str, int] = {}
         self._refusal: Callable[[], Exception] | None = None
         self._timers: set[asyncio.TimerHandle] = set()
-        self._flusher = asyncio.create_task(self._flush())
-        self._does: dict[type[Any], Callable[[Any], None]] = {
-            Admit: self._admit,
-            StartStep: self._start_step,
-            StartTool: self._start_tool,
-            RefuseStep: self._refuse_step,
-            LeaseKV: lambda a: self._later(self._lease(a)),
-            ReleaseKV: lambda a: self._later(self._release_kv(a)),
-            DemoteKV: lambda a: self._later(self._demote(a)),
-            PrefetchKV: lambda a: self._later(self._prefetch(a)),
-            ScheduleTick: self._wake,
-            WarmEnv: lambda a: self.environments.target(a.env, a.count),
-            ClaimEnv: lambda a: self.environments.claim_early(a.env, Owner(a.program)),
-            ParkEnvs: self._park,
-            ReleaseEnvs: self._ended,
-        }
+        self._write_back = WriteBack(store, self.scheduler.state)
         self.environments = EnvLeases(pool, store, self.emit, self.note, self._later, memory)
         self._engine_is(True)
         if isinstance(engine, Restarting):
             engine.watch(self._engine_is)
 
     def emit(self, event: Event) -> None:
-        """Tell the core, and do what it says. What that sets off is told after, in order."""
+        """Hand an event to the scheduler and carry out its actions.
+
+        Events that these set off are handled afterwards, in order.
+        """
         self._events.append(event)
         if self._emitting:
             return
@@ -117,9 +108,44 @@ class Dispatcher:
         try:
             while self._events:
                 for action in self.scheduler.handle(self._events.popleft(), time.monotonic()):
-                    self._does[type(action)](action)
+                    self._carry_out(action)
         finally:
             self._emitting = False
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Admit():
+                self._decided(action)
+                self._admitted.open(action.program, None)
+            case StartStep():
+                self.environments.unpark(action.program)
+                self._started.open(action.step, action.priority)
+            case RefuseStep():
+                self._refuse_step(action)
+            case StartTool():
+                if self._slots is not None:
+                    self._slots.start(action.call, action.priority)
+            case LeaseKV():
+                self._later(self._lease(action))
+            case DemoteKV():
+                self._later(self._demote(action))
+            case PrefetchKV():
+                self._later(self._prefetch(action))
+            case ReleaseKV():
+                self._later(self._release_kv(action))
+            case ScheduleTick():
+                self._wake(action)
+            case WarmEnv():
+                self.environments.target(action.env, action.count)
+            case ClaimEnv():
+                self.environments.claim_early(action.env, Owner(action.program))
+            case ParkEnvs():
+                self._park(action)
+            case ReleaseEnvs():
+                self._admitted.forget(action.program)
+                self._later(self.environments.release(action.program))
+            case _:
+                raise TypeError(f"one engine cannot carry out {action}")
 
     def _engine_is(self, up: bool) -> None:
         """Tell the core that the engine is up, or has lost all that it had.
@@ -134,15 +160,16 @@ class Dispatcher:
             self.emit(EngineDown(about.id))
 
     def drain(self, error: Callable[[], Exception]) -> None:
-        """Let the calls end that run, and start no others. Whoever waits for the start of a call or
-        a program, now or later, gets `error()`."""
+        """Let calls that run go on, and start no others.
+
+        Args:
+            error: makes the error for each caller that waits for the start of a call or of a
+                program, now or later.
+        """
         self._refusal = error
         self.emit(EngineDrain(self.engine.info.id))
-        waiting: list[asyncio.Future[Any]] = [*self._admitted.values(), *self._started.values()]
-        for future in waiting:
-            if not future.done():
-                future.set_exception(error())
-                future.exception()  # a client may be gone by now: nobody need ask for it
+        self._admitted.refuse_all(error)
+        self._started.refuse_all(error)
 
     async def on_delta(self, program: str, step: str, context: int, delta: Delta) -> None:
         """Report one streamed delta of a call to the scheduler.
@@ -162,25 +189,21 @@ class Dispatcher:
             if found is not None and step in found.pending_steps:
                 await self.expect_start(step)
         elif delta.preempted:
-            self._tell_decoded()  # it said that before
+            self._progress.flush()  # it decoded before
             self.emit(Preempted(program, step, self.engine.info.id))
         elif delta.finish is None:
-            if not self._decoded:
-                asyncio.get_running_loop().call_soon(self._tell_decoded)
-            self._decoded[step] = (program, step, context)
-
-    def _tell_decoded(self) -> None:
-        calls, self._decoded = tuple(self._decoded.values()), {}
-        if calls:
-            self.emit(Decoded(self.engine.info.id, calls))
+            self._progress.add(program, step, context)
 
     def runs(self, program: str) -> bool:
-        """Whether a program's calls go to the engine: it is admitted and neither paused nor about
-        to be."""
+        """Return whether a program's calls go to the engine.
+
+        They do while it is admitted and neither paused nor about to be.
+        """
         found = self.scheduler.state.active.get(program)
         return found is not None and not found.pause_pending
 
     def note(self, program: str, kind: str, **detail: Any) -> None:
+        """Publish a notice of what happened to a program, on the bus."""
         self.bus.publish(Notice(time.time(), program, kind, detail))
 
     # --- what programs wait for -----------------------------------------------------------
@@ -188,71 +211,46 @@ class Dispatcher:
     def expect_admission(self, program: str) -> asyncio.Future[None]:
         """Return what resolves when a program may begin. Raises what `drain` was given."""
         self._not_draining()
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._admitted[program] = future
-        return future
+        return self._admitted.wait(program)
 
     def expect_start(self, step: str) -> asyncio.Future[float]:
         """Return what resolves with the priority of an LLM call when it may go to its engine.
-        Raises what `drain` was given."""
+
+        Raises what `drain` was given.
+        """
         self._not_draining()
-        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._started[step] = future
-        future.add_done_callback(lambda _: self._started.pop(step, None))
-        return future
+        return self._started.wait(step)
 
     def _not_draining(self) -> None:
         if self._refusal is not None:
             raise self._refusal()
 
-    def _admit(self, action: Admit) -> None:
-        self._decided(action)
-        future = self._admitted.pop(action.program, None)
-        if future is not None and not future.done():
-            future.set_result(None)
-
-    def _start_step(self, action: StartStep) -> None:
-        self.environments.unpark(action.program)
-        future = self._started.pop(action.step, None)
-        if future is not None and not future.done():
-            future.set_result(action.priority)
-
     @contextlib.asynccontextmanager
     async def tool_slot(
         self, program: str, conversation: str, call: str, tool: str
     ) -> AsyncIterator[None]:
-        """A tool call runs in its environment, when it is its turn where slots are limited."""
-        if self._slots is None or self.pool is None:
+        """Hold a slot for a tool call that runs in an environment, where slots are limited."""
+        slots, pool, name = self._slots, self.pool, f"{program}:{call}"
+        if slots is None or pool is None:
             yield
             return
-        name = f"{program}:{call}"
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._tools[name] = future
-        try:
-            self.emit(ToolReady(program, conversation, name, tool, self.pool.provider.host))
-            await future
-            yield
-        finally:
-            self._tools.pop(name, None)
-            if future.done() and not future.cancelled():
-                self._slots.leave()
 
-    def _start_tool(self, action: StartTool) -> None:
-        future = self._tools.get(action.call)
-        if future is not None and self._slots is not None:
-            self._slots.ask(future, action.priority)
+        def announce() -> None:
+            self.emit(ToolReady(program, conversation, name, tool, pool.provider.host))
+
+        async with slots.slot(name, announce):
+            yield
 
     def _refuse_step(self, action: RefuseStep) -> None:
         self._decided(action)
-        future = self._started.pop(action.step, None)
-        if future is not None and not future.done():
-            future.set_exception(
-                ContextTooLong(
-                    f"the prompt has {action.prompt} tokens; this engine holds {action.room} (the "
-                    "model's context or the KV cache, whichever is smaller): shorten the prompt or "
-                    "raise kv_tokens"
-                )
-            )
+        self._started.refuse(
+            action.step,
+            ContextTooLong(
+                f"the prompt has {action.prompt} tokens; this engine holds {action.room} (the "
+                "model's context or the KV cache, whichever is smaller): shorten the prompt or "
+                "raise kv_tokens"
+            ),
+        )
 
     # --- KV -------------------------------------------------------------------------------
 
@@ -278,6 +276,7 @@ class Dispatcher:
         await self.engine.release(action.conversation, evict=action.evict)
 
     def fork(self, parent: str, child: str) -> None:
+        """Let a new conversation share the KV of another one."""
         self._later(self._fork(parent, child))
 
     async def _fork(self, parent: str, child: str) -> None:
@@ -287,11 +286,7 @@ class Dispatcher:
         self._decided(action)
         self.environments.park(action.program)
 
-    def _ended(self, action: ReleaseEnvs) -> None:
-        self._admitted.pop(action.program, None)
-        self._later(self.environments.release(action.program))
-
-    # --- book-keeping ---------------------------------------------------------------------
+    # --- background work ------------------------------------------------------------------
 
     def _decided(self, action: Action, **more: Any) -> None:
         if not self._record:
@@ -311,37 +306,9 @@ class Dispatcher:
         except DrawloomError as error:  # whoever needs the thing will meet the same error
             log.debug("a decision could not be carried out: %s", error)
 
-    async def remember(self) -> None:
+    async def load_graphs(self) -> None:
         """Go on from what earlier runtimes on this store learned of agents."""
-        for agent, saved in (await self.store.graphs()).items():
-            try:
-                graph = ExecutionGraph.restore(agent, saved)
-            except (KeyError, TypeError, ValueError) as error:
-                log.warning("what was learned of agent %s cannot be read: %r", agent, error)
-                continue
-            self.scheduler.state.graphs[agent] = graph
-            self._kept[agent] = graph.changes
-
-    async def _keep_graphs(self) -> None:
-        graphs = self.scheduler.state.graphs
-        changed = {a: g for a, g in graphs.items() if g.changes != self._kept.get(a, 0)}
-        await self.store.save_graphs({agent: graph.saved() for agent, graph in changed.items()})
-        self._kept |= {agent: graph.changes for agent, graph in changed.items()}
-
-    async def _flush(self) -> None:
-        for tick in itertools.count(1):
-            await asyncio.sleep(_FLUSH_SECONDS)
-            try:
-                await self.store.flush()
-                if not tick % _BEAT_TICKS:
-                    await self.store.beat(active=bool(self.scheduler.state.programs))
-                if not tick % _GRAPH_TICKS:
-                    await self._keep_graphs()
-            except StoreInUse as lost:
-                log.error("%s; programs here fail at their next step", lost)
-                return
-            except StoreError as error:  # kept for the next time; steps raise it where it matters
-                log.warning("decisions could not be written: %s", error)
+        await self._write_back.graphs.load()
 
     async def settle(self) -> None:
         """Wait until everything decided so far was carried out."""
@@ -349,15 +316,13 @@ class Dispatcher:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
+        """Carry out what was decided, then stop; engine, pool and store stay open."""
         if isinstance(self.engine, Restarting):
             self.engine.watch(lambda up: None)
         await self.settle()
         for timer in self._timers:
             timer.cancel()
-        self._flusher.cancel()
-        await asyncio.gather(self._flusher, return_exceptions=True)
-        with contextlib.suppress(StoreError):  # it is only statistics
-            await self._keep_graphs()
+        await self._write_back.close()
 
 
 __all__ = ["Dispatcher"]

@@ -152,7 +152,7 @@ class Runtime(SyncUse):
                 dispatcher.scheduler.state.cost = self._cost
             for share in self._limits.tenants:
                 dispatcher.emit(share)
-            await dispatcher.remember()
+            await dispatcher.load_graphs()
             self._dispatcher, self._runner = dispatcher, ProgramRunner(dispatcher)
             if provider is not None:
                 gateways = provider.gateway = GatewayFactory(self)

@@ -1,4 +1,4 @@
-"""Locks by which one runtime owns a store, whatever the store is called."""
+"""Locks by which one runtime owns a store, by whatever name it was opened."""
 
 import contextlib
 import fcntl
@@ -14,14 +14,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from drawloom.errors import StoreError, StoreInUse
 
-_KEEPALIVES = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; " \
-    "SET tcp_keepalives_count = 3"  # fmt: skip
+_KEEPALIVES = (
+    "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
+)
 
 
 class Lock(Protocol):
+    """Hold the ownership of a store until it is closed."""
+
     def check(self) -> None:
-        """Make sure that the lock is still held. Raises `StoreInUse` when another has it,
-        `StoreError` when that cannot be known now."""
+        """Make sure that the lock is still held.
+
+        Raises:
+            StoreInUse: another process has it.
+            StoreError: that cannot be known now.
+        """
         ...
 
     def close(self) -> None:
@@ -30,12 +37,12 @@ class Lock(Protocol):
 
 
 def this_process() -> str:
-    """Describe the process that owns a store, for the message to others."""
+    """Describe this process as the owner of a store, for the message to others."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def in_use(store: str, owner: str) -> StoreInUse:
-    """Say that a store has an owner."""
+    """Return the error for a store that has an owner."""
     return StoreInUse(
         f"store {store} is in use by {owner}: stop it, or give this runtime another store"
     )
@@ -66,7 +73,7 @@ def private_file(path: Path) -> None:
 
 
 class FileLock:
-    """A lock beside a database file, whose path must be resolved: symbolic links meet there."""
+    """Lock a file beside a database, whose path must be resolved: symbolic links meet there."""
 
     def __init__(self, path: Path) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -82,16 +89,17 @@ class FileLock:
         os.pwrite(self._file, this_process().encode(), 0)
 
     def check(self) -> None:
-        """A lock of the kernel on this host ends with the process only."""
+        """Do nothing: a lock of the kernel on this host ends with the process only."""
 
     def close(self) -> None:
+        """Release the lock."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     @staticmethod
     def is_held(path: Path) -> bool:
-        """Whether some process owns the database file."""
+        """Return whether some process owns the database file."""
         try:
             with open(f"{path}.lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -103,7 +111,7 @@ class FileLock:
 
 
 class AdvisoryLock:
-    """A lock of a PostgreSQL session, on a connection of its own that lives as long.
+    """Hold an advisory lock of PostgreSQL, on a connection that lives as long as the lock.
 
     Args:
         url: the database.
@@ -131,7 +139,7 @@ class AdvisoryLock:
         raise self._held()
 
     def check(self) -> None:
-        """A session that the server ended is opened again, unless another took the lock."""
+        """Take the lock again after the server ended the session. Raises as `Lock.check`."""
         try:
             self._session.exec_driver_sql("SELECT 1")
         except SQLAlchemyError:
@@ -139,6 +147,7 @@ class AdvisoryLock:
             self._session = self._take()
 
     def close(self) -> None:
+        """Release the lock and close its connection."""
         # the server ends a session some time after it was closed; the next owner may come before
         with contextlib.suppress(SQLAlchemyError):
             self._session.execute(sa.select(sa.func.pg_advisory_unlock(self._key)))
@@ -147,13 +156,13 @@ class AdvisoryLock:
 
 
 def lock_key(store: str) -> int:
-    """The number of a store's lock among those of its database."""
+    """Return the number of a store's lock among those of its database."""
     digest = hashlib.blake2b(f"drawloom:{store}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
 def is_locked(db: sa.Connection, store: str) -> bool:
-    """Whether some session owns a store on PostgreSQL."""
+    """Return whether some session owns a store on PostgreSQL."""
     key = lock_key(store) & (1 << 64) - 1
     query = sa.text(
         "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = "
@@ -165,6 +174,12 @@ def is_locked(db: sa.Connection, store: str) -> bool:
 
 
 __all__ = [
-    "AdvisoryLock", "FileLock", "Lock", "in_use", "is_locked", "lock_key", "private_file",
+    "AdvisoryLock",
+    "FileLock",
+    "Lock",
+    "in_use",
+    "is_locked",
+    "lock_key",
+    "private_file",
     "this_process",
-]  # fmt: skip
+]

@@ -1,4 +1,4 @@
-"""What a runtime opens: an engine by the name of its model, a sandbox provider by its kind."""
+"""Backends of a runtime: an engine by the name of its model, a sandbox provider by its kind."""
 
 import asyncio
 from pathlib import Path
@@ -12,21 +12,35 @@ TINY = "tinyagent"
 
 
 def tiny_model() -> Path:
-    """The folder of the model in the box."""
+    """Return the folder of the model that drawloom brings along."""
     return Path(__file__).parents[1] / "tinyagent" / "model"
 
 
 async def model_folder(model: str) -> Path:
-    """Where the checkpoint is: of a folder, a hub id or the model in the box. Raises
-    `CheckpointError`."""
+    """Return the folder of a checkpoint, downloading it where needed.
+
+    Args:
+        model: a folder, a hub id, or ``tinyagent``.
+
+    Raises:
+        CheckpointError: there is no such model, or it cannot be loaded from the hub.
+    """
     from drawloom.engine.models.checkpoint import resolve
 
     return await asyncio.to_thread(resolve, str(tiny_model()) if model == TINY else model)
 
 
 async def open_engine(folder: Path, config: EngineConfig, isolate: bool) -> Engine:
-    """The embedded engine for a checkpoint; in a process of its own if `isolate`. Raises
-    `CheckpointError`."""
+    """Load a checkpoint into an embedded engine.
+
+    Args:
+        folder: of the checkpoint.
+        config: options of the engine.
+        isolate: run it in a process of its own.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be run.
+    """
     from drawloom.engine.hosting.process_engine import ProcessEngine
     from drawloom.engine.hosting.thread_engine import ThreadEngine
 
@@ -35,10 +49,19 @@ async def open_engine(folder: Path, config: EngineConfig, isolate: bool) -> Engi
 
 
 async def open_provider(kind: str | Provider, owner: str, docker: str | None) -> Provider | None:
-    """Docker, local processes or none, by name, or the hosts of a broker by its URL; ``auto`` is
-    Docker if an engine answers, else local processes, which then refuse to make an environment
-    where this host cannot isolate it fully. Raises `ConfigError` for another name,
-    `SandboxUnavailable` where Docker or a broker was named and is not there."""
+    """Open a sandbox provider.
+
+    Args:
+        kind: ``docker``, ``process``, ``none``, a broker's URL for hosts behind it, or a provider
+            that is open already. ``auto`` is Docker if an engine answers, else local processes,
+            which refuse to make an environment where this host cannot isolate it fully.
+        owner: the store's id, by which environments are found again.
+        docker: the Docker engine's URL; None takes the environment's.
+
+    Raises:
+        ConfigError: there is no such kind.
+        SandboxUnavailable: Docker or a broker was named and does not answer.
+    """
     if not isinstance(kind, str):
         return kind
     if kind.startswith(("mqtt:", "mqtts:")):

@@ -1,4 +1,4 @@
-"""Branches of a program: all of them, or the best."""
+"""Branches of a program that run at the same time: all of them, or the best."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -103,7 +103,7 @@ async def _best(
     key: Callable[[T], Any],
     until: Callable[[T], bool] | None,
 ) -> "asyncio.Task[T]":
-    """The one with the best result; when all failed, the first that did."""
+    """Return the task with the best result; when all failed, the first that did."""
     good: list[asyncio.Task[T]] = []
     bad: list[asyncio.Task[T]] = []
     left = set(tasks)

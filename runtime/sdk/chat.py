@@ -34,7 +34,7 @@ _OPTIONS = [field.name for field in dataclasses.fields(SamplingParams)]
 
 
 class Chat:
-    """A conversation. Messages are added with `user`, the model speaks with `turn`.
+    """Hold a conversation: messages are added with `user`, the model answers with `turn`.
 
     Its tokens are kept exactly as they were sampled; only what is new is ever tokenised, and only
     what the engine no longer holds is computed again. Must be made inside a running agent.
@@ -55,11 +55,12 @@ class Chat:
 
     @property
     def conversation(self) -> str:
+        """Return the id of the conversation for engine and scheduler."""
         return self._program.full(self._name)
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """All tokens so far: prompts and answers, as the model saw them."""
+        """Return all tokens so far: prompts and answers, as the model saw them."""
         return tuple(self._ids)
 
     def user(self, text: str) -> "Chat":
@@ -80,12 +81,15 @@ class Chat:
         return TurnStream(lambda push: self._turn(key, site, options, push))
 
     async def run(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
-        """Run what the model asked for, all at once, and add the results to the conversation.
+        """Run the model's tool calls at the same time and add the results to the conversation.
 
         A call that fails is answered with its error. What is too long for the model's context is
         cut: all results together have at most a quarter of it (or 1,024 tokens), and two thirds
         of what is left.
-        Raises `BudgetExceeded` before any starts, and `ConfigError` for ids that cannot be printed.
+
+        Raises:
+            BudgetExceeded: the calls are more than the budget allows; none has started.
+            ConfigError: an id has characters that cannot be printed.
         """
         for call in calls:
             if not call.id.isprintable():  # it is a key of the store, which not every one takes
@@ -120,7 +124,7 @@ class Chat:
     @overload
     def ask(self, text: str, **options: Any) -> Awaitable[str]: ...
     def ask(self, text: str, kind: Any = str, **options: Any) -> Awaitable[Any]:
-        """Ask for an answer of a type: str, a pydantic model, a list, …
+        """Ask for an answer of a type, such as a pydantic model or a list.
 
         The model can say nothing that its JSON schema forbids. What a schema cannot say, or an
         answer that broke off, is sent back with what is wrong, twice; then `ToolError`.
@@ -206,7 +210,7 @@ class Chat:
         return turn, fresh
 
     def _start_early(self, call: ToolCall) -> None:
-        """A readonly tool may run while the model still writes; any other waits for the turn."""
+        """Start a readonly tool while the model still writes; any other waits for the turn."""
         program = self._program
         tool, account = program.tool(call.name), program.account
         if tool is None or not tool.readonly or call.error is not None:
@@ -246,18 +250,18 @@ class Chat:
         return await offload(work, sum(map(len, texts)))
 
     def _count(self, text: str) -> int:
-        """How many tokens a text has as the content of a message."""
+        """Return how many tokens a text has as the content of a message."""
         content = Prompt(text, ((0, len(text)),))
         return len(self._program.dispatcher.engine.tokenizer.encode(content))
 
     def _streams(self, calls: Sequence[ToolCall]) -> bool:
-        """Whether what these calls say can be computed before they end."""
+        """Return whether the output of these calls can be prefilled before they end."""
         tools = [self._program.tool(c.name) for c in calls if c.id not in self._early]
         streams = any(tool is not None and tool.streams for tool in tools)
         return streams and len(tools) == len(calls) and bool(self._ids)
 
     async def _begun(self, results: list[Message]) -> list[int]:
-        """All tokens so far, and those that the next prompt surely adds."""
+        """Return all tokens so far, with those that the next prompt is sure to add."""
         template, tokenizer = self._program.template, self._program.dispatcher.engine.tokenizer
         new, closed, now = [*self._new, *results], self._closed, self._program.now
 
@@ -319,7 +323,11 @@ class Chat:
 
 
 class TurnStream:
-    """The text of a turn as it comes."""
+    """Iterate over the text of a turn as it comes.
+
+    Attributes:
+        turn: the whole turn, at the end.
+    """
 
     def __init__(self, start: Callable[[Callable[[str], None]], Awaitable[Turn]]) -> None:
         self._start = start
@@ -342,13 +350,13 @@ def _size(messages: list[Message]) -> int:
 
 
 def _site(depth: int) -> str:
-    """Who called: ``function:line``. Costs the user nothing, and tells the graph where they are."""
+    """Return the caller as ``function:line``: its node in the execution graph."""
     frame = sys._getframe(depth)
     return f"{frame.f_code.co_qualname}:{frame.f_lineno}"
 
 
 def _json_part(text: str) -> str:
-    """The JSON in an answer that may stand in a code fence or between words."""
+    """Return the JSON of an answer, which may stand in a code fence or between words."""
     fence = text.split("```")
     if len(fence) >= 3:
         text = fence[1].removeprefix("json")

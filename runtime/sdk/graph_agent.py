@@ -9,7 +9,15 @@ from drawloom.runtime.scheduler.events import Expected
 
 
 def graph_agent(graph: Graph[Any], **options: Any) -> Agent[..., Any]:
-    """A declared graph as an agent: it is run with its state, and returns it."""
+    """Return an agent that runs a declared graph: it takes the state and returns it.
+
+    Args:
+        graph: its name is the agent's.
+        options: as of `Agent`.
+
+    Raises:
+        GraphError: the graph is not sound.
+    """
     graph.check()
 
     async def run(state: Any) -> Any:

@@ -13,22 +13,24 @@ R = TypeVar("R")
 
 
 class Run(Generic[R]):
-    """A program that was started."""
+    """Follow a program that was started: its result, its events, its end."""
 
     def __init__(self, program: Program, task: "asyncio.Task[R]", bus: EventBus) -> None:
         self._program, self._task, self._bus = program, task, bus
 
     @property
     def id(self) -> str:
+        """Return the program's id."""
         return self._program.id
 
     @property
     def program(self) -> Program:
-        """The program itself."""
+        """Return the program itself."""
         return self._program
 
     @property
     def done(self) -> bool:
+        """Return whether the program has ended."""
         return self._task.done()
 
     @property
@@ -36,7 +38,12 @@ class Run(Generic[R]):
         return self._program.account.usage
 
     async def result(self) -> R:
-        """What the agent returns. Raises what it raised, `Cancelled` if it was cancelled."""
+        """Wait for the program and return what its agent returns.
+
+        Raises:
+            Cancelled: the program was cancelled.
+            Exception: what the agent raised.
+        """
         try:
             return await asyncio.shield(self._task)
         except asyncio.CancelledError:
@@ -45,12 +52,12 @@ class Run(Generic[R]):
             raise
 
     async def cancel(self) -> None:
-        """Stop it. When this returns everything it held is free."""
+        """Cancel the program and wait until everything that it held is free."""
         self._task.cancel()
         await asyncio.wait([self._task])
 
     async def events(self) -> AsyncIterator[Notice]:
-        """What happens to it from now on; nothing when it has ended."""
+        """Iterate over notices of the program from now until its end."""
         notices = aiter(self._bus.subscribe())
         while True:
             following = asyncio.ensure_future(anext(notices, None))

@@ -11,11 +11,14 @@ R = TypeVar("R")
 
 
 class SyncUse:
-    """Half of `Runtime`: what works without `await`, and advice where it does not."""
+    """Add to `Runtime` what works without `await`, and advice where it does not."""
 
     def run_sync(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Open the runtime, run one program, close it, and return the result: for scripts. Raises
-        `ConfigError` inside a running event loop."""
+        """Open the runtime, run one program, close it, and return the result: for scripts.
+
+        Raises:
+            ConfigError: an event loop runs here already.
+        """
         try:
             asyncio.get_running_loop()
         except RuntimeError:

@@ -187,13 +187,13 @@ class Database:
         await self._run(work)
 
     async def last_alive(self, at: float) -> float:
-        """When the owner of that time was last known to live; `at` if nothing is known."""
+        """Return when the owner at Unix time `at` last showed a sign of life; at least `at`."""
         query = sa.select(LIVES.c.alive).where(LIVES.c.opened <= at)
         rows = await self._read(query.order_by(LIVES.c.number.desc()).limit(1))
         return max([at, *(float(row["alive"]) for row in rows)])
 
     async def is_owned(self) -> bool:
-        """Whether a runtime, this one or another, has the store open for writing."""
+        """Return whether a runtime, this one or another, has the store open for writing."""
         if self._lock is not None:
             return True
         if self._path is not None:

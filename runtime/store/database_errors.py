@@ -77,7 +77,7 @@ def _origin(error: BaseException) -> BaseException:
 
 
 def _first_line(error: BaseException) -> str:
-    """Its words without details, which may hold values; those of JSON and Unicode errors do."""
+    """Return an error's message without details that may hold stored values."""
     if isinstance(error, json.JSONDecodeError):
         return "no valid JSON"
     if isinstance(error, UnicodeError) or "decode to UTF-8" in str(error):
@@ -87,7 +87,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def dump_json(value: Any) -> str:
-    """JSON that every database takes: numbers that are not finite become text."""
+    """Dump JSON that every database takes: numbers that are not finite become text."""
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
@@ -103,12 +103,12 @@ def _finite(value: Any) -> Any:
 
 
 def plain_text(text: str) -> str:
-    """Text that every database takes: no NUL, no half of a surrogate pair."""
+    """Escape what not every database takes: NUL and halves of surrogate pairs."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def public_url(url: str) -> str:
-    """A store's URL without its password."""
+    """Return a store's URL without its password."""
     try:
         return sa.engine.make_url(url).render_as_string(hide_password=True)
     except sa.exc.ArgumentError:

@@ -62,13 +62,13 @@ def _named(found: Iterable[type]) -> Classes:
 
 
 def is_record(kind: type) -> bool:
-    """Whether values of a class have named parts, and come back only where it is declared."""
+    """Return whether a class is a record: restored only where it is declared."""
     named_tuple = issubclass(kind, tuple) and hasattr(kind, "_fields")
     return dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel | Enum) or named_tuple
 
 
 def _parts(hint: Any) -> list[Any]:
-    """What an annotation is made of."""
+    """Return the annotations that an annotation consists of."""
     if isinstance(hint, typing.TypeVar):
         return [*hint.__constraints__, hint.__bound__]
     for name in ("__value__", "__supertype__"):  # an alias, a NewType

@@ -17,14 +17,14 @@ log = logging.getLogger("drawloom.runtime")
 
 
 def can_record(error: BaseException) -> bool:
-    """Whether an error is an outcome of a step, and would come back as what it was."""
+    """Return whether an error is a step's outcome that can be restored as its own class."""
     if isinstance(error, errors.StoreError | errors.ReplayMismatch):
         return False  # of the record itself, not of the step
     return isinstance(error, DrawloomError) or _builtin(type(error).__name__) is type(error)
 
 
 def record_error(error: BaseException) -> dict[str, Any]:
-    """Make JSON of an error; attributes that JSON cannot hold are left out, loudly."""
+    """Make JSON of an error; attributes that JSON cannot hold are left out with a warning."""
     kind = type(error)
     bases = [b.__name__ for b in kind.__mro__ if getattr(errors, b.__name__, None) is b]
     attributes = {name: _try(error, name, value) for name, value in vars(error).items()}
@@ -53,7 +53,7 @@ def _try(error: BaseException, name: str, value: Any) -> Any:
 
 
 def restore_error(record: dict[str, Any]) -> Exception:
-    """Make the error again. None of its own code runs."""
+    """Restore an error from its record, without running code of its class."""
     text, arguments = decode(record["text"]), decode(record["args"])
     kind = _find(record["type"])
     made = _make(kind, arguments) if kind is not None else None
@@ -75,8 +75,10 @@ def _make(kind: type[Exception], arguments: list[Any]) -> Exception | None:
 
 
 def _find(name: str) -> type[Exception] | None:
-    """Return the class of that name. Its module may have another name than when it was recorded: it
-    ran as a script then, or it is one of ours that has moved since."""
+    """Return the error class of a recorded name, if it is loaded.
+
+    Its module may have another name now: it ran as a script then, or drawloom has moved it since.
+    """
     module, _, qualname = name.partition(":")
     if module == "builtins":
         return _builtin(qualname)

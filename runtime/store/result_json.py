@@ -28,7 +28,7 @@ TAG = "$"
 
 
 class NotKept(ToolError):
-    """A result has a class that its tool's return annotation does not name."""
+    """Refuse a result of a class that its tool's return annotation does not name."""
 
 
 # --- values to JSON -------------------------------------------------------------------------
@@ -176,7 +176,11 @@ _ENCODERS: list[tuple[Any, Callable[[Any, Inner], Any]]] = [
 
 
 def decode(data: Any, classes: Classes = types.MappingProxyType({})) -> Any:
-    """Make the value again. Raises `ValueError` when a class of it is not there, or was changed."""
+    """Restore a value from JSON.
+
+    Raises:
+        ValueError: a class of it is not among `classes`, or was changed.
+    """
     if isinstance(data, list):
         return [decode(item, classes) for item in data]
     if not isinstance(data, dict):

@@ -159,14 +159,14 @@ class Chat:
     ) -> Turn:
         if self._speaking:
             raise ConfigError("this chat is in the middle of a turn: wait for it, or fork the chat")
-        self._speaking, heard = True, len(self._new)
+        self._speaking, sent = True, len(self._new)
         try:
-            turn, fresh = await self._speak(key, site, options, push, grammar, self._new[:heard])
+            turn, fresh = await self._speak(key, site, options, push, grammar, self._new[:sent])
         finally:
             self._speaking = False
         self._ids += [*fresh, *turn.ids]
         self._closed = turn.finish is FinishReason.STOP
-        self._new = self._new[heard:]
+        self._new = self._new[sent:]
         self.turns.append(turn)
         return turn
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from . import unfinished
-
 ROOT = Path(__file__).parents[2]
 ROOMS = ("engine", "graph", "runtime", "sandbox", "tools")
 LONGEST = 88
@@ -60,7 +58,7 @@ def _faults_in(folder: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("folder", [name for name in _folders() if name not in unfinished.FOLDERS])
+@pytest.mark.parametrize("folder", _folders())
 def test_a_docstring_begins_with_a_verb_in_a_line_of_its_own(folder: str) -> None:
     found = _faults_in(folder)
     assert not found, f"{len(found)} docstrings:\n" + "\n".join(found)

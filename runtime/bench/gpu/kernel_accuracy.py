@@ -239,7 +239,7 @@ def _cascade(
     )
     q = torch.randn(count, heads, depth, device=device).to(dtype)
     out = torch.full_like(q, torch.nan)
-    cascade.cascade(q, keys, values, at, parts, before, out)
+    cascade.cascade(q, keys, values, at, parts, before, out=out)
     wanted = reference.decode(q.double(), keys.double(), values.double(), at)
     yield "cascade", out, wanted
 

@@ -277,6 +277,10 @@ class SimEngine:
             seq.tokens += work.answer[: self._units(min(work.output, said + 1))]
         left_tokens = round(work.left)
         self.counters.computed -= left_tokens
+        # counted in advance by `_account`: known tokens that this prefill did not get to
+        unreached = max(0, min(work.known, work.target) - (work.target - left_tokens))
+        work.repeated -= unreached
+        self.counters.repeated -= unreached
         work.known = max(work.known, work.target - left_tokens)
         self.cache.free(seq, seq.computed)
         seq.preemptions += 1

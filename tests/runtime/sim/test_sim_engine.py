@@ -110,6 +110,8 @@ CALLS = st.lists(
 @given(calls=CALLS, host=st.booleans())
 @example(calls=[(150, 150, 0), (100, 150, 0), (60, 100, 0)], host=True)
 @example(calls=[(16, 150, 1), (16, 150, 1), (150, 150, 0)], host=False)
+@example(calls=[(10, 55, 0), (121, 56, 0), (12, 53, 0), (13, 36, 0)], host=False)
+@example(calls=[(1, 112, 0), (1, 109, 0), (18, 95, 0), (1, 64, 0)], host=False)
 def test_all_end_and_every_token_is_computed_once_and_once_more_where_it_was_lost(
     calls: list[tuple[int, int, int]], host: bool
 ) -> None:

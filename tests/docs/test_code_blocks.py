@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cyclopts import App
 
-from drawloom.runtime.bench.__main__ import app as bench_app
+from drawloom.runtime.bench.scheduling.__main__ import app as bench_app
 from drawloom.runtime.cli.main import app
 from tests.docs.page_runner import (
     PAGES,
@@ -137,7 +137,7 @@ def test_a_command_that_is_not_there_is_found() -> None:
         "make tea",
         "python none.py",
         "teleport",
-        "python -m drawloom.runtime.bench none",
+        "python -m drawloom.runtime.bench.scheduling none",
         "pip install drawloom[none]",
         "curl none/v2",
         "python -m pytest tests/none.py",
@@ -174,7 +174,7 @@ def _wrong_python(words: list[str]) -> str:
     if words[0] != "-m":
         ours = any(block.title == words[0] for page in PAGES for block in blocks(page, "python"))
         return "" if ours or (ROOT / words[0]).exists() else words[0]
-    if words[1] == "drawloom.runtime.bench":
+    if words[1] == "drawloom.runtime.bench.scheduling":
         return _wrong_verb(bench_app, words[2:])
     if words[1] == "pytest":
         paths = [w for w in words[2:] if w.startswith("tests/")]

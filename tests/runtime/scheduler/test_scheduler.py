@@ -3,7 +3,7 @@
 import pytest
 
 from drawloom.errors import ConfigError
-from drawloom.runtime.bench.scheduler import Shape, held_bytes, measure
+from drawloom.runtime.bench.scheduling.scheduler import Shape, held_bytes, measure
 from drawloom.runtime.scheduler.actions import (
     StartStep,
 )

@@ -3,7 +3,7 @@
 import pytest
 from cyclopts import CycloptsError
 
-from drawloom.runtime.bench import __main__ as main
+from drawloom.runtime.bench.scheduling import __main__ as main
 from drawloom.runtime.cli.benches import bench_app
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks for developers of the scheduler: ``python -m drawloom.runtime.bench NAME``."""
+"""Benchmarks for developers: ``python -m drawloom.runtime.bench.scheduling NAME``."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 from drawloom.errors import DrawloomError
 
 app = App(
-    name="python -m drawloom.runtime.bench",
+    name="python -m drawloom.runtime.bench.scheduling",
     help="Benchmarks for developers of the scheduler.",
     help_format="plaintext",
 )
@@ -40,7 +40,7 @@ Positive = Annotated[float, _at_least(0)]
 @app.command
 def scheduler(*, policy: Policies = "drawloom,fcfs-lru", json: Json = False) -> int:
     """Measure the scheduler's own time and memory with 10,000 programs in flight."""
-    from drawloom.runtime.bench import scheduler
+    from drawloom.runtime.bench.scheduling import scheduler
 
     return scheduler.main(policy, json)
 
@@ -56,7 +56,7 @@ def eviction(
     json: Json = False,
 ) -> int:
     """Compare recomputed tokens when only the eviction order differs."""
-    from drawloom.runtime.bench import simulations
+    from drawloom.runtime.bench.scheduling import simulations
     from drawloom.runtime.sim.experiment import Scenario
 
     scenario = Scenario(workload, machine, pressure, host=False, seeds=seeds, programs=programs)
@@ -80,7 +80,7 @@ def ablate(
     Args:
         burst: programs that arrive at a time.
     """
-    from drawloom.runtime.bench import simulations
+    from drawloom.runtime.bench.scheduling import simulations
     from drawloom.runtime.sim.experiment import Scenario
 
     scenario = Scenario(
@@ -109,7 +109,7 @@ def graphs(
         programs: programs of each draw.
         skip: warm-up programs of each draw; they are not counted.
     """
-    from drawloom.runtime.bench import simulations
+    from drawloom.runtime.bench.scheduling import simulations
     from drawloom.runtime.sim.experiment import Scenario
 
     scenario = Scenario(
@@ -134,7 +134,7 @@ def tenants(
         load: share of the saturation rate, which is measured first.
         minutes: simulated minutes in which tasks arrive.
     """
-    from drawloom.runtime.bench import simulations
+    from drawloom.runtime.bench.scheduling import simulations
 
     return simulations.tenants(policy.split(","), machine, load, minutes, seeds, json)
 
@@ -155,7 +155,7 @@ def unit(
     Args:
         workload: a trace file with the start-up times of environments (swe-docker).
     """
-    from drawloom.runtime.bench import simulations
+    from drawloom.runtime.bench.scheduling import simulations
     from drawloom.runtime.sim.experiment import Scenario
 
     scenario = Scenario(workload, machine, pressure, host, seeds=seeds, programs=programs)
@@ -188,8 +188,8 @@ def workflow(
         environments: tools wait for environments, if the workload has their start-up times.
         plot: write a PNG with the share of completed programs over time.
     """
-    from drawloom.runtime.bench import workflow
     from drawloom.runtime.bench.replay_scaling import Replay
+    from drawloom.runtime.bench.scheduling import workflow
 
     replay = Replay(
         workload,

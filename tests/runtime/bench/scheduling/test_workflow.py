@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from drawloom.runtime.bench.replay_scaling import Replay, scaled
-from drawloom.runtime.bench.workflow import Bench, kendall
+from drawloom.runtime.bench.scheduling.workflow import Bench, kendall
 from drawloom.runtime.sim.synthetic import generate
 
 

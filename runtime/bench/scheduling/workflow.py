@@ -30,7 +30,7 @@ from drawloom.environments import Env
 from drawloom.runtime.bench.calibrate import profile
 from drawloom.runtime.bench.models import make_engine, small_llama
 from drawloom.runtime.bench.replay_scaling import Replay, mean_gaps, mean_prompt, scaled
-from drawloom.runtime.bench.replayer import VOCABULARY, Player
+from drawloom.runtime.bench.scheduling.replayer import VOCABULARY, Player
 from drawloom.runtime.console import output as show
 from drawloom.runtime.console.completion_plot import save_curves
 from drawloom.runtime.dispatch.dispatcher import Dispatcher

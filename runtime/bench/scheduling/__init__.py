@@ -1,0 +1,1 @@
+"""Benchmarks for developers of the scheduler; they are not in the wheel."""

@@ -210,6 +210,8 @@ static void hold_memory(void) {
     if (memory_used() <= isolation.memory) return;
     kill(-1, SIGKILL); /* `reap` finishes their jobs */
     drop_segments();
+    /* they hold their memory until they are gone: what starts next must not be killed for it */
+    for (int i = 0; i < 1000 && memory_used() > isolation.memory; i++) usleep(1000);
 }
 
 static void forget(struct job *j) {

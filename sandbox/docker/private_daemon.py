@@ -4,6 +4,7 @@ Only as root, on a host that has `dockerd`. It has its own data folder and socke
 bridge of its own if the host lets it have none, and is stopped by its pid.
 """
 
+import fcntl
 import os
 import shutil
 import socket
@@ -76,6 +77,15 @@ class PrivateDaemon:
             f"--pidfile={self._run}/pid",
             "--log-level=warn",
         ]
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        # daemons that start at once make the same chains of iptables, and all but one fail
+        with (cache_folder() / "dockerd.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._launch(command)
+        return self.url
+
+    def _launch(self, command: list[str]) -> None:
+        """Start the process and wait until it answers."""
         with (self._run / "log").open("wb") as out:
             self._process = subprocess.Popen(
                 command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
@@ -87,7 +97,6 @@ class PrivateDaemon:
                 self.stop()
                 raise SandboxUnavailable(f"dockerd did not start:\n{reason}")
             time.sleep(0.1)
-        return self.url
 
     def restart(self) -> None:
         """Stop the daemon, with every container it runs, and start it again on the same data."""

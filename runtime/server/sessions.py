@@ -305,11 +305,15 @@ class SessionTable:
         enough: Callable[[], bool] = lambda: False,
         sample: int = 0,
     ) -> AsyncGenerator[Delta, None]:
-        """Stream one answer, when the scheduler gives leave.
+        """Stream one answer, once the scheduler starts the call.
 
         Args:
+            session: the request's place: its program, its conversation and its tokens.
+            params: sampling parameters.
+            grammar: what the answer must match.
             choice: which of several answers at a time; each but the first has a conversation of
-            its own. enough: the answer ends early when this is true.
+                its own.
+            enough: the answer ends early when this is true.
             sample: which of several answers one after the other. With the seed, this or `choice`
                 decides what is drawn, and nothing else: the same request has the same answer.
 

@@ -36,7 +36,7 @@ _VERBS = {"run", "ps", "trace", "resume", "graph"}
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One fenced block of code."""
+    """Hold one fenced block of code of a page."""
 
     language: str
     title: str

@@ -40,7 +40,7 @@ async def tally(words: list[str]) -> str:
 
 @dataclass
 class State:
-    """What the graph's nodes hand on."""
+    """Hold the state that the nodes of the graph share."""
 
     words: list[str] = field(default_factory=list)
     total: int = 0

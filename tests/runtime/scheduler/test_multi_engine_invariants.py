@@ -83,7 +83,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def given_up(self, data: Any) -> None:
-        """Whoever waits for a call hears that it failed, and asks again."""
+        """Fail a call that was announced, and announce it anew."""
         if self.steps:
             step = data.draw(st.sampled_from(sorted(self.steps)))
             del self.steps[step]

@@ -122,17 +122,7 @@ class CoreMachine(RuleBasedStateMachine):
     def turn(self, data: Any, seconds: float, context: int) -> None:
         if self.running:
             name = data.draw(st.sampled_from(sorted(self.running)))
-            self._send(
-                StepReady(
-                    program=name,
-                    conversation=f"{name}",
-                    step="s",
-                    state="site",
-                    engine="e",
-                    prompt=context,
-                    output=10,
-                )
-            )
+            self._ready(name, context)
             self.now += seconds
             self._send(
                 StepFinished(
@@ -198,22 +188,26 @@ class CoreMachine(RuleBasedStateMachine):
         self.now += seconds
         self._send(Tick())
 
+    def _ready(self, name: str, context: int) -> None:
+        """Announce a call of a program's first conversation, with a prompt of `context` tokens."""
+        self._send(
+            StepReady(
+                program=name,
+                conversation=name,
+                step="s",
+                state="site",
+                engine="e",
+                prompt=context,
+                output=10,
+            )
+        )
+
     @rule(data=st.data(), context=st.integers(1, 2000))
     def call(self, data: Any, context: int) -> None:
-        """Of any that was admitted, which may be held again."""
+        """Run one call of a program that was admitted; it may be held again."""
         if self.running:
             name = data.draw(st.sampled_from(sorted(self.running)))
-            self._send(
-                StepReady(
-                    program=name,
-                    conversation=f"{name}",
-                    step="s",
-                    state="site",
-                    engine="e",
-                    prompt=context,
-                    output=10,
-                )
-            )
+            self._ready(name, context)
 
     @rule(data=st.data(), steps=st.floats(0, 1e6))
     def expect(self, data: Any, steps: float) -> None:
